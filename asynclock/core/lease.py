@@ -1,0 +1,122 @@
+"""One owner's claim to the keys of a name: which of them count, until when, and what is still owed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .rules import LossReason, Rules
+
+_MAGIC = b"asynclock:"
+
+
+class Tokens:
+    """Values that no other lease ever writes: a random part for each locker, a number for each lease.
+
+    They say of themselves whether they were set by force, so that a holder who finds one in its key
+    knows what happened to it. Servers and other libraries see an opaque byte string.
+    """
+
+    __slots__ = ("_count", "_id")
+
+    def __init__(self, random: bytes) -> None:
+        self._id = random.hex().encode()
+        self._count = 0
+
+    def next(self, *, forced: bool = False) -> bytes:
+        self._count += 1
+        return b"%bf:%b:%x" % (_MAGIC, self._id, self._count) if forced else b"%bn:%b:%x" % (_MAGIC, self._id, self._count)
+
+
+class Lease:
+    """The votes of one owner.
+
+    Invariants:
+
+    - ``votes[i]`` is 0, or a time before which key ``i`` cannot expire on its server. It is counted
+      from before the command was sent, so it never reaches beyond the server's own expiry.
+    - ``deadline`` is the time until which a majority of the votes counts.
+    - Bit ``i`` of ``owed`` is set from the moment that a command is sent that may put the token into
+      key ``i``, until an answer shows that it is not there or a RELEASE has followed it.
+    - Once ``done`` is set, a RELEASE has been sent for everything owed (or will be by whoever closes
+      the locker), the votes count no more, and late answers are of no interest.
+    """
+
+    __slots__ = (
+        "acquired_at",
+        "asked",
+        "cause",
+        "deadline",
+        "done",
+        "error",
+        "extend_at",
+        "free_at",
+        "handoffs",
+        "missed",
+        "owed",
+        "owner",
+        "pushed",
+        "released_at",
+        "releases",
+        "settled",
+        "silent",
+        "token",
+        "unreleased",
+        "votes",
+    )
+
+    def __init__(self, token: bytes, keys: int) -> None:
+        self.token = token
+        self.votes = [0.0] * keys
+        self.asked = [0] * keys  # requests under way, each key; RELEASE not counted
+        self.pushed = 0  # bit i: key i changed while it was being asked
+        self.owed = 0
+        self.deadline = 0.0
+        self.done = False
+        self.free_at: dict[int, float] = {}  # key -> when it may be free, for keys that refused or failed
+        self.error: Exception | None = None  # the last one that a server answered with
+        self.cause: LossReason | None = None  # what a missing key is put down to
+        self.silent = False
+        self.acquired_at = 0.0
+        self.extend_at = 0.0
+        self.handoffs = 0
+        self.releases = 0  # keys that were to be released
+        self.unreleased = 0  # ... and are not yet known to be
+        self.missed = 0  # ... and turned out not to be ours any more
+        self.released_at = 0.0
+        self.owner: Any = None  # the shell's: who is told of a loss
+        self.settled: Any = None  # the shell's: who waits for the release
+
+    def vote(self, index: int, until: float, majority: int) -> None:
+        """Count key ``index`` until then; 0 takes the vote back."""
+        self.votes[index] = until
+        self.deadline = until if majority == 1 else sorted(self.votes, reverse=True)[majority - 1]
+
+    def granted(self, now: float) -> int:
+        return sum(until > now for until in self.votes)
+
+    def pending(self) -> int:
+        return sum(map(bool, self.asked))
+
+    def lost_unnoticed(self, majority: int) -> bool:
+        """Did the release find fewer keys than a holder has? Whoever does not answer counts as kept."""
+        return self.missed > 0 and self.releases - self.missed < majority
+
+    def why_lost(self, index: int, found: bytes | None, now: float) -> LossReason:
+        """What happened to key ``index``, now that ``found`` is in it instead of the token."""
+        if found is not None:
+            if found.startswith(_MAGIC + b"f"):
+                return LossReason.TAKEN_OVER
+            if not found.startswith(_MAGIC + b"n"):
+                return LossReason.OVERWRITTEN
+            # Somebody acquired it, which takes a free key: it went away before that.
+        if now >= self.votes[index]:
+            return LossReason.EXPIRED
+        return self.cause or LossReason.DELETED
+
+
+def when_enough_free(lease: Lease, rules: Rules, now: float) -> float:
+    """When so many of the keys that were not to be had may be free that a majority is possible."""
+    missing = len(lease.free_at) - (rules.keys - rules.majority)
+    if missing <= 0:
+        return now
+    return sorted(lease.free_at.values())[missing - 1]

@@ -1,0 +1,522 @@
+"""The waiting room of one name in one process: who holds, who contends, who waits, and whose turn it is."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, Generic, Protocol, TypeVar
+
+from .lease import Lease, when_enough_free
+from .rules import Ask, LossReason, Rules
+
+W = TypeVar("W")
+
+NEVER = float("inf")
+MAX_BACKOFF = 1.0  # seconds between attempts while a server answers with passing errors
+MAX_HASTE = 3  # attempts in a row without a pause, before pausing all the same
+MIN_HOLD_BACK = 0.001  # seconds: the least that lets a waiter elsewhere win
+
+
+class Port(Protocol[W]):
+    """What a room needs of the world. None of these calls back into the room."""
+
+    def token(self, forced: bool) -> bytes:
+        """A value that no lease has had."""
+
+    def ask(self, room: Room[W], lease: Lease, index: int, ask: Ask, now: float) -> bool:
+        """Send it; the answer comes as ``answered`` or ``failed``, on every way it can end.
+        False: the server is not connected, and no answer will come. A RELEASE that is refused or
+        lost so is kept, and sent before anything else once the server is back."""
+
+    def wake(self, room: Room[W], when: float) -> None:
+        """Call ``woken`` then, instead of when was said before."""
+
+    def chance(self) -> float:
+        """A random number in [0, 1)."""
+
+    def doubt_clock(self, room: Room[W], index: int) -> None:
+        """An absolute expiry turned out to be over on arrival."""
+
+    def granted(self, waiter: W, lease: Lease) -> None: ...
+    def refused(self, waiter: W) -> None: ...
+    def failed(self, waiter: W, error: Exception | None) -> None:
+        """``None``: too few servers are connected."""
+
+    def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None: ...
+    def settled(self, lease: Lease) -> None:
+        """Every RELEASE of the lease was answered, or never will be."""
+
+    def idle(self, room: Room[W]) -> None:
+        """Nobody holds, contends or waits any more: the room can be forgotten."""
+
+
+class Room(Generic[W]):
+    """All that this process knows about one name. Feed it what happens; it calls its port.
+
+    Invariants:
+
+    - At most one lease is ``holder``; ``attempt`` is set only while there is none (a FORCE may be
+      under way beside either).
+    - At most one ``attempt`` is under way, on behalf of whoever is first in ``queue``: it outlives
+      a waiter that leaves, as long as another is there.
+    - If the queue is not empty, something will come back to it: the holder's release or loss, the
+      attempt's answers, ``wake`` at a finite time, or the reconnect of a server.
+    """
+
+    __slots__ = (
+        "attempt",
+        "contended",
+        "failures",
+        "forcing",
+        "haste",
+        "holder",
+        "impatient",
+        "keys",
+        "name",
+        "port",
+        "queue",
+        "quiet",
+        "rules",
+        "timer",
+        "wake",
+        "watched",
+    )
+
+    def __init__(self, name: str, rules: Rules, port: Port[W], keys: tuple[bytes, ...] = ()) -> None:
+        self.name = name
+        self.rules = rules
+        self.port = port
+        self.keys = keys  # the shell's, like timer
+        self.timer: Any = None
+        self.holder: Lease | None = None
+        self.attempt: Lease | None = None
+        self.queue: OrderedDict[W, None] = OrderedDict()
+        self.impatient: W | None = None  # the first in the queue, if it does not wait
+        self.forcing: dict[Lease, W] = {}
+        self.contended = False  # somebody else has had it since the room was empty
+        self.watched = 0  # bit i: key i refused the last attempt and its change ends the wait
+        self.quiet: Lease | None = None  # held back for others since this lease was released
+        self.haste = 0
+        self.failures = 0
+        self.wake = NEVER
+
+    # What the process wants
+
+    def join(self, waiter: W, now: float) -> None:
+        """Queue for the lock."""
+        self.queue[waiter] = None
+        if len(self.queue) == 1:
+            self._next(now)
+
+    def try_join(self, waiter: W, now: float) -> None:
+        """Take the lock now or not at all."""
+        if self.holder is not None or self.queue:
+            self.port.refused(waiter)
+            return
+        self.impatient = waiter
+        self.join(waiter, now)
+
+    def force(self, waiter: W, now: float) -> None:
+        """Take the lock over, whoever has it."""
+        lease = Lease(self.port.token(True), self.rules.keys)
+        self.forcing[lease] = waiter
+        self._ask_all(lease, Ask.FORCE, now)
+        self._decide_force(lease, now)
+
+    def leave(self, waiter: W, now: float) -> Lease | None:
+        """Stop waiting. Returns the lease whose release is under way because of it, if any."""
+        abandoned = None
+        if waiter in self.queue:
+            del self.queue[waiter]
+            if self.impatient is waiter:
+                self.impatient = None
+            if not self.queue:
+                abandoned, self.attempt = self.attempt, None
+        else:
+            for lease, forcing in self.forcing.items():
+                if forcing is waiter:
+                    abandoned = lease
+                    break
+            if abandoned is not None:
+                del self.forcing[abandoned]
+                self._verify_holder(None, now)
+        if abandoned is not None:
+            self._release(abandoned, now)
+        self._rest()
+        return abandoned
+
+    def release(self, lease: Lease, now: float) -> bool:
+        """The holder gives the lease back. True: ``settled`` will be called for it."""
+        if lease is not self.holder:
+            return False
+        rules = self.rules
+        if (
+            self.queue
+            and lease.handoffs < rules.handoffs
+            and now - lease.acquired_at < rules.handoff_time
+            and not lease.pending()
+            and lease.deadline - now > (rules.term - rules.extend_interval) / 2
+        ):
+            lease.handoffs += 1
+            waiter, _ = self.queue.popitem(last=False)
+            self.port.granted(waiter, lease)
+            return False
+        self.holder = None
+        if self.queue:
+            self.quiet = lease
+        self._release(lease, now)
+        self._next(now)
+        return True
+
+    def give_back(self, lease: Lease, now: float) -> None:
+        """Release what a lease lost to ``close`` still has."""
+        self._release(lease, now)
+
+    def close(self, now: float) -> list[W]:
+        """The locker closes: take the lock from the holder (its keys follow with ``give_back``),
+        give up every attempt. Returns who was waiting."""
+        waiters = [*self.queue, *self.forcing.values()]
+        self.queue.clear()
+        for lease in [*self.forcing, *([self.attempt] if self.attempt else [])]:
+            self._release(lease, now)
+        self.forcing.clear()
+        self.attempt = self.impatient = None
+        if self.holder is not None:
+            lease, self.holder = self.holder, None
+            lease.done = True
+            self.port.lost(lease, LossReason.CLOSED, None)
+        self._rest()
+        return waiters
+
+    # What the servers say
+
+    def answered(
+        self, lease: Lease, index: int, ask: Ask, sent: float, ok: bool, found: bytes | None, ttl: int | None, now: float
+    ) -> None:
+        """An answer. ``ok``: the command did what it was to do; ``found``: what is in the key after
+        it; ``ttl``: milliseconds that the key has left, -1 for no end, -2 for no key, None for not asked."""
+        if ask is Ask.RELEASE:
+            lease.missed += not ok
+            self._released(lease, now)
+            return
+        lease.asked[index] -= 1
+        if lease.done:
+            return
+        rules = self.rules
+        if found == lease.token:
+            if ask is Ask.READ:
+                if ttl is not None and ttl >= 0:
+                    # Somebody may have shortened its life; nobody lengthens it by reading.
+                    until = sent + rules.term_of(ttl / 1000)
+                    if until < lease.votes[index] or not lease.votes[index]:
+                        lease.vote(index, until, rules.majority)
+            elif ok:
+                lease.vote(index, sent + rules.term, rules.majority)
+            if lease.pushed >> index & 1 and not lease.asked[index]:
+                # The push may be older than the answer, or not (it can come on another connection).
+                lease.pushed &= ~(1 << index)
+                self._ask(lease, index, Ask.READ, now)
+            lost = None
+        else:
+            lost = lease.why_lost(index, found, now) if lease.votes[index] else None
+            lease.vote(index, 0.0, rules.majority)
+            if not lease.asked[index]:
+                lease.owed &= ~(1 << index)
+            if ok and found is None and ask in (Ask.TAKE, Ask.TAKE_TTL, Ask.FORCE):
+                self.port.doubt_clock(self, index)
+            lease.free_at[index] = self._free_at(lease, index, found, ttl, now)
+        self._judge(lease, lost, index, now)
+
+    def failed(self, lease: Lease, index: int, ask: Ask, error: Exception | None, now: float) -> None:
+        """No answer will come: the connection is gone (``None``), or the server answered with an error."""
+        if ask is Ask.RELEASE:
+            self._released(lease, now)
+            return
+        lease.asked[index] -= 1
+        if lease.done:
+            return
+        lease.error = error
+        if ask in (Ask.TAKE, Ask.TAKE_TTL, Ask.FORCE):
+            lease.free_at[index] = NEVER if error is None else now + self._backoff()
+        elif error is not None:
+            # The vote counts on until its time is over: try again well before that.
+            lease.extend_at = min(lease.extend_at, now + max(self.rules.try_next_after, (lease.deadline - now) / 4))
+        self._judge(lease, None, index, now)
+
+    def pushed(self, index: int, now: float, cause: LossReason | None = None) -> None:
+        """The server says that key ``index`` is no longer what it was when it was read."""
+        for lease in self.forcing:
+            self._suspect(lease, index, cause, now)
+        if self.attempt is not None:
+            self._suspect(self.attempt, index, cause, now)
+            if index in self.attempt.free_at:
+                self.attempt.free_at[index] = now
+        elif self.holder is not None:
+            self._suspect(self.holder, index, cause, now)
+        elif self.watched >> index & 1 and self.queue:
+            self._attempt(now)
+
+    def reconnected(self, index: int, now: float) -> None:
+        """The server of key ``index`` is back, with or without the key, and tracks nothing yet."""
+        if self.holder is not None:
+            self._verify_holder(index, now)
+        elif self.attempt is None and self.queue and self.quiet is None:
+            self._attempt(now)
+
+    def gone(self, index: int, now: float) -> None:
+        """The server of key ``index`` was asked for a new connection and refused it."""
+        lease = self.holder
+        if lease is not None and lease.votes[index]:
+            lease.vote(index, 0.0, self.rules.majority)
+            self._judge(lease, LossReason.DISCONNECTED, index, now)
+
+    def woken(self, now: float) -> None:
+        """The time that was asked for has come, or the clock has jumped."""
+        self.wake = NEVER
+        lease = self.holder
+        if lease is not None:
+            if now >= lease.extend_at and now < lease.deadline:
+                self._extend(lease, now)
+            self._judge(lease, None, None, now)
+        elif self.attempt is not None:
+            self.attempt.silent = True
+            self._decide(now)
+        else:
+            self.quiet = None
+            self._next(now)
+
+    # Whose turn it is
+
+    def _next(self, now: float) -> None:
+        """Let the first in the queue contend, unless
+
+        1. the lock is held here, or an attempt is under way: that comes back here by itself;
+        2. nobody waits;
+        3. others are to have their chance first: the release's answer and a pause come back here.
+        """
+        if self.holder is not None or self.attempt is not None:
+            return
+        if not self.queue:
+            self._rest()
+        elif self.quiet is not None:
+            self._wake_at(now + self.rules.try_next_after)
+        else:
+            self._attempt(now)
+
+    def _attempt(self, now: float) -> None:
+        self.watched = 0
+        lease = self.attempt = Lease(self.port.token(False), self.rules.keys)
+        if self.rules.keys > 1:
+            self._wake_at(now + self.rules.try_next_after)
+        else:
+            self._wake_at(NEVER)
+        self._ask_all(lease, Ask.TAKE_TTL if self.contended else Ask.TAKE, now)
+        self._decide(now)
+
+    def _decide(self, now: float) -> None:
+        """Is the attempt won or lost, with the answers that there are?"""
+        lease, rules = self.attempt, self.rules
+        assert lease is not None
+        granted = lease.granted(now)
+        if granted >= rules.majority:
+            waiter, _ = self.queue.popitem(last=False)
+            self.attempt = self.impatient = None
+            self._install(lease, waiter, now)
+            return
+        pending = lease.pending()
+        if granted + pending < rules.majority or (lease.silent and pending <= rules.keys - rules.majority):
+            self._give_up(lease, pending, now)
+
+    def _give_up(self, lease: Lease, pending: int, now: float) -> None:
+        """The attempt is lost: give back what it got, and find out when to try again."""
+        self.attempt = None
+        self._release(lease, now)
+        refused = any(lease.free_at[i] < NEVER for i in lease.free_at) and lease.error is None
+        if lease.error is not None and getattr(lease.error, "lasting", False):
+            waiters = list(self.queue)
+            self.queue.clear()
+            self.impatient = None
+            for waiter in waiters:
+                self.port.failed(waiter, lease.error)
+            self._rest()
+            return
+        if self.impatient is not None:
+            waiter, self.impatient = self.impatient, None
+            del self.queue[waiter]
+            if refused:
+                self.port.refused(waiter)
+            else:
+                self.port.failed(waiter, lease.error)
+            if not self.queue:
+                self._rest()
+                return
+        if refused and not self.contended:
+            # The first attempt did not ask how long the holder has left. Ask, while trying again.
+            self.contended = True
+            self._attempt(now)
+            return
+        for index, asked in enumerate(lease.asked):
+            if asked:  # silent
+                lease.free_at[index] = now + self._backoff()
+        again = when_enough_free(lease, self.rules, now)
+        if again <= now and self.haste < MAX_HASTE:
+            self.haste += 1
+            self._attempt(now)
+            return
+        if again <= now:
+            again = now + self.rules.try_next_after * (0.5 + self.port.chance())
+        self.haste = 0
+        self.watched = sum(1 << index for index in lease.free_at)
+        self._wake_at(again)
+
+    def _install(self, lease: Lease, waiter: W, now: float) -> None:
+        """The lease is won: hold it on behalf of ``waiter``."""
+        self.holder = lease
+        self.watched = self.haste = self.failures = 0
+        self.quiet = None
+        lease.acquired_at = now
+        lease.cause = None
+        lease.free_at.clear()
+        # The first extension comes early by chance, so that locks acquired together are not all
+        # extended in the same loop turn for ever.
+        lease.extend_at = now + self.rules.extend_interval * (0.5 + self.port.chance() / 2)
+        self._wake_at(min(lease.extend_at, lease.deadline))
+        self.port.granted(waiter, lease)
+
+    def _decide_force(self, lease: Lease, now: float) -> None:
+        granted, rules = lease.granted(now), self.rules
+        if granted >= rules.majority:
+            waiter = self.forcing.pop(lease)
+            if self.attempt is not None:
+                # Votes that it counts may be overwritten by now, without a push (NOLOOP).
+                abandoned, self.attempt = self.attempt, None
+                self._release(abandoned, now)
+            if self.holder is not None:
+                self._lose(self.holder, LossReason.TAKEN_OVER, None, now)
+            self._install(lease, waiter, now)
+        elif granted + lease.pending() < rules.majority:
+            waiter = self.forcing.pop(lease)
+            self._release(lease, now)
+            self._verify_holder(None, now)
+            self.port.failed(waiter, lease.error)
+            self._rest()
+
+    # What becomes of a lease
+
+    def _judge(self, lease: Lease, lost: LossReason | None, index: int | None, now: float) -> None:
+        """Something about ``lease`` has changed. ``lost``: why the vote of ``index`` counts no more."""
+        if lease is self.attempt:
+            self._decide(now)
+        elif lease is self.holder:
+            if now >= lease.deadline:
+                self._lose(lease, lost or LossReason.EXPIRED, index, now)
+                self._next(now)
+            else:
+                lease.cause = None if not lease.pending() else lease.cause
+                self._wake_at(min(lease.extend_at, lease.deadline))
+        elif lease in self.forcing:
+            self._decide_force(lease, now)
+
+    def _lose(self, lease: Lease, reason: LossReason, index: int | None, now: float) -> None:
+        self.holder = None
+        self._release(lease, now)
+        self.port.lost(lease, reason, index)
+
+    def _release(self, lease: Lease, now: float) -> None:
+        """Send a RELEASE after everything that may have put the token into a key."""
+        lease.done = True
+        lease.released_at = now
+        lease.unreleased = 1
+        for index in range(self.rules.keys):
+            if lease.owed >> index & 1 and self.port.ask(self, lease, index, Ask.RELEASE, now):
+                lease.unreleased += 1
+        lease.releases = lease.unreleased - 1
+        lease.owed = 0
+        self._released(lease, now)
+
+    def _released(self, lease: Lease, now: float) -> None:
+        lease.unreleased -= 1
+        if lease.unreleased:
+            return
+        if lease is self.quiet:
+            # A waiter elsewhere has heard of it by now: leave it the time of one more round trip.
+            pause = min(max(now - lease.released_at, MIN_HOLD_BACK), self.rules.try_next_after)
+            self._wake_at(now + pause)
+        self.port.settled(lease)
+
+    def _extend(self, lease: Lease, now: float) -> None:
+        """Extend every vote, and try to get the keys back that do not count (only if they are free)."""
+        lease.extend_at = now + self.rules.extend_interval
+        for index in range(self.rules.keys):
+            if not lease.asked[index]:
+                self._ask(lease, index, Ask.EXTEND if lease.owed >> index & 1 else Ask.TAKE, now)
+
+    def _suspect(self, lease: Lease, index: int, cause: LossReason | None, now: float) -> None:
+        """Key ``index`` changed: look at it, now or after the answer that is under way."""
+        if lease.asked[index]:
+            lease.pushed |= 1 << index
+            lease.cause = cause or lease.cause
+        elif lease.votes[index]:
+            lease.cause = cause
+            if lease is not self.holder:
+                # Not counted towards a majority until the answer: an attempt must not be won with it.
+                lease.vote(index, 0.0, self.rules.majority)
+            self._ask(lease, index, Ask.READ, now)
+
+    def _verify_holder(self, index: int | None, now: float) -> None:
+        """The holder's keys (or the one) may have changed without a push."""
+        lease = self.holder
+        if lease is None:
+            return
+        for i in range(self.rules.keys) if index is None else (index,):
+            if lease.owed >> i & 1 and not lease.asked[i]:
+                if index is not None:
+                    lease.cause = LossReason.FORGOTTEN
+                self._ask(lease, i, Ask.EXTEND, now)
+
+    def _ask_all(self, lease: Lease, ask: Ask, now: float) -> None:
+        for index in range(self.rules.keys):
+            if not self._ask(lease, index, ask, now):
+                lease.free_at[index] = NEVER
+
+    def _ask(self, lease: Lease, index: int, ask: Ask, now: float) -> bool:
+        if not self.port.ask(self, lease, index, ask, now):
+            return False
+        lease.asked[index] += 1
+        if ask is not Ask.READ:
+            lease.owed |= 1 << index
+        return True
+
+    # When to look again
+
+    def _free_at(self, lease: Lease, index: int, found: bytes | None, ttl: int | None, now: float) -> float:
+        """When a key that was refused may be free."""
+        rules = self.rules
+        if found is None or ttl == -2 or lease.pushed >> index & 1:
+            free = now
+        elif ttl is None or ttl < 0:
+            free = now + rules.validity
+        else:
+            free = now + (ttl + 1) / 1000  # a server counts a key as expired one millisecond after
+        if not rules.tracking:
+            free = min(free, now + rules.extend_interval * (0.5 + self.port.chance() / 2))
+        return free
+
+    def _backoff(self) -> float:
+        self.failures += 1
+        pause = min(self.rules.try_next_after * 2.0 ** min(self.failures, 10), MAX_BACKOFF)
+        return pause * (0.5 + self.port.chance() / 2)
+
+    def _wake_at(self, when: float) -> None:
+        if when != self.wake:
+            self.wake = when
+            self.port.wake(self, when)
+
+    def _rest(self) -> None:
+        """Forget what only matters while somebody is here; say so if nobody is."""
+        if self.holder is None and self.attempt is None and not self.queue:
+            self.contended = False
+            self.watched = 0
+            self.quiet = None
+            self._wake_at(NEVER)
+            if not self.forcing:
+                self.port.idle(self)

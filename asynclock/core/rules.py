@@ -1,0 +1,60 @@
+"""The words that the rules of the lock are written in: what is asked, what is lost, and the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+
+class Ask(IntEnum):
+    """What a lease asks of one key. Every ask but RELEASE ends by reading the key, so that the
+    server tracks it from then on, and the answer is newer than any push that came before it."""
+
+    TAKE = 0  #: set it if it is free, then read it
+    TAKE_TTL = 1  #: the same, and read the remaining time to live of whoever has it
+    FORCE = 2  #: set it whoever has it, then read it
+    EXTEND = 3  #: move its expiry if it is still ours, then read it
+    READ = 4  #: read it and its remaining time to live
+    RELEASE = 5  #: delete it if it is still ours
+
+
+class LossReason(StrEnum):
+    """Why a scope no longer holds its lock. A string: ``reason == "deleted"`` works."""
+
+    DELETED = "deleted"  #: another client deleted the key
+    OVERWRITTEN = "overwritten"  #: another client wrote something else to the key
+    EXPIRED = "expired"  #: the validity was over before the lock could be extended
+    FLUSHED = "flushed"  #: ``FLUSHALL`` or ``FLUSHDB``
+    TAKEN_OVER = "taken over"  #: ``force_acquire`` here or in another process
+    FORGOTTEN = "forgotten"  #: the server came back without the key
+    DISCONNECTED = "disconnected"  #: the server is gone and cannot be reached again
+    CLOSED = "closed"  #: the locker was closed
+    RELEASED = "released"  #: nobody took it: this scope gave the lock back itself
+
+
+DRIFT = 0.01  # share of the validity by which two clocks may run apart (Redlock's CLOCK_DRIFT_FACTOR)
+SLACK = 0.002  # seconds, for the millisecond that expiry is rounded to and the timer that tells it
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The numbers of one locker, in seconds."""
+
+    majority: int
+    validity: float
+    extend_interval: float
+    try_next_after: float
+    tracking: bool = True  #: do servers push what happens to a key that was read?
+    handoffs: int = 0  #: how often a lease may pass inside this process before it goes back
+    handoff_time: float = 0.05  #: ... and for how long after it was acquired
+    keys: int = field(init=False)  #: how many keys a name has
+    term: float = field(init=False)  #: how long a granted key counts from before it was asked for
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keys", 2 * self.majority - 1)
+        object.__setattr__(self, "term", self.term_of(self.validity))
+
+    @staticmethod
+    def term_of(validity: float) -> float:
+        """How long the caller may count on a key that lives for ``validity`` on the server."""
+        return validity - validity * DRIFT - SLACK

@@ -1,0 +1,171 @@
+"""Every knob, checked once: at construction, before anything is sent."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeAlias
+
+from .core.rules import Rules
+from .errors import ConfigurationError
+
+Seconds: TypeAlias = float | timedelta
+
+MAX_NAME = 64 * 1024  # bytes: longer than any sensible name, short enough for every server's limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options of a ``Locker``, in seconds where they are times. ``None``: ask the server."""
+
+    key_prefix: str
+    key_validity: float
+    extend_interval: float
+    try_next_after: float
+    key_majority: int | None
+    no_loop_tracking: bool | None
+    fallback_setpx: bool | None
+    client_side_caching: bool
+    disconnect_grace: float
+    local_handoffs: int
+    min_replicas: int
+    restart_quarantine: bool | None
+
+    def rules(self, majority: int) -> Rules:
+        return Rules(
+            majority=majority,
+            validity=self.key_validity,
+            extend_interval=self.extend_interval,
+            try_next_after=self.try_next_after,
+            tracking=self.client_side_caching,
+            handoffs=self.local_handoffs,
+        )
+
+
+def check_options(
+    *,
+    key_prefix: str,
+    key_validity: Seconds,
+    extend_interval: Seconds | None,
+    try_next_after: Seconds,
+    key_majority: int | None,
+    no_loop_tracking: bool | None,
+    fallback_setpx: bool | None,
+    client_side_caching: bool,
+    disconnect_grace: Seconds,
+    local_handoffs: int,
+    min_replicas: int,
+    restart_quarantine: bool | None,
+    unknown: Mapping[str, object],
+) -> Options:
+    """Return the checked options. :raises ConfigurationError: naming option, value and rule."""
+    for word in unknown:
+        close = difflib.get_close_matches(word, Options.__slots__, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(Options.__slots__)}"
+        raise ConfigurationError(f"unknown option {word}={unknown[word]!r}{hint}")
+
+    if not isinstance(key_prefix, str) or not key_prefix:
+        raise _wrong("key_prefix", key_prefix, "must be a non-empty string")
+    encoded(key_prefix, "key_prefix")
+    validity = _positive("key_validity", key_validity)
+    if validity < 0.01:
+        raise _wrong("key_validity", key_validity, "must be at least 0.01 s, or the lock is over before it is told")
+    extend = validity / 2 if extend_interval is None else _positive("extend_interval", extend_interval)
+    if extend >= validity:
+        raise _wrong("extend_interval", extend_interval, f"must be less than key_validity={validity:g}")
+    term = Rules.term_of(validity)
+    if extend >= term:
+        raise _wrong(
+            "extend_interval",
+            extend_interval,
+            f"must be less than key_validity={validity:g} minus the drift allowance, {term:g}",
+        )
+    next_after = _positive("try_next_after", try_next_after)
+    grace = _seconds("disconnect_grace", disconnect_grace)
+    if grace < 0:
+        raise _wrong("disconnect_grace", disconnect_grace, "must be 0 or more seconds")
+    if key_majority is not None:
+        _count("key_majority", key_majority, least=1)
+    _count("local_handoffs", local_handoffs, least=0)
+    _count("min_replicas", min_replicas, least=0)
+    _flag("no_loop_tracking", no_loop_tracking, none=True)
+    _flag("fallback_setpx", fallback_setpx, none=True)
+    _flag("restart_quarantine", restart_quarantine, none=True)
+    _flag("client_side_caching", client_side_caching, none=False)
+    if min_replicas:
+        raise _wrong("min_replicas", min_replicas, "must be 0: this version does not wait for replicas yet")
+    return Options(
+        key_prefix=key_prefix,
+        key_validity=validity,
+        extend_interval=extend,
+        try_next_after=next_after,
+        key_majority=key_majority,
+        no_loop_tracking=no_loop_tracking,
+        fallback_setpx=fallback_setpx,
+        client_side_caching=client_side_caching,
+        disconnect_grace=grace,
+        local_handoffs=local_handoffs,
+        min_replicas=min_replicas,
+        restart_quarantine=restart_quarantine,
+    )
+
+
+def check_name(name: object) -> bytes:
+    """The bytes of a lock's name. :raises ConfigurationError: if it cannot be one."""
+    if not isinstance(name, str):
+        raise ConfigurationError(f"a lock's name must be a string, not {type(name).__name__}: {name!r:.80}")
+    if not name:
+        raise ConfigurationError("a lock's name must not be empty")
+    raw = encoded(name, "the lock's name")
+    if len(raw) > MAX_NAME:
+        raise ConfigurationError(f"a lock's name must have at most {MAX_NAME} bytes, not {len(raw)}: {name!r:.80}")
+    return raw
+
+
+def check_timeout(timeout: Seconds | None) -> float | None:
+    """:raises ConfigurationError: unless it is ``None`` or zero or more seconds."""
+    if timeout is None:
+        return None
+    seconds = _seconds("timeout", timeout)
+    if seconds < 0:
+        raise _wrong("timeout", timeout, "must be 0 or more seconds, or None to wait as long as it takes")
+    return seconds
+
+
+def encoded(text: str, what: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(f"{what} must be valid Unicode (no lone surrogates): {text!r:.80}") from None
+
+
+def _wrong(option: str, value: object, rule: str) -> ConfigurationError:
+    return ConfigurationError(f"{option}={value!r}: {rule}")
+
+
+def _seconds(option: str, value: object) -> float:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _wrong(option, value, "must be a number of seconds or a timedelta")
+    return float(value)
+
+
+def _positive(option: str, value: object) -> float:
+    seconds = _seconds(option, value)
+    if seconds <= 0:
+        raise _wrong(option, value, "must be more than 0 seconds")
+    return seconds
+
+
+def _count(option: str, value: object, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise _wrong(option, value, f"must be a whole number of {least} or more")
+
+
+def _flag(option: str, value: object, *, none: bool) -> None:
+    if not isinstance(value, bool) and not (none and value is None):
+        raise _wrong(option, value, "must be True, False or None" if none else "must be True or False")

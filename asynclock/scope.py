@@ -1,0 +1,433 @@
+"""LockScope: a task group that ends with its lock."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+from .core.lease import Lease
+from .core.room import Room
+from .core.rules import LossReason
+from .errors import LockLostError
+
+T = TypeVar("T")
+
+
+class Keeper(Protocol):
+    """What a scope needs of its locker."""
+
+    def now(self) -> float: ...
+    def time_is_over(self, room: Room[Any]) -> None:
+        """Notice that the scope's deadline has passed."""
+
+    def give_back(self, room: Room[Any], lease: Lease) -> None:
+        """Send the release, without waiting for it."""
+
+    async def wait_settled(self, lease: Lease) -> asyncio.CancelledError | None:
+        """Wait until the release is answered, or will not be. A cancellation meanwhile is returned."""
+
+    def lost_unnoticed(self, lease: Lease) -> bool:
+        """Did the release find that the lock was not this scope's any more?"""
+
+    def dropped(self, room: Room[Any], lease: Lease) -> None:
+        """The scope was forgotten. May be called in any thread."""
+
+
+class LockScope:
+    """A held lock. Made by ``Locker.acquire`` and its kin; not to be made by hand.
+
+    Inside ``async with scope:`` it works like :class:`asyncio.TaskGroup`: tasks made with
+    :meth:`create_task` are awaited at the end of the block, and one that fails cancels its siblings
+    and the body. When the lock is lost, body and tasks are cancelled and the block raises
+    :class:`LockLostError`. Without ``async with``, nothing is cancelled: look at :attr:`held`, call
+    :meth:`check`, or await :meth:`wait_lost`; and call :meth:`release`.
+
+    Invariants: ``_lease`` is set while the lock is held, as far as is known here; the three ways to
+    end it are ``_on_lost``, ``_end`` by ``release`` or exit, and ``__del__``. The parent task is
+    cancelled at most once, never after ``_exiting``, and uncancelled as often.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_aborting",
+        "_base_error",
+        "_baseline",
+        "_cancel_soon",
+        "_cancelled_parent",
+        "_detail",
+        "_errors",
+        "_exiting",
+        "_failed",
+        "_keeper",
+        "_lease",
+        "_on_exit",
+        "_parent",
+        "_reason",
+        "_room",
+        "_stopped",
+        "_tasks",
+        "_tasks_done",
+        "_unreleased",
+        "_waiting",
+        "name",
+    )
+
+    def __init__(self, keeper: Keeper, room: Room[Any], lease: Lease) -> None:
+        self.name = room.name
+        self._keeper = keeper
+        self._room = room
+        self._lease: Lease | None = lease
+        self._unreleased: Lease | None = None
+        self._reason: LossReason | None = None
+        self._detail = ""
+        self._parent: asyncio.Task[Any] | None = None
+        self._baseline = 0  # the parent's cancelling() on entry
+        self._exiting = False
+        self._aborting = False  # body and tasks are being cancelled
+        self._failed = False  # ... because a task failed
+        self._stopped = False  # ... because of cancel()
+        self._cancelled_parent = False
+        self._cancel_soon: asyncio.Handle | None = None
+        self._tasks: set[asyncio.Task[Any]] | None = None
+        self._tasks_done: asyncio.Future[None] | None = None
+        self._errors: list[BaseException] | None = None
+        self._base_error: BaseException | None = None
+        self._waiting: list[asyncio.Future[None]] | None = None
+        self._on_exit: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        state = (
+            f"lost: {self._reason}"
+            if self._reason
+            else f"held for {self.remaining():.3f} s more"
+            if self._lease is not None
+            else "released"
+        )
+        return f"<LockScope {self.name!r} {state}>"
+
+    # State
+
+    @property
+    def held(self) -> bool:
+        """Is the lock this scope's, as far as can be known here and now?"""
+        self._look()
+        return self._lease is not None
+
+    @property
+    def lost_reason(self) -> LossReason | None:
+        """Why the lock was lost, or ``None``: it is held, or was released."""
+        self._look()
+        return self._reason
+
+    def remaining(self) -> float:
+        """Seconds that are left if no extension succeeds from now on; 0.0 if the lock is not held."""
+        lease = self._lease
+        return 0.0 if lease is None else max(0.0, lease.deadline - self._keeper.now())
+
+    def check(self) -> None:
+        """Go on only if the lock is still held. Does not await, so it serves after a long synchronous stretch.
+
+        :raises LockLostError: it is lost, its time is over, or it was released
+        """
+        self._look()
+        if self._lease is None:
+            raise self._error()
+
+    async def wait_lost(self) -> LossReason | None:
+        """Wait until the lock is lost, and return why; ``None`` if it is released instead."""
+        self._look()
+        if self._lease is not None:
+            future = asyncio.get_running_loop().create_future()
+            if self._waiting is None:
+                self._waiting = []
+            self._waiting.append(future)
+            await future
+        return self._reason
+
+    # Ending
+
+    async def release(self) -> None:
+        """Give the lock back. Waits for the server's answer, for ``try_next_after`` seconds if it is
+        silent; the key of a server that is down dies by its time to live. Does nothing for a lock
+        that is lost or released. Tasks of the scope go on; to stop them too, use :meth:`cancel`."""
+        lease = self._end()
+        if lease is not None:
+            self._keeper.give_back(self._room, lease)
+            cancelled = await self._keeper.wait_settled(lease)
+            if self._keeper.lost_unnoticed(lease):
+                self._lost_unnoticed()
+            if cancelled is not None:
+                raise cancelled
+
+    def cancel(self) -> None:
+        """Stop the body and the tasks, release, and let the block end silently. Without
+        ``async with``: release, without waiting for the server."""
+        if self._exiting or self._stopped:
+            return
+        if self._parent is None:
+            lease = self._end()
+            if lease is not None:
+                self._keeper.give_back(self._room, lease)
+            return
+        self._stopped = self._reason is None
+        self._abort()
+
+    def create_task(
+        self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
+    ) -> asyncio.Task[T]:
+        """Run ``coro`` while the lock is held. As :meth:`asyncio.TaskGroup.create_task`.
+
+        :raises LockLostError: the lock is lost
+        :raises RuntimeError: not inside ``async with``, or the block is being left
+        """
+        self._look()
+        problem: Exception | None = None
+        if self._parent is None:
+            problem = RuntimeError(f"lock {self.name!r}: create_task needs 'async with' around it")
+        elif self._lease is None:
+            problem = self._error()
+        elif self._aborting or (self._exiting and not self._tasks):
+            problem = RuntimeError(f"lock {self.name!r}: the block is being left, no task can be added")
+        if problem is not None:
+            coro.close()
+            raise problem
+        task = asyncio.get_running_loop().create_task(coro, name=name, context=context)
+        if self._tasks is None:
+            self._tasks = set()
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    # The block
+
+    async def __aenter__(self) -> LockScope:
+        if self._parent is not None:
+            raise RuntimeError(f"lock {self.name!r}: a scope can be entered once; acquire the lock again")
+        self.check()
+        parent = asyncio.current_task()
+        if parent is None:
+            raise RuntimeError(f"lock {self.name!r}: 'async with' needs a task around it")
+        self._parent = parent
+        self._baseline = parent.cancelling()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        try:
+            return await self._exit(error)
+        finally:
+            if self._on_exit is not None and not self._on_exit.done():
+                self._on_exit.set_result(None)
+            self._errors = self._base_error = None  # no cycles through tracebacks
+
+    async def _exit(self, error: BaseException | None) -> bool:
+        """The rules are those of ``asyncio.TaskGroup.__aexit__`` (Python 3.13), with two more causes
+        to stop the body, the loss and ``cancel``, and with the body's own exception left bare."""
+        self._exiting = True
+        parent = self._parent
+        assert parent is not None
+        if self._cancel_soon is not None:
+            self._cancel_soon.cancel()
+        if isinstance(error, GeneratorExit):
+            # The coroutine is being closed: nothing can be awaited any more.
+            self._abort()
+            self._finish()
+            return False
+        cancelled = error if isinstance(error, asyncio.CancelledError) else None
+        if error is not None:
+            self._abort()
+        while self._tasks:
+            self._tasks_done = asyncio.get_running_loop().create_future()
+            try:
+                await self._tasks_done
+            except asyncio.CancelledError as outside:
+                cancelled = outside
+                self._abort()
+            self._tasks_done = None
+
+        self._look()
+        lease = self._finish()
+        if lease is not None:
+            cancelled = await self._keeper.wait_settled(lease) or cancelled
+            if self._keeper.lost_unnoticed(lease):
+                self._lost_unnoticed()
+
+        cancelling = parent.uncancel() if self._cancelled_parent else parent.cancelling()
+        outside_too = cancelling > self._baseline
+        if cancelled is not None and self._cancelled_parent:
+            if not outside_too:
+                cancelled = None  # it was this scope's own
+            else:
+                # Two cancellations arrive as one exception, the later one's. An anyio scope knows
+                # its own by the message, and repeats it until the task is out: hear it again.
+                try:
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError as outside:
+                    cancelled = outside
+
+        if self._base_error is not None:
+            raise self._base_error
+        if cancelled is not None and not self._errors:
+            if cancelled is error:
+                return False
+            raise cancelled
+        lost = self._error() if self._reason is not None and not self._stopped else None
+        if self._errors:
+            if error is not None and not isinstance(error, asyncio.CancelledError):
+                self._errors.append(error)
+            group = BaseExceptionGroup(f"unhandled errors in the tasks of lock {self.name!r}", self._errors)
+            if outside_too:
+                # As TaskGroup: keeps the count, and the cancellation comes at the next await.
+                parent.uncancel()
+                parent.cancel()
+            if lost is not None and not self._failed:
+                raise lost from group
+            raise group from None
+        if error is not None and not isinstance(error, asyncio.CancelledError):
+            return False
+        if lost is not None:
+            raise lost from None
+        return error is not None
+
+    # What the locker tells, and what follows from it
+
+    def _on_lost(self, reason: LossReason, detail: str) -> None:
+        """The lock is no longer this scope's: stop everything, and never ask a server about it."""
+        if reason is LossReason.CLOSED:
+            self._unreleased = self._lease  # to be given back when the body is out
+        self._lease = None
+        self._reason = reason
+        self._detail = detail
+        self._wake()
+        if self._parent is not None:
+            self._abort()
+
+    def _look(self) -> None:
+        """Has the time run out while nobody could say so (a blocked loop, a suspended machine)?"""
+        lease = self._lease
+        if lease is not None and self._keeper.now() >= lease.deadline:
+            self._keeper.time_is_over(self._room)
+
+    def _lost_unnoticed(self) -> None:
+        self._reason = LossReason.DELETED
+        self._detail = "found when it was released"
+
+    def _error(self) -> LockLostError:
+        return LockLostError(self.name, self._reason or LossReason.RELEASED, self._detail)
+
+    def _end(self) -> Lease | None:
+        """The scope ends by itself. Returns the lease to give back."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.owner = None
+            self._wake()
+        return lease
+
+    def _finish(self) -> Lease | None:
+        """Send the release on leaving the block. Returns the lease whose release is worth waiting for."""
+        lease = self._end()
+        give_back = lease or self._unreleased
+        if give_back is not None:
+            self._keeper.give_back(self._room, give_back)
+        return lease
+
+    def _left(self, closing: asyncio.Task[Any] | None) -> asyncio.Future[None] | None:
+        """For ``aclose`` in the task ``closing``: done when the block has been left. ``None``: nothing to wait for."""
+        if self._parent is None or self._parent is closing or self._parent.done():
+            return None
+        if self._on_exit is None:
+            self._on_exit = asyncio.get_running_loop().create_future()
+        return self._on_exit
+
+    def _wake(self) -> None:
+        for future in self._waiting or ():
+            if not future.done():
+                future.set_result(None)
+        self._waiting = None
+
+    def _abort(self) -> None:
+        """Cancel the tasks, and the body if it is still inside."""
+        self._aborting = True
+        for task in self._tasks or ():
+            if not task.done():
+                task.cancel()
+        if self._exiting or self._cancelled_parent or self._cancel_soon is not None:
+            return
+        if asyncio.current_task() is self._parent:
+            # Cancelling oneself would strike at the first await after the block if the body has none left.
+            self._cancel_soon = asyncio.get_running_loop().call_soon(self._cancel_parent)
+        else:
+            self._cancel_parent()
+
+    def _cancel_parent(self) -> None:
+        assert self._parent is not None
+        self._cancelled_parent = True
+        self._parent.cancel()
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        assert self._tasks is not None and self._parent is not None
+        self._tasks.discard(task)
+        if self._tasks_done is not None and not self._tasks and not self._tasks_done.done():
+            self._tasks_done.set_result(None)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if self._parent.done():
+            # The block was closed under the task (GeneratorExit): nobody is left to raise it to.
+            asyncio.get_running_loop().call_exception_handler(
+                {
+                    "message": f"task {task!r} of lock {self.name!r} failed after its block was closed",
+                    "exception": error,
+                    "task": task,
+                }
+            )
+            return
+        if self._errors is None:
+            self._errors = []
+        self._errors.append(error)
+        if self._base_error is None and isinstance(error, SystemExit | KeyboardInterrupt):
+            self._base_error = error
+        if not self._aborting:
+            self._failed = True
+            self._abort()
+
+    def __del__(self) -> None:
+        lease = self._lease
+        if lease is not None:
+            self._keeper.dropped(self._room, lease)
+            warnings.warn(
+                f"the scope of lock {self.name!r} was forgotten without release; "
+                "use 'async with', or call release()",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+
+class ScopeContext:
+    """``async with`` around an acquisition: acquires, enters the scope, and releases. For one use."""
+
+    __slots__ = ("_acquire", "_scope")
+
+    def __init__(self, acquire: Callable[[], Awaitable[LockScope]]) -> None:
+        self._acquire: Callable[[], Awaitable[LockScope]] | None = acquire
+        self._scope: LockScope | None = None
+
+    async def __aenter__(self) -> LockScope:
+        acquire, self._acquire = self._acquire, None
+        if acquire is None:
+            raise RuntimeError("this context manager was used before; call with_context() again")
+        scope = await acquire()
+        await scope.__aenter__()
+        self._scope = scope
+        return scope
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        assert self._scope is not None
+        return await self._scope.__aexit__(kind, error, traceback)

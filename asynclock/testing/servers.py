@@ -1,0 +1,260 @@
+"""A real Redis or Valkey server in a process of its own, to be killed, paused and restarted by tests."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from .executables import KINDS, find_executable, major_version
+from .guard import Guard
+from .ports import HeldPort
+from .resp import Reply, encode_command, read_reply
+
+__all__ = ["KINDS", "Server"]
+
+_START_LIMIT = 10.0  # seconds, as all here
+_STOP_LIMIT = 5.0
+_EXECUTE_LIMIT = 5.0
+_PORT_TRIES = 5
+
+
+class Server:
+    """One server on 127.0.0.1, gone with the ``with`` block, with ``close()``, or with this Python process.
+
+    ``kind`` is one of :data:`KINDS`, or an executable. ``port``: a free one, if not given. ``persist`` writes
+    each change to disk before it is answered; without it nothing is written, and a restart finds nothing.
+    ``config`` holds lines of ``valkey.conf`` and has the last word, as in
+    ``{"maxclients": "10", "replicaof": "127.0.0.1 6379"}``.
+
+    The calls block, for milliseconds mostly. After ``stop()`` or ``kill()``, ``start()`` brings the server
+    back on its port and with its data directory; ``close()`` removes that.
+    """
+
+    def __init__(
+        self,
+        kind: str | os.PathLike[str] = "valkey-9.1",
+        *,
+        port: int | None = None,
+        unix_socket: bool = False,
+        persist: bool = False,
+        config: Mapping[str, str] | None = None,
+    ) -> None:
+        self._kind = os.fspath(kind)
+        self._port = port
+        self._port_is_given = port is not None
+        self._unix_socket = unix_socket
+        self._persist = persist
+        self._config = dict(config or {})
+        self._held_port: HeldPort | None = None
+        self._guard: Guard | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Returns when the server answers; at once, if it is running.
+
+        :raises RuntimeError: it does not come up within 10 s; the message shows the end of its log.
+        """
+        if self.running:
+            return
+        executable = find_executable(self._kind)
+        may_move = not self._port_is_given and self._guard is None  # a restart keeps the port
+        self._guard = self._guard or Guard()
+        for tries_left in reversed(range(_PORT_TRIES if may_move else 1)):
+            self._hold_port()
+            process = self._launch(executable, self._guard)
+            if self._wait_until_ready(process):
+                return
+            code = process.poll()
+            why = "it does not answer" if code is None else f"exit code {code}"
+            log = "\n".join(self.log.splitlines()[-15:])
+            self.kill()
+            # Someone may have found the port free just before we did, and be quicker.
+            if not (tries_left and code and "Address already in use" in log):
+                raise RuntimeError(
+                    f"{executable} did not start on port {self._port}: {why}. Its log ends\n{log}"
+                )
+            self._release_port()
+            self._port = None
+
+    def stop(self) -> None:
+        """Asks the server to end (SIGTERM), and kills it if it has not after 5 s. A paused one ends too."""
+        if self._process is not None:
+            self._signal(signal.SIGTERM)
+            self._signal(signal.SIGCONT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_LIMIT)
+            self.kill()
+
+    def kill(self) -> None:
+        """Ends the server as a crash does (SIGKILL)."""
+        if self._process is not None:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+            if self._guard is not None:
+                self._guard.watch(None)
+
+    def restart(self) -> None:
+        """``stop()``, if it is running, and ``start()``: same port, same data directory."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """Stops the process (SIGSTOP): connections stay, connecting works, but nothing is answered."""
+        pid = self.pid
+        self._signal(signal.SIGSTOP)
+        if sys.platform == "linux":
+            # Only now is it certain. WNOWAIT leaves the news there, for a second pause() to find.
+            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+
+    def resume(self) -> None:
+        """Lets a paused server go on (SIGCONT)."""
+        self._signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """``kill()``, and removes the data directory: there is nothing to save any more. Idempotent."""
+        self.kill()
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
+        self._release_port()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def port(self) -> int:
+        """The same from the first start on."""
+        if self._port is None:
+            raise RuntimeError("the server has no port before start()")
+        return self._port
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def unix_url(self) -> str:
+        if not self._unix_socket or self._guard is None:
+            raise RuntimeError("no unix socket: it takes Server(unix_socket=True) and start()")
+        return f"unix://{self._guard.directory}/server.sock"
+
+    @property
+    def pid(self) -> int:
+        if self._process is None or self._process.poll() is not None:
+            raise RuntimeError("the server is not running")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether its process exists, paused or not."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log(self) -> str:
+        """All it has written since the first start; empty after ``close()``."""
+        if self._guard is None:
+            return ""
+        return (self._guard.directory / "server.log").read_text(errors="replace")
+
+    def execute(self, *command: str | bytes | int | float) -> Reply:
+        """The reply to one command, over a connection of its own: ``server.execute("DEL", "key")`` is 0 or 1.
+
+        A bulk string comes as ``bytes``, a status as ``str``. A ``requirepass`` in ``config`` is given first.
+
+        :raises RuntimeError: the server replied with an error.
+        :raises OSError: it does not run, or did not answer within 5 s (``TimeoutError``).
+        """
+        with (
+            socket.create_connection(("127.0.0.1", self.port), _EXECUTE_LIMIT) as connection,
+            connection.makefile("rb") as stream,
+        ):
+            if password := self._config.get("requirepass"):
+                connection.sendall(encode_command("AUTH", password))
+                read_reply(stream)
+            connection.sendall(encode_command(*command))
+            return read_reply(stream)
+
+    def _hold_port(self) -> None:
+        if self._held_port is None:
+            try:
+                self._held_port = HeldPort(self._port or 0)
+            except OSError as error:
+                raise RuntimeError(f"port {self._port} of 127.0.0.1 is not to be had: {error}") from error
+            self._port = self._held_port.number
+
+    def _release_port(self) -> None:
+        if self._held_port is not None:
+            self._held_port.close()
+            self._held_port = None
+
+    def _launch(self, executable: str, guard: Guard) -> subprocess.Popen[bytes]:
+        settings = {
+            "bind": "127.0.0.1",
+            "port": str(self._port),
+            "protected-mode": "no",
+            "dir": f'"{guard.directory}"',
+            "save": "",
+            "appendonly": "yes" if self._persist else "no",
+            "appendfsync": "always",
+            "loglevel": "notice",
+        }
+        if major_version(executable) >= 7:
+            settings["enable-debug-command"] = "yes"  # older ones do not know it: DEBUG needs no leave there
+        if self._unix_socket:
+            settings["unixsocket"] = f'"{guard.directory}/server.sock"'
+        conf = guard.directory / "server.conf"
+        nothing = '""'
+        lines = [f"{key} {value or nothing}\n" for key, value in (settings | self._config).items()]
+        conf.write_text("".join(lines))
+        # The log is its output, so that what it says before it has read its configuration is there too.
+        # A session of its own keeps the terminal's Ctrl-C away, and makes one group of it and its forks.
+        with (guard.directory / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [executable, str(conf)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        guard.watch(self._process.pid)
+        return self._process
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> bool:
+        deadline = time.monotonic() + _START_LIMIT
+        while process.poll() is None and time.monotonic() < deadline:
+            if self._answers(process.pid):
+                return True
+            time.sleep(0.005)
+        return False
+
+    def _answers(self, pid: int) -> bool:
+        """Itself, that is: whoever else has snatched the port would answer too."""
+        try:
+            self.execute("PING")
+            info = self.execute("INFO", "server")
+        except RuntimeError as error:
+            return not str(error).startswith("LOADING")  # a password it wants, say, is an answer
+        except OSError:
+            return False
+        return isinstance(info, bytes) and f"process_id:{pid}\r\n".encode() in info
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, number)

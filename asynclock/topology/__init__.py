@@ -1,0 +1,5 @@
+"""Which server answers for a key."""
+
+from .fixed import Fixed
+
+__all__ = ["Fixed"]

@@ -1,0 +1,1 @@
+"""One server: its connection, its protocol, its abilities and the commands it understands."""

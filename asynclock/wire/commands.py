@@ -1,0 +1,117 @@
+"""What a lease asks, as bytes for a server; and what the server's replies mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import hiredis
+
+from ..core.rules import Ask
+from ..errors import ServerError
+
+OK = b"OK"
+
+# Delete, or move the expiry, only if the value is still ours (the unlock of the Redis documentation
+# on distributed locks). EVAL rather than EVALSHA: no NOSCRIPT that would let a release fall behind.
+_DELETE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call('DEL',KEYS[1]) end return 0"
+_EXPIRE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call(ARGV[2],KEYS[1],ARGV[3]) end return 0"
+
+# Errors that another try may not get. What is not listed here (NOPERM, OOM, ...) is told to the caller.
+_PASSING = ("LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "READONLY")
+
+
+def packed(*words: bytes) -> bytes:
+    """A command in the Redis protocol."""
+    return b"*%d\r\n" % len(words) + b"".join(map(bulk, words))
+
+
+def bulk(word: bytes) -> bytes:
+    return b"$%d\r\n%b\r\n" % (len(word), word)
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What one server can do, learnt when it was connected."""
+
+    server: str = "redis"
+    version: tuple[int, ...] = (6, 0, 0)
+    noloop: bool = False  #: own writes stay silent
+    pxat: bool = False  #: SET ... PXAT
+    set_ifeq: bool = False  #: SET ... IFEQ
+    delete: bytes = b"EVAL"  #: how to compare and delete: DELIFEQ, DELEX or EVAL
+
+
+_NAMES = {
+    Ask.TAKE: ("SET", "GET"),
+    Ask.TAKE_TTL: ("SET", "PTTL", "GET"),
+    Ask.FORCE: ("SET", "GET"),
+    Ask.READ: ("PTTL", "GET"),
+}
+
+
+class Commands:
+    """Packs asks for a server with these abilities. ``key`` is a packed key: ``bulk(name)``."""
+
+    __slots__ = ("_extend", "_release", "names", "px")
+
+    def __init__(self, abilities: Abilities, validity: float) -> None:
+        self.px = b"$2\r\nPX\r\n" + bulk(b"%d" % round(validity * 1000))
+        self._extend = abilities.set_ifeq
+        self._release = abilities.delete
+        extend = "SET" if abilities.set_ifeq else "EVAL"
+        self.names = {**_NAMES, Ask.EXTEND: (extend, "GET"), Ask.RELEASE: (abilities.delete.decode(),)}
+
+    def pack(self, ask: Ask, key: bytes, token: bytes, expiry: bytes) -> bytes:
+        """The bytes of ``ask``. ``expiry``: ``px``, or the result of ``pxat``."""
+        if ask is Ask.TAKE:
+            return b"*6\r\n$3\r\nSET\r\n%b$%d\r\n%b\r\n$2\r\nNX\r\n%b*2\r\n$3\r\nGET\r\n%b" % (
+                key,
+                len(token),
+                token,
+                expiry,
+                key,
+            )
+        if ask is Ask.RELEASE:
+            if self._release == b"DELIFEQ":
+                return b"*3\r\n$7\r\nDELIFEQ\r\n%b$%d\r\n%b\r\n" % (key, len(token), token)
+            if self._release == b"DELEX":
+                return b"*4\r\n$5\r\nDELEX\r\n%b$4\r\nIFEQ\r\n%b" % (key, bulk(token))
+            return b"*5\r\n$4\r\nEVAL\r\n%b$1\r\n1\r\n%b%b" % (bulk(_DELETE), key, bulk(token))
+        get = b"*2\r\n$3\r\nGET\r\n" + key
+        pttl = b"*2\r\n$4\r\nPTTL\r\n" + key
+        if ask is Ask.TAKE_TTL:
+            return b"*6\r\n$3\r\nSET\r\n%b%b$2\r\nNX\r\n%b%b%b" % (key, bulk(token), expiry, pttl, get)
+        if ask is Ask.READ:
+            return pttl + get
+        if ask is Ask.FORCE:
+            return b"*5\r\n$3\r\nSET\r\n%b%b%b%b" % (key, bulk(token), expiry, get)
+        if self._extend:
+            value = bulk(token)
+            return b"*7\r\n$3\r\nSET\r\n%b%b$4\r\nIFEQ\r\n%b%b%b" % (key, value, value, expiry, get)
+        how, _, when = expiry.partition(b"\r\n")[2].partition(b"\r\n")
+        command = bulk(b"PEXPIREAT" if how == b"PXAT" else b"PEXPIRE")
+        return b"*7\r\n$4\r\nEVAL\r\n%b$1\r\n1\r\n%b%b%b%b%b" % (bulk(_EXPIRE), key, bulk(token), command, when, get)
+
+
+def pxat(milliseconds: int) -> bytes:
+    """The expiry argument for an absolute time on the server's clock."""
+    return b"$4\r\nPXAT\r\n" + bulk(b"%d" % milliseconds)
+
+
+def error_of(server: str, command: str, key: str, reply: Any) -> ServerError | None:
+    """What an error reply means; ``None``: nothing, the key just holds something that is not a string."""
+    text = str(reply)
+    if "WRONGTYPE" in text:
+        return None
+    word = text.split(" ", 1)[0]
+    problem = f"refused {command} on key {key!r}: {text}"
+    if word == "NOPERM":
+        problem += "; grant the user this command and this key (ACL SETUSER)"
+    elif word == "OOM":
+        problem += "; free memory, or raise maxmemory"
+    return ServerError(server, problem, lasting=word not in _PASSING)
+
+
+def is_error(reply: Any) -> bool:
+    return isinstance(reply, hiredis.ReplyError)

@@ -1,0 +1,356 @@
+"""One server: keeps a connection to it, asks what leases ask, and tells what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ..core.clock import ServerClock
+from ..core.lease import Lease
+from ..core.room import Room
+from ..core.rules import Ask
+from ..errors import ServerError
+from ..options import Options
+from .abilities import learn
+from .commands import OK, Abilities, Commands, error_of, is_error, packed, pxat
+from .door import Door, SilentError
+from .protocol import Wire
+
+log = logging.getLogger("asynclock")
+
+_REPLIES = {Ask.TAKE: 2, Ask.TAKE_TTL: 3, Ask.FORCE: 2, Ask.EXTEND: 2, Ask.READ: 2, Ask.RELEASE: 1}
+_TIME = packed(b"TIME")
+MAX_PAUSE = 1.0  # seconds between attempts to reconnect
+FIRST_PAUSE = 0.01
+MAX_LAG = 0.05  # seconds by which a clock that runs on through a suspend may move against one that does not
+MIN_SILENCE = 0.5  # seconds without an answer before a connection counts as dead, at least
+
+
+class Listener(Protocol):
+    """Whoever is told what happens to a server."""
+
+    def pushed(self, node: Node, key: bytes) -> None: ...
+    def flushed(self, node: Node) -> None:
+        """Every key may have changed."""
+
+    def reconnected(self, node: Node) -> None:
+        """Nothing is tracked yet; what was pushed meanwhile is lost."""
+
+    def gone(self, node: Node) -> None:
+        """Disconnected, a new connection was refused, and the grace is over."""
+
+    def slept(self, node: Node) -> None:
+        """The machine was suspended: the loop's timers are late by that."""
+
+
+class Request:
+    """One ask under way. Its answer goes to the room, on every way that it can end."""
+
+    __slots__ = ("ask", "index", "lease", "left", "node", "replies", "room", "sent")
+
+    def __init__(self, node: Node, room: Room[Any], lease: Lease, index: int, ask: Ask, sent: float) -> None:
+        self.node = node
+        self.room = room
+        self.lease = lease
+        self.index = index
+        self.ask = ask
+        self.sent = sent
+        self.left = _REPLIES[ask]
+        self.replies: list[Any] = []
+
+    def reply(self, reply: Any) -> None:
+        self.replies.append(reply)
+        self.left -= 1
+        if not self.left:
+            self._conclude()
+
+    def dropped(self) -> None:
+        if self.left:
+            self.left = 0
+            if self.ask is Ask.RELEASE:
+                self.node.owe(self.room.keys[self.index], self.lease.token)
+            self.room.failed(self.lease, self.index, self.ask, None, self.node.now())
+
+    def _conclude(self) -> None:
+        ask, node, replies = self.ask, self.node, self.replies
+        now = node.now()
+        for position, reply in enumerate(replies):
+            if is_error(reply):
+                command = node.commands.names[ask][position]
+                error = error_of(node.label, command, node.key_text(self.room, self.index), reply)
+                if error is not None:
+                    self.room.failed(self.lease, self.index, ask, error, now)
+                    return
+                replies[position] = b""  # not ours, whatever it is
+        first, last = replies[0], replies[-1]
+        ttl: int | None = None
+        if ask is Ask.READ:
+            ok, ttl = True, first
+        else:
+            ok = first == OK or first == 1
+            if ask is Ask.TAKE_TTL:
+                ttl = replies[1]
+        self.room.answered(self.lease, self.index, ask, self.sent, ok, last, ttl, now)
+
+
+class Node:
+    """One server. State: ``wire`` is the connection that is ready for use, or None while there is none.
+
+    Invariant: while ``wire`` is None and the node is neither new nor closed, ``_reconnecting`` is
+    under way, and ends only with a new wire or with ``aclose``.
+    """
+
+    def __init__(self, door: Door, options: Options, listener: Listener, clock: Callable[[], float]) -> None:
+        self.now = clock
+        self.label = door.label
+        self.commands = Commands(Abilities(), options.key_validity)
+        self.abilities = Abilities()
+        self.wire: Wire | None = None
+        self.problem: ServerError | None = None  # why there is no connection
+        self._door = door
+        self._options = options
+        self._listener = listener
+        self._clock = ServerClock()
+        self._clock_asked = False
+        self._owed: dict[tuple[bytes, bytes], float] = {}  # (key, token) -> until when it is worth releasing
+        self._reconnecting: asyncio.Task[None] | None = None
+        self._patrol: asyncio.TimerHandle | None = None
+        self._grace: asyncio.TimerHandle | None = None
+        self._struck = False
+        self._lag = 0.0
+        self._down_since = 0.0
+        self._told_gone = False
+        self._closed = False
+        # How long answers may be missing before the connection counts as dead: early enough to
+        # reconnect and extend before a lock that was due for its extension is over.
+        self._silence = max(MIN_SILENCE, (options.key_validity - options.extend_interval) / 2)
+
+    # Connecting
+
+    async def open(self) -> None:
+        """Connect for the first time. :raises ServerError: and nothing is left running"""
+        self.wire = await self._connect()
+        self._watch()
+
+    async def _connect(self) -> Wire:
+        loop = asyncio.get_running_loop()
+        writer = await self._door.open()
+        wire = Wire(writer, loop, self.now, on_push=self._pushed, on_lost=self._lost)
+        try:
+            async with asyncio.timeout(self._door.timeout):
+                self.abilities = await learn(self.label, wire.call, self._options, self._clock, self.now)
+        except BaseException as error:
+            wire.abort()
+            if isinstance(error, TimeoutError):
+                raise SilentError(self.label, f"no answer within {self._door.timeout:g} s") from None
+            if isinstance(error, ConnectionResetError):
+                why = f": {wire.problem}" if wire.problem else ""
+                raise ServerError(self.label, f"the connection was closed while it was set up{why}") from None
+            raise
+        self.commands = Commands(self.abilities, self._options.key_validity)
+        self._clock_asked = False
+        self.problem = None
+        return wire
+
+    async def _reconnect(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                wire = await self._connect()
+            except ServerError as error:
+                if self.problem is None or error.lasting:
+                    log.warning("asynclock: lost the connection, still trying to reconnect: %s", error)
+                self.problem = error
+                if not isinstance(error, SilentError):
+                    self._missing()
+            else:
+                break
+            await asyncio.sleep(pause * (0.5 + random.random() / 2))
+            pause = min(pause * 2, MAX_PAUSE)
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+        log.info("asynclock: reconnected to %s", self.label)
+        self.wire = wire
+        self._reconnecting = None
+        self._watch()
+        now = self.now()
+        for (key, token), until in self._owed.items():
+            if until > now:
+                wire.send(self.commands.pack(Ask.RELEASE, key, token, b""), _Release(self, key, token), 1, now)
+        self._owed = {}
+        self._listener.reconnected(self)
+
+    def _missing(self) -> None:
+        """A reconnect was refused: the server is gone, now or when the grace is over."""
+        if self._told_gone or self._grace is not None:
+            return
+        left = self._down_since + self._options.disconnect_grace - self.now()
+        if left <= 0:
+            self._grace_over()
+        else:
+            self._grace = asyncio.get_running_loop().call_later(left, self._grace_over)
+
+    def _grace_over(self) -> None:
+        self._grace = None
+        if self.wire is None and not self._closed:
+            self._told_gone = True
+            self._listener.gone(self)
+
+    def _lost(self, wire: Wire, error: Exception | None) -> None:
+        if wire is not self.wire:
+            return  # it never was ready: whoever sets it up is told by its calls
+        self.wire = None
+        if self._patrol is not None:
+            self._patrol.cancel()
+            self._patrol = None
+        if self._closed:
+            return
+        self._down_since = self.now()
+        self._told_gone = False
+        self.problem = None
+        log.info("asynclock: lost the connection to %s (%s), reconnecting", self.label, error or "closed by the server")
+        self._reconnecting = asyncio.get_running_loop().create_task(
+            self._reconnect(), name=f"asynclock reconnecting to {self.label}"
+        )
+
+    # Asking
+
+    def ask(self, room: Room[Any], lease: Lease, index: int, ask: Ask, now: float) -> bool:
+        """As ``core.room.Port.ask``."""
+        wire = self.wire
+        key = room.keys[index]
+        if wire is None:
+            if ask is Ask.RELEASE:
+                self.owe(key, lease.token)
+            return False
+        expiry = self.commands.px
+        if self.abilities.pxat:
+            clock = self._clock
+            if clock.due(now) and not self._clock_asked:
+                self._clock_asked = True
+                wire.send(_TIME, _Time(self, now), 1, now)
+            if clock.usable(now):
+                expiry = pxat(round((clock.at_most(now) + self._options.key_validity) * 1000) + 1)
+        data = self.commands.pack(ask, key, lease.token, expiry)
+        wire.send(data, Request(self, room, lease, index, ask, now), _REPLIES[ask], now)
+        return True
+
+    def owe(self, key: bytes, token: bytes) -> None:
+        """Release ``key`` as soon as the server is back, unless it has expired by then."""
+        if self._closed:
+            return
+        now = self.now()
+        if len(self._owed) >= 1024:
+            self._owed = {owed: until for owed, until in self._owed.items() if until > now}
+        self._owed[key, token] = now + self._options.key_validity
+
+    def doubt_clock(self) -> None:
+        """Set no absolute expiry until the server's clock was read again."""
+        self._clock.forget()
+
+    def observe_clock(self, sent: float, reply: Any) -> None:
+        self._clock_asked = False
+        if not is_error(reply):
+            self._clock.observe(sent, int(reply[0]) + int(reply[1]) / 1e6)
+
+    def silent(self, now: float, seconds: float) -> bool:
+        """Have answers been missing for so long?"""
+        wire = self.wire
+        return wire is None or (bool(wire.waiting) and now - wire.heard > seconds)
+
+    def key_text(self, room: Room[Any], index: int) -> str:
+        return f"{self._options.key_prefix}:{index}:{room.name}"
+
+    # Hearing
+
+    def _pushed(self, push: list[Any]) -> None:
+        if push and push[0] == b"invalidate" and len(push) > 1:
+            if push[1] is None:
+                self._listener.flushed(self)
+            else:
+                for key in push[1]:
+                    self._listener.pushed(self, key)
+
+    def _watch(self) -> None:
+        """Look after the connection from time to time: answers that are missing for too long mean
+        that it is dead, whatever the kernel believes."""
+        self._struck = False
+        self._lag = self.now() - time.monotonic()
+        self._patrol = asyncio.get_running_loop().call_later(self._silence / 2, self._look)
+
+    def _look(self) -> None:
+        wire = self.wire
+        if wire is None:
+            return
+        lag = self.now() - time.monotonic()
+        if lag - self._lag > MAX_LAG:
+            self._listener.slept(self)
+        self._lag = lag
+        again = self._silence / 2
+        if wire.waiting and self.now() - wire.heard > self._silence:
+            # Not at the first look: the loop may have been blocked, and the answers unread.
+            if self._struck:
+                wire.abort(TimeoutError(f"no answer for {self._silence:g} s"))
+                return
+            self._struck = True
+            again = self._silence / 8
+        else:
+            self._struck = False
+        self._patrol = asyncio.get_running_loop().call_later(again, self._look)
+
+    # Closing
+
+    async def aclose(self) -> None:
+        """Send what there is, and close. Takes no longer than ``try_next_after`` for a server that hangs."""
+        self._closed = True
+        self._owed.clear()
+        for handle in (self._patrol, self._grace):
+            if handle is not None:
+                handle.cancel()
+        task, self._reconnecting = self._reconnecting, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        wire = self.wire
+        if wire is not None:
+            wire.close()
+            await asyncio.wait([wire.closed], timeout=self._options.try_next_after)
+            if not wire.closed.done():
+                wire.abort()
+                await wire.closed
+
+
+class _Release:
+    """The reply of a release that was owed, and that nobody waits for."""
+
+    __slots__ = ("_key", "_node", "_token")
+
+    def __init__(self, node: Node, key: bytes, token: bytes) -> None:
+        self._node = node
+        self._key = key
+        self._token = token
+
+    def reply(self, reply: Any) -> None: ...
+
+    def dropped(self) -> None:
+        self._node.owe(self._key, self._token)
+
+
+class _Time:
+    """The reply of TIME."""
+
+    __slots__ = ("_node", "_sent")
+
+    def __init__(self, node: Node, sent: float) -> None:
+        self._node = node
+        self._sent = sent
+
+    def reply(self, reply: Any) -> None:
+        self._node.observe_clock(self._sent, reply)
+
+    def dropped(self) -> None: ...

@@ -1,0 +1,146 @@
+"""The wire: an ``asyncio.Protocol`` over a socket that is already connected and speaks RESP3.
+
+Everything sent in one loop turn leaves in one ``write``. Replies come in the order of the commands;
+pushes come whenever the server likes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import hiredis
+
+_MORE = object()  # what the reader answers when it wants more bytes
+
+
+class Expects(Protocol):
+    """Something that waits for replies: queued once for each of them."""
+
+    def reply(self, reply: Any) -> None: ...
+    def dropped(self) -> None:
+        """The connection is gone; called once for each reply still expected."""
+
+
+class Call:
+    """One command of the connection's own, whose reply is awaited."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[Any] = loop.create_future()
+
+    def reply(self, reply: Any) -> None:
+        if not self.future.done():
+            self.future.set_result(reply)
+
+    def dropped(self) -> None:
+        if not self.future.done():
+            self.future.set_exception(ConnectionResetError("connection closed"))
+            self.future.exception()  # the caller may have stopped waiting
+
+
+class Wire(asyncio.Protocol):
+    """One connection. State: ``waiting`` (who expects the next replies) and ``_out`` (what leaves
+    at the end of this loop turn); both are empty once the connection is lost."""
+
+    def __init__(
+        self,
+        writer: asyncio.StreamWriter,
+        loop: asyncio.AbstractEventLoop,
+        clock: Callable[[], float],
+        *,
+        on_push: Callable[[list[Any]], None],
+        on_lost: Callable[[Wire, Exception | None], None],
+    ) -> None:
+        self._writer = writer  # kept: a forgotten one closes the transport
+        self._loop = loop
+        self._clock = clock
+        self._on_push = on_push
+        self._on_lost = on_lost
+        self._reader = hiredis.Reader(notEnoughData=_MORE)
+        self._out: list[bytes] = []
+        self._paused = False
+        self._flushing = False
+        self.problem: Exception | None = None  # why it was dropped from this side
+        self.waiting: deque[Expects] = deque()
+        self.heard = clock()  # when bytes came last, or were first waited for
+        self.closed = loop.create_future()
+        self._transport: asyncio.WriteTransport = writer.transport
+        self._transport.set_protocol(self)
+
+    def send(self, data: bytes, expects: Expects, replies: int, now: float) -> None:
+        """Send in this loop turn. ``expects`` gets that many replies, or ``dropped``."""
+        waiting = self.waiting
+        if not waiting:
+            self.heard = now
+        waiting.append(expects)
+        if replies > 1:
+            waiting.append(expects)
+            if replies > 2:
+                waiting.append(expects)
+        self._out.append(data)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def call(self, data: bytes) -> asyncio.Future[Any]:
+        """Send one command and await its reply. An error reply is returned, not raised."""
+        call = Call(self._loop)
+        self.send(data, call, 1, self._clock())
+        return call.future
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._out and not self._paused and not self._transport.is_closing():
+            data = b"".join(self._out)
+            self._out.clear()
+            self._transport.write(data)
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = self._clock()
+        reader = self._reader
+        waiting = self.waiting
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not _MORE:
+                if type(reply) is hiredis.PushNotification:
+                    self._on_push(reply)
+                elif waiting:
+                    waiting.popleft().reply(reply)
+                else:
+                    raise hiredis.ProtocolError("a reply that nobody asked for")
+        except hiredis.ProtocolError as error:
+            self.abort(error)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._flush()
+
+    def eof_received(self) -> bool:
+        return False  # close
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._out.clear()
+        waiting, self.waiting = self.waiting, deque()
+        self._on_lost(self, self.problem or exc)
+        for expects in waiting:
+            expects.dropped()
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def abort(self, problem: Exception | None = None) -> None:
+        """Drop the connection now; what was not sent is lost."""
+        self.problem = self.problem or problem
+        self._transport.abort()
+
+    def close(self) -> None:
+        """Send what there is, then close."""
+        self._flush()
+        self._transport.close()
+
