@@ -9,6 +9,7 @@ from contextvars import Context
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
+from .cancellation import Cancellation
 from .core.lease import Lease
 from .core.room import Room
 from .core.rules import LossReason
@@ -48,7 +49,7 @@ class LockScope:
 
     Invariants: ``_lease`` is set while the lock is held, as far as is known here; the three ways to
     end it are ``_on_lost``, ``_end`` by ``release`` or exit, and ``__del__``. The parent task is
-    cancelled at most once, never after ``_exiting``, and uncancelled as often.
+    never cancelled once ``_exiting`` is set, and is uncancelled as often as it was cancelled.
     """
 
     __slots__ = (
@@ -57,7 +58,7 @@ class LockScope:
         "_base_error",
         "_baseline",
         "_cancel_soon",
-        "_cancelled_parent",
+        "_cancellation",
         "_detail",
         "_errors",
         "_exiting",
@@ -69,6 +70,7 @@ class LockScope:
         "_reason",
         "_room",
         "_stopped",
+        "_stopping",
         "_tasks",
         "_tasks_done",
         "_unreleased",
@@ -90,7 +92,8 @@ class LockScope:
         self._aborting = False  # body and tasks are being cancelled
         self._failed = False  # ... because a task failed
         self._stopped = False  # ... because of cancel()
-        self._cancelled_parent = False
+        self._cancellation: Cancellation | None = None  # of the parent
+        self._stopping: list[Cancellation] | None = None  # of the tasks
         self._cancel_soon: asyncio.Handle | None = None
         self._tasks: set[asyncio.Task[Any]] | None = None
         self._tasks_done: asyncio.Future[None] | None = None
@@ -223,7 +226,7 @@ class LockScope:
         finally:
             if self._on_exit is not None and not self._on_exit.done():
                 self._on_exit.set_result(None)
-            self._errors = self._base_error = None  # no cycles through tracebacks
+            self._errors = self._base_error = self._stopping = None  # no cycles through tracebacks
 
     async def _exit(self, error: BaseException | None) -> bool:
         """The rules are those of ``asyncio.TaskGroup.__aexit__`` (Python 3.13), with two more causes
@@ -239,6 +242,9 @@ class LockScope:
             self._finish()
             return False
         cancelled = error if isinstance(error, asyncio.CancelledError) else None
+        cancellation = self._cancellation
+        if cancellation is not None:
+            cancellation.stop()
         if error is not None:
             self._abort()
         while self._tasks:
@@ -257,9 +263,10 @@ class LockScope:
             if self._keeper.lost_unnoticed(lease):
                 self._lost_unnoticed()
 
-        cancelling = parent.uncancel() if self._cancelled_parent else parent.cancelling()
-        outside_too = cancelling > self._baseline
-        if cancelled is not None and self._cancelled_parent:
+        for _ in range(cancellation.count if cancellation is not None else 0):
+            parent.uncancel()
+        outside_too = parent.cancelling() > self._baseline
+        if cancelled is not None and cancellation is not None:
             if not outside_too:
                 cancelled = None  # it was this scope's own
             else:
@@ -352,11 +359,11 @@ class LockScope:
 
     def _abort(self) -> None:
         """Cancel the tasks, and the body if it is still inside."""
-        self._aborting = True
-        for task in self._tasks or ():
-            if not task.done():
-                task.cancel()
-        if self._exiting or self._cancelled_parent or self._cancel_soon is not None:
+        if not self._aborting:
+            self._aborting = True
+            why = self._why_stopped()
+            self._stopping = [Cancellation(task, why) for task in self._tasks or ()]
+        if self._exiting or self._cancellation is not None or self._cancel_soon is not None:
             return
         if asyncio.current_task() is self._parent:
             # Cancelling oneself would strike at the first await after the block if the body has none left.
@@ -366,8 +373,12 @@ class LockScope:
 
     def _cancel_parent(self) -> None:
         assert self._parent is not None
-        self._cancelled_parent = True
-        self._parent.cancel()
+        self._cancellation = Cancellation(self._parent, self._why_stopped())
+
+    def _why_stopped(self) -> str:
+        if self._reason is not None:
+            return f"lock {self.name!r} was lost: {self._reason}"
+        return f"the block of lock {self.name!r} is being left"
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         assert self._tasks is not None and self._parent is not None

@@ -1,0 +1,91 @@
+"""Real servers for the tests, on both event loops, and a look at what every test leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from asynclock import Locker
+from asynclock.testing import KINDS, Server
+
+try:
+    import uvloop
+except ImportError:  # pragma: no cover - in the test extra, except where there is no uvloop
+    uvloop = None  # type: ignore[assignment]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--server",
+        default="valkey-9.1",
+        help=f"which server to test against: {', '.join(KINDS)}, or the path of a redis-server",
+    )
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
+    loops: dict[str, Callable[[], Any]] = {"asyncio": asyncio.new_event_loop}
+    if uvloop is not None:
+        loops["uvloop"] = uvloop.new_event_loop
+    return loops
+
+
+@pytest.fixture(scope="session")
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.config.getoption("--server"))
+
+
+@pytest.fixture(scope="session")
+def shared_server(kind: str) -> Iterator[Server]:
+    with Server(kind) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    """A running server without keys, shared by the tests that do it no harm."""
+    shared_server.execute("FLUSHALL")
+    return shared_server
+
+
+@pytest.fixture
+def own_server(kind: str) -> Iterator[Server]:
+    """A running server of the test's own: to stop, to kill, to restart."""
+    with Server(kind) as server:
+        yield server
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def nothing_left() -> AsyncIterator[None]:
+    """After every test: no task, and nothing that the loop complained about."""
+    loop = asyncio.get_running_loop()
+    complaints: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda loop, context: complaints.append(context))
+    before = asyncio.all_tasks()
+    yield
+    for _ in range(3):
+        await asyncio.sleep(0)
+    gc.collect()
+    await asyncio.sleep(0)
+    left = [task for task in asyncio.all_tasks() - before if not task.done() and task is not asyncio.current_task()]
+    assert not left, f"tasks left running: {left}"
+    assert not complaints, f"the event loop complained: {complaints}"
+
+
+@pytest_asyncio.fixture
+async def locker(server: Server) -> AsyncIterator[Locker]:
+    async with Locker(server.url) as locker:
+        yield locker
+
+
+@pytest_asyncio.fixture
+async def other(server: Server) -> AsyncIterator[Locker]:
+    """Another locker: to the server it is another client, as one in another process would be."""
+    async with Locker(server.url) as locker:
+        yield locker
+
+

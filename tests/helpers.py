@@ -1,0 +1,97 @@
+"""What several tests need: keys, waiting, and worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from asynclock import LockLostError, LockScope
+from asynclock.testing import Server
+
+
+def key(name: str, index: int = 0, prefix: str = "asynclock") -> str:
+    return f"{prefix}:{index}:{name}"
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    """Wait until the condition is true; fail after that many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not true within {seconds} s"
+        await asyncio.sleep(0.001)
+
+
+class Body:
+    """The body of a scope in a task of its own: when it was stopped, and what came out of the block."""
+
+    def __init__(self, scope: LockScope) -> None:
+        self.scope = scope
+        self.stopped: float | None = None
+        self.error: BaseException | None = None
+        self.task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            async with self.scope:
+                try:
+                    await asyncio.sleep(60)
+                finally:
+                    self.stopped = time.monotonic()
+        except LockLostError as error:
+            self.error = error
+
+    async def lost_within(self, seconds: float, since: float) -> LockLostError:
+        """The loss, and that the body heard of it within ``seconds`` of ``since``."""
+        await asyncio.wait_for(self.task, seconds + 5)
+        assert isinstance(self.error, LockLostError)
+        assert self.stopped is not None
+        assert self.stopped - since < seconds, f"told after {(self.stopped - since) * 1000:.1f} ms"
+        return self.error
+
+
+async def body(scope: LockScope) -> Body:
+    body = Body(scope)
+    await asyncio.sleep(0)
+    return body
+
+
+@contextlib.asynccontextmanager
+async def worker(server: Server, *arguments: str) -> AsyncIterator[Worker]:
+    """``tests/worker.py`` in a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(Path(__file__).parent / "worker.py"),
+        server.url,
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield Worker(process)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+class Worker:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+
+    async def event(self, seconds: float = 20.0) -> dict[str, Any]:
+        """The next thing that the worker tells. Times are ``time.monotonic()``, the same in every process."""
+        assert self.process.stdout is not None
+        line = await asyncio.wait_for(self.process.stdout.readline(), seconds)
+        assert line, "the worker ended"
+        event: dict[str, Any] = json.loads(line)
+        return event
+
+    def tell(self, word: str = "go") -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(word.encode() + b"\n")

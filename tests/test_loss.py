@@ -1,0 +1,313 @@
+"""While a scope is held: what ends it, how soon, and what does not. The loss table, line by line.
+
+Bounds are generous where the machine may be busy; the figures are measured in benchmarks/.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+
+from asynclock import Locker, LockLostError, LossReason
+from asynclock.testing import Proxy, Server
+from tests.helpers import body, key, until, worker
+
+# The table says 10 ms, and 1 to 2 ms are typical; two cores with other work need room.
+AT_ONCE = 0.1
+
+OUTSIDE: dict[str, tuple[Callable[[Server], object], set[str]]] = {
+    "deleted": (lambda server: server.execute("DEL", key("job")), {"deleted"}),
+    "unlinked": (lambda server: server.execute("UNLINK", key("job")), {"deleted"}),
+    "overwritten": (lambda server: server.execute("SET", key("job"), "mine"), {"overwritten"}),
+    "made a list": (
+        lambda server: (server.execute("DEL", key("job")), server.execute("LPUSH", key("job"), "x")),
+        {"deleted", "overwritten"},
+    ),
+    "expired at once": (lambda server: server.execute("PEXPIREAT", key("job"), "1"), {"deleted"}),
+    # Whether the key is seen before or after its last millisecond is a race.
+    "expired soon": (lambda server: server.execute("PEXPIRE", key("job"), "1"), {"expired", "deleted"}),
+    "flushed": (lambda server: server.execute("FLUSHALL"), {"flushed"}),
+    "db flushed": (lambda server: server.execute("FLUSHDB"), {"flushed"}),
+    "renamed": (lambda server: server.execute("RENAME", key("job"), "elsewhere"), {"deleted"}),
+}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("majority", [1, 2])
+@pytest.mark.parametrize("what", OUTSIDE)
+async def test_another_client_takes_it_away(server: Server, what: str, majority: int) -> None:
+    do, reasons = OUTSIDE[what]
+    async with Locker(server.url, key_majority=majority) as locker:
+        holding = await body(await locker.acquire("job"))
+        neighbour = await locker.acquire("another lock")
+        since = time.monotonic()
+        do(server)
+        if majority == 2 and "flushed" not in what:
+            await asyncio.sleep(0.05)
+            assert holding.scope.held  # one key of three is gone: a majority is left
+            since = time.monotonic()
+            command = {"overwritten": ("SET", key("job", 1), "mine")}.get(what, ("DEL", key("job", 1)))
+            server.execute(*command)
+            reasons = {"overwritten"} if what == "overwritten" else {"deleted"}
+        error = await holding.lost_within(AT_ONCE, since)
+        assert neighbour.held is ("flushed" not in what)
+        await neighbour.release()
+    assert error.reason in reasons
+    assert error.name == "job"
+    assert "job" in str(error)
+    assert holding.scope.lost_reason == error.reason
+
+
+@pytest.mark.asyncio
+async def test_expired_later_is_lost_before_the_key_expires(locker: Locker, server: Server) -> None:
+    holding = await body(await locker.acquire("job"))
+    since = time.monotonic()
+    server.execute("PEXPIRE", key("job"), "300")
+    await until(lambda: holding.scope.remaining() < 0.3)
+    error = await holding.lost_within(0.3, since)
+    assert error.reason == "expired"
+
+
+@pytest.mark.asyncio
+async def test_forced_take_over_from_this_process(locker: Locker, other: Locker, server: Server) -> None:
+    for taker in (locker, other):
+        holding = await body(await locker.acquire("job"))
+        since = time.monotonic()
+        taken = await taker.force_acquire("job")
+        error = await holding.lost_within(AT_ONCE, since)
+        assert error.reason is LossReason.TAKEN_OVER
+        assert taken.held
+        await asyncio.sleep(0.05)
+        assert taken.held  # the loser's release does not touch it
+        await taken.release()
+        assert server.execute("EXISTS", key("job")) == 0
+
+
+@pytest.mark.asyncio
+async def test_forced_take_over_from_another_process(locker: Locker, server: Server) -> None:
+    holding = await body(await locker.acquire("job"))
+    async with worker(server, "5", "force", "job") as taker:
+        taken = await taker.event()
+        error = await holding.lost_within(AT_ONCE, taken["at"])
+    assert error.reason == "taken over"
+
+
+@pytest.mark.asyncio
+async def test_client_kill_loses_nothing(locker: Locker, server: Server) -> None:
+    holding = await body(await locker.acquire("job"))
+    for _ in range(3):
+        server.execute("CLIENT", "KILL", "TYPE", "normal")
+        await asyncio.sleep(0.1)
+        assert holding.scope.held
+    server.execute("DEL", key("job"))  # and tracking is on again
+    error = await holding.lost_within(AT_ONCE, time.monotonic())
+    assert error.reason == "deleted"
+
+
+@pytest.mark.asyncio
+async def test_reset_by_a_proxy_loses_nothing(server: Server) -> None:
+    async with Proxy(server.port) as proxy, Locker(proxy.url) as locker:
+        holding = await body(await locker.acquire("job"))
+        for drop in (proxy.reset, proxy.cut, proxy.reset):
+            drop()
+            await asyncio.sleep(0.1)
+            assert holding.scope.held
+        server.execute("SET", key("job"), "mine")
+        error = await holding.lost_within(AT_ONCE, time.monotonic())
+        assert error.reason == "overwritten"
+
+
+@pytest.mark.asyncio
+async def test_key_deleted_while_disconnected_is_found_at_the_reconnect(server: Server) -> None:
+    async with Proxy(server.port) as proxy, Locker(proxy.url, disconnect_grace=2.0) as locker:
+        holding = await body(await locker.acquire("job"))
+        proxy.refuse()
+        proxy.reset()
+        await asyncio.sleep(0.1)
+        assert holding.scope.held  # within the grace
+        server.execute("DEL", key("job"))
+        proxy.accept()
+        error = await holding.lost_within(1.5, time.monotonic())
+        assert error.reason == "forgotten"
+
+
+@pytest.mark.asyncio
+async def test_the_only_server_is_killed(own_server: Server) -> None:
+    async with Locker(own_server.url) as locker:
+        holding = await body(await locker.acquire("job"))
+        since = time.monotonic()
+        own_server.kill()
+        error = await holding.lost_within(0.1 + AT_ONCE, since)  # the table's 100 ms, and some for the machine
+        assert error.reason == "disconnected"
+        assert "cannot be reached" in str(error)
+
+
+@pytest.mark.asyncio
+async def test_disconnect_grace_ends_at_its_time_and_never_after_the_deadline(own_server: Server) -> None:
+    async with (
+        Locker(own_server.url, disconnect_grace=0.3) as patient,
+        Locker(own_server.url, disconnect_grace=60, key_validity=1.0) as stubborn,
+    ):
+        graced, ending = await body(await patient.acquire("a")), await body(await stubborn.acquire("b"))
+        left = ending.scope.remaining()
+        since = time.monotonic()
+        own_server.kill()
+        error = await graced.lost_within(0.3 + AT_ONCE, since)
+        assert error.reason == "disconnected"
+        assert time.monotonic() - since > 0.25
+        error = await ending.lost_within(left + AT_ONCE, since)
+        assert error.reason == "expired"
+
+
+@pytest.mark.asyncio
+async def test_the_server_restarts_empty_before_the_reconnect(own_server: Server) -> None:
+    async with Proxy(own_server.port) as proxy, Locker(proxy.url, disconnect_grace=4.0) as locker:
+        holding = await body(await locker.acquire("job"))
+        proxy.refuse()
+        own_server.kill()
+        own_server.start()
+        proxy.accept()
+        error = await holding.lost_within(1.5, time.monotonic())  # the next reconnect is at most a second away
+        assert error.reason == "forgotten"
+        again = await locker.acquire("job", timeout=2)
+        assert again.held
+        await again.release()
+
+
+@pytest.mark.asyncio
+async def test_the_server_restarts_with_its_keys_within_the_grace(kind: str) -> None:
+    with Server(kind, persist=True) as server:
+        async with Locker(server.url, disconnect_grace=4.0) as locker:
+            holding = await body(await locker.acquire("job"))
+            server.kill()
+            server.start()
+            await until(lambda: "asynclock" in str(server.execute("CLIENT", "LIST")), 3)
+            await asyncio.sleep(0.1)
+            assert holding.scope.held
+            server.execute("DEL", key("job"))
+            error = await holding.lost_within(AT_ONCE, time.monotonic())
+            assert error.reason == "deleted"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("validity", [0.5, 2.0])
+async def test_the_server_hangs(own_server: Server, validity: float) -> None:
+    async with Locker(own_server.url, key_validity=validity) as locker:
+        scope = await locker.acquire("job")
+        holding = await body(scope)
+        # What the server promised is the bound: its own expiry, seen before it was stopped.
+        ttl = own_server.execute("PTTL", key("job"))
+        assert isinstance(ttl, int)
+        expiry = time.monotonic() + ttl / 1000
+        own_server.pause()
+        await asyncio.wait_for(holding.task, validity + 5)
+        assert holding.stopped is not None
+        assert holding.stopped < expiry
+        assert isinstance(holding.error, LockLostError)
+        assert holding.error.reason == "expired"
+        own_server.resume()
+
+
+@pytest.mark.asyncio
+async def test_the_loop_is_blocked_past_the_validity(locker: Locker, server: Server) -> None:
+    async with Locker(server.url, key_validity=0.3) as locker:
+        went_on = False
+        with pytest.raises(LockLostError) as caught:
+            async with locker.with_context("job") as scope:
+                time.sleep(0.4)  # noqa: ASYNC251  # blocking is the point
+                with pytest.raises(LockLostError):
+                    scope.check()
+                assert not scope.held
+                assert scope.remaining() == 0.0
+                await asyncio.sleep(1)
+                went_on = True
+        assert not went_on
+        assert caught.value.reason == "expired"
+
+
+@pytest.mark.asyncio
+async def test_the_loop_is_blocked_and_the_body_does_not_check(server: Server) -> None:
+    async with Locker(server.url, key_validity=0.3) as locker:
+        stopped = 0.0
+        with pytest.raises(LockLostError):
+            async with locker.with_context("job"):
+                time.sleep(0.4)  # noqa: ASYNC251
+                since = time.monotonic()
+                try:
+                    await asyncio.sleep(5)
+                finally:
+                    stopped = time.monotonic() - since
+        assert stopped < AT_ONCE
+        with pytest.raises(LockLostError):  # a body that awaits nothing after it hears at the end
+            async with locker.with_context("job"):
+                time.sleep(0.4)  # noqa: ASYNC251
+
+
+@pytest.mark.asyncio
+async def test_close_loses_everything(server: Server) -> None:
+    locker = Locker(server.url)
+    holding = await body(await locker.acquire("job"))
+    by_hand = await locker.acquire("by hand")
+    waiting = asyncio.create_task(by_hand.wait_lost())
+    await asyncio.sleep(0)
+    since = time.monotonic()
+    await locker.aclose()
+    error = await holding.lost_within(AT_ONCE, since)
+    assert error.reason == "closed"
+    assert by_hand.lost_reason == "closed"
+    assert await waiting == "closed"
+    assert server.execute("KEYS", "*") == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.slow
+@pytest.mark.parametrize("caching", [True, False])
+async def test_nothing_happens_for_ten_validities(server: Server, caching: bool) -> None:
+    async with Locker(server.url, key_validity=0.4, client_side_caching=caching) as locker:
+        scope = await locker.acquire("job")
+        value = server.execute("GET", key("job"))
+        end = time.monotonic() + 4.0
+        while time.monotonic() < end:
+            assert server.execute("GET", key("job")) == value
+            assert scope.held
+            assert 0 < scope.remaining() < 0.4
+            await asyncio.sleep(0.02)
+        await scope.release()
+
+
+@pytest.mark.asyncio
+async def test_without_caching_the_next_extension_finds_it(server: Server) -> None:
+    async with Locker(server.url, key_validity=0.6, client_side_caching=False) as locker:
+        holding = await body(await locker.acquire("job"))
+        since = time.monotonic()
+        server.execute("DEL", key("job"))
+        error = await holding.lost_within(0.3 + AT_ONCE, since)
+        assert error.reason == "deleted"
+
+
+@pytest.mark.asyncio
+async def test_a_loss_just_before_the_release_is_told(server: Server) -> None:
+    """Without a push in time, the release itself finds that the key was somebody else's."""
+    async with Proxy(server.port) as proxy, Locker(proxy.url) as locker:
+        proxy.swallow_pushes = True
+        with pytest.raises(LockLostError, match="when it was released"):
+            async with locker.with_context("job"):
+                server.execute("SET", key("job"), "mine")
+        assert server.execute("GET", key("job")) == b"mine"
+
+
+@pytest.mark.asyncio
+async def test_after_a_loss_the_exit_asks_no_server(own_server: Server) -> None:
+    async with Locker(own_server.url) as locker:
+        holding = await body(await locker.acquire("job"))
+        own_server.execute("DEL", key("job"))
+        await until(lambda: holding.stopped)
+        assert holding.stopped is not None
+        own_server.pause()
+        since = time.monotonic()
+        await asyncio.wait([holding.task])
+        assert time.monotonic() - since < 0.02
+        own_server.resume()
