@@ -1,9 +1,9 @@
 """asynclock: a distributed lock for asyncio services on Redis and Valkey that tells its holder of a loss.
 
-    async with Locker("redis://127.0.0.1:6379") as locker:
-        async with locker.with_context("my_lock") as scope:
-            scope.create_task(heartbeat())
-            await do_something()
+async with Locker("redis://127.0.0.1:6379") as locker:
+    async with locker.with_context("my_lock") as scope:
+        scope.create_task(heartbeat())
+        await do_something()
 """
 
 from ._version import __version__

@@ -102,5 +102,9 @@ class ServerError(AsyncLockError):
         self.problem = problem
         self.lasting = lasting
 
+    def again(self) -> ServerError:
+        """The same error, to be raised somewhere else."""
+        return ServerError(self.server, self.problem, lasting=self.lasting)
+
     def __str__(self) -> str:
         return f"{self.server}: {self.problem}"

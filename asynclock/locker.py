@@ -21,7 +21,6 @@ from .errors import (
     AcquireTimeoutError,
     ConfigurationError,
     LockerClosedError,
-    LockLostError,
     NotLockedError,
     ServerError,
 )
@@ -149,14 +148,17 @@ class Locker:
         self._loop: asyncio.AbstractEventLoop | None = None  # set once, by the first use
         self._opening: asyncio.Task[None] | None = None
         self._open = False
-        self._closed: asyncio.Future[None] | None = None  # set by aclose, done when it is through
+        self._closing: asyncio.Task[None] | None = None  # set by aclose, done when it is through
+        self._hurry: asyncio.Future[None]
         self._forked = False
-        self._settling: deque[tuple[float, asyncio.Future[None], Lease]] = deque()  # ordered: the wait is always as long
+        self._settling: deque[tuple[float, asyncio.Future[None], Lease]] = (
+            deque()
+        )  # ordered: the wait is always as long
         self._settling_timer: asyncio.TimerHandle | None = None
         _lockers.add(self)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "open" if self._open else "new"
+        state = "closed" if self._closing else "open" if self._open else "new"
         return f"<Locker {self._where()} {state}>"
 
     @property
@@ -211,7 +213,7 @@ class Locker:
     ) -> LockScope:
         check_name(name)
         until = NEVER if timeout is None else self.now() + timeout
-        if not self._open or self._closed is not None or self._forked or asyncio.get_running_loop() is not self._loop:
+        if not self._open or self._closing is not None or self._forked or asyncio.get_running_loop() is not self._loop:
             try:
                 async with asyncio.timeout(timeout):
                     await self._ready()
@@ -230,15 +232,19 @@ class Locker:
             enter(room, waiter, now)
             try:
                 await waiter.future
-            except asyncio.CancelledError:
-                # At any point: before, while or after the lock was granted. Give back what there is.
-                await self._leave(waiter)
+            except BaseException as error:
+                # Cancelled, before, while or after the lock was granted: give back what there is.
+                # Or the coroutine is being closed (GeneratorExit), and nothing can be awaited.
+                lease = self._leave(waiter)
+                if lease is not None and isinstance(error, asyncio.CancelledError):
+                    await self.wait_settled(lease)
                 raise
             finally:
                 if timer is not None:
                     timer.cancel()
             if waiter.error is not None:
-                await self._leave(waiter)
+                if waiter.lease is not None and (cancelled := await self.wait_settled(waiter.lease)) is not None:
+                    raise cancelled
                 raise waiter.error
             lease = waiter.lease
             assert lease is not None
@@ -249,24 +255,26 @@ class Locker:
                 lease.owner = weakref.ref(scope)
                 return scope
             # Lost between being granted and getting here: it never was this caller's. Again.
-            if self._closed is not None:
+            if self._closing is not None:
                 raise self._closed_error()
 
     def _timed_out(self, waiter: Waiter, timeout: float) -> None:
         if not waiter.future.done():
             waiter.error = AcquireTimeoutError(waiter.room.name, timeout, self._why_not(waiter.room))
+            waiter.error.__cause__ = self._unreachable()  # for those who treat an outage differently
             waiter.lease = waiter.room.leave(waiter, self.now())
             waiter.done()
 
-    async def _leave(self, waiter: Waiter) -> None:
-        """Wait no longer, and leave nothing behind."""
+    def _leave(self, waiter: Waiter) -> Lease | None:
+        """Wait no longer, and leave nothing behind. Returns the lease whose release was sent, if any."""
         room, lease = waiter.room, waiter.lease
+        if self._forked:
+            return None
         if lease is None:
             lease = room.leave(waiter, self.now())
         elif lease is room.holder:
             room.release(lease, self.now())
-        if lease is not None and lease.done:
-            await self.wait_settled(lease)
+        return lease if lease is not None and lease.done else None
 
     def _room(self, name: str) -> Room[Waiter]:
         raw = name.encode()
@@ -294,7 +302,7 @@ class Locker:
         loop = asyncio.get_running_loop()
         if self._forked:
             raise ConfigurationError(f"{self!r} was made before a fork; make a new Locker in the child process")
-        if self._closed is not None:
+        if self._closing is not None:
             raise self._closed_error()
         if self._loop is not None and self._loop is not loop:
             raise ConfigurationError(f"{self!r} belongs to another event loop; make a Locker for each")
@@ -327,39 +335,46 @@ class Locker:
 
         Waits for the blocks of the scopes to be left, as long as their locks would have lasted, so
         that nobody else gets a lock while its work is still being stopped; not for the block that
-        it is called in. Does nothing on a locker that is closed.
+        it is called in. Cancelled, it hurries, and still closes. Does nothing on a closed locker.
         """
         if self._forked:
             return
         loop = asyncio.get_running_loop()
-        if self._closed is not None:
-            await asyncio.shield(self._closed)
-            return
         if self._loop is not None and self._loop is not loop:
             raise ConfigurationError(f"{self!r} belongs to another event loop; close it there")
-        self._closed = closed = loop.create_future()
+        if self._closing is None:
+            self._hurry = loop.create_future()
+            self._closing = loop.create_task(self._close(asyncio.current_task()), name=f"asynclock closing {self!r}")
+        cancelled = None
+        while not self._closing.done():
+            try:
+                await asyncio.wait([self._closing])
+            except asyncio.CancelledError as error:
+                cancelled = error
+                if not self._hurry.done():
+                    self._hurry.set_result(None)
+        if cancelled is not None:
+            raise cancelled
+        self._closing.result()
+
+    async def _close(self, caller: asyncio.Task[Any] | None) -> None:
         try:
             if self._opening is not None:
-                opening = self._opening
-                opening.cancel()
-                await asyncio.wait([opening])
-            await self._close_rooms()
+                self._opening.cancel()
+                await asyncio.wait([self._opening])
+            await self._close_rooms(caller)
         finally:
-            try:
-                for node in self._topology.nodes:
-                    await node.aclose()
-                if self._own_client:
-                    await self._client.aclose()
-            finally:
-                self._open = False
-                if self._settling_timer is not None:
-                    self._settling_timer.cancel()
-                closed.set_result(None)
+            for node in self._topology.nodes:
+                await node.aclose()
+            if self._own_client:
+                await self._client.aclose()
+            self._open = False
+            if self._settling_timer is not None:
+                self._settling_timer.cancel()
 
-    async def _close_rooms(self) -> None:
+    async def _close_rooms(self, caller: asyncio.Task[Any] | None) -> None:
         leases: list[tuple[Room[Waiter], Lease]] = []
         exits: dict[asyncio.Future[None], float] = {}
-        current = asyncio.current_task()
         for room in list(self._rooms.values()):
             lease = room.holder
             scope = lease.owner() if lease is not None and lease.owner is not None else None
@@ -368,16 +383,15 @@ class Locker:
                 waiter.done()
             if lease is not None:
                 leases.append((room, lease))
-                if scope is not None and (left := scope._left(current)) is not None:
+                if scope is not None and (left := scope._left(caller)) is not None:
                     exits[left] = lease.deadline
-        try:
-            while exits:
-                _, waiting = await asyncio.wait(exits, timeout=max(0.0, min(exits.values()) - self.now()))
-                now = self.now()
-                exits = {left: until for left, until in exits.items() if left in waiting and until > now}
-        finally:
-            for room, lease in leases:
-                self.give_back(room, lease)
+        while exits and not self._hurry.done():
+            timeout = max(0.0, min(exits.values()) - self.now())
+            await asyncio.wait([*exits, self._hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            now = self.now()
+            exits = {left: until for left, until in exits.items() if not left.done() and until > now}
+        for room, lease in leases:
+            self.give_back(room, lease)
         for _, lease in leases:
             await self.wait_settled(lease)
 
@@ -421,6 +435,7 @@ class Locker:
             except asyncio.CancelledError as error:
                 # The release is on its way; what is left of the wait is short and bounded.
                 cancelled = error
+        lease.settled = None
         return cancelled
 
     def _settle(self) -> None:
@@ -480,20 +495,23 @@ class Locker:
         waiter.done()
 
     def failed(self, waiter: Waiter, error: Exception | None) -> None:
-        waiter.error = error or ServerError(self._where(), self._unreachable() or "the connection was lost; try again")
+        if isinstance(error, ServerError):
+            waiter.error = error.again()  # each waiter raises one of its own
+        else:
+            waiter.error = self._unreachable() or ServerError(self._where(), "the connection was lost, try again")
         waiter.done()
 
     def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None:
         scope: LockScope | None = lease.owner() if lease.owner is not None else None
         if scope is None:
             return
-        where = self._where() if index is None else self._topology.route[index].label
-        detail = "" if index is None else f"key {self._prefixes[index].decode()}{scope.name} on "
-        detail += where
+        detail = ""
         if reason in (LossReason.EXPIRED, LossReason.DISCONNECTED):
-            why = lease.error or self._unreachable()
-            detail += f": {why}" if why else ""
-        scope._on_lost(reason, "" if reason is LossReason.CLOSED else detail)
+            detail = str(lease.error or self._unreachable() or self._where())
+        elif reason is not LossReason.CLOSED:
+            where = self._where() if index is None else self._topology.route[index].label
+            detail = f"key {self._prefixes[index or 0].decode()}{scope.name} on {where}"
+        scope._on_lost(reason, detail)
 
     def settled(self, lease: Lease) -> None:
         future = lease.settled
@@ -542,15 +560,18 @@ class Locker:
     def _where(self) -> str:
         return ", ".join(node.label for node in self._topology.nodes)
 
-    def _unreachable(self) -> str:
-        return "; ".join(
-            str(node.problem or f"{node.label}: not connected") for node in self._topology.nodes if node.wire is None
-        )
+    def _unreachable(self) -> ServerError | None:
+        """What is wrong with a server that there is no connection to, if there is one."""
+        for node in self._topology.nodes:
+            if node.wire is None:
+                problem = node.problem or ServerError(node.label, "disconnected, and being reconnected")
+                return problem.again()
+        return None
 
     def _why_not(self, room: Room[Waiter]) -> str:
         unreachable = self._unreachable()
-        if unreachable:
-            return f"the server cannot be reached: {unreachable}"
+        if unreachable is not None:
+            return str(unreachable)
         if room.holder is not None:
             return "this process holds it"
         if room.contended or room.attempt is None:

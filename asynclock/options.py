@@ -119,7 +119,7 @@ def check_name(name: object) -> bytes:
         raise ConfigurationError(f"a lock's name must be a string, not {type(name).__name__}: {name!r:.80}")
     if not name:
         raise ConfigurationError("a lock's name must not be empty")
-    raw = encoded(name, "the lock's name")
+    raw = encoded(name, "name")
     if len(raw) > MAX_NAME:
         raise ConfigurationError(f"a lock's name must have at most {MAX_NAME} bytes, not {len(raw)}: {name!r:.80}")
     return raw
@@ -139,7 +139,7 @@ def encoded(text: str, what: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise ConfigurationError(f"{what} must be valid Unicode (no lone surrogates): {text!r:.80}") from None
+        raise _wrong(what, text[:80], "must be valid Unicode, without lone surrogates") from None
 
 
 def _wrong(option: str, value: object, rule: str) -> ConfigurationError:

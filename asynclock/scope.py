@@ -220,7 +220,7 @@ class LockScope:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    ) -> bool | None:
         try:
             return await self._exit(error)
         finally:
@@ -411,8 +411,7 @@ class LockScope:
         if lease is not None:
             self._keeper.dropped(self._room, lease)
             warnings.warn(
-                f"the scope of lock {self.name!r} was forgotten without release; "
-                "use 'async with', or call release()",
+                f"the scope of lock {self.name!r} was forgotten without release; use 'async with', or call release()",
                 ResourceWarning,
                 source=self,
                 stacklevel=2,
@@ -439,6 +438,6 @@ class ScopeContext:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    ) -> bool | None:
         assert self._scope is not None
         return await self._scope.__aexit__(kind, error, traceback)

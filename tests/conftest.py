@@ -87,5 +87,3 @@ async def other(server: Server) -> AsyncIterator[Locker]:
     """Another locker: to the server it is another client, as one in another process would be."""
     async with Locker(server.url) as locker:
         yield locker
-
-

@@ -24,7 +24,9 @@ class Tokens:
 
     def next(self, *, forced: bool = False) -> bytes:
         self._count += 1
-        return b"%bf:%b:%x" % (_MAGIC, self._id, self._count) if forced else b"%bn:%b:%x" % (_MAGIC, self._id, self._count)
+        return (
+            b"%bf:%b:%x" % (_MAGIC, self._id, self._count) if forced else b"%bn:%b:%x" % (_MAGIC, self._id, self._count)
+        )
 
 
 class Lease:

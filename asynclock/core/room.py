@@ -190,7 +190,15 @@ class Room(Generic[W]):
     # What the servers say
 
     def answered(
-        self, lease: Lease, index: int, ask: Ask, sent: float, ok: bool, found: bytes | None, ttl: int | None, now: float
+        self,
+        lease: Lease,
+        index: int,
+        ask: Ask,
+        sent: float,
+        ok: bool,
+        found: bytes | None,
+        ttl: int | None,
+        now: float,
     ) -> None:
         """An answer. ``ok``: the command did what it was to do; ``found``: what is in the key after
         it; ``ttl``: milliseconds that the key has left, -1 for no end, -2 for no key, None for not asked."""

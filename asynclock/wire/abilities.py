@@ -19,7 +19,9 @@ Ask = Callable[[bytes], Awaitable[Any]]
 NOLOOP_SINCE = (7, 0, 5)  # before it, redis/redis#11052: NOLOOP did not keep own writes silent reliably
 
 
-async def learn(server: str, ask: Ask, options: Options, clock: ServerClock, now: Callable[[], float]) -> Abilities:
+async def learn(
+    server: str, ask: Ask, options: Options, clock: ServerClock, now: Callable[[], float], client_name: str | None
+) -> Abilities:
     """Ask a connected server what it is, switch tracking on, and try every command.
 
     :raises ServerError: a permission is missing, the server is read-only, loading, or of a kind
@@ -37,7 +39,9 @@ async def learn(server: str, ask: Ask, options: Options, clock: ServerClock, now
         version = tuple(int(part) for part in about[b"version"].decode().split(".")[:3])
         clock.observe(sent, int(time[0]) + int(time[1]) / 1e6)
     except (AttributeError, KeyError, ValueError, TypeError, IndexError):
-        raise ServerError(server, f"not a Redis or Valkey server: HELLO answered {hello!r:.200}", lasting=True) from None
+        raise ServerError(
+            server, f"not a Redis or Valkey server: HELLO answered {hello!r:.200}", lasting=True
+        ) from None
     if mode != "standalone":
         raise ServerError(server, f"runs in {mode} mode, which this version does not support yet", lasting=True)
 
@@ -58,6 +62,8 @@ async def learn(server: str, ask: Ask, options: Options, clock: ServerClock, now
     if options.client_side_caching:
         tracking = [b"CLIENT", b"TRACKING", b"ON", *([b"NOLOOP"] if noloop else [])]
         probes = {"CLIENT TRACKING": packed(*tracking), **probes}
+    if client_name is not None:
+        probes["CLIENT SETNAME"] = packed(b"CLIENT", b"SETNAME", client_name.encode())  # a courtesy, may be refused
     replies = await _all(ask, probes)
 
     for must in ("CLIENT TRACKING", "GET", "PTTL", "SET"):

@@ -77,7 +77,8 @@ class Door:
             raise ConfigurationError(f"protocol={protocol}: this version needs RESP3; leave protocol out, or say 3")
         kwargs["protocol"] = 3
         kwargs["retry"] = Retry(NoBackoff(), 0)  # reconnecting has its own pace here
-        kwargs["client_name"] = kwargs.get("client_name") or f"asynclock-{_version.__version__}"
+        # Given by the user, it must be accepted; the default is set where that is allowed (learn).
+        self.client_name = None if kwargs.get("client_name") else f"asynclock-{_version.__version__}"
         self._class = pool.connection_class
         self._kwargs = kwargs
         self._timeout: float = kwargs.get("socket_connect_timeout") or CONNECT_TIMEOUT
@@ -124,9 +125,11 @@ class Door:
         if isinstance(error, ResponseError) and not isinstance(error, RedisConnectionError):
             if "unknown command" in text.lower():
                 return ServerError(
-                    self.label, f"too old, or HELLO is disabled: asynclock needs Redis 6.0 or Valkey ({text})", lasting=True
+                    self.label,
+                    f"too old, or HELLO is disabled: asynclock needs Redis 6.0 or Valkey ({text})",
+                    lasting=True,
                 )
             return ServerError(self.label, f"refused: {text}", lasting=True)
         if "protocol error" in text.lower() or "invalid resp" in text.lower():
             return ServerError(self.label, f"does not speak the Redis protocol: {text}", lasting=True)
-        return ServerError(self.label, f"cannot be reached: {text or type(error).__name__}; is it running?")
+        return ServerError(self.label, f"cannot be reached, is it running? {text or type(error).__name__}")

@@ -142,7 +142,9 @@ class Node:
         wire = Wire(writer, loop, self.now, on_push=self._pushed, on_lost=self._lost)
         try:
             async with asyncio.timeout(self._door.timeout):
-                self.abilities = await learn(self.label, wire.call, self._options, self._clock, self.now)
+                self.abilities = await learn(
+                    self.label, wire.call, self._options, self._clock, self.now, self._door.client_name
+                )
         except BaseException as error:
             wire.abort()
             if isinstance(error, TimeoutError):

@@ -143,4 +143,3 @@ class Wire(asyncio.Protocol):
         """Send what there is, then close."""
         self._flush()
         self._transport.close()
-

@@ -1,0 +1,417 @@
+"""Bad input: each gets a clear error from the errors table, at once, and leaves nothing running."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import redis.asyncio as redis
+
+from asynclock import AcquireTimeoutError, AsyncLockError, ConfigurationError, Locker, LockerClosedError, ServerError
+from asynclock.testing import Server
+from tests.helpers import key
+
+URL = "redis://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("key_prefix", ""),
+        ("key_prefix", None),
+        ("key_prefix", "\ud800"),
+        ("key_validity", 0),
+        ("key_validity", -1),
+        ("key_validity", 0.001),
+        ("key_validity", "5"),
+        ("key_validity", True),
+        ("key_validity", float("nan")),
+        ("key_validity", timedelta(0)),
+        ("extend_interval", 0),
+        ("extend_interval", 5),
+        ("extend_interval", 4.99),
+        ("extend_interval", 6.0),
+        ("try_next_after", 0),
+        ("try_next_after", -0.1),
+        ("key_majority", 0),
+        ("key_majority", 1.5),
+        ("disconnect_grace", -1),
+        ("disconnect_grace", float("inf")),
+        ("local_handoffs", -1),
+        ("local_handoffs", 2.5),
+        ("min_replicas", -1),
+        ("client_side_caching", None),
+        ("no_loop_tracking", 1),
+        ("fallback_setpx", "yes"),
+        ("restart_quarantine", 0),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_value_and_rule(option: str, value: object) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Locker(URL, **{option: value})  # type: ignore[arg-type]
+    assert f"{option}={value!r}" in str(caught.value)
+    assert "must be" in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_an_unknown_keyword_is_named_with_what_was_meant() -> None:
+    with pytest.raises(ConfigurationError, match=r"key_valdity=3.*did you mean 'key_validity'"):
+        Locker(URL, key_valdity=3)
+    with pytest.raises(ConfigurationError, match="unknown option zzz"):
+        Locker(URL, zzz=3)
+
+
+def test_options_take_timedeltas_and_have_gos_defaults() -> None:
+    locker = Locker(URL, key_validity=timedelta(seconds=3), extend_interval=timedelta(seconds=1))
+    assert (locker._options.key_validity, locker._options.extend_interval) == (3.0, 1.0)
+    options = Locker(URL)._options
+    assert (options.key_validity, options.extend_interval, options.try_next_after) == (5.0, 2.5, 0.02)
+    assert (options.key_prefix, options.key_majority, options.disconnect_grace) == ("asynclock", None, 0.0)
+    assert (options.client_side_caching, options.min_replicas, options.no_loop_tracking) == (True, 0, None)
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_an_even_number_of_servers(count: int) -> None:
+    with pytest.raises(ConfigurationError, match=f"servers: {count}.*odd"):
+        Locker([URL] * count)
+
+
+@pytest.mark.parametrize("servers", [None, 5, object(), ["redis://127.0.0.1", 5, "redis://127.0.0.1"]])
+def test_servers_that_are_none(servers: object) -> None:
+    with pytest.raises(ConfigurationError, match="servers"):
+        Locker(servers)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("url", ["", "127.0.0.1:6379", "http://127.0.0.1", "redis://:s3cret@127.0.0.1:x/0"])
+def test_a_url_that_is_none_keeps_its_secret(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="servers") as caught:
+        Locker(url)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("name", ["", None, 5, b"bytes", "\udcff", "x" * 70_000])
+async def test_a_name_that_is_none(name: Any, locker: Locker) -> None:
+    for call in (locker.acquire, locker.try_acquire, locker.force_acquire):
+        with pytest.raises(ConfigurationError, match="name"):
+            await call(name)
+    with pytest.raises(ConfigurationError, match="name"):
+        async with locker.with_context(name):
+            pytest.fail("no such lock")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("timeout", [-1, "1", float("nan"), True])
+async def test_a_timeout_that_is_none(timeout: Any, locker: Locker) -> None:
+    with pytest.raises(ConfigurationError, match="timeout="):
+        await locker.acquire("job", timeout=timeout)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("name", ["a:b", "0:x", "{tag}", "new\nline", "nul\0", "שלום", "🔒", " ", "*", "x" * 65_536])
+async def test_names_may_be_anything_else(name: str, locker: Locker, other: Locker, server: Server) -> None:
+    async with locker.with_context(name) as scope:
+        assert scope.name == name
+        assert server.execute("KEYS", "*") == [key(name).encode()]
+        waiting = asyncio.create_task(other.acquire(name))
+        await asyncio.sleep(0.02)
+        assert not waiting.done()
+    await (await asyncio.wait_for(waiting, 2)).release()
+    assert server.execute("DBSIZE") == 0
+
+
+# Servers
+
+
+async def refused(locker: Locker, *words: str, seconds: float = 2.0) -> ServerError:
+    """Both ways to connect fail alike, in time, with an error that says all of these words."""
+    since = time.monotonic()
+    with pytest.raises(ServerError) as caught:
+        await locker.acquire("job")
+    with pytest.raises(ServerError):
+        await locker.try_acquire("job")
+    with pytest.raises(ServerError):
+        async with locker:
+            pytest.fail("connected")
+    assert time.monotonic() - since < seconds
+    for word in words:
+        assert word.lower() in str(caught.value).lower(), str(caught.value)
+    with pytest.raises(LockerClosedError):
+        await locker.acquire("job")
+    return caught.value
+
+
+@pytest.mark.asyncio
+async def test_an_unreachable_server() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        error = await refused(Locker(f"redis://user:s3cret@127.0.0.1:{port}/2"), f"127.0.0.1:{port}/2", "running")
+        assert "s3cret" not in str(error)
+    await refused(Locker("redis://no-such-host.invalid"), "no-such-host.invalid", seconds=15)
+    await refused(Locker("unix:///no/such/socket"), "unix:/no/such/socket")
+
+
+@pytest.mark.asyncio
+async def test_a_wrong_password(kind: str) -> None:
+    with Server(kind, config={"requirepass": "right"}) as server:
+        port = server.port
+        error = await refused(Locker(f"redis://:wr0ng@127.0.0.1:{port}"), "password", str(port))
+        assert "wr0ng" not in str(error)
+        assert "wr0ng" not in repr(error)
+        await refused(Locker(f"redis://127.0.0.1:{port}"), "password", str(port))
+        async with Locker(f"redis://:right@127.0.0.1:{port}") as locker, locker.with_context("job") as scope:
+            assert scope.held
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("rights", "words"),
+    [
+        (("+@all", "-client|tracking", "~*"), ("CLIENT TRACKING", "client_side_caching=False")),
+        (("+@all", "-set", "~*"), ("permission", "SET")),
+        (("+@all", "-get", "~*"), ("permission", "GET")),
+        (("+@all", "-pttl", "~*"), ("permission", "PTTL")),
+        (("+@all", "-time", "~*"), ("permission", "TIME")),
+        (("+@all", "~elsewhere:*"), ("permission", "key")),
+    ],
+)
+async def test_a_missing_permission_says_which(
+    server: Server, kind: str, rights: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    if rights[1] == "-client|tracking" and kind == "redis-6.2":
+        # Subcommands can be taken away since 7.0; before, only a whole command.
+        rights = ("+@all", "-client", "~*")
+    server.execute("ACL", "SETUSER", "limited", "reset", "on", ">s3cret", *rights)
+    try:
+        error = await refused(Locker(f"redis://limited:s3cret@127.0.0.1:{server.port}"), *words)
+        assert "s3cret" not in str(error)
+    finally:
+        server.execute("ACL", "DELUSER", "limited")
+
+
+@pytest.mark.asyncio
+async def test_a_missing_permission_for_the_release_shows_at_connect(server: Server) -> None:
+    async with Locker(server.url) as locker:
+        (node,) = locker._topology.nodes
+        command = node.abilities.delete.decode()
+    server.execute("ACL", "SETUSER", "limited", "reset", "on", ">s3cret", "+@all", f"-{command.lower()}", "~*")
+    try:
+        await refused(Locker(f"redis://limited:s3cret@127.0.0.1:{server.port}"), "permission", command)
+    finally:
+        server.execute("ACL", "DELUSER", "limited")
+
+
+@pytest.mark.asyncio
+async def test_a_permission_for_some_keys_only(server: Server) -> None:
+    """The prefix is allowed, and nothing else: enough. A permission taken away later is told to whoever waits."""
+    server.execute("ACL", "SETUSER", "limited", "reset", "on", ">s3cret", "+@all", "~asynclock:*")
+    try:
+        async with Locker(f"redis://limited:s3cret@127.0.0.1:{server.port}") as locker:
+            async with locker.with_context("job") as scope:
+                assert scope.held
+            server.execute("ACL", "SETUSER", "limited", "-set")
+            with pytest.raises(ServerError, match=r"SET on key 'asynclock:0:job'.*NOPERM"):
+                await locker.acquire("job")
+            with pytest.raises(ServerError):
+                await locker.try_acquire("job")
+            with pytest.raises(ServerError):
+                await locker.force_acquire("job")
+    finally:
+        server.execute("ACL", "DELUSER", "limited")
+
+
+@pytest.mark.asyncio
+async def test_without_the_client_command_there_is_client_side_caching_false(server: Server) -> None:
+    server.execute("ACL", "SETUSER", "limited", "reset", "on", ">s3cret", "+@all", "-client", "~*")
+    try:
+        url = f"redis://limited:s3cret@127.0.0.1:{server.port}"
+        async with Locker(url, client_side_caching=False) as locker, locker.with_context("job") as scope:
+            assert scope.held
+    finally:
+        server.execute("ACL", "DELUSER", "limited")
+
+
+@pytest.mark.asyncio
+async def test_a_server_below_6(kind: str) -> None:
+    """What one below 6.0 says to HELLO, said by one that had it taken away."""
+    with Server(kind, config={"rename-command": 'HELLO ""'}) as server:
+        await refused(Locker(server.url), "too old", "6.0", str(server.port))
+
+
+@pytest.mark.asyncio
+async def test_a_read_only_replica(own_server: Server) -> None:
+    own_server.execute("REPLICAOF", "127.0.0.1", "1")
+    await refused(Locker(own_server.url), "read-only replica")
+
+
+@contextlib.asynccontextmanager
+async def says(answer: Callable[[bytes], bytes | None]) -> AsyncIterator[str]:
+    """Something that listens and is no Redis."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                reply = answer(data)
+                if reply is None:
+                    break
+                writer.write(reply)
+        except OSError:
+            pass  # the locker hung up
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await asyncio.sleep(0.01)
+
+
+HELLO = (
+    b"%7\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$5\r\n7.4.0\r\n$5\r\nproto\r\n:3\r\n$2\r\nid\r\n:4\r\n"
+    b"$4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\nmaster\r\n$7\r\nmodules\r\n*0\r\n"
+)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda data: b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        lambda data: b"\x00\xff garbage without an end",
+        lambda data: b"+OK\r\n" * 50,
+        lambda data: b"*1\r\n" * 200,
+        lambda data: None,
+        lambda data: HELLO if b"\r\n3\r\n" in data else b"?what\r\n",
+        lambda data: HELLO if b"\r\n3\r\n" in data else b"+fine\r\n" * (data.count(b"*")),
+        lambda data: HELLO if b"HELLO" in data else b"$-9\r\n",
+    ],
+    ids=["http", "bytes", "ok", "nested", "hangs up", "garbage later", "wrong types", "bad length"],
+)
+async def test_a_server_that_answers_garbage(answer: Callable[[bytes], bytes | None]) -> None:
+    async with says(answer) as url:
+        client = redis.Redis.from_url(url, socket_connect_timeout=0.3, socket_timeout=0.3)
+        await refused(Locker(client), "127.0.0.1", seconds=4)
+        await client.aclose()
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_says_nothing(own_server: Server) -> None:
+    own_server.pause()
+    locker = Locker(own_server.url + "?socket_connect_timeout=0.3")
+    since = time.monotonic()
+    with pytest.raises(AcquireTimeoutError):
+        await locker.acquire("job", timeout=0.1)
+    assert time.monotonic() - since < 0.3
+    await refused(locker, "no answer within 0.3 s", seconds=2)
+    own_server.resume()
+
+
+# Used where it was not made
+
+
+def test_another_event_loop(server: Server) -> None:
+    locker = Locker(server.url)
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        scope = first.run(locker.acquire("job"))
+        for call in (locker.acquire("other"), locker.try_acquire("other"), locker.aclose()):
+            with pytest.raises(ConfigurationError, match="another event loop"):
+                second.run(call)
+        assert scope.held
+        first.run(scope.release())
+        first.run(locker.aclose())
+
+
+def test_a_new_loop_after_one_that_could_not_connect() -> None:
+    locker = Locker(URL)
+    for _ in range(2):
+        with pytest.raises(ServerError):
+            asyncio.run(locker.acquire("job"))
+
+
+def test_after_a_fork(server: Server) -> None:
+    locker = Locker(server.url)
+
+    def child(locker: Locker, scope: Any, result: Any) -> None:
+        errors = []
+        for call in (lambda: locker.acquire("other"), lambda: locker.try_acquire("job")):
+            try:
+                asyncio.run(call())
+            except AsyncLockError as error:
+                errors.append(f"{type(error).__name__}: {error}")
+        asyncio.run(locker.aclose())
+        asyncio.run(scope.release())
+        result.send(errors)
+
+    async def main() -> list[str]:
+        scope = await locker.acquire("job")
+        receive, send = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(target=child, args=(locker, scope, send))
+        process.start()
+        while not receive.poll():
+            await asyncio.sleep(0.01)
+        errors: list[str] = receive.recv()
+        process.join()
+        scope.check()  # what the child did changed nothing here
+        assert server.execute("EXISTS", key("job")) == 1
+        await scope.release()
+        await locker.aclose()
+        return errors
+
+    if not hasattr(os, "fork"):
+        pytest.skip("this platform has no fork")
+    errors = asyncio.run(main())
+    assert len(errors) == 2
+    assert all(error.startswith("ConfigurationError") and "fork" in error for error in errors), errors
+
+
+@pytest.mark.asyncio
+async def test_a_closed_locker(server: Server) -> None:
+    locker = Locker(server.url)
+    async with locker:
+        waiting = asyncio.create_task(locker.acquire("held"))
+        held = await waiting
+        waiting = asyncio.create_task(locker.acquire("held"))
+        await asyncio.sleep(0.01)
+    with pytest.raises(LockerClosedError):
+        await waiting
+    assert held.lost_reason == "closed"
+    await locker.aclose()
+    for call in (locker.acquire, locker.try_acquire, locker.force_acquire):
+        with pytest.raises(LockerClosedError):
+            await call("job")
+    with pytest.raises(LockerClosedError):
+        async with locker:
+            pytest.fail("closed")
+
+
+@pytest.mark.asyncio
+async def test_no_secret_in_logs_and_reprs(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with Server(kind, config={"requirepass": "s3cret"}) as server:
+        async with Locker(f"redis://:s3cret@127.0.0.1:{server.port}", disconnect_grace=5) as locker:
+            scope = await locker.acquire("job")
+            value = server_value = await locker.client.get(key("job"))
+            server.kill()
+            await asyncio.sleep(0.1)
+            server.start()
+            with contextlib.suppress(AcquireTimeoutError):
+                await (await locker.acquire("other", timeout=2)).release()
+            texts = [repr(locker), str(locker), repr(scope), caplog.text]
+            await scope.release()
+    assert server_value
+    assert "reconnected" in caplog.text
+    for text in texts:
+        assert "s3cret" not in text
+        assert value.decode() not in text

@@ -1,0 +1,332 @@
+"""While a task waits: when it is woken, what it costs, and what it leaves behind. The waiting table, line by line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import statistics
+import time
+
+import pytest
+
+from asynclock import AcquireTimeoutError, Locker, LockLostError, NotLockedError
+from asynclock.testing import Proxy, Server
+from tests.helpers import body, key, until, worker
+
+
+@pytest.mark.asyncio
+async def test_acquires_at_once_when_a_holder_elsewhere_releases(locker: Locker, server: Server) -> None:
+    waits = []
+    async with worker(server, "5", "hold", "job") as holder:
+        await holder.event()
+        for _ in range(20):
+            waiting = asyncio.create_task(locker.acquire("job"))
+            await asyncio.sleep(0.02)
+            assert not waiting.done()
+            holder.tell()
+            released = await holder.event()
+            scope = await asyncio.wait_for(waiting, 2)
+            waits.append(time.monotonic() - released["at"])
+            holder.tell()
+            await scope.release()
+            await holder.event()
+    # The table says 2 ms at the median; seen here 0.1 to 0.3 ms before the worker's own line arrives.
+    assert statistics.median(waits) < 0.02, waits
+
+
+@pytest.mark.asyncio
+@pytest.mark.slow
+async def test_acquires_when_the_key_of_a_killed_holder_expires(server: Server) -> None:
+    late = []
+    async with Locker(server.url) as locker:
+        for _ in range(20):
+            async with worker(server, "0.5", "hold", "job") as holder:
+                await holder.event()
+                waiting = asyncio.create_task(locker.acquire("job"))
+                await asyncio.sleep(0.02)
+                holder.process.kill()
+                ttl = server.execute("PTTL", key("job"))
+                assert isinstance(ttl, int)
+                assert ttl > 0
+                expiry = time.monotonic() + ttl / 1000
+                scope = await asyncio.wait_for(waiting, 2)
+                late.append(time.monotonic() - expiry)
+                await scope.release()
+    # The table says within 20 ms, 20 times out of 20; twice that for a machine that does other things.
+    assert max(late) < 0.04, late
+    assert min(late) > -0.005, late
+
+
+@pytest.mark.asyncio
+async def test_a_lost_push_costs_the_ttl_at_most(server: Server, locker: Locker) -> None:
+    async with Proxy(server.port) as proxy, Locker(proxy.url) as deaf:
+        proxy.swallow_pushes = True
+        server.execute("SET", key("job"), "somebody", "PX", "700")
+        since = time.monotonic()
+        waiting = asyncio.create_task(deaf.acquire("job"))
+        await asyncio.sleep(0.1)
+        server.execute("DEL", key("job"))  # nobody hears of it
+        scope = await asyncio.wait_for(waiting, 5)
+        assert 0.5 < time.monotonic() - since < 0.7 + 0.1
+        await scope.release()
+
+
+@pytest.mark.asyncio
+async def test_a_key_without_expiry_is_looked_at_again(server: Server) -> None:
+    async with Proxy(server.port) as proxy, Locker(proxy.url, key_validity=0.4) as deaf:
+        proxy.swallow_pushes = True
+        server.execute("SET", key("job"), "somebody")
+        waiting = asyncio.create_task(deaf.acquire("job"))
+        await asyncio.sleep(0.05)
+        server.execute("DEL", key("job"))
+        scope = await asyncio.wait_for(waiting, 2)
+        await scope.release()
+
+
+@pytest.mark.asyncio
+async def test_a_dropped_connection_does_not_leave_a_waiter_behind(server: Server, locker: Locker) -> None:
+    async with Proxy(server.port) as proxy, Locker(proxy.url) as waiter:
+        scope = await locker.acquire("job")
+        waiting = asyncio.create_task(waiter.acquire("job"))
+        await asyncio.sleep(0.05)
+        proxy.refuse()
+        proxy.reset()
+        await scope.release()  # its push goes nowhere
+        proxy.accept()
+        taken = await asyncio.wait_for(waiting, 2)
+        await taken.release()
+
+
+@pytest.mark.asyncio
+async def test_a_silent_connection_is_given_up_and_made_again(server: Server) -> None:
+    """A connection that the network swallows: no reset, no answer."""
+    async with Proxy(server.port) as proxy, Locker(proxy.url, key_validity=1.2, extend_interval=0.4) as locker:
+        holding = await body(await locker.acquire("job"))
+        proxy.freeze()
+        await asyncio.sleep(0.3)
+        waiting = asyncio.create_task(locker.acquire("other"))
+        await until(lambda: holding.error, 3)
+        assert isinstance(holding.error, LockLostError)
+        proxy.thaw()
+        scope = await asyncio.wait_for(waiting, 5)
+        await scope.release()
+
+
+async def acquire_and_leave(locker: Locker, name: str, delay: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(delay), locker.with_context(name):
+            await asyncio.sleep(random.random() * 0.0002)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("majority", [1, 2])
+async def test_cancelled_at_any_point_leaves_no_key(server: Server, majority: int) -> None:
+    random.seed(majority)
+    async with Locker(server.url, key_majority=majority) as locker, Locker(server.url, key_majority=majority) as other:
+        left = 0
+        for round_ in range(1000):
+            delay = random.random() * 0.0006
+            if round_ % 2:
+                await acquire_and_leave(locker, "job", delay)
+            else:  # with somebody to contend with
+                await asyncio.gather(
+                    acquire_and_leave(locker, "job", delay),
+                    acquire_and_leave(other, "job", random.random() * 0.0006),
+                    acquire_and_leave(locker, "job", random.random() * 0.0006),
+                )
+            left += server.execute("DBSIZE") != 0
+        assert left == 0
+        scope = await locker.acquire("job", timeout=1)
+        await scope.release()
+
+
+@pytest.mark.asyncio
+async def test_timed_out_at_any_point_leaves_no_key(server: Server) -> None:
+    random.seed(3)
+    timeouts = acquired = 0
+    async with Locker(server.url) as locker:
+        for _ in range(1000):
+            try:
+                scope = await locker.acquire("job", timeout=random.random() * 0.0015)
+            except AcquireTimeoutError:
+                timeouts += 1
+            else:
+                acquired += 1
+                await scope.release()
+            assert server.execute("DBSIZE") == 0
+    # uvloop's timers count whole milliseconds: there the time is over at once or after a while.
+    assert timeouts > 10
+    assert acquired > 10
+
+
+@pytest.mark.asyncio
+async def test_cancelled_while_somebody_holds_it(server: Server, locker: Locker, other: Locker) -> None:
+    scope = await other.acquire("job")
+    value = server.execute("GET", key("job"))
+    for _ in range(200):
+        await acquire_and_leave(locker, "job", random.random() * 0.002)
+        assert server.execute("GET", key("job")) == value
+    await scope.release()
+    assert server.execute("DBSIZE") == 0
+
+
+@pytest.mark.asyncio
+async def test_a_thousand_waiters_are_one_contender(server: Server, own_server: Server) -> None:
+    async with Proxy(server.port) as proxy, Locker(proxy.url) as locker:
+        server.execute("SET", key("job"), "somebody", "PX", "1000")
+        waiting = [asyncio.create_task(locker.acquire("job")) for _ in range(1000)]
+        await asyncio.sleep(0.9)
+        asked = sum(proxy.commands[command] for command in ("SET", "GET", "PTTL", "EVAL"))
+        # Two attempts of two and three commands, besides what was tried at connect.
+        assert asked < 20, proxy.commands
+        server.execute("PEXPIRE", key("job"), "60000")  # a push: one more attempt
+        await asyncio.sleep(0.5)
+        asked_later = sum(proxy.commands[command] for command in ("SET", "GET", "PTTL", "EVAL"))
+        assert asked_later - asked <= 4
+        server.execute("DEL", key("job"))
+        for task in waiting:
+            await (await task).release()
+        assert server.execute("DBSIZE") == 0
+
+
+@pytest.mark.asyncio
+async def test_waiters_of_a_process_are_served_in_order(locker: Locker) -> None:
+    order: list[int] = []
+
+    async def one(number: int) -> None:
+        async with locker.with_context("job"):
+            order.append(number)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(one(number) for number in range(300)))
+    assert order == list(range(300))
+
+
+@pytest.mark.asyncio
+@pytest.mark.slow
+@pytest.mark.parametrize("handoffs", [0, 100])
+async def test_two_processes_hand_one_lock_back_and_forth(server: Server, handoffs: int) -> None:
+    """10,000 acquisitions by two processes with ten tasks each; a counter that only the lock guards is exact."""
+    times = 5000
+    async with worker(server, "5", "count", "job", "10", str(times)) as one:
+        async with worker(server, "5", "count", "job", "10", str(times)) as two:
+            for each in (one, two):
+                assert (await each.event())["event"] == "ready"
+            for each in (one, two):
+                each.tell()
+            counted = [await each.event(120) for each in (one, two)]
+    assert [event["counted"] for event in counted] == [times, times]
+    assert server.execute("GET", "counter") == str(2 * times).encode()
+    assert server.execute("EXISTS", key("job")) == 0
+
+
+@pytest.mark.asyncio
+async def test_without_handoff_every_release_reaches_the_server(server: Server) -> None:
+    async with Locker(server.url, local_handoffs=0) as locker:
+        values = set()
+
+        async def one() -> None:
+            async with locker.with_context("job"):
+                values.add(server.execute("GET", key("job")))
+
+        await asyncio.gather(*(one() for _ in range(10)))
+        assert len(values) == 10
+
+
+@pytest.mark.asyncio
+async def test_handoff_is_bounded_so_that_others_get_their_turn(server: Server, other: Locker) -> None:
+    async with Locker(server.url, local_handoffs=5) as locker:
+        stop = False
+        turns = 0
+
+        async def greedy() -> None:
+            nonlocal turns
+            while not stop:
+                async with locker.with_context("job"):
+                    turns += 1
+                    await asyncio.sleep(0)
+
+        tasks = [asyncio.create_task(greedy()) for _ in range(10)]
+        await asyncio.sleep(0.05)
+        for _ in range(20):
+            before = turns
+            async with asyncio.timeout(2), other.with_context("job"):
+                pass
+            assert turns - before < 500
+        stop = True
+        await asyncio.gather(*tasks)
+
+
+@pytest.mark.asyncio
+async def test_try_acquire(locker: Locker, other: Locker) -> None:
+    scope = await locker.try_acquire("job")
+    for each in (locker, other):
+        since = time.monotonic()
+        with pytest.raises(NotLockedError, match="job"):
+            await each.try_acquire("job")
+        assert time.monotonic() - since < 1
+        with pytest.raises(NotLockedError):
+            async with each.try_with_context("job"):
+                pytest.fail("not locked")
+    await scope.release()
+    async with other.try_with_context("job") as scope:
+        assert scope.held
+
+
+@pytest.mark.asyncio
+async def test_acquire_times_out(locker: Locker, other: Locker) -> None:
+    scope = await other.acquire("job")
+    for timeout in (0.1, 0):
+        since = time.monotonic()
+        with pytest.raises(AcquireTimeoutError, match="somebody else holds it") as caught:
+            await locker.acquire("job", timeout=timeout)
+        assert timeout <= time.monotonic() - since + 0.002 < timeout + 0.5
+        assert isinstance(caught.value, TimeoutError)
+    with pytest.raises(AcquireTimeoutError):
+        async with locker.with_context("job", timeout=0.05):
+            pytest.fail("not locked")
+    await scope.release()
+
+
+@pytest.mark.asyncio
+@pytest.mark.slow
+@pytest.mark.parametrize("caching", [True, False])
+async def test_ten_thousand_names_at_once(server: Server, caching: bool) -> None:
+    async with Locker(server.url, client_side_caching=caching) as locker:
+        since = time.monotonic()
+        scopes = await asyncio.gather(*(locker.acquire(f"name {number}") for number in range(10_000)))
+        assert time.monotonic() - since < 10
+        assert server.execute("DBSIZE") == 10_000
+        await asyncio.sleep(6)  # longer than the validity: all were extended
+        assert all(scope.held for scope in scopes)
+        assert server.execute("DBSIZE") == 10_000
+        await asyncio.gather(*(scope.release() for scope in scopes))
+        assert server.execute("DBSIZE") == 0
+
+
+@pytest.mark.asyncio
+async def test_waiting_without_tracking_polls(server: Server, other: Locker) -> None:
+    async with Locker(server.url, client_side_caching=False, key_validity=0.6) as locker:
+        scope = await other.acquire("job")
+        waiting = asyncio.create_task(locker.acquire("job"))
+        await asyncio.sleep(0.1)
+        await scope.release()
+        since = time.monotonic()
+        taken = await asyncio.wait_for(waiting, 2)
+        assert time.monotonic() - since < 0.3 + 0.1  # at least every extend_interval
+        await taken.release()
+
+
+@pytest.mark.asyncio
+async def test_force_while_others_wait(locker: Locker, other: Locker, server: Server) -> None:
+    holder = await body(await locker.acquire("job"))
+    waiters = [asyncio.create_task(each.acquire("job")) for each in (locker, other)]
+    await asyncio.sleep(0.05)
+    taken = await other.force_acquire("job")
+    await holder.lost_within(1, time.monotonic())
+    assert not any(task.done() for task in waiters)
+    await taken.release()
+    for task in asyncio.as_completed(waiters, timeout=2):
+        await (await task).release()
+    assert server.execute("DBSIZE") == 0
