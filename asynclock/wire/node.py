@@ -21,6 +21,7 @@ from .door import Door, SilentError
 from .protocol import Wire
 
 log = logging.getLogger("asynclock")
+log.addHandler(logging.NullHandler())  # silent unless the application sets logging up
 
 _REPLIES = {Ask.TAKE: 2, Ask.TAKE_TTL: 3, Ask.FORCE: 2, Ask.EXTEND: 2, Ask.READ: 2, Ask.RELEASE: 1}
 _TIME = packed(b"TIME")

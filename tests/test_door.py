@@ -1,0 +1,120 @@
+"""The door: what redis-py connects and asynclock takes over. Run at both ends of the pinned range (noxfile)."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+
+import pytest
+import redis.asyncio as redis
+
+from asynclock import ConfigurationError, Locker
+from asynclock.testing import Server
+from tests.helpers import body, key
+
+
+@pytest.mark.asyncio
+async def test_a_socket_taken_over_from_redis_py(locker: Locker, server: Server) -> None:
+    """Replies, pushes, a burst, and the end of the connection all arrive at the new protocol."""
+    holding = await body(await locker.acquire("job"))
+    gc.collect()  # redis-py's connection object is gone, and took nothing with it
+    assert holding.scope.held
+    scopes = await asyncio.gather(*(locker.acquire(f"{number} {'x' * 1000}") for number in range(2000)))
+    await asyncio.gather(*(scope.release() for scope in scopes))
+    server.execute("CLIENT", "KILL", "TYPE", "normal")
+    await asyncio.sleep(0.05)
+    server.execute("DEL", key("job"))
+    error = await holding.lost_within(0.1, time.monotonic())
+    assert error.reason == "deleted"
+
+
+@pytest.mark.asyncio
+async def test_unix_socket(kind: str) -> None:
+    with Server(kind, unix_socket=True) as server:
+        async with Locker(server.unix_url) as locker:
+            holding = await body(await locker.acquire("job"))
+            server.execute("DEL", key("job"))
+            error = await holding.lost_within(0.1, time.monotonic())
+            assert "unix:" in error.detail
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("decode", [False, True])
+async def test_a_client_that_the_app_has(server: Server, decode: bool) -> None:
+    client = redis.Redis.from_url(server.url[:-1] + "3", decode_responses=decode, client_name="the-app")
+    locker = Locker(client)
+    assert locker.client is client
+    async with locker, locker.with_context("job"):
+        assert await client.exists(key("job"))  # its database
+        assert server.execute("EXISTS", key("job")) == 0
+        assert str(await client.client_list()).count("the-app") == 2  # the app's own connection, and the lock's
+    await client.ping()  # it is the app's, and still open
+    await client.aclose()
+
+
+@pytest.mark.asyncio
+async def test_a_client_made_by_the_locker_is_closed_by_it(server: Server) -> None:
+    async with Locker(server.url) as locker:
+        assert await locker.client.ping()
+        clients = str(server.execute("CLIENT", "LIST"))
+        assert "asynclock-" in clients
+    await asyncio.sleep(0.05)
+    assert "asynclock-" not in str(server.execute("CLIENT", "LIST"))
+
+
+@pytest.mark.asyncio
+async def test_one_connection_and_one_write_for_each_loop_turn(server: Server) -> None:
+    async with Locker(server.url) as locker:
+        (node,) = locker._topology.nodes
+        wire = node.wire
+        assert wire is not None
+        writes = []
+        write = wire._transport.write
+
+        class Counting:
+            def write(self, data: bytes) -> None:
+                writes.append(len(data))
+                write(data)
+
+            def is_closing(self) -> bool:
+                return False
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(transport, name)
+
+        transport, wire._transport = wire._transport, Counting()  # type: ignore[assignment]
+        scopes = await asyncio.gather(*(locker.acquire(f"name {number}") for number in range(100)))
+        assert len(writes) == 1
+        await asyncio.gather(*(scope.release() for scope in scopes))
+        assert len(writes) == 2
+        wire._transport = transport
+        assert str(server.execute("CLIENT", "LIST")).count("asynclock-") == 1
+
+
+@pytest.mark.asyncio
+async def test_resp2_is_refused_with_what_to_do(server: Server) -> None:
+    with pytest.raises(ConfigurationError, match="protocol=2"):
+        Locker(server.url + "?protocol=2")
+
+
+@pytest.mark.asyncio
+async def test_reconnects_have_pauses(own_server: Server) -> None:
+    """A server that stays away is asked with growing pauses, about once a second in the end."""
+    async with Locker(own_server.url, disconnect_grace=30) as locker:
+        (node,) = locker._topology.nodes
+        asked = 0
+        connect = node._door.open
+
+        async def counted() -> asyncio.StreamWriter:
+            nonlocal asked
+            asked += 1
+            return await connect()
+
+        node._door.open = counted  # type: ignore[method-assign]
+        own_server.kill()
+        await asyncio.sleep(1.0)
+        assert 4 <= asked <= 14  # 10, 20, 40 ... ms, each by chance down to half
+        own_server.start()
+        scope = await locker.acquire("job", timeout=3)
+        await scope.release()
