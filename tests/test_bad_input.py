@@ -57,7 +57,7 @@ URL = "redis://127.0.0.1:1"
 )
 def test_a_wrong_option_is_named_with_its_value_and_rule(option: str, value: object) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        Locker(URL, **{option: value})  # type: ignore[arg-type]
+        Locker(URL, **{option: value})
     assert f"{option}={value!r}" in str(caught.value)
     assert "must be" in str(caught.value)
     assert isinstance(caught.value, ValueError)
@@ -88,7 +88,7 @@ def test_an_even_number_of_servers(count: int) -> None:
 @pytest.mark.parametrize("servers", [None, 5, object(), ["redis://127.0.0.1", 5, "redis://127.0.0.1"]])
 def test_servers_that_are_none(servers: object) -> None:
     with pytest.raises(ConfigurationError, match="servers"):
-        Locker(servers)  # type: ignore[arg-type]
+        Locker(servers)
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:6379", "http://127.0.0.1", "redis://:s3cret@127.0.0.1:x/0"])

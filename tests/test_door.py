@@ -83,7 +83,7 @@ async def test_one_connection_and_one_write_for_each_loop_turn(server: Server) -
             def __getattr__(self, name: str) -> object:
                 return getattr(transport, name)
 
-        transport, wire._transport = wire._transport, Counting()  # type: ignore[assignment]
+        transport, wire._transport = wire._transport, Counting()
         scopes = await asyncio.gather(*(locker.acquire(f"name {number}") for number in range(100)))
         assert len(writes) == 1
         await asyncio.gather(*(scope.release() for scope in scopes))
@@ -111,7 +111,7 @@ async def test_reconnects_have_pauses(own_server: Server) -> None:
             asked += 1
             return await connect()
 
-        node._door.open = counted  # type: ignore[method-assign]
+        node._door.open = counted
         own_server.kill()
         await asyncio.sleep(1.0)
         assert 4 <= asked <= 14  # 10, 20, 40 ... ms, each by chance down to half

@@ -24,6 +24,7 @@ log = logging.getLogger("asynclock")
 log.addHandler(logging.NullHandler())  # silent unless the application sets logging up
 
 _REPLIES = {Ask.TAKE: 2, Ask.TAKE_TTL: 3, Ask.FORCE: 2, Ask.EXTEND: 2, Ask.READ: 2, Ask.RELEASE: 1}
+_WITHOUT_EXPIRY = (Ask.RELEASE, Ask.READ)
 _TIME = packed(b"TIME")
 MAX_PAUSE = 1.0  # seconds between attempts to reconnect
 FIRST_PAUSE = 0.01
@@ -232,7 +233,7 @@ class Node:
                 self.owe(key, lease.token)
             return False
         expiry = self.commands.px
-        if self.abilities.pxat:
+        if self.abilities.pxat and ask not in _WITHOUT_EXPIRY:
             clock = self._clock
             if clock.due(now) and not self._clock_asked:
                 self._clock_asked = True
