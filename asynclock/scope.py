@@ -7,35 +7,16 @@ import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from .cancellation import Cancellation
 from .core.lease import Lease
 from .core.room import Room
 from .core.rules import LossReason
 from .errors import LockLostError
+from .keeper import Keeper
 
 T = TypeVar("T")
-
-
-class Keeper(Protocol):
-    """What a scope needs of its locker."""
-
-    def now(self) -> float: ...
-    def time_is_over(self, room: Room[Any]) -> None:
-        """Notice that the scope's deadline has passed."""
-
-    def give_back(self, room: Room[Any], lease: Lease) -> None:
-        """Send the release, without waiting for it."""
-
-    async def wait_settled(self, lease: Lease) -> asyncio.CancelledError | None:
-        """Wait until the release is answered, or will not be. A cancellation meanwhile is returned."""
-
-    def lost_unnoticed(self, lease: Lease) -> bool:
-        """Did the release find that the lock was not this scope's any more?"""
-
-    def dropped(self, room: Room[Any], lease: Lease) -> None:
-        """The scope was forgotten. May be called in any thread."""
 
 
 class LockScope:

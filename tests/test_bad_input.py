@@ -202,7 +202,7 @@ async def test_a_missing_permission_says_which(
 @pytest.mark.asyncio
 async def test_a_missing_permission_for_the_release_shows_at_connect(server: Server) -> None:
     async with Locker(server.url) as locker:
-        (node,) = locker._topology.nodes
+        (node,) = locker._keeper.topology.nodes
         command = node.abilities.delete.decode()
     server.execute("ACL", "SETUSER", "limited", "reset", "on", ">s3cret", "+@all", f"-{command.lower()}", "~*")
     try:

@@ -66,7 +66,7 @@ async def test_a_client_made_by_the_locker_is_closed_by_it(server: Server) -> No
 @pytest.mark.asyncio
 async def test_one_connection_and_one_write_for_each_loop_turn(server: Server) -> None:
     async with Locker(server.url) as locker:
-        (node,) = locker._topology.nodes
+        (node,) = locker._keeper.topology.nodes
         wire = node.wire
         assert wire is not None
         writes = []
@@ -102,7 +102,7 @@ async def test_resp2_is_refused_with_what_to_do(server: Server) -> None:
 async def test_reconnects_have_pauses(own_server: Server) -> None:
     """A server that stays away is asked with growing pauses, about once a second in the end."""
     async with Locker(own_server.url, disconnect_grace=30) as locker:
-        (node,) = locker._topology.nodes
+        (node,) = locker._keeper.topology.nodes
         asked = 0
         connect = node._door.open
 

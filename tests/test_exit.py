@@ -306,7 +306,9 @@ async def test_anyio_cancels_in_the_turn_of_the_loss(locker: Locker, server: Ser
         async with locker.with_context("job"):
 
             def lose() -> None:
-                locker._rooms["job"].gone(0, locker.now())  # as if the server had refused to be reconnected
+                locker._keeper.rooms["job"].gone(
+                    0, locker._keeper.now()
+                )  # as if the server had refused to be reconnected
 
             def both() -> None:
                 for cancel in (lose, around.cancel) if first == "loss" else (around.cancel, lose):
@@ -512,7 +514,7 @@ async def test_a_closed_coroutine_releases(locker: Locker, server: Server, where
         coroutine.send(None)
         assert inside
     coroutine.close()
-    await until(lambda: free(server) and not locker._rooms)
+    await until(lambda: free(server) and not locker._keeper.rooms)
     assert cancelling() == 0
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .lease import Lease, when_enough_free
+from .port import Port
 from .rules import Ask, LossReason, Rules
 
 W = TypeVar("W")
@@ -14,39 +15,6 @@ NEVER = float("inf")
 MAX_BACKOFF = 1.0  # seconds between attempts while a server answers with passing errors
 MAX_HASTE = 3  # attempts in a row without a pause, before pausing all the same
 MIN_HOLD_BACK = 0.001  # seconds: the least that lets a waiter elsewhere win
-
-
-class Port(Protocol[W]):
-    """What a room needs of the world. None of these calls back into the room."""
-
-    def token(self, forced: bool) -> bytes:
-        """A value that no lease has had."""
-
-    def ask(self, room: Room[W], lease: Lease, index: int, ask: Ask, now: float) -> bool:
-        """Send it; the answer comes as ``answered`` or ``failed``, on every way it can end.
-        False: the server is not connected, and no answer will come. A RELEASE that is refused or
-        lost so is kept, and sent before anything else once the server is back."""
-
-    def wake(self, room: Room[W], when: float) -> None:
-        """Call ``woken`` then, instead of when was said before."""
-
-    def chance(self) -> float:
-        """A random number in [0, 1)."""
-
-    def doubt_clock(self, room: Room[W], index: int) -> None:
-        """An absolute expiry turned out to be over on arrival."""
-
-    def granted(self, waiter: W, lease: Lease) -> None: ...
-    def refused(self, waiter: W) -> None: ...
-    def failed(self, waiter: W, error: Exception | None) -> None:
-        """``None``: too few servers are connected."""
-
-    def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None: ...
-    def settled(self, lease: Lease) -> None:
-        """Every RELEASE of the lease was answered, or never will be."""
-
-    def idle(self, room: Room[W]) -> None:
-        """Nobody holds, contends or waits any more: the room can be forgotten."""
 
 
 class Room(Generic[W]):

@@ -32,9 +32,7 @@ def find_executable(kind: str) -> str:
     if kind not in KINDS:
         path = shutil.which(kind)
         if path is None:
-            raise ValueError(
-                f"no such server: {kind!r} is neither an executable nor one of {', '.join(KINDS)}"
-            )
+            raise ValueError(f"no such server: {kind!r} is neither an executable nor one of {', '.join(KINDS)}")
         return path
     package, find = KINDS[kind]
     try:

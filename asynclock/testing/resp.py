@@ -85,9 +85,7 @@ class FrameSplitter:
                 if not self._line:
                     self._begin(data[pos])
                 end = data.find(b"\n", pos) + 1
-                self._line = (self._line + data[pos : end or len(data)])[
-                    :32
-                ]  # lengths are shorter, texts unused
+                self._line = (self._line + data[pos : end or len(data)])[:32]  # lengths are shorter, texts unused
                 pos = end or len(data)
                 if end:
                     self._end_line()

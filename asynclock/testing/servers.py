@@ -76,9 +76,7 @@ class Server:
             self.kill()
             # Someone may have found the port free just before we did, and be quicker.
             if not (tries_left and code and "Address already in use" in log):
-                raise RuntimeError(
-                    f"{executable} did not start on port {self._port}: {why}. Its log ends\n{log}"
-                )
+                raise RuntimeError(f"{executable} did not start on port {self._port}: {why}. Its log ends\n{log}")
             self._release_port()
             self._port = None
 

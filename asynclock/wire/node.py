@@ -16,14 +16,14 @@ from ..core.rules import Ask
 from ..errors import ServerError
 from ..options import Options
 from .abilities import learn
-from .commands import OK, Abilities, Commands, error_of, is_error, packed, pxat
+from .commands import Abilities, Commands, is_error, packed, pxat
 from .door import Door, SilentError
 from .protocol import Wire
+from .requests import REPLIES, OwedRelease, Request, TimeRequest
 
 log = logging.getLogger("asynclock")
 log.addHandler(logging.NullHandler())  # silent unless the application sets logging up
 
-_REPLIES = {Ask.TAKE: 2, Ask.TAKE_TTL: 3, Ask.FORCE: 2, Ask.EXTEND: 2, Ask.READ: 2, Ask.RELEASE: 1}
 _WITHOUT_EXPIRY = (Ask.RELEASE, Ask.READ)
 _TIME = packed(b"TIME")
 MAX_PAUSE = 1.0  # seconds between attempts to reconnect
@@ -47,56 +47,6 @@ class Listener(Protocol):
 
     def slept(self, node: Node) -> None:
         """The machine was suspended: the loop's timers are late by that."""
-
-
-class Request:
-    """One ask under way. Its answer goes to the room, on every way that it can end."""
-
-    __slots__ = ("ask", "index", "lease", "left", "node", "replies", "room", "sent")
-
-    def __init__(self, node: Node, room: Room[Any], lease: Lease, index: int, ask: Ask, sent: float) -> None:
-        self.node = node
-        self.room = room
-        self.lease = lease
-        self.index = index
-        self.ask = ask
-        self.sent = sent
-        self.left = _REPLIES[ask]
-        self.replies: list[Any] = []
-
-    def reply(self, reply: Any) -> None:
-        self.replies.append(reply)
-        self.left -= 1
-        if not self.left:
-            self._conclude()
-
-    def dropped(self) -> None:
-        if self.left:
-            self.left = 0
-            if self.ask is Ask.RELEASE:
-                self.node.owe(self.room.keys[self.index], self.lease.token)
-            self.room.failed(self.lease, self.index, self.ask, None, self.node.now())
-
-    def _conclude(self) -> None:
-        ask, node, replies = self.ask, self.node, self.replies
-        now = node.now()
-        for position, reply in enumerate(replies):
-            if is_error(reply):
-                command = node.commands.names[ask][position]
-                error = error_of(node.label, command, node.key_text(self.room, self.index), reply)
-                if error is not None:
-                    self.room.failed(self.lease, self.index, ask, error, now)
-                    return
-                replies[position] = b""  # not ours, whatever it is
-        first, last = replies[0], replies[-1]
-        ttl: int | None = None
-        if ask is Ask.READ:
-            ok, ttl = True, first
-        else:
-            ok = first == OK or first == 1
-            if ask is Ask.TAKE_TTL:
-                ttl = replies[1]
-        self.room.answered(self.lease, self.index, ask, self.sent, ok, last, ttl, now)
 
 
 class Node:
@@ -185,7 +135,7 @@ class Node:
         now = self.now()
         for (key, token), until in self._owed.items():
             if until > now:
-                wire.send(self.commands.pack(Ask.RELEASE, key, token, b""), _Release(self, key, token), 1, now)
+                wire.send(self.commands.pack(Ask.RELEASE, key, token, b""), OwedRelease(self, key, token), 1, now)
         self._owed = {}
         self._listener.reconnected(self)
 
@@ -237,11 +187,11 @@ class Node:
             clock = self._clock
             if clock.due(now) and not self._clock_asked:
                 self._clock_asked = True
-                wire.send(_TIME, _Time(self, now), 1, now)
+                wire.send(_TIME, TimeRequest(self, now), 1, now)
             if clock.usable(now):
                 expiry = pxat(round((clock.at_most(now) + self._options.key_validity) * 1000) + 1)
         data = self.commands.pack(ask, key, lease.token, expiry)
-        wire.send(data, Request(self, room, lease, index, ask, now), _REPLIES[ask], now)
+        wire.send(data, Request(self, room, lease, index, ask, now), REPLIES[ask], now)
         return True
 
     def owe(self, key: bytes, token: bytes) -> None:
@@ -327,34 +277,3 @@ class Node:
             if not wire.closed.done():
                 wire.abort()
                 await wire.closed
-
-
-class _Release:
-    """The reply of a release that was owed, and that nobody waits for."""
-
-    __slots__ = ("_key", "_node", "_token")
-
-    def __init__(self, node: Node, key: bytes, token: bytes) -> None:
-        self._node = node
-        self._key = key
-        self._token = token
-
-    def reply(self, reply: Any) -> None: ...
-
-    def dropped(self) -> None:
-        self._node.owe(self._key, self._token)
-
-
-class _Time:
-    """The reply of TIME."""
-
-    __slots__ = ("_node", "_sent")
-
-    def __init__(self, node: Node, sent: float) -> None:
-        self._node = node
-        self._sent = sent
-
-    def reply(self, reply: Any) -> None:
-        self._node.observe_clock(self._sent, reply)
-
-    def dropped(self) -> None: ...

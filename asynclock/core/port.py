@@ -1,0 +1,46 @@
+"""What a room needs of the world around it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from .lease import Lease
+from .rules import Ask, LossReason
+
+if TYPE_CHECKING:
+    from .room import Room
+
+W = TypeVar("W")
+
+
+class Port(Protocol[W]):
+    """None of these calls back into the room."""
+
+    def token(self, forced: bool) -> bytes:
+        """A value that no lease has had."""
+
+    def ask(self, room: Room[W], lease: Lease, index: int, ask: Ask, now: float) -> bool:
+        """Send it; the answer comes as ``answered`` or ``failed``, on every way it can end.
+        False: the server is not connected, and no answer will come. A RELEASE that is refused or
+        lost so is kept, and sent before anything else once the server is back."""
+
+    def wake(self, room: Room[W], when: float) -> None:
+        """Call ``woken`` then, instead of when was said before."""
+
+    def chance(self) -> float:
+        """A random number in [0, 1)."""
+
+    def doubt_clock(self, room: Room[W], index: int) -> None:
+        """An absolute expiry turned out to be over on arrival."""
+
+    def granted(self, waiter: W, lease: Lease) -> None: ...
+    def refused(self, waiter: W) -> None: ...
+    def failed(self, waiter: W, error: Exception | None) -> None:
+        """``None``: too few servers are connected."""
+
+    def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None: ...
+    def settled(self, lease: Lease) -> None:
+        """Every RELEASE of the lease was answered, or never will be."""
+
+    def idle(self, room: Room[W]) -> None:
+        """Nobody holds, contends or waits any more: the room can be forgotten."""

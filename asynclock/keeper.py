@@ -1,0 +1,334 @@
+"""Keeper: the rooms of one locker, and what flows between them, the servers, and the scopes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from .core.lease import Lease, Tokens
+from .core.room import NEVER, Room
+from .core.rules import Ask, LossReason
+from .errors import AcquireTimeoutError, LockerClosedError, NotLockedError, ServerError
+from .options import Options
+from .topology import Fixed
+from .wire.commands import bulk
+from .wire.door import Door
+from .wire.node import Node
+
+if hasattr(time, "CLOCK_BOOTTIME"):
+
+    def clock() -> float:
+        """Seconds on a clock that runs on while the machine is suspended, and is never set."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+else:  # pragma: no cover - macOS: its monotonic clock stops in a suspend, as do its servers
+    clock = time.monotonic
+
+_keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
+
+
+def _fork() -> None:
+    for keeper in _keepers:
+        keeper.forked = True
+
+
+os.register_at_fork(after_in_child=_fork)
+
+
+class Owner(Protocol):
+    """Who holds a lease: a scope."""
+
+    name: str
+
+    def _on_lost(self, reason: LossReason, detail: str) -> None: ...
+    def _left(self, closing: asyncio.Task[Any] | None) -> asyncio.Future[None] | None: ...
+
+
+class Waiter:
+    """One call of acquire, waiting for ``future``; then ``lease`` or ``error`` is set.
+
+    The future carries neither, since a task that is cancelled in that very moment never reads it.
+    """
+
+    __slots__ = ("error", "future", "lease", "room")
+
+    def __init__(self, room: Room[Waiter], future: asyncio.Future[None]) -> None:
+        self.room = room
+        self.future = future
+        self.lease: Lease | None = None
+        self.error: Exception | None = None
+
+    def done(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+class Keeper:
+    """What rooms ask goes to the servers, what servers tell goes to the rooms, what rooms decide
+    goes to waiters and scopes. It is the rooms' port, the nodes' listener, and the scopes' keeper.
+
+    State: ``rooms`` are made in ``room`` and forgotten in ``idle``, nowhere else. ``loop`` is set
+    while the locker is in use. In a forked child nothing is ever sent again: ``forked``.
+    """
+
+    def __init__(self, options: Options, doors: Sequence[Door]) -> None:
+        self.options = options
+        self.topology = Fixed([Node(door, options, self, clock) for door in doors], options.key_majority)
+        self.rules = options.rules(self.topology.majority)
+        self.rooms: dict[str, Room[Waiter]] = {}
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.forked = False
+        self.now = clock
+        self._prefixes = [f"{options.key_prefix}:{index}:".encode() for index in range(self.rules.keys)]
+        self._tokens = Tokens(os.urandom(16))
+        # Who waits for a release, in the order in which they give up: all wait as long.
+        self._settling: deque[tuple[float, asyncio.Future[None], Lease]] = deque()
+        self._settling_timer: asyncio.TimerHandle | None = None
+        _keepers.add(self)
+
+    def __repr__(self) -> str:
+        return f"<Keeper of {len(self.rooms)} rooms on {self.where()}>"
+
+    # Rooms and waiters
+
+    def time_out(self, waiter: Waiter, timeout: float) -> None:
+        if not waiter.future.done():
+            waiter.error = AcquireTimeoutError(waiter.room.name, timeout, self.why_not(waiter.room))
+            waiter.error.__cause__ = self.unreachable()  # for those who treat an outage differently
+            waiter.lease = waiter.room.leave(waiter, self.now())
+            waiter.done()
+
+    def leave(self, waiter: Waiter) -> Lease | None:
+        """Wait no longer, and leave nothing behind. Returns the lease whose release was sent, if any."""
+        room, lease = waiter.room, waiter.lease
+        if self.forked:
+            return None
+        if lease is None:
+            lease = room.leave(waiter, self.now())
+        elif lease is room.holder:
+            room.release(lease, self.now())
+        return lease if lease is not None and lease.done else None
+
+    def room(self, name: str) -> Room[Waiter]:
+        raw = name.encode()
+        room: Room[Waiter] = Room(name, self.rules, self, tuple(bulk(prefix + raw) for prefix in self._prefixes))
+        self.rooms[name] = room
+        return room
+
+    async def close(self, caller: asyncio.Task[Any] | None, hurry: asyncio.Future[None], why: str) -> None:
+        """Take every lock from its scope, and send every waiter away. Give the keys back when the
+        blocks have been left, or when their locks would have been over, or in a hurry."""
+        leases: list[tuple[Room[Waiter], Lease]] = []
+        exits: dict[asyncio.Future[None], float] = {}
+        for room in list(self.rooms.values()):
+            lease = room.holder
+            scope: Owner | None = lease.owner() if lease is not None and lease.owner is not None else None
+            for waiter in room.close(self.now()):
+                waiter.error = LockerClosedError(why)
+                waiter.done()
+            if lease is not None:
+                leases.append((room, lease))
+                if scope is not None and (left := scope._left(caller)) is not None:
+                    exits[left] = lease.deadline
+        while exits and not hurry.done():
+            timeout = max(0.0, min(exits.values()) - self.now())
+            await asyncio.wait([*exits, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            now = self.now()
+            exits = {left: until for left, until in exits.items() if not left.done() and until > now}
+        for room, lease in leases:
+            self.give_back(room, lease)
+        for _, lease in leases:
+            await self.wait_settled(lease)
+
+    async def disconnect(self) -> None:
+        """Close every connection; nothing of this keeper runs on."""
+        for node in self.topology.nodes:
+            await node.aclose()
+        if self._settling_timer is not None:
+            self._settling_timer.cancel()
+
+    # What scopes need
+
+    def time_is_over(self, room: Room[Waiter]) -> None:
+        if not self.forked:
+            room.woken(self.now())
+
+    def give_back(self, room: Room[Waiter], lease: Lease) -> None:
+        if self.forked:
+            return
+        if lease is room.holder:
+            room.release(lease, self.now())
+        elif lease.owed:
+            room.give_back(lease, self.now())
+
+    def lost_unnoticed(self, lease: Lease) -> bool:
+        return lease.lost_unnoticed(self.rules.majority)
+
+    def dropped(self, room: Room[Waiter], lease: Lease) -> None:
+        loop = self.loop
+        if loop is not None and not loop.is_closed() and not self.forked:
+            loop.call_soon_threadsafe(self.give_back, room, lease)
+
+    async def wait_settled(self, lease: Lease) -> asyncio.CancelledError | None:
+        cancelled = None
+        until = self.now() + self.options.try_next_after
+        loop = asyncio.get_running_loop()
+        while lease.unreleased:
+            future = lease.settled = loop.create_future()
+            self._settling.append((until, future, lease))
+            if self._settling_timer is None:
+                self._settling_timer = loop.call_later(self.options.try_next_after, self._settle)
+            try:
+                await future
+                break
+            except asyncio.CancelledError as error:
+                # The release is on its way; what is left of the wait is short and bounded.
+                cancelled = error
+        lease.settled = None
+        return cancelled
+
+    def _settle(self) -> None:
+        """Let those go on who have waited long enough for a server that says nothing."""
+        self._settling_timer = None
+        now = self.now()
+        settling = self._settling
+        patience = self.options.try_next_after
+        silent = any(node.silent(now, patience) for node in self.topology.nodes)
+        while settling:
+            until, future, lease = settling[0]
+            if lease.unreleased and not future.done() and not (silent and until <= now):
+                break
+            settling.popleft()
+            if not future.done():
+                future.set_result(None)
+        if settling:
+            again = max(settling[0][0] - now, patience / 4)
+            assert self.loop is not None
+            self._settling_timer = self.loop.call_later(again, self._settle)
+
+    # What rooms need (core.room.Port)
+
+    def token(self, forced: bool) -> bytes:
+        return self._tokens.next(forced=forced)
+
+    def ask(self, room: Room[Waiter], lease: Lease, index: int, ask: Ask, now: float) -> bool:
+        return self.topology.route[index].ask(room, lease, index, ask, now)
+
+    def wake(self, room: Room[Waiter], when: float) -> None:
+        timer = room.timer
+        if timer is not None:
+            timer.cancel()
+        if when == NEVER:
+            room.timer = None
+        else:
+            assert self.loop is not None
+            room.timer = self.loop.call_later(max(0.0, when - self.now()), self._wake, room)
+
+    def _wake(self, room: Room[Waiter]) -> None:
+        room.woken(self.now())
+
+    def chance(self) -> float:
+        return random.random()
+
+    def doubt_clock(self, room: Room[Waiter], index: int) -> None:
+        self.topology.route[index].doubt_clock()
+
+    def granted(self, waiter: Waiter, lease: Lease) -> None:
+        # If the waiter's task was cancelled meanwhile, it is about to give the lease back.
+        waiter.lease = lease
+        lease.owner = None
+        waiter.done()
+
+    def refused(self, waiter: Waiter) -> None:
+        waiter.error = NotLockedError(waiter.room.name, self.why_not(waiter.room))
+        waiter.done()
+
+    def failed(self, waiter: Waiter, error: Exception | None) -> None:
+        if isinstance(error, ServerError):
+            waiter.error = error.again()  # each waiter raises one of its own
+        else:
+            waiter.error = self.unreachable() or ServerError(self.where(), "the connection was lost, try again")
+        waiter.done()
+
+    def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None:
+        scope: Owner | None = lease.owner() if lease.owner is not None else None
+        if scope is None:
+            return
+        detail = ""
+        if reason in (LossReason.EXPIRED, LossReason.DISCONNECTED):
+            detail = str(lease.error or self.unreachable() or self.where())
+        elif reason is not LossReason.CLOSED:
+            where = self.where() if index is None else self.topology.route[index].label
+            detail = f"key {self._prefixes[index or 0].decode()}{scope.name} on {where}"
+        scope._on_lost(reason, detail)
+
+    def settled(self, lease: Lease) -> None:
+        future = lease.settled
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    def idle(self, room: Room[Waiter]) -> None:
+        if self.rooms.get(room.name) is room:
+            del self.rooms[room.name]
+
+    # What servers tell (wire.node.Listener)
+
+    def pushed(self, node: Node, key: bytes) -> None:
+        for index in self.topology.indexes(node):
+            prefix = self._prefixes[index]
+            if key.startswith(prefix):
+                room = self.rooms.get(key[len(prefix) :].decode(errors="replace"))
+                if room is not None:
+                    room.pushed(index, self.now())
+
+    def flushed(self, node: Node) -> None:
+        now = self.now()
+        for room, index in self._everything(node):
+            room.pushed(index, now, LossReason.FLUSHED)
+
+    def reconnected(self, node: Node) -> None:
+        now = self.now()
+        for room, index in self._everything(node):
+            room.reconnected(index, now)
+
+    def gone(self, node: Node) -> None:
+        now = self.now()
+        for room, index in self._everything(node):
+            room.gone(index, now)
+
+    def slept(self, node: Node) -> None:
+        now = self.now()
+        for room in list(self.rooms.values()):
+            room.woken(now)
+
+    def _everything(self, node: Node) -> list[tuple[Room[Waiter], int]]:
+        return [(room, index) for room in self.rooms.values() for index in self.topology.indexes(node)]
+
+    # What errors say
+
+    def where(self) -> str:
+        return ", ".join(node.label for node in self.topology.nodes)
+
+    def unreachable(self) -> ServerError | None:
+        """What is wrong with a server that there is no connection to, if there is one."""
+        for node in self.topology.nodes:
+            if node.wire is None:
+                problem = node.problem or ServerError(node.label, "disconnected, and being reconnected")
+                return problem.again()
+        return None
+
+    def why_not(self, room: Room[Waiter]) -> str:
+        unreachable = self.unreachable()
+        if unreachable is not None:
+            return str(unreachable)
+        if room.holder is not None:
+            return "this process holds it"
+        if room.contended or room.attempt is None:
+            return f"somebody else holds it on {self.where()}"
+        return f"{self.where()} has not answered yet"

@@ -1,0 +1,107 @@
+"""What is under way on a connection, and who is told of its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ..core.lease import Lease
+from ..core.room import Room
+from ..core.rules import Ask
+from .commands import OK, Commands, error_of, is_error
+
+REPLIES = {Ask.TAKE: 2, Ask.TAKE_TTL: 3, Ask.FORCE: 2, Ask.EXTEND: 2, Ask.READ: 2, Ask.RELEASE: 1}
+
+
+class Asked(Protocol):
+    """What requests need of their node."""
+
+    label: str
+    commands: Commands
+
+    @property
+    def now(self) -> Callable[[], float]: ...
+    def key_text(self, room: Room[Any], index: int) -> str: ...
+    def owe(self, key: bytes, token: bytes) -> None: ...
+    def observe_clock(self, sent: float, reply: Any) -> None: ...
+
+
+class Request:
+    """One ask under way. Its answer goes to the room, on every way that it can end."""
+
+    __slots__ = ("ask", "index", "lease", "left", "node", "replies", "room", "sent")
+
+    def __init__(self, node: Asked, room: Room[Any], lease: Lease, index: int, ask: Ask, sent: float) -> None:
+        self.node = node
+        self.room = room
+        self.lease = lease
+        self.index = index
+        self.ask = ask
+        self.sent = sent
+        self.left = REPLIES[ask]
+        self.replies: list[Any] = []
+
+    def reply(self, reply: Any) -> None:
+        self.replies.append(reply)
+        self.left -= 1
+        if not self.left:
+            self._conclude()
+
+    def dropped(self) -> None:
+        if self.left:
+            self.left = 0
+            if self.ask is Ask.RELEASE:
+                self.node.owe(self.room.keys[self.index], self.lease.token)
+            self.room.failed(self.lease, self.index, self.ask, None, self.node.now())
+
+    def _conclude(self) -> None:
+        ask, node, replies = self.ask, self.node, self.replies
+        now = node.now()
+        for position, reply in enumerate(replies):
+            if is_error(reply):
+                command = node.commands.names[ask][position]
+                error = error_of(node.label, command, node.key_text(self.room, self.index), reply)
+                if error is not None:
+                    self.room.failed(self.lease, self.index, ask, error, now)
+                    return
+                replies[position] = b""  # not ours, whatever it is
+        first, last = replies[0], replies[-1]
+        ttl: int | None = None
+        if ask is Ask.READ:
+            ok, ttl = True, first
+        else:
+            ok = first == OK or first == 1
+            if ask is Ask.TAKE_TTL:
+                ttl = replies[1]
+        self.room.answered(self.lease, self.index, ask, self.sent, ok, last, ttl, now)
+
+
+class OwedRelease:
+    """The reply of a release that was owed, and that nobody waits for."""
+
+    __slots__ = ("_key", "_node", "_token")
+
+    def __init__(self, node: Asked, key: bytes, token: bytes) -> None:
+        self._node = node
+        self._key = key
+        self._token = token
+
+    def reply(self, reply: Any) -> None: ...
+
+    def dropped(self) -> None:
+        self._node.owe(self._key, self._token)
+
+
+class TimeRequest:
+    """The reply of TIME."""
+
+    __slots__ = ("_node", "_sent")
+
+    def __init__(self, node: Asked, sent: float) -> None:
+        self._node = node
+        self._sent = sent
+
+    def reply(self, reply: Any) -> None:
+        self._node.observe_clock(self._sent, reply)
+
+    def dropped(self) -> None: ...
