@@ -220,6 +220,10 @@ class Keeper:
     def ask(self, room: Room[Waiter], lease: Lease, index: int, ask: Ask, now: float) -> bool:
         return self.topology.route[index].ask(room, lease, index, ask, now)
 
+    def barred(self, room: Room[Waiter], index: int) -> ServerError | None:
+        problem = self.topology.route[index].problem
+        return problem if problem is not None and problem.lasting else None
+
     def wake(self, room: Room[Waiter], when: float) -> None:
         timer = room.timer
         if timer is not None:
@@ -301,6 +305,11 @@ class Keeper:
         now = self.now()
         for room, index in self._everything(node):
             room.gone(index, now)
+
+    def shut_out(self, node: Node) -> None:
+        now = self.now()
+        for room in list(self.rooms.values()):
+            room.shut_out(now)
 
     def slept(self, node: Node) -> None:
         now = self.now()

@@ -415,3 +415,39 @@ async def test_no_secret_in_logs_and_reprs(kind: str, caplog: pytest.LogCaptureF
     for text in texts:
         assert "s3cret" not in text
         assert value.decode() not in text
+
+
+@pytest.mark.asyncio
+async def test_a_password_that_is_changed_is_told_to_those_who_wait(own_server: Server) -> None:
+    async with Locker(own_server.url, disconnect_grace=30) as locker:
+        own_server.execute("SET", key("job"), "somebody")
+        waiting = asyncio.create_task(locker.acquire("job"))
+        await asyncio.sleep(0.05)
+        own_server.execute("CONFIG", "SET", "requirepass", "changed")
+        with contextlib.suppress(RuntimeError):
+            own_server.execute("ACL", "SETUSER", "default", "on", ">changed")
+        killer = redis.Redis.from_url(own_server.url, password="changed")
+        await killer.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        since = time.monotonic()
+        with pytest.raises(ServerError, match="authentication") as caught:
+            await asyncio.wait_for(waiting, 5)
+        assert caught.value.lasting
+        with pytest.raises(ServerError):
+            await locker.acquire("other")
+        assert time.monotonic() - since < 2
+        await killer.execute_command("CONFIG", "SET", "requirepass", "")
+        await killer.aclose()
+        await asyncio.sleep(1.1)  # the longest pause between two reconnects
+        async with locker.with_context("other", timeout=2) as scope:
+            assert scope.held
+
+
+@pytest.mark.asyncio
+async def test_a_credential_provider_that_fails(server: Server) -> None:
+    class Failing(redis.CredentialProvider if hasattr(redis, "CredentialProvider") else object):  # type: ignore[misc]
+        async def get_credentials_async(self) -> tuple[str, str]:
+            raise KeyError("no such secret")
+
+    client = redis.Redis.from_url(server.url, credential_provider=Failing())
+    await refused(Locker(client), "cannot be reached", "no such secret")
+    await client.aclose()

@@ -46,6 +46,7 @@ class Lease:
     __slots__ = (
         "acquired_at",
         "asked",
+        "barred",
         "cause",
         "deadline",
         "done",
@@ -76,6 +77,7 @@ class Lease:
         self.done = False
         self.free_at: dict[int, float] = {}  # key -> when it may be free, for keys that refused or failed
         self.error: Exception | None = None  # the last one that a server answered with
+        self.barred = 0  # keys whose servers will not do better if they are asked again
         self.cause: LossReason | None = None  # what a missing key is put down to
         self.silent = False
         self.acquired_at = 0.0

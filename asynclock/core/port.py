@@ -24,6 +24,9 @@ class Port(Protocol[W]):
         False: the server is not connected, and no answer will come. A RELEASE that is refused or
         lost so is kept, and sent before anything else once the server is back."""
 
+    def barred(self, room: Room[W], index: int) -> Exception | None:
+        """Why that server will not have this client, however often it is asked, if that is so."""
+
     def wake(self, room: Room[W], when: float) -> None:
         """Call ``woken`` then, instead of when was said before."""
 

@@ -212,6 +212,7 @@ class Room(Generic[W]):
             return
         lease.error = error
         if ask in (Ask.TAKE, Ask.TAKE_TTL, Ask.FORCE):
+            lease.barred += getattr(error, "lasting", False)
             lease.free_at[index] = NEVER if error is None else now + self._backoff()
         elif error is not None:
             # The vote counts on until its time is over: try again well before that.
@@ -236,6 +237,11 @@ class Room(Generic[W]):
         if self.holder is not None:
             self._verify_holder(index, now)
         elif self.attempt is None and self.queue and self.quiet is None:
+            self._attempt(now)
+
+    def shut_out(self, now: float) -> None:
+        """A server will not have this client any more: whoever waits for nothing else is to know."""
+        if self.queue and self.holder is None and self.attempt is None and self.quiet is None:
             self._attempt(now)
 
     def gone(self, index: int, now: float) -> None:
@@ -307,7 +313,7 @@ class Room(Generic[W]):
         self.attempt = None
         self._release(lease, now)
         refused = any(lease.free_at[i] < NEVER for i in lease.free_at) and lease.error is None
-        if lease.error is not None and getattr(lease.error, "lasting", False):
+        if lease.barred > self.rules.keys - self.rules.majority:
             waiters = list(self.queue)
             self.queue.clear()
             self.impatient = None
@@ -453,6 +459,9 @@ class Room(Generic[W]):
         for index in range(self.rules.keys):
             if not self._ask(lease, index, ask, now):
                 lease.free_at[index] = NEVER
+                if (error := self.port.barred(self, index)) is not None:
+                    lease.error = error
+                    lease.barred += 1
 
     def _ask(self, lease: Lease, index: int, ask: Ask, now: float) -> bool:
         if not self.port.ask(self, lease, index, ask, now):

@@ -106,7 +106,8 @@ def _refused(server: str, command: str, reply: Any) -> ServerError:
     if word == "NOAUTH":
         return ServerError(server, f"authentication required: give a username and password ({text})", lasting=True)
     if word == "READONLY":
-        return ServerError(server, f"is a read-only replica; give the primary's address ({text})", lasting=True)
+        # Not for good: behind one address, a failover goes on to a primary.
+        return ServerError(server, f"is a read-only replica; give the primary's address ({text})")
     if command == "CLIENT TRACKING":
         return ServerError(
             server, f"cannot track keys ({text}); asynclock needs Redis 6.0, or client_side_caching=False", lasting=True

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -111,7 +111,9 @@ class Door:
             raise ServerError(
                 self.label, f"authentication refused ({error}): check username and password", lasting=True
             ) from None
-        except (RedisError, OSError, ValueError) as error:
+        except ServerError:
+            raise
+        except Exception as error:  # anything at all: credential providers are the user's own code
             raise self._explained(error) from error
         finally:
             if writer is None and connection._writer is not None:

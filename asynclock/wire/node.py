@@ -45,6 +45,9 @@ class Listener(Protocol):
     def gone(self, node: Node) -> None:
         """Disconnected, a new connection was refused, and the grace is over."""
 
+    def shut_out(self, node: Node) -> None:
+        """Disconnected, and the server will not have this client again (``node.problem``)."""
+
     def slept(self, node: Node) -> None:
         """The machine was suspended: the loop's timers are late by that."""
 
@@ -62,7 +65,7 @@ class Node:
         self.commands = Commands(Abilities(), options.key_validity)
         self.abilities = Abilities()
         self.wire: Wire | None = None
-        self.problem: ServerError | None = None  # why there is no connection
+        self.problem: ServerError | None = None  # why there is no connection, once that is known
         self._door = door
         self._options = options
         self._listener = listener
@@ -121,6 +124,8 @@ class Node:
                 self.problem = error
                 if not isinstance(error, SilentError):
                     self._missing()
+                if error.lasting:
+                    self._listener.shut_out(self)
             else:
                 break
             await asyncio.sleep(pause * (0.5 + random.random() / 2))
