@@ -22,10 +22,10 @@ class Room(Generic[W]):
 
     Invariants:
 
-    - At most one lease is ``holder``; ``attempt`` is set only while there is none (a FORCE may be
-      under way beside either).
-    - At most one ``attempt`` is under way, on behalf of whoever is first in ``queue``: it outlives
-      a waiter that leaves, as long as another is there.
+    - At most one lease is ``holder``, and at most one ``attempt`` is under way. An attempt takes
+      free keys, on behalf of whoever is first in ``queue``, and only while there is no holder; or
+      it is ``forced``, on behalf of whoever is first in ``forces``, which go before the queue.
+    - An attempt for the queue outlives a waiter that leaves, as long as another is there.
     - If the queue is not empty, something will come back to it: the holder's release or loss, the
       attempt's answers, ``wake`` at a finite time, or the reconnect of a server.
     """
@@ -34,7 +34,8 @@ class Room(Generic[W]):
         "attempt",
         "contended",
         "failures",
-        "forcing",
+        "forced",
+        "forces",
         "haste",
         "holder",
         "impatient",
@@ -59,7 +60,8 @@ class Room(Generic[W]):
         self.attempt: Lease | None = None
         self.queue: OrderedDict[W, None] = OrderedDict()
         self.impatient: W | None = None  # the first in the queue, if it does not wait
-        self.forcing: dict[Lease, W] = {}
+        self.forces: dict[W, None] = {}
+        self.forced = False  # is the attempt on behalf of the first in forces?
         self.contended = False  # somebody else has had it since the room was empty
         self.watched = 0  # bit i: key i refused the last attempt and its change ends the wait
         self.quiet: Lease | None = None  # held back for others since this lease was released
@@ -77,7 +79,7 @@ class Room(Generic[W]):
 
     def try_join(self, waiter: W, now: float) -> None:
         """Take the lock now or not at all."""
-        if self.holder is not None or self.queue:
+        if self.holder is not None or self.queue or self.forces:
             self.port.refused(waiter)
             return
         self.impatient = waiter
@@ -85,10 +87,9 @@ class Room(Generic[W]):
 
     def force(self, waiter: W, now: float) -> None:
         """Take the lock over, whoever has it."""
-        lease = Lease(self.port.token(True), self.rules.keys)
-        self.forcing[lease] = waiter
-        self._ask_all(lease, Ask.FORCE, now)
-        self._decide_force(lease, now)
+        self.forces[waiter] = None
+        if self.attempt is None:  # else its answers come back here
+            self._force(now)
 
     def leave(self, waiter: W, now: float) -> Lease | None:
         """Stop waiting. Returns the lease whose release is under way because of it, if any."""
@@ -97,19 +98,21 @@ class Room(Generic[W]):
             del self.queue[waiter]
             if self.impatient is waiter:
                 self.impatient = None
-            if not self.queue:
-                abandoned, self.attempt = self.attempt, None
-        else:
-            for lease, forcing in self.forcing.items():
-                if forcing is waiter:
-                    abandoned = lease
-                    break
-            if abandoned is not None:
-                del self.forcing[abandoned]
-                self._verify_holder(None, now)
-        if abandoned is not None:
-            self._release(abandoned, now)
-        self._rest()
+            if not self.queue and not self.forced:
+                abandoned = self.attempt
+        elif waiter in self.forces:
+            if self.forced and waiter is next(iter(self.forces)):
+                abandoned = self.attempt
+            del self.forces[waiter]
+        if abandoned is None:
+            self._rest()
+            return None
+        self.attempt = None
+        self._release(abandoned, now)
+        if self.forced:
+            self.forced = False
+            self._verify_holder(None, now)
+        self._next(now)
         return abandoned
 
     def release(self, lease: Lease, now: float) -> bool:
@@ -119,6 +122,7 @@ class Room(Generic[W]):
         rules = self.rules
         if (
             self.queue
+            and not self.forces
             and lease.handoffs < rules.handoffs
             and now - lease.acquired_at < rules.handoff_time
             and not lease.pending()
@@ -142,12 +146,13 @@ class Room(Generic[W]):
     def close(self, now: float) -> list[W]:
         """The locker closes: take the lock from the holder (its keys follow with ``give_back``),
         give up every attempt. Returns who was waiting."""
-        waiters = [*self.queue, *self.forcing.values()]
+        waiters = [*self.queue, *self.forces]
         self.queue.clear()
-        for lease in [*self.forcing, *([self.attempt] if self.attempt else [])]:
-            self._release(lease, now)
-        self.forcing.clear()
+        self.forces.clear()
+        if self.attempt is not None:
+            self._release(self.attempt, now)
         self.attempt = self.impatient = None
+        self.forced = False
         if self.holder is not None:
             lease, self.holder = self.holder, None
             lease.done = True
@@ -221,15 +226,13 @@ class Room(Generic[W]):
 
     def pushed(self, index: int, now: float, cause: LossReason | None = None) -> None:
         """The server says that key ``index`` is no longer what it was when it was read."""
-        for lease in self.forcing:
-            self._suspect(lease, index, cause, now)
         if self.attempt is not None:
             self._suspect(self.attempt, index, cause, now)
             if index in self.attempt.free_at:
                 self.attempt.free_at[index] = now
-        elif self.holder is not None:
+        if self.holder is not None:
             self._suspect(self.holder, index, cause, now)
-        elif self.watched >> index & 1 and self.queue:
+        elif self.attempt is None and self.watched >> index & 1 and self.queue:
             self._attempt(now)
 
     def reconnected(self, index: int, now: float) -> None:
@@ -271,18 +274,30 @@ class Room(Generic[W]):
     def _next(self, now: float) -> None:
         """Let the first in the queue contend, unless
 
-        1. the lock is held here, or an attempt is under way: that comes back here by itself;
-        2. nobody waits;
-        3. others are to have their chance first: the release's answer and a pause come back here.
+        1. an attempt is under way: its answers come back here;
+        2. somebody takes the lock by force: they go first, whoever holds it;
+        3. the lock is held here: its release or its loss comes back here;
+        4. nobody waits;
+        5. others are to have their chance first: the release's answer and a pause come back here.
         """
-        if self.holder is not None or self.attempt is not None:
+        if self.attempt is not None:
             return
-        if not self.queue:
+        if self.forces:
+            self._force(now)
+        elif self.holder is not None:
+            return
+        elif not self.queue:
             self._rest()
         elif self.quiet is not None:
             self._wake_at(now + self.rules.try_next_after)
         else:
             self._attempt(now)
+
+    def _force(self, now: float) -> None:
+        self.attempt = lease = Lease(self.port.token(True), self.rules.keys)
+        self.forced = True
+        self._ask_all(lease, Ask.FORCE, now)
+        self._decide(now)
 
     def _attempt(self, now: float) -> None:
         self.watched = 0
@@ -300,15 +315,38 @@ class Room(Generic[W]):
         assert lease is not None
         granted = lease.granted(now)
         if granted >= rules.majority:
-            waiter, _ = self.queue.popitem(last=False)
-            self.attempt = self.impatient = None
+            self.attempt = None
+            if self.forced:
+                self.forced = False
+                waiter = next(iter(self.forces))
+                del self.forces[waiter]
+                if self.holder is not None:
+                    self._lose(self.holder, LossReason.TAKEN_OVER, None, now)
+            else:
+                self.impatient = None
+                waiter, _ = self.queue.popitem(last=False)
             self._install(lease, waiter, now)
+            self._next(now)
             return
         pending = lease.pending()
         if granted + pending < rules.majority or (lease.silent and pending <= rules.keys - rules.majority):
-            self._give_up(lease, pending, now)
+            if self.forced:
+                self._give_up_force(lease, now)
+            else:
+                self._give_up(lease, now)
 
-    def _give_up(self, lease: Lease, pending: int, now: float) -> None:
+    def _give_up_force(self, lease: Lease, now: float) -> None:
+        """The lock could not be taken over: see what is left of the lease of its holder."""
+        self.attempt = None
+        self.forced = False
+        waiter = next(iter(self.forces))
+        del self.forces[waiter]
+        self._release(lease, now)
+        self._verify_holder(None, now)
+        self.port.failed(waiter, lease.error)
+        self._next(now)
+
+    def _give_up(self, lease: Lease, now: float) -> None:
         """The attempt is lost: give back what it got, and find out when to try again."""
         self.attempt = None
         self._release(lease, now)
@@ -319,18 +357,16 @@ class Room(Generic[W]):
             self.impatient = None
             for waiter in waiters:
                 self.port.failed(waiter, lease.error)
-            self._rest()
-            return
-        if self.impatient is not None:
+        elif self.impatient is not None:
             waiter, self.impatient = self.impatient, None
             del self.queue[waiter]
             if refused:
                 self.port.refused(waiter)
             else:
                 self.port.failed(waiter, lease.error)
-            if not self.queue:
-                self._rest()
-                return
+        if self.forces or not self.queue:
+            self._next(now)
+            return
         if refused and not self.contended:
             # The first attempt did not ask how long the holder has left. Ask, while trying again.
             self.contended = True
@@ -364,24 +400,6 @@ class Room(Generic[W]):
         self._wake_at(min(lease.extend_at, lease.deadline))
         self.port.granted(waiter, lease)
 
-    def _decide_force(self, lease: Lease, now: float) -> None:
-        granted, rules = lease.granted(now), self.rules
-        if granted >= rules.majority:
-            waiter = self.forcing.pop(lease)
-            if self.attempt is not None:
-                # Votes that it counts may be overwritten by now, without a push (NOLOOP).
-                abandoned, self.attempt = self.attempt, None
-                self._release(abandoned, now)
-            if self.holder is not None:
-                self._lose(self.holder, LossReason.TAKEN_OVER, None, now)
-            self._install(lease, waiter, now)
-        elif granted + lease.pending() < rules.majority:
-            waiter = self.forcing.pop(lease)
-            self._release(lease, now)
-            self._verify_holder(None, now)
-            self.port.failed(waiter, lease.error)
-            self._rest()
-
     # What becomes of a lease
 
     def _judge(self, lease: Lease, lost: LossReason | None, index: int | None, now: float) -> None:
@@ -395,8 +413,6 @@ class Room(Generic[W]):
             else:
                 lease.cause = None if not lease.pending() else lease.cause
                 self._wake_at(min(lease.extend_at, lease.deadline))
-        elif lease in self.forcing:
-            self._decide_force(lease, now)
 
     def _lose(self, lease: Lease, reason: LossReason, index: int | None, now: float) -> None:
         self.holder = None
@@ -498,10 +514,9 @@ class Room(Generic[W]):
 
     def _rest(self) -> None:
         """Forget what only matters while somebody is here; say so if nobody is."""
-        if self.holder is None and self.attempt is None and not self.queue:
+        if self.holder is None and self.attempt is None and not self.queue and not self.forces:
             self.contended = False
             self.watched = 0
             self.quiet = None
             self._wake_at(NEVER)
-            if not self.forcing:
-                self.port.idle(self)
+            self.port.idle(self)
