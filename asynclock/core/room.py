@@ -237,6 +237,8 @@ class Room(Generic[W]):
 
     def reconnected(self, index: int, now: float) -> None:
         """The server of key ``index`` is back, with or without the key, and tracks nothing yet."""
+        if self.attempt is not None:
+            self._suspect(self.attempt, index, LossReason.FORGOTTEN, now)
         if self.holder is not None:
             self._verify_holder(index, now)
         elif self.attempt is None and self.queue and self.quiet is None:
@@ -249,10 +251,10 @@ class Room(Generic[W]):
 
     def gone(self, index: int, now: float) -> None:
         """The server of key ``index`` was asked for a new connection and refused it."""
-        lease = self.holder
-        if lease is not None and lease.votes[index]:
-            lease.vote(index, 0.0, self.rules.majority)
-            self._judge(lease, LossReason.DISCONNECTED, index, now)
+        for lease in (self.attempt, self.holder):
+            if lease is not None and lease.votes[index]:
+                lease.vote(index, 0.0, self.rules.majority)
+                self._judge(lease, LossReason.DISCONNECTED, index, now)
 
     def woken(self, now: float) -> None:
         """The time that was asked for has come, or the clock has jumped."""
