@@ -239,6 +239,8 @@ class Room(Generic[W]):
         """The server of key ``index`` is back, with or without the key, and tracks nothing yet."""
         if self.attempt is not None:
             self._suspect(self.attempt, index, LossReason.FORGOTTEN, now)
+            if index in self.attempt.free_at:
+                self.attempt.free_at[index] = now
         if self.holder is not None:
             self._verify_holder(index, now)
         elif self.attempt is None and self.queue and self.quiet is None:
@@ -468,7 +470,9 @@ class Room(Generic[W]):
         if lease is None:
             return
         for i in range(self.rules.keys) if index is None else (index,):
-            if lease.owed >> i & 1 and not lease.asked[i]:
+            if lease.asked[i]:
+                lease.pushed |= 1 << i  # what is under way may be older than the change: look again after it
+            elif lease.owed >> i & 1:
                 if index is not None:
                     lease.cause = LossReason.FORGOTTEN
                 self._ask(lease, i, Ask.EXTEND, now)
