@@ -10,15 +10,18 @@ Whether a cancellation was heard can be seen by its exception: while a ``finally
 handles it, or it is on its way out, it is alive, and so is its message. When the message dies and the
 task has neither ended nor left the block, the exception was dropped, and the task goes on as if
 nothing had happened: then it is cancelled again. So clean-up code is left in peace however long it
-takes, inside ``finally`` and ``except``.
+takes, inside ``finally`` and ``except``; also while it handles an exception that was made anew on the
+way (``asyncio.to_thread`` does that), or somebody else's cancellation.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import weakref
 from typing import Any
 
+MAX_DEPTH = 1000  # coroutines that await each other
 MAX_PAUSE = 0.1  # seconds between cancellations of a task that drops every one
 
 
@@ -50,6 +53,10 @@ class Cancellation:
         task = self._task
         if task is None or task.done():
             return
+        if self.count and _handles_cancellation(task):
+            # Another one's, or one that a library made anew: heard all the same. Look again later.
+            self._next = self._loop.call_later(MAX_PAUSE, self._strike)
+            return
         self.count += 1
         message = _Message(self._message)
         self._alive = weakref.ref(message, self._died)
@@ -60,7 +67,10 @@ class Cancellation:
     def _let_go(self) -> None:
         task = self._task
         if task is not None and isinstance(getattr(task, "_cancel_message", None), _Message):
-            task._cancel_message = None  # type: ignore[attr-defined]
+            if task._must_cancel:  # type: ignore[attr-defined]  # as above: asyncio's own, long-standing names
+                self._loop.call_soon(self._let_go)  # not thrown yet
+            else:
+                task._cancel_message = None  # type: ignore[attr-defined]
 
     def _died(self, _: object) -> None:
         # In whichever thread the garbage was collected.
@@ -71,3 +81,31 @@ class Cancellation:
         if self._task is not None and not self._task.done():
             pause = min(0.001 * 2.0 ** min(self.count, 10), MAX_PAUSE) if self.count > 1 else 0.0
             self._next = self._loop.call_later(pause, self._strike)
+
+
+def _handles_cancellation(task: asyncio.Task[Any]) -> bool:
+    """Is a suspended frame of ``task`` inside an ``except`` or ``finally`` that a cancellation has entered?
+
+    A suspended coroutine or generator keeps the exception that it handles where the garbage collector
+    can see it. (A local variable that holds one is seen too: then it is left in peace.)
+    """
+    awaited: Any = task.get_coro()
+    for _ in range(MAX_DEPTH):
+        if awaited is None or isinstance(awaited, asyncio.Future):
+            break
+        below = None
+        for each in gc.get_referents(awaited):
+            error = each
+            while isinstance(error, BaseException):
+                if isinstance(error, asyncio.CancelledError):
+                    return True
+                error = error.__context__
+            if type(awaited).__name__ in _WRAPPERS and hasattr(each, "ag_await"):
+                below = each  # async for, asynccontextmanager: the generator inside
+        for name in ("cr_await", "gi_yieldfrom", "ag_await"):
+            below = below or getattr(awaited, name, None)
+        awaited = below
+    return False
+
+
+_WRAPPERS = ("async_generator_asend", "async_generator_athrow")

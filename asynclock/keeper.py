@@ -143,8 +143,9 @@ class Keeper:
             exits = {left: until for left, until in exits.items() if not left.done() and until > now}
         for room, lease in leases:
             self.give_back(room, lease)
+        until = self.now() + self.options.try_next_after
         for _, lease in leases:
-            await self.wait_settled(lease)
+            await self.wait_settled(lease, until)
 
     async def disconnect(self) -> None:
         """Close every connection; nothing of this keeper runs on."""
@@ -175,11 +176,14 @@ class Keeper:
         if loop is not None and not loop.is_closed() and not self.forked:
             loop.call_soon_threadsafe(self.give_back, room, lease)
 
-    async def wait_settled(self, lease: Lease) -> asyncio.CancelledError | None:
+    async def wait_settled(self, lease: Lease, until: float | None = None) -> asyncio.CancelledError | None:
+        """Wait until the release is answered, or will not be: until then, and as long as servers
+        that were asked keep answering at all. A cancellation meanwhile is returned, not raised."""
         cancelled = None
-        until = self.now() + self.options.try_next_after
+        if until is None:
+            until = self.now() + self.options.try_next_after
         loop = asyncio.get_running_loop()
-        while lease.unreleased:
+        while lease.unreleased and not (until <= self.now() and self._silent()):
             future = lease.settled = loop.create_future()
             self._settling.append((until, future, lease))
             if self._settling_timer is None:
@@ -193,13 +197,17 @@ class Keeper:
         lease.settled = None
         return cancelled
 
+    def _silent(self) -> bool:
+        now, patience = self.now(), self.options.try_next_after
+        return any(node.silent(now, patience) for node in self.topology.nodes)
+
     def _settle(self) -> None:
         """Let those go on who have waited long enough for a server that says nothing."""
         self._settling_timer = None
         now = self.now()
         settling = self._settling
         patience = self.options.try_next_after
-        silent = any(node.silent(now, patience) for node in self.topology.nodes)
+        silent = self._silent()
         while settling:
             until, future, lease = settling[0]
             if lease.unreleased and not future.done() and not (silent and until <= now):

@@ -11,7 +11,7 @@ from typing import Any, Never
 import redis.asyncio as redis
 
 from .core.room import NEVER, Room
-from .errors import AcquireTimeoutError, ConfigurationError, LockerClosedError, NotLockedError
+from .errors import AcquireTimeoutError, ConfigurationError, LockerClosedError, NotLockedError, ServerError
 from .keeper import Keeper, Waiter
 from .options import Seconds, check_name, check_options, check_timeout
 from .scope import LockScope, ScopeContext
@@ -161,7 +161,10 @@ class Locker:
                     await self._ready()
             except TimeoutError:
                 assert timeout is not None
-                raise AcquireTimeoutError(name, timeout, f"{self._keeper.where()} did not answer") from None
+                why = ServerError(keeper.where(), "has not answered yet")
+                raise AcquireTimeoutError(name, timeout, str(why)) from why
+            if self._closing is not None:
+                raise self._closed_error()  # in this very moment
         loop = keeper.loop
         assert loop is not None
         while True:
@@ -231,8 +234,12 @@ class Locker:
             keeper.loop = loop
             self._opening = loop.create_task(self._connect(), name=f"asynclock connecting to {self._keeper.where()}")
         opening = self._opening
+        # Whoever asked may all be gone when it fails.
+        opening.add_done_callback(lambda opening: opening.cancelled() or opening.exception())
         try:
             await asyncio.shield(opening)
+        except ServerError as error:
+            raise error.again() from error.__cause__  # each caller raises one of its own
         except asyncio.CancelledError:
             if opening.cancelled():  # by aclose, not from outside
                 raise self._closed_error() from None

@@ -99,7 +99,7 @@ class LockScope:
     def held(self) -> bool:
         """Is the lock this scope's, as far as can be known here and now?"""
         self._look()
-        return self._lease is not None
+        return not self._over()
 
     @property
     def lost_reason(self) -> LossReason | None:
@@ -113,12 +113,13 @@ class LockScope:
         return 0.0 if lease is None else max(0.0, lease.deadline - self._keeper.now())
 
     def check(self) -> None:
-        """Go on only if the lock is still held. Does not await, so it serves after a long synchronous stretch.
+        """Go on only if the lock is still held. Does not await, so it serves after a long synchronous
+        stretch, and in a thread (``asyncio.to_thread``).
 
         :raises LockLostError: it is lost, its time is over, or it was released
         """
         self._look()
-        if self._lease is None:
+        if self._over():
             raise self._error()
 
     async def wait_lost(self) -> LossReason | None:
@@ -129,7 +130,11 @@ class LockScope:
             if self._waiting is None:
                 self._waiting = []
             self._waiting.append(future)
-            await future
+            try:
+                await future
+            finally:
+                if self._waiting is not None:
+                    self._waiting.remove(future)
         return self._reason
 
     # Ending
@@ -298,15 +303,27 @@ class LockScope:
     def _look(self) -> None:
         """Has the time run out while nobody could say so (a blocked loop, a suspended machine)?"""
         lease = self._lease
-        if lease is not None and self._keeper.now() >= lease.deadline:
+        if lease is not None and self._keeper.now() >= lease.deadline and self._here():
             self._keeper.time_is_over(self._room)
+
+    def _over(self) -> bool:
+        lease = self._lease
+        return lease is None or self._keeper.now() >= lease.deadline
+
+    def _here(self) -> bool:
+        """Is this the locker's loop? From a thread, a scope may be looked at, and nothing be changed."""
+        try:
+            return asyncio.get_running_loop() is self._keeper.loop
+        except RuntimeError:
+            return False
 
     def _lost_unnoticed(self) -> None:
         self._reason = LossReason.DELETED
         self._detail = "found when it was released"
 
     def _error(self) -> LockLostError:
-        return LockLostError(self.name, self._reason or LossReason.RELEASED, self._detail)
+        reason = self._reason or (LossReason.RELEASED if self._lease is None else LossReason.EXPIRED)
+        return LockLostError(self.name, reason, self._detail)
 
     def _end(self) -> Lease | None:
         """The scope ends by itself. Returns the lease to give back."""

@@ -11,7 +11,7 @@ import warnings
 import anyio
 import pytest
 
-from asynclock import Locker, LockLostError
+from asynclock import Locker, LockLostError, LockScope, LossReason
 from asynclock.testing import Proxy, Server
 from tests.helpers import key, until
 
@@ -587,3 +587,74 @@ async def test_outside_cancellation_of_a_waiting_exit(locker: Locker, server: Se
         await task
     assert cleaned == ["task"]
     assert free(server)
+
+
+@pytest.mark.asyncio
+async def test_clean_up_is_left_in_peace_whatever_cancelled_it(locker: Locker, server: Server) -> None:
+    """Libraries make cancellations anew, and others cancel too: what handles them is not disturbed."""
+    cleaned: list[str] = []
+
+    async def clean_up(what: str) -> None:
+        await asyncio.sleep(0.15)
+        cleaned.append(what)
+
+    for what in ("gather", "thread", "outside"):
+
+        async def run(what: str = what) -> None:
+            async with locker.with_context(what):
+                server.execute("DEL", key(what))
+                try:
+                    if what == "gather":
+                        await asyncio.gather(asyncio.sleep(60), asyncio.sleep(60))
+                    elif what == "thread":
+                        await asyncio.to_thread(time.sleep, 0.05)
+                        await asyncio.sleep(60)
+                    else:
+                        await asyncio.sleep(60)
+                finally:
+                    await clean_up(what)
+
+        task = asyncio.create_task(run())
+        if what == "outside":
+            await asyncio.sleep(0.05)
+            assert not task.done()
+            with pytest.raises(LockLostError):
+                await task
+        else:
+            with pytest.raises(LockLostError):
+                await task
+    assert cleaned == ["gather", "thread", "outside"]
+
+
+@pytest.mark.asyncio
+async def test_looked_at_from_a_thread(server: Server) -> None:
+    async with Locker(server.url, key_validity=0.3) as locker:
+
+        def work(scope: LockScope) -> LossReason:
+            scope.check()
+            assert scope.held
+            while scope.held:
+                time.sleep(0.01)
+            with pytest.raises(LockLostError) as caught:
+                scope.check()
+            return caught.value.reason
+
+        with pytest.raises(LockLostError):
+            async with locker.with_context("job") as scope:
+                working = asyncio.create_task(asyncio.to_thread(work, scope))
+                await asyncio.sleep(0.02)
+                time.sleep(0.4)  # noqa: ASYNC251  # the loop is blocked: nothing is extended
+                await asyncio.sleep(5)
+        assert await working == "expired"
+
+
+@pytest.mark.asyncio
+async def test_close_with_many_locks_on_a_server_that_hangs(own_server: Server) -> None:
+    locker = Locker(own_server.url)
+    scopes = [await locker.acquire(f"job {number}") for number in range(20)]
+    own_server.pause()
+    since = time.monotonic()
+    await locker.aclose()
+    assert time.monotonic() - since < 0.3  # try_next_after once for the releases, once for the connection
+    assert {scope.lost_reason for scope in scopes} == {"closed"}
+    own_server.resume()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
@@ -49,21 +48,17 @@ def client_of(server: object) -> tuple[redis.Redis, bool]:
     if isinstance(server, str):
         try:
             return redis.Redis.from_url(server), True
-        except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"servers={_without_secrets(server)!r}: not a server's URL: {error}") from None
+        except (ValueError, TypeError):
+            # Neither the URL nor what redis-py says of it: parts of a password may be in there.
+            raise ConfigurationError(
+                "servers: not a server's URL: it starts with redis://, rediss:// or unix://, "
+                "and special characters in user name and password are percent-encoded"
+            ) from None
     if isinstance(server, redis.Redis):
         return server, False
     raise ConfigurationError(
         f"servers: expected a URL, a list of URLs or a redis.asyncio.Redis client, not {type(server).__name__}"
     )
-
-
-def _without_secrets(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        return f"{parts.scheme}://{parts.hostname or ''}" if parts.scheme else "(no scheme)"
-    except ValueError:
-        return "(unreadable)"
 
 
 class Door:

@@ -128,8 +128,13 @@ class Node:
                     self._listener.shut_out(self)
             else:
                 break
+            if self._closed:
+                return
             await asyncio.sleep(pause * (0.5 + random.random() / 2))
             pause = min(pause * 2, MAX_PAUSE)
+        if self._closed:
+            wire.abort()
+            return
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
@@ -204,9 +209,10 @@ class Node:
         if self._closed:
             return
         now = self.now()
-        if len(self._owed) >= 1024:
-            self._owed = {owed: until for owed, until in self._owed.items() if until > now}
-        self._owed[key, token] = now + self._options.key_validity
+        owed = self._owed
+        while owed and next(iter(owed.values())) <= now:  # oldest first: all live as long
+            del owed[next(iter(owed))]
+        owed[key, token] = now + self._options.key_validity
 
     def doubt_clock(self) -> None:
         """Set no absolute expiry until the server's clock was read again."""
@@ -273,8 +279,9 @@ class Node:
                 handle.cancel()
         task, self._reconnecting = self._reconnecting, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            while not task.done():  # on Python 3.11 one may get lost (cancellation.py)
+                task.cancel()
+                await asyncio.wait([task], timeout=0.01)
         wire = self.wire
         if wire is not None:
             wire.close()
