@@ -47,6 +47,7 @@ class Owner(Protocol):
     name: str
 
     def _on_lost(self, reason: LossReason, detail: str) -> None: ...
+    def _excuse(self, task: asyncio.Task[Any]) -> None: ...
     def _left(self, closing: asyncio.Task[Any] | None) -> asyncio.Future[None] | None: ...
 
 
@@ -90,6 +91,7 @@ class Keeper:
         # Who waits for a release, in the order in which they give up: all wait as long.
         self._settling: deque[tuple[float, asyncio.Future[None], Lease]] = deque()
         self._settling_timer: asyncio.TimerHandle | None = None
+        self._leaving: list[Owner] = []  # scopes whose blocks close waits for
         _keepers.add(self)
 
     def __repr__(self) -> str:
@@ -136,6 +138,7 @@ class Keeper:
                 leases.append((room, lease))
                 if scope is not None and (left := scope._left(caller)) is not None:
                     exits[left] = lease.deadline
+                    self._leaving.append(scope)
         while exits and not hurry.done():
             timeout = max(0.0, min(exits.values()) - self.now())
             await asyncio.wait([*exits, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -146,6 +149,12 @@ class Keeper:
         until = self.now() + self.options.try_next_after
         for _, lease in leases:
             await self.wait_settled(lease, until)
+
+    def excuse(self, task: asyncio.Task[Any] | None) -> None:
+        """This task waits for ``close`` itself: do not wait for its blocks."""
+        for scope in self._leaving:
+            if task is not None:
+                scope._excuse(task)
 
     async def disconnect(self) -> None:
         """Close every connection; nothing of this keeper runs on."""
@@ -344,6 +353,8 @@ class Keeper:
         unreachable = self.unreachable()
         if unreachable is not None:
             return str(unreachable)
+        if room.forces:
+            return "this process is taking it over by force"
         if room.holder is not None:
             return "this process holds it"
         if room.contended or room.attempt is None:

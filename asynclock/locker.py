@@ -273,6 +273,8 @@ class Locker:
         if self._closing is None:
             self._hurry = loop.create_future()
             self._closing = loop.create_task(self._close(asyncio.current_task()), name=f"asynclock closing {self!r}")
+        else:
+            keeper.excuse(asyncio.current_task())
         cancelled = None
         while not self._closing.done():
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
@@ -189,6 +190,8 @@ class LockScope:
             self._tasks = set()
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
+        if self._stopping is not None:  # an eager task may have ended the scope before it was known
+            self._stopping.append(Cancellation(task, self._why_stopped()))
         return task
 
     # The block
@@ -224,8 +227,11 @@ class LockScope:
             self._cancel_soon.cancel()
         if isinstance(error, GeneratorExit):
             # The coroutine is being closed: nothing can be awaited any more.
-            self._abort()
-            self._finish()
+            if self._here():
+                self._abort()
+                self._finish()
+            elif (lease := self._end()) is not None:
+                self._keeper.dropped(self._room, lease)  # no loop runs: when it does
             return False
         cancelled = error if isinstance(error, asyncio.CancelledError) else None
         cancellation = self._cancellation
@@ -265,23 +271,25 @@ class LockScope:
 
         if self._base_error is not None:
             raise self._base_error
-        if cancelled is not None and not self._errors:
+        own = error is not None and not isinstance(error, asyncio.CancelledError)
+        if cancelled is not None and not self._errors and not own:
             if cancelled is error:
                 return False
             raise cancelled
+        if outside_too and cancelled is not None and sys.version_info >= (3, 13):
+            # What is raised now goes before the cancellation, which comes at the next await. Before
+            # 3.13 uncancel() leaves such a one pending, and its owner could not take it back.
+            parent.uncancel()
+            parent.cancel()
         lost = self._error() if self._reason is not None and not self._stopped else None
         if self._errors:
-            if error is not None and not isinstance(error, asyncio.CancelledError):
+            if own and error is not None:
                 self._errors.append(error)
             group = BaseExceptionGroup(f"unhandled errors in the tasks of lock {self.name!r}", self._errors)
-            if outside_too:
-                # As TaskGroup: keeps the count, and the cancellation comes at the next await.
-                parent.uncancel()
-                parent.cancel()
             if lost is not None and not self._failed:
                 raise lost from group
             raise group from None
-        if error is not None and not isinstance(error, asyncio.CancelledError):
+        if own:
             return False
         if lost is not None:
             raise lost from None
@@ -348,6 +356,11 @@ class LockScope:
         if self._on_exit is None:
             self._on_exit = asyncio.get_running_loop().create_future()
         return self._on_exit
+
+    def _excuse(self, task: asyncio.Task[Any]) -> None:
+        """Let ``aclose`` not wait for this block, if it is that of a task that waits for ``aclose``."""
+        if self._parent is task and self._on_exit is not None and not self._on_exit.done():
+            self._on_exit.set_result(None)
 
     def _wake(self) -> None:
         for future in self._waiting or ():

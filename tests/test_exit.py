@@ -11,7 +11,7 @@ import warnings
 import anyio
 import pytest
 
-from asynclock import Locker, LockLostError, LockScope, LossReason
+from asynclock import Locker, LockLostError, LockScope, LossReason, ServerError
 from asynclock.testing import Proxy, Server
 from tests.helpers import key, until
 
@@ -658,3 +658,58 @@ async def test_close_with_many_locks_on_a_server_that_hangs(own_server: Server) 
     assert time.monotonic() - since < 0.3  # try_next_after once for the releases, once for the connection
     assert {scope.lost_reason for scope in scopes} == {"closed"}
     own_server.resume()
+
+
+@pytest.mark.asyncio
+async def test_cancelled_while_its_own_error_is_on_its_way_out(locker: Locker, server: Server) -> None:
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.05)
+
+    async def run() -> None:
+        async with locker.with_context("job") as scope:
+            scope.create_task(slow())
+            await asyncio.sleep(0)
+            raise OwnError
+
+    task = asyncio.create_task(run())
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(OwnError):
+        await task
+    assert free(server)
+
+
+@pytest.mark.asyncio
+async def test_two_that_close_do_not_wait_for_each_other(server: Server) -> None:
+    locker = Locker(server.url)
+    inside = asyncio.Event()
+
+    async def run() -> None:
+        async with locker.with_context("job"):
+            inside.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await locker.aclose()
+
+    task = asyncio.create_task(run())
+    await inside.wait()
+    since = time.monotonic()
+    await locker.aclose()
+    with pytest.raises(LockLostError):
+        await task
+    assert time.monotonic() - since < 1
+
+
+@pytest.mark.asyncio
+async def test_many_take_overs_when_the_connection_is_lost(own_server: Server) -> None:
+    async with Locker(own_server.url) as locker:
+        forcing = [asyncio.create_task(locker.force_acquire("job")) for _ in range(1000)]
+        await asyncio.sleep(0)
+        own_server.kill()
+        for task in forcing:
+            with contextlib.suppress(ServerError):
+                await (await asyncio.wait_for(task, 5)).release()

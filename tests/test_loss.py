@@ -311,3 +311,16 @@ async def test_after_a_loss_the_exit_asks_no_server(own_server: Server) -> None:
         await asyncio.wait([holding.task])
         assert time.monotonic() - since < 0.02
         own_server.resume()
+
+
+@pytest.mark.asyncio
+async def test_a_demoted_server_is_left(own_server: Server, kind: str) -> None:
+    """Behind one address there is another primary after a failover; the connection to the old one stays up."""
+    with Server(kind) as new:
+        async with Proxy(own_server.port) as proxy, Locker(proxy.url, key_validity=1.0) as locker:
+            await (await locker.acquire("job")).release()
+            own_server.execute("REPLICAOF", "127.0.0.1", str(new.port))
+            proxy.target_port = new.port
+            scope = await locker.acquire("job", timeout=3)
+            assert new.execute("EXISTS", key("job")) == 1
+            await scope.release()

@@ -343,11 +343,13 @@ class Room(Generic[W]):
         """The lock could not be taken over: see what is left of the lease of its holder."""
         self.attempt = None
         self.forced = False
-        waiter = next(iter(self.forces))
-        del self.forces[waiter]
+        # If nothing could be sent, it cannot for the others either: no need to try one by one.
+        waiters = list(self.forces)[: 1 if lease.owed else None]
         self._release(lease, now)
         self._verify_holder(None, now)
-        self.port.failed(waiter, lease.error)
+        for waiter in waiters:
+            del self.forces[waiter]
+            self.port.failed(waiter, lease.error)
         self._next(now)
 
     def _give_up(self, lease: Lease, now: float) -> None:

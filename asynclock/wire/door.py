@@ -7,6 +7,7 @@ The one place that touches a private name of redis-py: ``Connection._writer`` an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import redis.asyncio as redis
@@ -46,14 +47,13 @@ class SilentError(ServerError):
 def client_of(server: object) -> tuple[redis.Redis, bool]:
     """The redis-py client for what a user calls a server, and whether it is ours to close."""
     if isinstance(server, str):
-        try:
+        with contextlib.suppress(ValueError, TypeError):
             return redis.Redis.from_url(server), True
-        except (ValueError, TypeError):
-            # Neither the URL nor what redis-py says of it: parts of a password may be in there.
-            raise ConfigurationError(
-                "servers: not a server's URL: it starts with redis://, rediss:// or unix://, "
-                "and special characters in user name and password are percent-encoded"
-            ) from None
+        # Neither the URL nor what redis-py says of it: parts of a password may be in there.
+        raise ConfigurationError(
+            "servers: not a server's URL: it starts with redis://, rediss:// or unix://, "
+            "and special characters in user name and password are percent-encoded"
+        )
     if isinstance(server, redis.Redis):
         return server, False
     raise ConfigurationError(
@@ -92,7 +92,10 @@ class Door:
 
         :raises ServerError: unreachable, refused, or too old
         """
-        connection = self._class(**self._kwargs)
+        try:
+            connection = self._class(**self._kwargs)
+        except TypeError as error:
+            raise ConfigurationError(f"servers: redis-py refuses an option of {self.label}: {error}") from None
         writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(self._timeout):

@@ -30,6 +30,7 @@ MAX_PAUSE = 1.0  # seconds between attempts to reconnect
 FIRST_PAUSE = 0.01
 MAX_LAG = 0.05  # seconds by which a clock that runs on through a suspend may move against one that does not
 MIN_SILENCE = 0.5  # seconds without an answer before a connection counts as dead, at least
+MAX_SILENCE = 2.0  # ... and at most
 
 
 class Listener(Protocol):
@@ -82,7 +83,8 @@ class Node:
         self._closed = False
         # How long answers may be missing before the connection counts as dead: early enough to
         # reconnect and extend before a lock that was due for its extension is over.
-        self._silence = max(MIN_SILENCE, (options.key_validity - options.extend_interval) / 2)
+        silence = (options.key_validity - options.extend_interval) / 2
+        self._silence = min(max(MIN_SILENCE, silence), MAX_SILENCE)
 
     # Connecting
 
@@ -217,6 +219,11 @@ class Node:
     def doubt_clock(self) -> None:
         """Set no absolute expiry until the server's clock was read again."""
         self._clock.forget()
+
+    def demoted(self) -> None:
+        """The server has become a replica: whoever is the primary now answers at the same address."""
+        if self.wire is not None:
+            self.wire.abort(ConnectionError("the server has become a read-only replica"))
 
     def observe_clock(self, sent: float, reply: Any) -> None:
         self._clock_asked = False

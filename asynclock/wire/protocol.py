@@ -128,11 +128,11 @@ class Wire(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._out.clear()
         waiting, self.waiting = self.waiting, deque()
+        if not self.closed.done():
+            self.closed.set_result(None)
         self._on_lost(self, self.problem or exc)
         for expects in waiting:
             expects.dropped()
-        if not self.closed.done():
-            self.closed.set_result(None)
 
     def abort(self, problem: Exception | None = None) -> None:
         """Drop the connection now; what was not sent is lost."""

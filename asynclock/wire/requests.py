@@ -23,6 +23,7 @@ class Asked(Protocol):
     def now(self) -> Callable[[], float]: ...
     def key_text(self, room: Room[Any], index: int) -> str: ...
     def owe(self, key: bytes, token: bytes) -> None: ...
+    def demoted(self) -> None: ...
     def observe_clock(self, sent: float, reply: Any) -> None: ...
 
 
@@ -62,6 +63,8 @@ class Request:
                 command = node.commands.names[ask][position]
                 error = error_of(node.label, command, node.key_text(self.room, self.index), reply)
                 if error is not None:
+                    if str(reply).startswith("READONLY"):
+                        node.demoted()
                     self.room.failed(self.lease, self.index, ask, error, now)
                     return
                 replies[position] = b""  # not ours, whatever it is
