@@ -108,10 +108,10 @@ class Room(Generic[W]):
             self._rest()
             return None
         self.attempt = None
-        self._release(abandoned, now)
         if self.forced:
             self.forced = False
-            self._verify_holder(None, now)
+            self._verify_holder(None, now)  # before the release, so that the holder is told what was there
+        self._release(abandoned, now)
         self._next(now)
         return abandoned
 
@@ -220,8 +220,13 @@ class Room(Generic[W]):
             lease.barred += getattr(error, "lasting", False)
             lease.free_at[index] = NEVER if error is None else now + self._backoff()
         elif error is not None:
-            # The vote counts on until its time is over: try again well before that.
-            lease.extend_at = min(lease.extend_at, now + max(self.rules.try_next_after, (lease.deadline - now) / 4))
+            # The vote counts on until its time is over: try again well before that, and soon if the
+            # key is known to have changed.
+            if ask is Ask.READ or lease.pushed >> index & 1:
+                again = self._backoff()
+            else:
+                again = max(self.rules.try_next_after, (lease.deadline - now) / 4)
+            lease.extend_at = min(lease.extend_at, now + again)
         self._judge(lease, None, index, now)
 
     def pushed(self, index: int, now: float, cause: LossReason | None = None) -> None:
@@ -267,8 +272,9 @@ class Room(Generic[W]):
                 self._extend(lease, now)
             self._judge(lease, None, None, now)
         elif self.attempt is not None:
-            self.attempt.silent = True
-            self._decide(now)
+            if not self.forced:
+                self.attempt.silent = True
+                self._decide(now)
         else:
             self.quiet = None
             self._next(now)
@@ -345,8 +351,8 @@ class Room(Generic[W]):
         self.forced = False
         # If nothing could be sent, it cannot for the others either: no need to try one by one.
         waiters = list(self.forces)[: 1 if lease.owed else None]
-        self._release(lease, now)
         self._verify_holder(None, now)
+        self._release(lease, now)
         for waiter in waiters:
             del self.forces[waiter]
             self.port.failed(waiter, lease.error)
@@ -403,7 +409,7 @@ class Room(Generic[W]):
         # The first extension comes early by chance, so that locks acquired together are not all
         # extended in the same loop turn for ever.
         lease.extend_at = now + self.rules.extend_interval * (0.5 + self.port.chance() / 2)
-        self._wake_at(min(lease.extend_at, lease.deadline))
+        self._extend_in_time(lease, now)
         self.port.granted(waiter, lease)
 
     # What becomes of a lease
@@ -418,6 +424,8 @@ class Room(Generic[W]):
                 self._next(now)
             else:
                 lease.cause = None if not lease.pending() else lease.cause
+                if lost is not None:
+                    self._extend_in_time(lease, now)  # an older vote decides now
                 self._wake_at(min(lease.extend_at, lease.deadline))
 
     def _lose(self, lease: Lease, reason: LossReason, index: int | None, now: float) -> None:
@@ -453,6 +461,12 @@ class Room(Generic[W]):
         for index in range(self.rules.keys):
             if not lease.asked[index]:
                 self._ask(lease, index, Ask.EXTEND if lease.owed >> index & 1 else Ask.TAKE, now)
+
+    def _extend_in_time(self, lease: Lease, now: float) -> None:
+        """A deadline that is nearer than usual (a late grant, a lost vote) wants its extension earlier."""
+        usual = self.rules.term - self.rules.extend_interval  # what is left when an extension is due
+        lease.extend_at = min(lease.extend_at, lease.deadline - min(usual, (lease.deadline - now) / 2))
+        self._wake_at(min(lease.extend_at, lease.deadline))
 
     def _suspect(self, lease: Lease, index: int, cause: LossReason | None, now: float) -> None:
         """Key ``index`` changed: look at it, now or after the answer that is under way."""

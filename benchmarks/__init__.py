@@ -1,0 +1,1 @@
+"""The figures of asynclock's tables, measured: ``python -m benchmarks``."""

@@ -1,0 +1,147 @@
+"""Everybody else: a client that does harm, a second process with locks, and a body that notes when it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Self
+
+from asynclock import LockLostError, LockScope
+from asynclock.testing import Server
+from asynclock.testing.resp import Reply, encode_command, read_reply
+
+PATIENCE = 20.0  # seconds until a benchmark is given up
+
+
+def key(name: str) -> str:
+    return f"asynclock:0:{name}"
+
+
+class Outsider:
+    """A client without locks, on a blocking socket that is already connected."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._stream = connection.makefile("rb")
+
+    @classmethod
+    @contextlib.contextmanager
+    def of(cls, server: Server) -> Iterator[Self]:
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            outsider = cls(connection)
+            with outsider._stream:
+                yield outsider
+
+    def send(self, *command: str | bytes | int) -> float:
+        """Returns when it began to. The reply has to be read later, with ``reply``."""
+        data = encode_command(*command)
+        since = time.monotonic()
+        self._connection.sendall(data)
+        return since
+
+    def reply(self) -> Reply:
+        return read_reply(self._stream)
+
+    def execute(self, *command: str | bytes | int) -> Reply:
+        self.send(*command)
+        return self.reply()
+
+    def expiry(self, name: str) -> float:
+        """When the key of this lock will be over by the server's own count, on ``time.monotonic``; to a millisecond."""
+        since = time.monotonic()
+        ttl = self.execute("PTTL", key(name))
+        assert isinstance(ttl, int)
+        if ttl < 0:
+            raise RuntimeError(f"nobody holds {name!r}")
+        return since + ttl / 1000
+
+    def info(self, field: str) -> str:
+        text = self.execute("INFO", "all")
+        assert isinstance(text, bytes)
+        for line in text.decode().splitlines():
+            name, _, value = line.partition(":")
+            if name == field:
+                return value
+        raise RuntimeError(f"the server's INFO has no {field}")
+
+
+class Crew:
+    """``crew.py``: a second process with a locker. Its times are ``time.monotonic()``, the same in every process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def of(cls, server: Server, loop: str, validity: float = 5.0) -> AsyncIterator[Self]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(Path(__file__).with_name("crew.py")),
+            server.url,
+            loop,
+            str(validity),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        crew = cls(process)
+        try:
+            await crew.hear()
+            yield crew
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.communicate()
+
+    async def tell(self, word: str, name: str = "") -> float:
+        """Let it do one thing. Returns when it began to, some milliseconds after it has done it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{word} {name}\n".encode())
+        return await self.hear()
+
+    async def hear(self) -> float:
+        assert self._process.stdout is not None
+        line = await asyncio.wait_for(self._process.stdout.readline(), PATIENCE)
+        if not line:
+            raise RuntimeError("the second process ended")
+        return float(json.loads(line))
+
+    async def kill(self) -> None:
+        self._process.kill()
+        await self._process.wait()
+
+
+class Body:
+    """The body of a scope, in a task of its own that does nothing but wait for its cancellation."""
+
+    def __init__(self, scope: LockScope) -> None:
+        self._task = asyncio.create_task(self._hold(scope))
+
+    @classmethod
+    async def of(cls, scope: LockScope) -> Self:
+        body = cls(scope)
+        await asyncio.sleep(0.002)  # it is inside, and the loop waits for what comes
+        return body
+
+    async def _hold(self, scope: LockScope) -> float:
+        stopped = 0.0
+        try:
+            async with scope:
+                try:
+                    await asyncio.sleep(PATIENCE * 2)
+                except asyncio.CancelledError:
+                    stopped = time.monotonic()
+                    raise
+        except LockLostError:
+            return stopped
+        raise RuntimeError("the lock was not lost")
+
+    async def stopped(self) -> float:
+        """When the cancellation reached the body."""
+        return await asyncio.wait_for(self._task, PATIENCE)

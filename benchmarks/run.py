@@ -1,0 +1,155 @@
+"""One scenario in a process of its own: a fresh heap, and no display in the event loop that is measured."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import signal
+import statistics
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any, Literal, Self
+
+LOOPS = ("asyncio", "uvloop")
+LIMIT = 180.0  # seconds for one scenario
+
+LoopName = Literal["asyncio", "uvloop"]
+
+
+class BrokenError(Exception):
+    """A scenario did not come to its end; the text says how."""
+
+
+class NotHereError(Exception):
+    """What a scenario raises if this system lacks what it measures with. It has no figures then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What was measured ``n`` times."""
+
+    scenario: str
+    what: str
+    loop: str
+    unit: str
+    n: int
+    min: float
+    median: float
+    p99: float  # the nearest rank: the maximum, where n < 100
+    max: float
+
+    @classmethod
+    def of(cls, scenario: str, what: str, loop: str, unit: str, values: Sequence[float]) -> Self:
+        ordered = sorted(values)
+        rank = -(-len(ordered) * 99 // 100)
+        return cls(
+            scenario,
+            what,
+            loop,
+            unit,
+            len(ordered),
+            ordered[0],
+            statistics.median(ordered),
+            ordered[rank - 1],
+            ordered[-1],
+        )
+
+
+@dataclass(slots=True)
+class Run:
+    """What a scenario is given, and where it puts its figures."""
+
+    scenario: str
+    kind: str  #: of server, as ``asynclock.testing.Server`` takes it
+    loop: LoopName
+    quick: bool
+    sender: Connection | None = None
+    figures: list[Figure] = field(default_factory=list)
+    _told: float = 0.0
+
+    def times(self, full: int, quick: int) -> int:
+        return quick if self.quick else full
+
+    def record(self, what: str, unit: str, values: Sequence[float]) -> None:
+        self.figures.append(Figure.of(self.scenario, what, self.loop, unit, values))
+
+    def step(self, what: str, done: int, total: int) -> None:
+        """Tell how far it is, between measurements; seldom enough to cost nothing."""
+        now = time.monotonic()
+        if self.sender is not None and (now - self._told > 0.25 or done == 0):
+            self._told = now
+            self.sender.send((what, done, total))
+
+
+Scenario = Callable[[Run], Awaitable[None]]
+OnStep = Callable[[str, int, int], None]
+
+
+def loop_factory(name: LoopName) -> Callable[[], asyncio.AbstractEventLoop]:
+    if name == "asyncio":
+        return asyncio.new_event_loop
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+def measure(scenario: Scenario, run: Run, limit: float, on_step: OnStep) -> list[Figure]:
+    """Run it in a process of its own.
+
+    :returns: its figures; none, if it cannot be measured on this system
+    :raises BrokenError: it raised, ended, left an error in its loop, or was not through after ``limit`` seconds
+    """
+    spawning = multiprocessing.get_context("spawn")
+    receiver, run.sender = spawning.Pipe(duplex=False)
+    process = spawning.Process(target=_child, args=(scenario, run), daemon=True)
+    process.start()
+    run.sender.close()
+    end = time.monotonic() + limit
+    try:
+        while True:
+            if not receiver.poll(max(0.0, end - time.monotonic())):
+                raise BrokenError(f"not through after {limit:g} s")
+            try:
+                message: Any = receiver.recv()
+            except EOFError:
+                process.join(5)
+                raise BrokenError(f"its process ended with exit code {process.exitcode}") from None
+            if isinstance(message, str):
+                raise BrokenError(message)
+            if isinstance(message, list):
+                process.join(max(0.0, end - time.monotonic()))
+                if process.exitcode != 0:
+                    raise BrokenError(f"its process did not end well: exit code {process.exitcode}")
+                return message
+            on_step(*message)
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+
+
+def _child(scenario: Scenario, run: Run) -> None:
+    assert run.sender is not None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    try:
+        with asyncio.Runner(loop_factory=loop_factory(run.loop)) as runner:
+            runner.run(_watched(scenario, run))
+    except NotHereError:
+        run.sender.send([])
+    except BaseException:
+        run.sender.send(traceback.format_exc())
+    else:
+        run.sender.send(run.figures)
+
+
+async def _watched(scenario: Scenario, run: Run) -> None:
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(str(context)))
+    await scenario(run)
+    if complaints:
+        raise RuntimeError(f"the event loop complained: {complaints}")
+    if not run.figures:
+        raise RuntimeError("it has measured nothing")

@@ -1,0 +1,159 @@
+"""A room on the bench: its port writes down what it is told, and time and answers are given by hand."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from asynclock.core.lease import Lease, Tokens
+from asynclock.core.room import NEVER, Room
+from asynclock.core.rules import Ask, LossReason, Rules
+
+OURS: Any = object()  # "the token of whoever asked"
+OTHER = b"asynclock:n:ff:1"  # of another process
+STRANGER = b"hello"
+
+
+class Sent(NamedTuple):
+    lease: Lease
+    index: int
+    ask: Ask
+    when: float
+
+
+class Bench:
+    """The port of ``room``. ``sent`` is what was asked and not answered yet, ``told`` what the room has said."""
+
+    def __init__(self, majority: int = 1, **rules: Any) -> None:
+        numbers = {"validity": 5.0, "extend_interval": 2.5, "try_next_after": 0.02, **rules}
+        self.rules = Rules(majority=majority, **numbers)
+        self.room: Room[str] = Room("name", self.rules, self)
+        self.now = 100.0
+        self.when = NEVER
+        self.sent: list[Sent] = []
+        self.told: list[tuple[Any, ...]] = []
+        self.settles: list[bytes] = []  # tokens whose release is through
+        self.down: set[int] = set()  # keys whose server is not connected
+        self.bars: Exception | None = None  # why those servers never will be
+        self.kept: list[tuple[int, bytes]] = []  # releases for them
+        self.luck = 0.0
+        self._tokens = Tokens(b"\0")
+
+    # What a test does
+
+    def join(self, *waiters: str) -> None:
+        for waiter in waiters:
+            self.room.join(waiter, self.now)
+
+    def hold(self, waiter: str = "holder") -> Lease:
+        """``waiter`` acquires the lock, without a hitch and in no time."""
+        self.room.join(waiter, self.now)
+        for index in range(self.rules.keys):
+            self.answer(Ask.TAKE, index)
+        assert self.room.holder is not None
+        self.told.clear()
+        return self.room.holder
+
+    def refuse(self, waiter: str = "me", ttl: int = 4000) -> None:
+        """``waiter`` finds that another process has the lock, and waits."""
+        self.room.join(waiter, self.now)
+        for ask in (Ask.TAKE, Ask.TAKE_TTL):
+            for index in range(self.rules.keys):
+                self.answer(ask, index, OTHER, ttl if ask is Ask.TAKE_TTL else None)
+        self.sent.clear()
+
+    @property
+    def asks(self) -> list[tuple[Ask, int]]:
+        return [(sent.ask, sent.index) for sent in self.sent]
+
+    def answer(
+        self, ask: Ask, index: int = 0, found: Any = OURS, ttl: int | None = None, ok: bool | None = None
+    ) -> None:
+        """The first such ask that is not answered yet gets its answer now."""
+        sent = self._take(ask, index)
+        if ask is Ask.RELEASE:
+            self.room.answered(*sent[:3], sent.when, found is OURS, None, None, self.now)
+            return
+        value = sent.lease.token if found is OURS else found
+        okay = ask is Ask.READ or found is OURS if ok is None else ok
+        self.room.answered(*sent[:3], sent.when, okay, value, ttl, self.now)
+
+    def fail(self, ask: Ask, index: int = 0, error: Exception | None = None) -> None:
+        self.room.failed(*self._take(ask, index)[:3], error, self.now)
+
+    def drop(self, *indexes: int) -> None:
+        """The connection to the server of these keys is lost."""
+        self.down.update(indexes)
+        for sent in [sent for sent in self.sent if sent.index in indexes]:
+            self.sent.remove(sent)
+            if sent.ask is Ask.RELEASE:
+                self.kept.append((sent.index, sent.lease.token))
+            self.room.failed(*sent[:3], None, self.now)
+
+    def reconnect(self, *indexes: int) -> None:
+        self.down.difference_update(indexes)
+        for index in indexes:
+            self.room.reconnected(index, self.now)
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, and the timer go off when it is due."""
+        until = self.now + seconds
+        while self.when <= until:
+            self.now, self.when = max(self.now, self.when), NEVER
+            self.room.woken(self.now)
+        self.now = until
+
+    def _take(self, ask: Ask, index: int) -> Sent:
+        for sent in self.sent:
+            if sent.ask is ask and sent.index == index:
+                self.sent.remove(sent)
+                return sent
+        raise AssertionError(f"{ask.name} was not asked of key {index}: {self.asks}")
+
+    # The port
+
+    def token(self, forced: bool) -> bytes:
+        return self._tokens.next(forced=forced)
+
+    def ask(self, room: Room[str], lease: Lease, index: int, ask: Ask, now: float) -> bool:
+        if index in self.down:
+            if ask is Ask.RELEASE:
+                self.kept.append((index, lease.token))
+            return False
+        self.sent.append(Sent(lease, index, ask, now))
+        return True
+
+    def barred(self, room: Room[str], index: int) -> Exception | None:
+        return self.bars if index in self.down else None
+
+    def wake(self, room: Room[str], when: float) -> None:
+        self.when = when
+
+    def chance(self) -> float:
+        return self.luck
+
+    def doubt_clock(self, room: Room[str], index: int) -> None:
+        self.told.append(("doubt clock", index))
+
+    def granted(self, waiter: str, lease: Lease) -> None:
+        self.told.append(("granted", waiter))
+
+    def refused(self, waiter: str) -> None:
+        self.told.append(("refused", waiter))
+
+    def failed(self, waiter: str, error: Exception | None) -> None:
+        self.told.append(("failed", waiter, error))
+
+    def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None:
+        self.told.append(("lost", reason, index))
+
+    def settled(self, lease: Lease) -> None:
+        self.settles.append(lease.token)
+
+    def idle(self, room: Room[str]) -> None:
+        self.told.append(("idle",))
+
+    # What it was told, by kind
+
+    def of(self, kind: str) -> list[Any]:
+        """What was told of this kind: the waiter, or what else comes first."""
+        return [told[1] if len(told) > 1 else None for told in self.told if told[0] == kind]

@@ -1,0 +1,352 @@
+"""Rules for who holds a lock, one by one, on one key: until when, how it is lost, taken over and passed on."""
+
+import pytest
+
+from asynclock.core.room import MIN_HOLD_BACK, NEVER
+from asynclock.core.rules import Ask, LossReason
+
+from .bench import OTHER, OURS, STRANGER, Bench
+from .servers import Trouble
+
+TERM = 5.0 - 0.05 - 0.002  # validity less 1 % and 2 ms
+
+
+# The deadline
+
+
+def test_the_deadline_is_counted_from_before_the_send() -> None:
+    bench = Bench()
+    bench.join("me")
+    sent = bench.now
+    bench.wait(0.3)
+    bench.answer(Ask.TAKE)
+    assert bench.room.holder.deadline == pytest.approx(sent + TERM)
+
+
+def test_a_grant_whose_validity_is_over_is_not_handed_out() -> None:
+    bench = Bench()
+    bench.join("me")
+    bench.wait(4.95)
+    bench.answer(Ask.TAKE)
+    assert bench.of("granted") == []
+    assert bench.asks == [(Ask.RELEASE, 0), (Ask.TAKE, 0)]
+
+
+def test_an_extension_moves_the_deadline_and_is_counted_from_before_its_send() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    bench.wait(1.3)
+    assert bench.asks == [(Ask.EXTEND, 0)]
+    sent = bench.sent[0].when
+    bench.wait(0.2)
+    bench.answer(Ask.EXTEND)
+    assert lease.deadline == pytest.approx(sent + TERM)
+    assert bench.when == pytest.approx(sent + 2.5)
+
+
+@pytest.mark.parametrize("luck", [0.0, 0.999])
+def test_the_first_extension_comes_early_by_chance(luck: float) -> None:
+    bench = Bench()
+    bench.luck = luck
+    bench.hold()
+    assert bench.when - bench.now == pytest.approx(2.5 * (0.5 + luck / 2))
+
+
+def test_without_an_answer_the_lock_is_lost_at_the_deadline_and_not_before() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    bench.wait(TERM - 0.001)
+    assert bench.told == []
+    bench.wait(0.001)
+    assert bench.now == pytest.approx(lease.deadline)
+    assert bench.told == [("lost", LossReason.EXPIRED, None), ("idle",)]
+    assert bench.asks == [(Ask.EXTEND, 0), (Ask.RELEASE, 0)]
+
+
+def test_a_key_whose_life_was_shortened_shortens_the_deadline() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    bench.wait(0.5)
+    bench.room.pushed(0, bench.now)
+    bench.answer(Ask.READ, ttl=1000)
+    assert lease.deadline == pytest.approx(bench.now + 1.0 - 0.01 - 0.002)
+
+
+def test_a_lock_whose_deadline_is_near_is_extended_before_it() -> None:
+    """A late grant: the usual time for the next extension is too late."""
+    bench = Bench()
+    bench.luck = 0.9
+    bench.join("me")
+    bench.wait(3.5)
+    bench.answer(Ask.TAKE)
+    deadline = bench.room.holder.deadline
+    assert bench.when < deadline - 0.3
+    bench.wait(deadline - bench.now - 0.01)
+    assert (Ask.EXTEND, 0) in bench.asks
+
+
+def test_a_life_that_somebody_shortened_is_not_prolonged_against_it() -> None:
+    """Whoever expires a lock's key wants it to end. (An extension that is due before that still counts.)"""
+    bench = Bench()
+    bench.hold()
+    bench.wait(0.5)
+    bench.room.pushed(0, bench.now)
+    bench.answer(Ask.READ, ttl=200)
+    bench.wait(0.19)
+    assert (Ask.EXTEND, 0) not in bench.asks
+    bench.wait(0.01)
+    assert bench.room.holder is None
+
+
+def test_an_extension_that_meets_an_error_is_tried_again_in_time() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    deadline = lease.deadline
+    bench.wait(1.25)
+    bench.fail(Ask.EXTEND, error=Trouble())
+    assert bench.when - bench.now == pytest.approx((deadline - bench.now) / 4)
+    bench.wait(1.0)
+    bench.answer(Ask.EXTEND)
+    assert lease.deadline > deadline
+    assert bench.told == []
+
+
+@pytest.mark.parametrize("ask", [Ask.READ, Ask.EXTEND])
+def test_a_push_that_meets_an_error_is_looked_into_again_soon(ask: Ask) -> None:
+    bench = Bench()
+    bench.hold()
+    bench.wait(0.1 if ask is Ask.READ else 1.25)
+    bench.room.pushed(0, bench.now)
+    bench.fail(ask, error=Trouble())
+    bench.wait(0.05)
+    assert bench.asks == [(Ask.EXTEND, 0)]
+
+
+def test_a_clock_that_was_off_is_doubted() -> None:
+    bench = Bench()
+    bench.join("me")
+    bench.answer(Ask.TAKE, found=None, ok=True)
+    assert bench.of("doubt clock") == [0]
+    assert bench.asks[-1][0] in (Ask.TAKE, Ask.TAKE_TTL)
+
+
+# Losing
+
+
+def lose(bench: Bench, reason: LossReason) -> None:
+    """Bring it about."""
+    room, now = bench.room, bench.now
+    if reason is LossReason.EXPIRED:
+        bench.wait(6.0)
+    elif reason is LossReason.FORGOTTEN:
+        bench.drop(0)
+        bench.reconnect(0)
+        bench.answer(Ask.EXTEND, found=None)
+    elif reason is LossReason.DISCONNECTED:
+        bench.drop(0)
+        room.gone(0, now)
+    elif reason is LossReason.CLOSED:
+        room.close(now)
+    else:
+        room.pushed(0, now, LossReason.FLUSHED if reason is LossReason.FLUSHED else None)
+        found = {LossReason.OVERWRITTEN: STRANGER, LossReason.TAKEN_OVER: b"asynclock:f:ff:1"}.get(reason)
+        bench.answer(Ask.READ, found=found, ttl=-2 if found is None else 4000)
+
+
+@pytest.mark.parametrize("reason", [reason for reason in LossReason if reason is not LossReason.RELEASED])
+def test_who_loses_the_lock_is_told_why(reason: LossReason) -> None:
+    bench = Bench()
+    lease = bench.hold()
+    lose(bench, reason)
+    assert bench.of("lost") == [reason]
+    assert bench.of("idle") == [None]
+    assert lease.done
+    if reason is not LossReason.CLOSED:
+        assert lease.owed == 0
+
+
+def test_a_key_that_another_took_while_it_was_free_was_deleted() -> None:
+    bench = Bench()
+    bench.hold()
+    bench.room.pushed(0, bench.now)
+    bench.answer(Ask.READ, found=OTHER, ttl=4000)
+    assert bench.of("lost") == [LossReason.DELETED]
+
+
+def test_the_next_waiter_contends_when_the_holder_here_has_lost() -> None:
+    bench = Bench()
+    bench.hold()
+    bench.join("next")
+    bench.room.pushed(0, bench.now)
+    bench.answer(Ask.READ, found=None, ttl=-2)
+    assert bench.asks[-1][0] in (Ask.TAKE, Ask.TAKE_TTL)
+    assert bench.of("idle") == []
+
+
+def test_a_dropped_connection_whose_key_is_intact_loses_nothing() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    bench.wait(1.0)
+    bench.drop(0)
+    bench.reconnect(0)
+    assert bench.asks == [(Ask.EXTEND, 0)]
+    bench.answer(Ask.EXTEND)
+    assert bench.told == []
+    assert lease.deadline == pytest.approx(bench.now + TERM)
+
+
+# By force
+
+
+def test_force_takes_the_lock_from_the_holder_in_this_process() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    bench.join("waiter")
+    bench.room.force("me", bench.now)
+    assert bench.asks == [(Ask.FORCE, 0)]
+    assert bench.told == []
+    bench.answer(Ask.FORCE)
+    assert bench.told == [("lost", LossReason.TAKEN_OVER, None), ("granted", "me")]
+    assert bench.room.holder is not lease
+    assert bench.asks == [(Ask.RELEASE, 0)]  # of the former token
+    assert list(bench.room.queue) == ["waiter"]
+
+
+@pytest.mark.parametrize("found", [OURS, OTHER])
+def test_force_comes_after_a_local_attempt_whatever_becomes_of_that(found: object) -> None:
+    bench = Bench()
+    bench.join("waiter")
+    bench.room.force("me", bench.now)
+    bench.answer(Ask.TAKE, found=found)
+    bench.answer(Ask.FORCE)
+    assert bench.of("granted")[-1] == "me"
+    assert bench.of("lost") == ([LossReason.TAKEN_OVER] if found is OURS else [])
+
+
+def test_of_two_who_force_the_later_has_it_in_the_end() -> None:
+    bench = Bench()
+    bench.room.force("one", bench.now)
+    bench.room.force("two", bench.now)
+    bench.answer(Ask.FORCE)
+    bench.answer(Ask.FORCE)
+    assert bench.of("granted") == ["one", "two"]
+    assert bench.of("lost") == [LossReason.TAKEN_OVER]
+
+
+def test_a_force_that_fails_or_is_abandoned_looks_after_the_holder() -> None:
+    for leave in (False, True):
+        bench = Bench()
+        bench.hold()
+        bench.room.force("me", bench.now)
+        if leave:
+            assert bench.room.leave("me", bench.now) is not None
+        else:
+            bench.fail(Ask.FORCE, error=Trouble())
+            assert bench.of("failed") == ["me"]
+        assert (Ask.EXTEND, 0) in bench.asks
+        assert (Ask.RELEASE, 0) in bench.asks
+        bench.answer(Ask.EXTEND, found=b"asynclock:f:00:2")
+        assert bench.of("lost") == [LossReason.TAKEN_OVER]
+
+
+def test_an_abandoned_force_is_released_after_the_look_at_the_holders_key() -> None:
+    """So that the holder is told what took its place, not that its key was deleted."""
+    bench = Bench()
+    bench.hold()
+    bench.room.force("me", bench.now)
+    bench.room.leave("me", bench.now)
+    assert bench.asks == [(Ask.FORCE, 0), (Ask.EXTEND, 0), (Ask.RELEASE, 0)]
+
+
+def test_an_abandoned_force_is_not_hidden_by_an_extension_that_was_under_way() -> None:
+    bench = Bench()
+    bench.hold()
+    bench.wait(1.25)
+    bench.room.force("me", bench.now)
+    bench.room.leave("me", bench.now)
+    bench.answer(Ask.EXTEND)  # asked before the FORCE
+    assert (Ask.READ, 0) in bench.asks
+
+
+def test_a_waiter_goes_on_when_a_force_was_abandoned() -> None:
+    bench = Bench()
+    bench.refuse()
+    bench.room.force("other", bench.now)
+    bench.room.leave("other", bench.now)
+    assert bench.asks[-1] == (Ask.TAKE_TTL, 0)
+
+
+def test_try_is_refused_while_somebody_here_forces() -> None:
+    bench = Bench()
+    bench.room.force("other", bench.now)
+    bench.room.try_join("me", bench.now)
+    bench.answer(Ask.FORCE)
+    assert bench.of("refused") == ["me"]
+    assert bench.room.impatient is None
+
+
+# Hand-off
+
+
+def test_a_released_lease_passes_to_the_next_task_here_as_often_as_allowed() -> None:
+    bench = Bench(handoffs=2)
+    lease = bench.hold()
+    bench.join("one", "two", "three")
+    assert not bench.room.release(lease, bench.now)
+    assert not bench.room.release(lease, bench.now)
+    assert bench.of("granted") == ["one", "two"]
+    assert bench.asks == []
+    assert bench.room.release(lease, bench.now)
+    assert bench.asks == [(Ask.RELEASE, 0)]
+
+
+def test_a_released_lease_passes_on_for_a_limited_time() -> None:
+    bench = Bench(handoffs=1000, handoff_time=0.05)
+    lease = bench.hold()
+    bench.join("one", "two")
+    bench.wait(0.04)
+    assert not bench.room.release(lease, bench.now)
+    bench.wait(0.02)
+    assert bench.room.release(lease, bench.now)
+
+
+def test_a_lease_in_doubt_or_near_its_end_does_not_pass_on() -> None:
+    bench = Bench(handoffs=10, handoff_time=NEVER)
+    lease = bench.hold()
+    bench.join("one")
+    bench.room.pushed(0, bench.now)
+    assert bench.room.release(lease, bench.now)
+    bench = Bench(handoffs=10, handoff_time=NEVER)
+    lease = bench.hold()
+    bench.join("one")
+    lease.extend_at = NEVER
+    bench.wait(4.0)
+    assert bench.room.release(lease, bench.now)
+
+
+def test_after_the_bound_the_process_holds_back_for_others() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    bench.join("next")
+    bench.room.release(lease, bench.now)
+    assert bench.asks == [(Ask.RELEASE, 0)]
+    bench.wait(0.004)
+    bench.answer(Ask.RELEASE)
+    assert bench.when == pytest.approx(bench.now + 0.004)  # as long as the release took
+    bench.wait(0.004)
+    assert bench.asks == [(Ask.TAKE, 0)]
+
+
+def test_holding_back_is_bounded_from_both_sides() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    bench.join("next")
+    bench.room.release(lease, bench.now)
+    bench.answer(Ask.RELEASE)
+    assert bench.when == pytest.approx(bench.now + MIN_HOLD_BACK)
+    bench = Bench()
+    lease = bench.hold()
+    bench.join("next")
+    bench.room.release(lease, bench.now)
+    bench.wait(0.02)  # no answer
+    assert bench.asks == [(Ask.RELEASE, 0), (Ask.TAKE, 0)]

@@ -1,0 +1,257 @@
+"""Rules of the waiting room where a lock has three keys, and two of them make it held."""
+
+import pytest
+
+from asynclock.core.room import NEVER
+from asynclock.core.rules import Ask, LossReason
+
+from .bench import OTHER, STRANGER, Bench
+from .servers import Trouble
+
+TERM = 5.0 - 0.05 - 0.002
+
+
+def test_all_keys_are_asked_at_once_and_two_answers_are_enough() -> None:
+    bench = Bench(2)
+    bench.join("me")
+    assert bench.asks == [(Ask.TAKE, 0), (Ask.TAKE, 1), (Ask.TAKE, 2)]
+    bench.answer(Ask.TAKE, 2)
+    assert bench.told == []
+    bench.answer(Ask.TAKE, 0)
+    assert bench.told == [("granted", "me")]
+    bench.answer(Ask.TAKE, 1)
+    assert bench.room.holder.granted(bench.now) == 3
+
+
+def test_the_deadline_is_that_of_the_second_longest_vote() -> None:
+    bench = Bench(2)
+    lease = bench.hold()
+    start = bench.now
+    bench.wait(1.25)
+    bench.answer(Ask.EXTEND, 1)
+    assert lease.deadline == pytest.approx(start + TERM)
+    bench.answer(Ask.EXTEND, 2)
+    assert lease.deadline == pytest.approx(start + 1.25 + TERM)
+
+
+def test_a_lost_majority_is_given_back_and_what_refused_is_watched() -> None:
+    bench = Bench(2)
+    bench.room.contended = True
+    bench.join("me")
+    bench.answer(Ask.TAKE_TTL, 0)
+    bench.answer(Ask.TAKE_TTL, 1, found=OTHER, ttl=3000)
+    bench.answer(Ask.TAKE_TTL, 2, found=OTHER, ttl=2000)
+    assert bench.asks == [(Ask.RELEASE, 0)]
+    assert bench.when == pytest.approx(bench.now + 2.001)
+    bench.room.pushed(0, bench.now)
+    assert bench.asks == [(Ask.RELEASE, 0)]
+    bench.room.pushed(1, bench.now)
+    assert bench.asks[1:] == [(Ask.TAKE_TTL, 0), (Ask.TAKE_TTL, 1), (Ask.TAKE_TTL, 2)]
+
+
+def test_a_failed_attempt_releases_what_is_still_under_way() -> None:
+    bench = Bench(2)
+    bench.room.contended = True
+    bench.join("me")
+    bench.answer(Ask.TAKE_TTL, 1, found=OTHER, ttl=3000)
+    bench.answer(Ask.TAKE_TTL, 2, found=OTHER, ttl=3000)
+    assert bench.asks == [(Ask.TAKE_TTL, 0), (Ask.RELEASE, 0)]
+    bench.answer(Ask.TAKE_TTL, 0)  # in vain
+    assert bench.of("granted") == []
+
+
+def test_a_pushed_key_does_not_count_in_an_attempt_until_it_was_read_again() -> None:
+    bench = Bench(2)
+    bench.join("me")
+    bench.answer(Ask.TAKE, 0)
+    bench.room.pushed(0, bench.now)
+    assert (Ask.READ, 0) in bench.asks
+    bench.answer(Ask.TAKE, 1)
+    assert bench.told == []
+    bench.answer(Ask.READ, 0, ttl=4990)
+    assert bench.told == [("granted", "me")]
+    assert bench.room.holder.deadline <= bench.now + TERM
+
+
+def test_a_pushed_key_that_is_gone_does_not_count_at_all() -> None:
+    bench = Bench(2)
+    bench.join("me")
+    bench.answer(Ask.TAKE, 0)
+    bench.room.pushed(0, bench.now)
+    bench.answer(Ask.TAKE, 1)
+    bench.answer(Ask.READ, 0, found=STRANGER, ttl=-1)
+    assert bench.told == []
+    bench.answer(Ask.TAKE, 2)
+    assert bench.told == [("granted", "me")]
+
+
+def test_one_lost_vote_is_tolerated_and_taken_again_at_the_next_extension() -> None:
+    bench = Bench(2)
+    lease = bench.hold()
+    bench.room.pushed(1, bench.now)
+    bench.answer(Ask.READ, 1, found=None, ttl=-2)
+    assert bench.told == []
+    assert bench.asks == []
+    bench.wait(1.25)
+    assert bench.asks == [(Ask.EXTEND, 0), (Ask.TAKE, 1), (Ask.EXTEND, 2)]
+    for ask, index in bench.asks:
+        bench.answer(ask, index)
+    assert lease.granted(bench.now) == 3
+    assert bench.told == []
+
+
+def test_a_second_lost_vote_is_a_lost_lock() -> None:
+    bench = Bench(2)
+    bench.hold()
+    for index in (1, 2):
+        bench.room.pushed(index, bench.now)
+        bench.answer(Ask.READ, index, found=STRANGER, ttl=-1)
+    assert bench.of("lost") == [LossReason.OVERWRITTEN]
+    assert bench.asks == [(Ask.RELEASE, 0)]  # the others are not ours to release
+
+
+def test_a_deadline_that_a_lost_vote_brings_near_is_extended_before_it() -> None:
+    """One vote could not be extended, then another is lost: the older one decides, and the lost one may be free."""
+    bench = Bench(2)
+    bench.luck = 0.999
+    bench.hold()
+    bench.wait(2.5)
+    bench.drop(0)
+    bench.answer(Ask.EXTEND, 1)
+    bench.answer(Ask.EXTEND, 2)
+    bench.room.pushed(1, bench.now)
+    bench.answer(Ask.READ, 1, found=None, ttl=-2)
+    assert bench.room.holder.deadline - bench.now < 2.5
+    bench.wait(bench.room.holder.deadline - bench.now - 0.01)
+    assert bench.asks == [(Ask.TAKE, 1), (Ask.EXTEND, 2)]
+
+
+def test_a_silent_server_is_waited_for_no_longer_than_it_takes_to_try_the_next() -> None:
+    bench = Bench(2)
+    bench.room.contended = True
+    bench.join("me")
+    bench.answer(Ask.TAKE_TTL, 0)
+    bench.answer(Ask.TAKE_TTL, 1, found=OTHER, ttl=3000)
+    assert (Ask.RELEASE, 0) not in bench.asks
+    bench.wait(0.02)
+    assert (Ask.RELEASE, 0) in bench.asks
+    assert (Ask.RELEASE, 2) in bench.asks
+
+
+def test_two_silent_servers_are_waited_for() -> None:
+    bench = Bench(2)
+    bench.join("me")
+    bench.answer(Ask.TAKE, 0)
+    bench.wait(3.0)
+    assert bench.asks == [(Ask.TAKE, 1), (Ask.TAKE, 2)]
+    bench.answer(Ask.TAKE, 2)
+    assert bench.told == [("granted", "me")]
+
+
+def test_a_force_is_not_given_up_for_a_timer_of_something_else() -> None:
+    """The waiter's timer, or that of holding back, goes off while FORCE is under way."""
+    bench = Bench(2)
+    bench.room.contended = True
+    bench.join("waiter")
+    for index in range(3):
+        bench.answer(Ask.TAKE_TTL, index, found=OTHER, ttl=100)
+    bench.room.force("me", bench.now)
+    bench.answer(Ask.FORCE, 0)
+    bench.wait(0.2)
+    bench.answer(Ask.FORCE, 1, found=OTHER, ok=True)
+    assert bench.told == []
+    bench.answer(Ask.FORCE, 2)
+    assert bench.told == [("granted", "me")]
+
+
+def test_the_servers_that_are_connected_are_enough_if_they_are_the_majority() -> None:
+    bench = Bench(2)
+    bench.down.add(1)
+    bench.join("me")
+    bench.answer(Ask.TAKE, 0)
+    bench.answer(Ask.TAKE, 2)
+    assert bench.told == [("granted", "me")]
+
+
+def test_a_waiter_goes_on_when_so_many_servers_are_back_that_a_majority_is_possible() -> None:
+    bench = Bench(2)
+    bench.down.update((0, 1))
+    bench.join("me")
+    assert bench.when == NEVER
+    bench.reconnect(0)
+    assert bench.asks[-2:] == [(Ask.TAKE, 0), (Ask.TAKE, 2)]
+
+
+def test_a_server_that_comes_back_during_an_attempt_is_not_waited_for_afterwards() -> None:
+    bench = Bench(2)
+    bench.down.add(0)
+    bench.join("me")
+    bench.reconnect(0)  # while the answers of 1 and 2 are under way
+    bench.drop(1)
+    assert (Ask.TAKE, 0) in bench.asks or bench.when < NEVER
+
+
+def test_a_vote_does_not_outlive_the_connection_that_it_came_over() -> None:
+    bench = Bench(2)
+    bench.join("me")
+    bench.answer(Ask.TAKE, 0)
+    bench.drop(0)
+    bench.reconnect(0)
+    bench.answer(Ask.TAKE, 1)
+    assert bench.told == []
+    bench.answer(Ask.READ, 0, found=None, ttl=-2)
+    bench.answer(Ask.TAKE, 2)
+    assert bench.told == [("granted", "me")]
+
+
+def test_a_server_that_is_gone_takes_its_vote_along() -> None:
+    bench = Bench(2)
+    lease = bench.hold()
+    for index in (0, 2):
+        bench.drop(index)
+        bench.room.gone(index, bench.now)
+    assert bench.of("lost") == [LossReason.DISCONNECTED]
+    assert bench.kept == [(0, lease.token), (2, lease.token)]
+
+
+def test_a_vote_of_a_server_that_is_back_with_the_key_counts_again() -> None:
+    bench = Bench(2)
+    lease = bench.hold()
+    bench.drop(0)
+    bench.room.gone(0, bench.now)
+    assert lease.granted(bench.now) == 2
+    bench.reconnect(0)
+    bench.answer(Ask.EXTEND, 0)
+    assert lease.granted(bench.now) == 3
+    assert bench.told == []
+
+
+def test_one_lasting_error_does_not_fail_waiters_that_a_majority_can_serve() -> None:
+    bench = Bench(2)
+    bench.room.contended = True
+    bench.join("me")
+    bench.fail(Ask.TAKE_TTL, 0, error=Trouble(lasting=True))
+    bench.answer(Ask.TAKE_TTL, 1, found=OTHER, ttl=200)
+    bench.answer(Ask.TAKE_TTL, 2, found=OTHER, ttl=300)
+    assert bench.told == []
+    assert bench.when < bench.now + 1.0
+
+
+def test_two_lasting_errors_do() -> None:
+    bench = Bench(2)
+    bench.join("me")
+    bench.fail(Ask.TAKE, 0, error=Trouble(lasting=True))
+    bench.fail(Ask.TAKE, 1, error=Trouble(lasting=True))
+    assert bench.of("failed") == ["me"]
+
+
+def test_a_release_that_finds_fewer_keys_than_a_holder_has_says_so() -> None:
+    bench = Bench(2)
+    lease = bench.hold()
+    bench.room.release(lease, bench.now)
+    bench.answer(Ask.RELEASE, 0)
+    bench.answer(Ask.RELEASE, 1, found=None)
+    assert not lease.lost_unnoticed(2)
+    bench.answer(Ask.RELEASE, 2, found=OTHER)
+    assert lease.lost_unnoticed(2)
+    assert bench.settles == [lease.token]
