@@ -58,6 +58,7 @@ class Lease:
         "owed",
         "owner",
         "pushed",
+        "refused",
         "released_at",
         "releases",
         "settled",
@@ -73,6 +74,7 @@ class Lease:
         self.asked = [0] * keys  # requests under way, each key; RELEASE not counted
         self.pushed = 0  # bit i: key i changed while it was being asked
         self.owed = 0
+        self.refused = 0  # bit i: somebody else had key i, or it was gone again at once
         self.deadline = 0.0
         self.done = False
         self.free_at: dict[int, float] = {}  # key -> when it may be free, for keys that refused or failed
@@ -104,6 +106,11 @@ class Lease:
     def lost_unnoticed(self, majority: int) -> bool:
         """Did the release find fewer keys than a holder has? Whoever does not answer counts as kept."""
         return self.missed > 0 and self.releases - self.missed < majority
+
+    def refused_by_others(self, rules: Rules) -> bool:
+        """Did the attempt fail because of others, rather than of servers that failed?"""
+        errors = sum(not self.refused >> index & 1 for index in self.free_at)
+        return self.refused != 0 and errors <= rules.keys - rules.majority
 
     def why_lost(self, index: int, found: bytes | None, now: float) -> LossReason:
         """What happened to key ``index``, now that ``found`` is in it instead of the token."""

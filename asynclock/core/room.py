@@ -204,6 +204,7 @@ class Room(Generic[W]):
                 lease.owed &= ~(1 << index)
             if ok and found is None and ask in (Ask.TAKE, Ask.TAKE_TTL, Ask.FORCE):
                 self.port.doubt_clock(self, index)
+            lease.refused |= 1 << index
             lease.free_at[index] = self._free_at(lease, index, found, ttl, now)
         self._judge(lease, lost, index, now)
 
@@ -349,8 +350,15 @@ class Room(Generic[W]):
         """The lock could not be taken over: see what is left of the lease of its holder."""
         self.attempt = None
         self.forced = False
-        # If nothing could be sent, it cannot for the others either: no need to try one by one.
-        waiters = list(self.forces)[: 1 if lease.owed else None]
+        if lease.refused_by_others(self.rules) and self.haste < MAX_HASTE:
+            # Overwritten or expired between two commands: somebody else forces too, or a clock was off.
+            self.haste += 1
+            self._release(lease, now)
+            self._force(now)
+            return
+        # If too few servers are connected, they are for the others who force as well: one answer for all.
+        unreachable = sum(until == NEVER for until in lease.free_at.values())
+        waiters = list(self.forces)[: None if unreachable > self.rules.keys - self.rules.majority else 1]
         self._verify_holder(None, now)
         self._release(lease, now)
         for waiter in waiters:
@@ -362,7 +370,7 @@ class Room(Generic[W]):
         """The attempt is lost: give back what it got, and find out when to try again."""
         self.attempt = None
         self._release(lease, now)
-        refused = any(lease.free_at[i] < NEVER for i in lease.free_at) and lease.error is None
+        refused = lease.refused_by_others(self.rules)
         if lease.barred > self.rules.keys - self.rules.majority:
             waiters = list(self.queue)
             self.queue.clear()

@@ -21,7 +21,7 @@ class Check:
     def __init__(self, world: World) -> None:
         self.world = world
         self.majority = world.rules.keys // 2 + 1
-        self.losses = 0
+        self.losses = self.through = 0
         world.watch = self
 
     def __call__(self) -> None:
@@ -39,6 +39,7 @@ class Check:
             if len(leases) > 1:
                 self._one_holder(leases)
         self._lost_for_a_reason()
+        self._failed_for_a_reason()
 
     def broken(self, rule: str) -> Broken:
         history = "\n".join(f"{when - 1000:10.4f}  {what}" for when, what in self.world.history[-60:])
@@ -69,9 +70,8 @@ class Check:
         for index, until in enumerate(lease.votes):
             if until <= self.world.now or lease.asked[index] or room.forces:
                 continue  # a FORCE that is under way ends with a loss, or with another look at the keys
-            if self.world.now < self._server(index).troubled + self.world.rules.extend_interval or (
-                self._server(index).troubled and room.wake <= self.world.now
-            ):
+            troubled = self._server(index).troubled
+            if troubled and self.world.now < max(troubled, client.frozen) + self.world.rules.extend_interval:
                 continue  # the server answered with an error, and has not been asked again since
             key = room.keys[index]
             entry = self._server(index).peek(key)
@@ -150,3 +150,17 @@ class Check:
                 sound = any(token == lease.token for _, token in self.world.touched)
             if not sound:
                 raise self.broken(f"(f) {client.name} lost the lock, {reason}, and nobody had touched it")
+
+    def _failed_for_a_reason(self) -> None:
+        """(f) Nobody is told of a lost connection or an error that there was not; whoever waits outlasts all but lasting ones."""
+        for task in self.world.through[self.through :]:
+            self.through += 1
+            error = task.problem
+            if task.state != "failed":
+                sound = task.how == "try_join"
+            elif error is None:
+                sound = self.world.cut and task.how != "join"
+            else:
+                sound = error.lasting or task.how != "join"
+            if not sound:
+                raise self.broken(f"(f) {task!r} was {task.state}: {error}")

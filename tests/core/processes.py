@@ -198,6 +198,7 @@ class Client:
     def _through(self, task: Task, state: str, problem: Any) -> None:
         assert task.state == "waiting", f"{task!r} is {state}, but it was {task.state}"
         task.state, task.problem = state, problem
+        self.world.through.append(task)
         self.world.log(f"{task!r} {state} {problem or ''}")
 
     def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None:

@@ -263,7 +263,7 @@ class Link:
             return
         for _ in range(self.world.random.randint(0, len(self.out))):
             self.server.execute(*self.out.popleft()[1], self)
-        self.broken = True
+        self.broken = self.world.cut = True
         self.out.clear()
         self.back.clear()
         del self.server.links[self]

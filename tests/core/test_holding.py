@@ -285,6 +285,17 @@ def test_try_is_refused_while_somebody_here_forces() -> None:
     assert bench.room.impatient is None
 
 
+@pytest.mark.parametrize("found", [None, OTHER])
+def test_a_force_that_comes_to_nothing_between_its_two_commands_is_tried_again(found: bytes | None) -> None:
+    """The server's clock was off, or somebody else forced at the same time: not a lost connection."""
+    bench = Bench()
+    bench.room.force("me", bench.now)
+    bench.answer(Ask.FORCE, found=found, ok=True)
+    assert bench.of("failed") == []
+    bench.answer(Ask.FORCE)
+    assert bench.of("granted") == ["me"]
+
+
 # Hand-off
 
 

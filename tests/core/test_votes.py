@@ -237,6 +237,33 @@ def test_one_lasting_error_does_not_fail_waiters_that_a_majority_can_serve() -> 
     assert bench.when < bench.now + 1.0
 
 
+@pytest.mark.parametrize("lasting", [False, True])
+def test_one_servers_error_does_not_hide_that_the_others_refuse(lasting: bool) -> None:
+    bench = Bench(2)
+    bench.room.try_join("me", bench.now)
+    bench.fail(Ask.TAKE, 0, error=Trouble(lasting))
+    bench.answer(Ask.TAKE, 1, found=OTHER)
+    bench.answer(Ask.TAKE, 2, found=OTHER)
+    assert bench.of("refused") == ["me"]
+    bench = Bench(2)
+    bench.join("me")
+    bench.fail(Ask.TAKE, 0, error=Trouble(lasting))
+    bench.answer(Ask.TAKE, 1, found=OTHER)
+    bench.answer(Ask.TAKE, 2, found=OTHER)
+    assert (Ask.TAKE_TTL, 1) in bench.asks  # or a crashed holder's lock is taken late
+
+
+def test_many_who_force_in_vain_are_told_one_by_one() -> None:
+    bench = Bench(2)
+    bench.room.force("first", bench.now)
+    for number in range(400):
+        bench.room.force(f"{number}", bench.now)
+    bench.drop(0)
+    bench.drop(1)
+    assert len(bench.of("failed")) == 401
+    assert bench.of("idle") == [None]
+
+
 def test_two_lasting_errors_do() -> None:
     bench = Bench(2)
     bench.join("me")

@@ -23,7 +23,7 @@ from asynclock.core.lease import Lease
 from asynclock.core.room import NEVER
 from asynclock.core.rules import LossReason, Rules
 
-from .processes import Client
+from .processes import Client, Task
 from .servers import Server
 
 
@@ -45,6 +45,8 @@ class World:
         self.touched: set[tuple[bytes, bytes]] = set()  # (key, token) that others have overwritten, or servers forgot
         self.stranded: set[bytes] = set()  # tokens whose release was answered with an error
         self.losses: list[tuple[Client, Lease, LossReason, int | None]] = []
+        self.cut = False  # has a connection been lost?
+        self.through: list[Task] = []  # tasks that were refused, or failed
         self.progress = self.now  # when a lock was granted last
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = count()
