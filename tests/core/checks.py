@@ -152,7 +152,7 @@ class Check:
                 raise self.broken(f"(f) {client.name} lost the lock, {reason}, and nobody had touched it")
 
     def _failed_for_a_reason(self) -> None:
-        """(f) Nobody is told of a lost connection or an error that there was not; whoever waits outlasts all but lasting ones."""
+        """(f) Nobody fails for a lost connection that was not; whoever waits outlasts everything but lasting errors."""
         for task in self.world.through[self.through :]:
             self.through += 1
             error = task.problem
