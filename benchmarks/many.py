@@ -56,7 +56,7 @@ async def memory(run: Run) -> None:
 async def held(run: Run) -> None:
     """Many locks: acquired at once, held and extended every 2.5 s, released at once"""
     count = run.times(10_000, 1_000)
-    seconds = run.times(10, 1)
+    seconds = 0.2 if run.quick else 10.0
     with Server(run.kind) as server:
         async with Locker(server.url) as locker:
             run.step("loop without locks", 0, 4)

@@ -35,7 +35,7 @@ async def waiting(run: Run) -> None:
                 await scope.release()
         run.record("released in another process", "ms", values)
 
-        times = run.times(20, 2)
+        times = run.times(20, 1)
         values = []
         async with Locker(server.url, key_validity=0.5) as locker:
             for done in range(times):
@@ -55,7 +55,7 @@ async def waiting(run: Run) -> None:
 async def waiters(run: Run) -> None:
     """Many tasks wait for one name that another process holds, and get it in the end"""
     count = run.times(1000, 100)
-    seconds = run.times(10, 1)
+    seconds = 0.2 if run.quick else 10.0
     with Server(run.kind) as server, Outsider.of(server) as outsider:
         async with Locker(server.url) as locker, Crew.of(server, run.loop) as crew:
             await crew.tell("acquire", "job")

@@ -45,7 +45,7 @@ class World:
         self.touched: set[tuple[bytes, bytes]] = set()  # (key, token) that others have overwritten, or servers forgot
         self.stranded: set[bytes] = set()  # tokens whose release was answered with an error
         self.losses: list[tuple[Client, Lease, LossReason, int | None]] = []
-        self.cut = False  # has a connection been lost?
+        self.cut = False  # has a connection been lost, or a process stopped for so long that answers came too late?
         self.through: list[Task] = []  # tasks that were refused, or failed
         self.progress = self.now  # when a lock was granted last
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -95,6 +95,7 @@ class World:
 
     def freeze(self, client: Client, seconds: float) -> None:
         """The process, or its machine, stops for a while; its clock runs on."""
+        self.cut = True
         client.frozen = max(client.frozen, self.now + seconds)
         self.at(client.frozen, self._thaw, client)
 
