@@ -49,6 +49,7 @@ class Lease:
         "barred",
         "cause",
         "deadline",
+        "decides",
         "done",
         "error",
         "extend_at",
@@ -64,6 +65,7 @@ class Lease:
         "settled",
         "silent",
         "token",
+        "unasked",
         "unreleased",
         "votes",
     )
@@ -82,6 +84,8 @@ class Lease:
         self.barred = 0  # keys whose servers will not do better if they are asked again
         self.cause: LossReason | None = None  # what a missing key is put down to
         self.silent = False
+        self.unasked = 0  # keys that an attempt in order has not come to yet: the last ones
+        self.decides = -1  # ... and the key whose answer it waits for
         self.acquired_at = 0.0
         self.extend_at = 0.0
         self.handoffs = 0

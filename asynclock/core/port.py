@@ -27,6 +27,9 @@ class Port(Protocol[W]):
     def barred(self, room: Room[W], index: int) -> Exception | None:
         """Why that server will not have this client, however often it is asked, if that is so."""
 
+    def silent(self, room: Room[W], index: int, now: float) -> bool:
+        """Have that server's answers been missing for ``try_next_after``?"""
+
     def wake(self, room: Room[W], when: float) -> None:
         """Call ``woken`` then, instead of when was said before."""
 

@@ -28,6 +28,9 @@ class Room(Generic[W]):
     - An attempt for the queue outlives a waiter that leaves, as long as another is there.
     - If the queue is not empty, something will come back to it: the holder's release or loss, the
       attempt's answers, ``wake`` at a finite time, or the reconnect of a server.
+    - A first attempt asks for all keys at once. Once others are known to want them too, attempts go
+      in order: whoever gets the first key asks for the rest, whoever is refused it stops there. So
+      contenders do not split the votes among them.
     """
 
     __slots__ = (
@@ -41,6 +44,7 @@ class Room(Generic[W]):
         "impatient",
         "keys",
         "name",
+        "places",
         "port",
         "queue",
         "quiet",
@@ -54,7 +58,8 @@ class Room(Generic[W]):
         self.name = name
         self.rules = rules
         self.port = port
-        self.keys = keys  # the shell's, like timer
+        self.keys = keys  # the shell's, like places and timer
+        self.places: tuple[int, ...] = ()
         self.timer: Any = None
         self.holder: Lease | None = None
         self.attempt: Lease | None = None
@@ -191,7 +196,10 @@ class Room(Generic[W]):
                     if until < lease.votes[index] or not lease.votes[index]:
                         lease.vote(index, until, rules.majority)
             elif ok:
-                lease.vote(index, sent + rules.term, rules.majority)
+                until = sent + rules.term
+                if ttl is not None and ttl >= 0:  # somebody may have been quick to shorten it
+                    until = min(until, sent + rules.term_of(ttl / 1000))
+                lease.vote(index, until, rules.majority)
             if lease.pushed >> index & 1 and not lease.asked[index]:
                 # The push may be older than the answer, or not (it can come on another connection).
                 lease.pushed &= ~(1 << index)
@@ -263,6 +271,8 @@ class Room(Generic[W]):
             if lease is not None and lease.votes[index]:
                 lease.vote(index, 0.0, self.rules.majority)
                 self._judge(lease, LossReason.DISCONNECTED, index, now)
+        if self.watched >> index & 1 and self.holder is None and self.attempt is None and self.queue:
+            self._attempt(now)  # what was waited for there will not be told; the others may do
 
     def woken(self, now: float) -> None:
         """The time that was asked for has come, or the clock has jumped."""
@@ -273,9 +283,15 @@ class Room(Generic[W]):
                 self._extend(lease, now)
             self._judge(lease, None, None, now)
         elif self.attempt is not None:
-            if not self.forced:
-                self.attempt.silent = True
-                self._decide(now)
+            if self.attempt.unasked:
+                self.attempt.decides = -1
+                self._wake_at(now + self.rules.try_next_after)
+            else:
+                self.attempt.silent = not self.forced
+            self._decide(now)
+        elif self.watched:
+            # In order, a first key that never becomes free would keep us from a majority of the others.
+            self._attempt(now, in_order=False)
         else:
             self.quiet = None
             self._next(now)
@@ -310,20 +326,37 @@ class Room(Generic[W]):
         self._ask_all(lease, Ask.FORCE, now)
         self._decide(now)
 
-    def _attempt(self, now: float) -> None:
+    def _attempt(self, now: float, in_order: bool = True) -> None:
         self.watched = 0
         lease = self.attempt = Lease(self.port.token(False), self.rules.keys)
         if self.rules.keys > 1:
             self._wake_at(now + self.rules.try_next_after)
         else:
             self._wake_at(NEVER)
-        self._ask_all(lease, Ask.TAKE_TTL if self.contended else Ask.TAKE, now)
+        if in_order and self.contended and self.rules.keys > 1:
+            lease.unasked = self.rules.keys
+        else:
+            self._ask_all(lease, Ask.TAKE_TTL if self.contended else Ask.TAKE, now)
         self._decide(now)
+
+    def _ask_in_order(self, lease: Lease, now: float) -> None:
+        """Ask for the next key, unless the answer for another is to be waited for; for all the rest
+        once one is ours; for none once one is refused."""
+        while lease.unasked and not lease.refused:
+            if lease.decides >= 0 and lease.asked[lease.decides]:
+                return
+            index = self.rules.keys - lease.unasked
+            lease.unasked -= 1
+            silent = self.port.silent(self, index, now)
+            if self._ask_if_there(lease, index, Ask.TAKE_TTL, now) and not silent and not lease.granted(now):
+                lease.decides = index
 
     def _decide(self, now: float) -> None:
         """Is the attempt won or lost, with the answers that there are?"""
         lease, rules = self.attempt, self.rules
         assert lease is not None
+        if lease.unasked:
+            self._ask_in_order(lease, now)
         granted = lease.granted(now)
         if granted >= rules.majority:
             self.attempt = None
@@ -340,7 +373,11 @@ class Room(Generic[W]):
             self._next(now)
             return
         pending = lease.pending()
-        if granted + pending < rules.majority or (lease.silent and pending <= rules.keys - rules.majority):
+        if (
+            granted + pending + lease.unasked < rules.majority
+            or (lease.unasked and lease.refused)
+            or (lease.silent and pending <= rules.keys - rules.majority)
+        ):
             if self.forced:
                 self._give_up_force(lease, now)
             else:
@@ -395,7 +432,10 @@ class Room(Generic[W]):
         for index, asked in enumerate(lease.asked):
             if asked:  # silent
                 lease.free_at[index] = now + self._backoff()
-        again = when_enough_free(lease, self.rules, now)
+        if lease.unasked:  # stopped at a refusal: what that key does decides
+            again = min(when for index, when in lease.free_at.items() if lease.refused >> index & 1)
+        else:
+            again = when_enough_free(lease, self.rules, now)
         if again <= now and self.haste < MAX_HASTE:
             self.haste += 1
             self._attempt(now)
@@ -503,11 +543,16 @@ class Room(Generic[W]):
 
     def _ask_all(self, lease: Lease, ask: Ask, now: float) -> None:
         for index in range(self.rules.keys):
-            if not self._ask(lease, index, ask, now):
-                lease.free_at[index] = NEVER
-                if (error := self.port.barred(self, index)) is not None:
-                    lease.error = error
-                    lease.barred += 1
+            self._ask_if_there(lease, index, ask, now)
+
+    def _ask_if_there(self, lease: Lease, index: int, ask: Ask, now: float) -> bool:
+        if self._ask(lease, index, ask, now):
+            return True
+        lease.free_at[index] = NEVER
+        if (error := self.port.barred(self, index)) is not None:
+            lease.error = error
+            lease.barred += 1
+        return False
 
     def _ask(self, lease: Lease, index: int, ask: Ask, now: float) -> bool:
         if not self.port.ask(self, lease, index, ask, now):

@@ -35,6 +35,7 @@ class Bench:
         self.down: set[int] = set()  # keys whose server is not connected
         self.bars: Exception | None = None  # why those servers never will be
         self.kept: list[tuple[int, bytes]] = []  # releases for them
+        self.hung: set[int] = set()  # keys whose server has not answered for long
         self.luck = 0.0
         self._tokens = Tokens(b"\0")
 
@@ -56,9 +57,9 @@ class Bench:
     def refuse(self, waiter: str = "me", ttl: int = 4000) -> None:
         """``waiter`` finds that another process has the lock, and waits."""
         self.room.join(waiter, self.now)
-        for ask in (Ask.TAKE, Ask.TAKE_TTL):
-            for index in range(self.rules.keys):
-                self.answer(ask, index, OTHER, ttl if ask is Ask.TAKE_TTL else None)
+        for index in range(self.rules.keys):
+            self.answer(Ask.TAKE, index, OTHER)
+        self.answer(Ask.TAKE_TTL, 0, OTHER, ttl)  # in order, and no further
         self.sent.clear()
 
     @property
@@ -124,6 +125,9 @@ class Bench:
 
     def barred(self, room: Room[str], index: int) -> Exception | None:
         return self.bars if index in self.down else None
+
+    def silent(self, room: Room[str], index: int, now: float) -> bool:
+        return index in self.hung
 
     def wake(self, room: Room[str], when: float) -> None:
         self.when = when

@@ -161,6 +161,10 @@ class Client:
         problem = self.problems[self.world.home(index)]
         return problem if problem is not None and problem.lasting else None
 
+    def silent(self, room: Room[Task], index: int, now: float) -> bool:
+        link = self.links[self.world.home(index)]
+        return link is None or (bool(link.waiting) and now - link.heard > self.world.rules.try_next_after)
+
     def wake(self, room: Room[Task], when: float) -> None:
         room.timer = None
         if when < NEVER:

@@ -46,17 +46,83 @@ def test_a_lost_majority_is_given_back_and_what_refused_is_watched() -> None:
     bench.room.pushed(0, bench.now)
     assert bench.asks == [(Ask.RELEASE, 0)]
     bench.room.pushed(1, bench.now)
-    assert bench.asks[1:] == [(Ask.TAKE_TTL, 0), (Ask.TAKE_TTL, 1), (Ask.TAKE_TTL, 2)]
+    assert bench.asks[1:] == [(Ask.TAKE_TTL, 0)]
+
+
+def test_who_has_been_refused_asks_in_order_and_for_nothing_more_than_what_refuses() -> None:
+    bench = Bench(2)
+    bench.join("me")
+    for index in range(3):
+        bench.answer(Ask.TAKE, index, found=OTHER)
+    bench.answer(Ask.RELEASE, 2, found=OTHER)  # of the attempt that two refusals had ended
+    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+    bench.answer(Ask.TAKE_TTL, 0, found=OTHER, ttl=3000)
+    assert bench.asks == []
+    assert bench.when == pytest.approx(bench.now + 3.001)
+    bench.room.pushed(1, bench.now)
+    assert bench.asks == []
+    bench.room.pushed(0, bench.now)
+    bench.answer(Ask.TAKE_TTL, 0)
+    assert bench.asks == [(Ask.TAKE_TTL, 1), (Ask.TAKE_TTL, 2)]
+    bench.answer(Ask.TAKE_TTL, 2)
+    assert bench.told == [("granted", "me")]
+
+
+def test_a_first_key_that_never_becomes_free_does_not_keep_the_others_from_being_enough() -> None:
+    bench = Bench(2)
+    bench.refuse()
+    bench.room.pushed(0, bench.now)
+    bench.answer(Ask.TAKE_TTL, 0, found=STRANGER, ttl=-1)
+    assert bench.asks == []
+    bench.wait(5.0)
+    bench.answer(Ask.TAKE_TTL, 0, found=STRANGER, ttl=-1)
+    bench.answer(Ask.TAKE_TTL, 1)
+    bench.answer(Ask.TAKE_TTL, 2)
+    assert bench.told == [("granted", "me")]
+
+
+@pytest.mark.parametrize("trouble", ["down", "hung", "late", "error"])
+def test_in_order_a_first_server_that_fails_is_passed_over(trouble: str) -> None:
+    bench = Bench(2)
+    bench.room.contended = True
+    if trouble == "down":
+        bench.down.add(0)
+    elif trouble == "hung":
+        bench.hung.add(0)
+    bench.join("me")
+    if trouble == "late":
+        assert bench.asks == [(Ask.TAKE_TTL, 0)]
+        bench.wait(0.02)
+    elif trouble == "error":
+        bench.fail(Ask.TAKE_TTL, 0, error=Trouble(lasting=False))
+    assert bench.asks[-1] == (Ask.TAKE_TTL, 1)
+    bench.answer(Ask.TAKE_TTL, 1)
+    bench.answer(Ask.TAKE_TTL, 2)
+    assert bench.told == [("granted", "me")]
+
+
+def test_in_order_silent_servers_are_passed_over_one_after_the_other() -> None:
+    bench = Bench(3)
+    bench.room.contended = True
+    bench.join("me")
+    for index in range(3):
+        assert bench.asks[-1] == (Ask.TAKE_TTL, index)
+        bench.wait(0.02)
+    bench.answer(Ask.TAKE_TTL, 3)
+    assert bench.asks[-1] == (Ask.TAKE_TTL, 4)
+    bench.answer(Ask.TAKE_TTL, 4)
+    assert bench.told == []
+    bench.answer(Ask.TAKE_TTL, 1)
+    assert bench.told == [("granted", "me")]
 
 
 def test_a_failed_attempt_releases_what_is_still_under_way() -> None:
     bench = Bench(2)
-    bench.room.contended = True
     bench.join("me")
-    bench.answer(Ask.TAKE_TTL, 1, found=OTHER, ttl=3000)
-    bench.answer(Ask.TAKE_TTL, 2, found=OTHER, ttl=3000)
-    assert bench.asks == [(Ask.TAKE_TTL, 0), (Ask.RELEASE, 0)]
-    bench.answer(Ask.TAKE_TTL, 0)  # in vain
+    bench.answer(Ask.TAKE, 1, found=OTHER)
+    bench.answer(Ask.TAKE, 2, found=OTHER)
+    assert bench.asks == [(Ask.TAKE, 0), (Ask.RELEASE, 0), (Ask.TAKE_TTL, 0)]
+    bench.answer(Ask.TAKE, 0)  # in vain
     assert bench.of("granted") == []
 
 
@@ -151,10 +217,7 @@ def test_two_silent_servers_are_waited_for() -> None:
 def test_a_force_is_not_given_up_for_a_timer_of_something_else() -> None:
     """The waiter's timer, or that of holding back, goes off while FORCE is under way."""
     bench = Bench(2)
-    bench.room.contended = True
-    bench.join("waiter")
-    for index in range(3):
-        bench.answer(Ask.TAKE_TTL, index, found=OTHER, ttl=100)
+    bench.refuse("waiter", ttl=100)
     bench.room.force("me", bench.now)
     bench.answer(Ask.FORCE, 0)
     bench.wait(0.2)
@@ -232,7 +295,6 @@ def test_one_lasting_error_does_not_fail_waiters_that_a_majority_can_serve() -> 
     bench.join("me")
     bench.fail(Ask.TAKE_TTL, 0, error=Trouble(lasting=True))
     bench.answer(Ask.TAKE_TTL, 1, found=OTHER, ttl=200)
-    bench.answer(Ask.TAKE_TTL, 2, found=OTHER, ttl=300)
     assert bench.told == []
     assert bench.when < bench.now + 1.0
 
@@ -250,6 +312,7 @@ def test_one_servers_error_does_not_hide_that_the_others_refuse(lasting: bool) -
     bench.fail(Ask.TAKE, 0, error=Trouble(lasting))
     bench.answer(Ask.TAKE, 1, found=OTHER)
     bench.answer(Ask.TAKE, 2, found=OTHER)
+    bench.fail(Ask.TAKE_TTL, 0, error=Trouble(lasting))
     assert (Ask.TAKE_TTL, 1) in bench.asks  # or a crashed holder's lock is taken late
 
 
