@@ -108,3 +108,8 @@ class ServerError(AsyncLockError):
 
     def __str__(self) -> str:
         return f"{self.server}: {self.problem}"
+
+
+class UncertainError(ServerError):
+    """The server, or what it told, leaves open whether it still has its keys: it may be back with
+    them at any time. A lock that is held there counts on until its time is over."""

@@ -8,18 +8,18 @@ import random
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from .core.lease import Lease, Tokens
 from .core.room import NEVER, Room
-from .core.rules import Ask, LossReason
+from .core.rules import Ask, LossReason, Rules
 from .errors import AcquireTimeoutError, LockerClosedError, NotLockedError, ServerError
 from .options import Options
-from .topology import Fixed
+from .topology import Servers, Topology, connect
 from .wire.commands import bulk
-from .wire.door import Door
 from .wire.node import Node
+from .wire.requests import Request
 
 if hasattr(time, "CLOCK_BOOTTIME"):
 
@@ -45,6 +45,7 @@ class Owner(Protocol):
     """Who holds a lease: a scope."""
 
     name: str
+    _room: Room[Any]
 
     def _on_lost(self, reason: LossReason, detail: str) -> None: ...
     def _excuse(self, task: asyncio.Task[Any]) -> None: ...
@@ -75,18 +76,22 @@ class Keeper:
     goes to waiters and scopes. It is the rooms' port, the nodes' listener, and the scopes' keeper.
 
     State: ``rooms`` are made in ``room`` and forgotten in ``idle``, nowhere else. ``loop`` is set
-    while the locker is in use. In a forked child nothing is ever sent again: ``forked``.
+    while the locker is in use; ``topology``, ``rules`` and what follows from them once it is
+    connected, and there are no rooms before. In a forked child nothing is ever sent again: ``forked``.
     """
 
-    def __init__(self, options: Options, doors: Sequence[Door]) -> None:
+    topology: Topology
+    rules: Rules
+
+    def __init__(self, options: Options, servers: Servers) -> None:
         self.options = options
-        self.topology = Fixed([Node(door, options, self, clock) for door in doors], options.key_majority)
-        self.rules = options.rules(self.topology.majority)
+        self.servers = servers
+        self.connected = False
         self.rooms: dict[str, Room[Waiter]] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
         self.forked = False
         self.now = clock
-        self._prefixes = [f"{options.key_prefix}:{index}:".encode() for index in range(self.rules.keys)]
+        self._prefixes: list[bytes] = []
         self._tokens = Tokens(os.urandom(16))
         # Who waits for a release, in the order in which they give up: all wait as long.
         self._settling: deque[tuple[float, asyncio.Future[None], Lease]] = deque()
@@ -97,12 +102,20 @@ class Keeper:
     def __repr__(self) -> str:
         return f"<Keeper of {len(self.rooms)} rooms on {self.where()}>"
 
+    async def connect(self) -> None:
+        """:raises ServerError, ConfigurationError: and nothing is left running"""
+        servers = self.servers
+        self.topology = await connect(servers.doors, self.options, self, clock, servers.remap)
+        self.rules = self.options.rules(self.topology.majority)
+        self._prefixes = [f"{self.options.key_prefix}:{index}:".encode() for index in range(self.rules.keys)]
+        self.connected = True
+
     # Rooms and waiters
 
     def time_out(self, waiter: Waiter, timeout: float) -> None:
         if not waiter.future.done():
             waiter.error = AcquireTimeoutError(waiter.room.name, timeout, self.why_not(waiter.room))
-            waiter.error.__cause__ = self.unreachable()  # for those who treat an outage differently
+            waiter.error.__cause__ = self.unreachable(waiter.room)  # for those who treat an outage differently
             waiter.lease = waiter.room.leave(waiter, self.now())
             waiter.done()
 
@@ -119,7 +132,9 @@ class Keeper:
 
     def room(self, name: str) -> Room[Waiter]:
         raw = name.encode()
-        room: Room[Waiter] = Room(name, self.rules, self, tuple(bulk(prefix + raw) for prefix in self._prefixes))
+        keys = tuple([bulk(prefix + raw) for prefix in self._prefixes])
+        room: Room[Waiter] = Room(name, self.rules, self, keys)
+        room.places = self.topology.places(keys)
         self.rooms[name] = room
         return room
 
@@ -158,8 +173,8 @@ class Keeper:
 
     async def disconnect(self) -> None:
         """Close every connection; nothing of this keeper runs on."""
-        for node in self.topology.nodes:
-            await node.aclose()
+        if self.connected:
+            await self.topology.aclose()
         if self._settling_timer is not None:
             self._settling_timer.cancel()
 
@@ -235,11 +250,17 @@ class Keeper:
         return self._tokens.next(forced=forced)
 
     def ask(self, room: Room[Waiter], lease: Lease, index: int, ask: Ask, now: float) -> bool:
-        return self.topology.route[index].ask(room, lease, index, ask, now)
+        node = self.topology.home(room, index)
+        return node is not None and node.ask(room, lease, index, ask, now)
 
     def barred(self, room: Room[Waiter], index: int) -> ServerError | None:
-        problem = self.topology.route[index].problem
-        return problem if problem is not None and problem.lasting else None
+        node = self.topology.home(room, index)
+        trouble = node.trouble if node is not None else None
+        return trouble if trouble is not None and trouble.lasting else None
+
+    def silent(self, room: Room[Waiter], index: int, now: float) -> bool:
+        node = self.topology.home(room, index)
+        return node is None or node.silent(now, self.options.try_next_after)
 
     def wake(self, room: Room[Waiter], when: float) -> None:
         timer = room.timer
@@ -258,7 +279,8 @@ class Keeper:
         return random.random()
 
     def doubt_clock(self, room: Room[Waiter], index: int) -> None:
-        self.topology.route[index].doubt_clock()
+        if (node := self.topology.home(room, index)) is not None:
+            node.doubt_clock()
 
     def granted(self, waiter: Waiter, lease: Lease) -> None:
         # If the waiter's task was cancelled meanwhile, it is about to give the lease back.
@@ -274,7 +296,9 @@ class Keeper:
         if isinstance(error, ServerError):
             waiter.error = error.again()  # each waiter raises one of its own
         else:
-            waiter.error = self.unreachable() or ServerError(self.where(), "the connection was lost, try again")
+            waiter.error = self.unreachable(waiter.room) or ServerError(
+                self.where(), "the connection was lost, try again"
+            )
         waiter.done()
 
     def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None:
@@ -282,10 +306,14 @@ class Keeper:
         if scope is None:
             return
         detail = ""
+        room = scope._room
         if reason in (LossReason.EXPIRED, LossReason.DISCONNECTED):
-            detail = str(lease.error or self.unreachable() or self.where())
+            node = self.topology.home(room, index) if index is not None else None
+            trouble = node.trouble if node is not None else self.unreachable(room)
+            detail = str(lease.error or trouble or self.where())
         elif reason is not LossReason.CLOSED:
-            where = self.where() if index is None else self.topology.route[index].label
+            node = self.topology.home(room, index or 0)
+            where = self.where() if index is None or node is None else node.label
             detail = f"key {self._prefixes[index or 0].decode()}{scope.name} on {where}"
         scope._on_lost(reason, detail)
 
@@ -301,8 +329,7 @@ class Keeper:
     # What servers tell (wire.node.Listener)
 
     def pushed(self, node: Node, key: bytes) -> None:
-        for index in self.topology.indexes(node):
-            prefix = self._prefixes[index]
+        for index, prefix in enumerate(self._prefixes):
             if key.startswith(prefix):
                 room = self.rooms.get(key[len(prefix) :].decode(errors="replace"))
                 if room is not None:
@@ -333,24 +360,57 @@ class Keeper:
         for room in list(self.rooms.values()):
             room.woken(now)
 
+    def disconnected(self, node: Node) -> None:
+        if self.connected:
+            self.topology.disconnected(node)
+
+    def redirected(self, request: Request, error: str) -> bool:
+        return self.topology.redirected(request, error)
+
+    def all_rooms(self) -> Collection[Room[Any]]:
+        return self.rooms.values()
+
+    def moved(self, room: Room[Any], index: int) -> None:
+        node = self.topology.home(room, index)
+        if node is not None and node.wire is not None:  # else it is told when it is connected
+            room.reconnected(index, self.now())
+
     def _everything(self, node: Node) -> list[tuple[Room[Waiter], int]]:
-        return [(room, index) for room in self.rooms.values() for index in self.topology.indexes(node)]
+        if not self.connected:
+            return []
+        home = self.topology.home
+        return [
+            (room, index)
+            for room in self.rooms.values()
+            for index in range(self.rules.keys)
+            if home(room, index) is node
+        ]
 
     # What errors say
 
     def where(self) -> str:
-        return ", ".join(node.label for node in self.topology.nodes)
+        if self.connected:
+            return ", ".join(node.label for node in self.topology.nodes)
+        return ", ".join(door.label for door in self.servers.doors)
 
-    def unreachable(self) -> ServerError | None:
-        """What is wrong with a server that there is no connection to, if there is one."""
-        for node in self.topology.nodes:
-            if node.wire is None:
-                problem = node.problem or ServerError(node.label, "disconnected, and being reconnected")
-                return problem.again()
-        return None
+    def unreachable(self, room: Room[Waiter]) -> ServerError | None:
+        """What is wrong with the servers, if too few of those that have the keys give votes now."""
+        troubles: list[ServerError] = []
+        for index in range(self.rules.keys):
+            node = self.topology.home(room, index)
+            trouble = ServerError(self.where(), "no node serves the key's slot now") if node is None else node.trouble
+            if trouble is not None:
+                troubles.append(trouble)
+        if len(troubles) <= self.rules.keys - self.rules.majority:
+            return None
+        texts = {str(trouble): trouble for trouble in troubles}
+        if len(texts) == 1:
+            return troubles[0]
+        servers = ", ".join(dict.fromkeys(trouble.server for trouble in troubles))
+        return ServerError(servers, "; ".join(texts), lasting=all(trouble.lasting for trouble in troubles))
 
     def why_not(self, room: Room[Waiter]) -> str:
-        unreachable = self.unreachable()
+        unreachable = self.unreachable(room)
         if unreachable is not None:
             return str(unreachable)
         if room.forces:

@@ -9,26 +9,30 @@ from types import TracebackType
 from typing import Any, Never
 
 import redis.asyncio as redis
+from redis.asyncio.cluster import RedisCluster
 
 from .core.room import NEVER, Room
 from .errors import AcquireTimeoutError, ConfigurationError, LockerClosedError, NotLockedError, ServerError
 from .keeper import Keeper, Waiter
 from .options import Seconds, check_name, check_options, check_timeout
 from .scope import LockScope, ScopeContext
-from .wire.door import Door, client_of
+from .topology import Cluster, Servers
 
 
 class Locker:
-    """Distributed locks on one Redis or Valkey server.
+    """Distributed locks on Redis or Valkey: one server, independent servers, or a cluster.
 
-    :param servers: a URL (``redis://``, ``rediss://``, ``unix://``), a list of one, or a
-        ``redis.asyncio.Redis`` client, whose connection settings are used (its pool is not)
+    :param servers: a URL (``redis://``, ``rediss://``, ``unix://``) of a server or of any node of a
+        cluster; a list of an odd number of them: independent servers, each with one key of every
+        lock, or several nodes of one cluster; or a client of ``redis.asyncio`` (``Redis``,
+        ``RedisCluster``), whose connection settings are used (its pool is not)
     :param key_prefix: keys are ``{key_prefix}:{i}:{name}``; lockers that share locks share it
     :param key_validity: seconds for which a key lives after it was acquired or extended
     :param extend_interval: seconds between extensions of a held lock; default ``key_validity / 2``
     :param try_next_after: seconds after which a silent server is not waited for where that can be helped
     :param key_majority: a lock holds ``key_majority`` of ``2 * key_majority - 1`` keys; default 1 on
-        one server; lockers that share locks share it
+        one server, 2 on a cluster, ``(n + 1) / 2`` on n independent servers (where it cannot be
+        chosen); lockers that share locks share it
     :param no_loop_tracking: ``CLIENT TRACKING ... NOLOOP``; default: where the server is 7.0.5 or later
     :param fallback_setpx: ``PX`` instead of ``PXAT``; default: where the server is before 6.2
     :param client_side_caching: ``False``: no tracking; a loss is found at the next extension, and
@@ -37,7 +41,9 @@ class Locker:
     :param local_handoffs: how often in a row a released lock may pass to a task of this process that
         waits for it, before it goes back to the server for others; 0: never
     :param min_replicas: 0; others need a later version
-    :param restart_quarantine: for independent servers, which need a later version
+    :param restart_quarantine: on three or more independent servers, one that was started less than
+        ``key_validity`` ago gives no votes yet, since it may have forgotten some that still count;
+        default: yes, where ``INFO`` is allowed; without meaning elsewhere
     :raises ConfigurationError: naming the option, its value and the rule
 
     ``async with Locker(...)`` connects and closes; without it, the first acquisition connects, and
@@ -46,7 +52,7 @@ class Locker:
 
     def __init__(
         self,
-        servers: str | redis.Redis | Sequence[str],
+        servers: str | redis.Redis | RedisCluster | Sequence[str | redis.Redis],
         *,
         key_prefix: str = "asynclock",
         key_validity: Seconds = 5.0,
@@ -77,15 +83,10 @@ class Locker:
             restart_quarantine=restart_quarantine,
             unknown=unknown,
         )
-        listed = [*servers] if isinstance(servers, list | tuple) else [servers]
-        if len(listed) % 2 == 0:
-            raise ConfigurationError(f"servers: {len(listed)} of them; a majority needs an odd number")
-        if len(listed) > 1:
-            raise ConfigurationError(
-                f"servers: {len(listed)} of them; this version takes one (a quorum of independent servers is to come)"
-            )
-        self._client, self._own_client = client_of(listed[0])
-        self._keeper = Keeper(self._options, [Door(self._client)])
+        self._servers = Servers.of(servers)
+        self._keeper = Keeper(self._options, self._servers)
+
+        self._cluster_client: RedisCluster | None = None
 
         # State, besides the keeper's: "new" until _open, then "open" until _closing is set.
         self._opening: asyncio.Task[None] | None = None
@@ -98,9 +99,15 @@ class Locker:
         return f"<Locker {self._keeper.where()} {state}>"
 
     @property
-    def client(self) -> redis.Redis:
-        """The redis-py client behind it, for other commands to the same server."""
-        return self._client
+    def client(self) -> redis.Redis | RedisCluster:
+        """The redis-py client behind it, for other commands: of the first server, if there are
+        several, or of the cluster, once the servers have said that they are one."""
+        servers, keeper = self._servers, self._keeper
+        if servers.url is None or not keeper.connected or not isinstance(keeper.topology, Cluster):
+            return servers.client
+        if self._cluster_client is None:
+            self._cluster_client = RedisCluster.from_url(servers.url)
+        return self._cluster_client
 
     # Acquiring
 
@@ -248,7 +255,7 @@ class Locker:
     async def _connect(self) -> None:
         keeper = self._keeper
         try:
-            await asyncio.gather(*(node.open() for node in self._keeper.topology.nodes))
+            await keeper.connect()
             self._open = True
         except BaseException:
             keeper.loop = None
@@ -295,8 +302,10 @@ class Locker:
             await self._keeper.close(caller, self._hurry, str(self._closed_error()))
         finally:
             await self._keeper.disconnect()
-            if self._own_client:
-                await self._client.aclose()
+            for client in self._servers.ours:
+                await client.aclose()
+            if self._cluster_client is not None:
+                await self._cluster_client.aclose()
             self._open = False
 
     def _closed_error(self) -> LockerClosedError:

@@ -427,13 +427,14 @@ class Room(Generic[W]):
         if refused and not self.contended:
             # The first attempt did not ask how long the holder has left. Ask, while trying again.
             self.contended = True
-            self._attempt(now)
+            self._attempt(now, in_order=False)
             return
         for index, asked in enumerate(lease.asked):
             if asked:  # silent
                 lease.free_at[index] = now + self._backoff()
         if lease.unasked:  # stopped at a refusal: what that key does decides
             again = min(when for index, when in lease.free_at.items() if lease.refused >> index & 1)
+            again = min(again, now + self.rules.validity)  # then the others are asked all the same
         else:
             again = when_enough_free(lease, self.rules, now)
         if again <= now and self.haste < MAX_HASTE:

@@ -1,5 +1,9 @@
-"""Which server answers for a key."""
+"""Which server answers for a key: one server or several independent ones, or the nodes of a cluster."""
 
+from .base import Topology
+from .cluster import Cluster
 from .fixed import Fixed
+from .opening import connect
+from .servers import Servers
 
-__all__ = ["Fixed"]
+__all__ = ["Cluster", "Fixed", "Servers", "Topology", "connect"]

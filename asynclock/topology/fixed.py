@@ -1,26 +1,45 @@
-"""Servers that keep their keys for good: one server with every key."""
+"""Servers that keep their keys for good: one with every key, or several independent ones with a key each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from ..core.room import Room
 from ..errors import ConfigurationError
 from ..wire.node import Node
+from ..wire.requests import Request
 
 
 class Fixed:
-    """Key ``i`` of every name lives on ``route[i]``."""
+    """Key ``i`` of every name lives on ``_route[i]``: a quorum over ``nodes``, or all keys on the only one."""
 
     def __init__(self, nodes: Sequence[Node], majority: int | None) -> None:
-        if len(nodes) != 1:
-            raise ConfigurationError(
-                f"servers: {len(nodes)} of them, but this version takes one; "
-                "a quorum of independent servers is to come, and will need an odd number"
-            )
         self.nodes = tuple(nodes)
-        self.majority = majority or 1
-        self.route = (nodes[0],) * (2 * self.majority - 1)
+        count = len(nodes)
+        if count == 1:
+            self.majority = majority or 1
+            self._route = self.nodes * (2 * self.majority - 1)
+            return
+        self.majority = (count + 1) // 2
+        self._route = self.nodes
+        if majority not in (None, self.majority):
+            raise ConfigurationError(
+                f"key_majority={majority}: {count} independent servers hold a key each, "
+                f"which makes it {self.majority}; leave it out"
+            )
 
-    def indexes(self, node: Node) -> tuple[int, ...]:
-        """The keys that live on ``node``."""
-        return tuple(index for index, home in enumerate(self.route) if home is node)
+    def places(self, keys: tuple[bytes, ...]) -> tuple[int, ...]:
+        return ()
+
+    def home(self, room: Room[Any], index: int) -> Node | None:
+        return self._route[index]
+
+    def redirected(self, request: Request, error: str) -> bool:
+        return False
+
+    def disconnected(self, node: Node) -> None: ...
+
+    async def aclose(self) -> None:
+        for node in self.nodes:
+            await node.aclose()

@@ -6,21 +6,33 @@ empty), in ways that change nothing. So a missing permission shows at connect, n
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ..core.clock import ServerClock
-from ..errors import ServerError
+from ..errors import ServerError, UncertainError
 from ..options import Options
 from .commands import Abilities, is_error, packed
 
+log = logging.getLogger("asynclock")
+
 Ask = Callable[[bytes], Awaitable[Any]]
 
+PXAT_SINCE = (6, 2)
+IFEQ_SINCE = (8, 1)  # of Valkey
 NOLOOP_SINCE = (7, 0, 5)  # before it, redis/redis#11052: NOLOOP did not keep own writes silent reliably
 
 
 async def learn(
-    server: str, ask: Ask, options: Options, clock: ServerClock, now: Callable[[], float], client_name: str | None
+    server: str,
+    ask: Ask,
+    options: Options,
+    clock: ServerClock,
+    now: Callable[[], float],
+    client_name: str | None,
+    *,
+    uptime: bool = False,
 ) -> Abilities:
     """Ask a connected server what it is, switch tracking on, and try every command.
 
@@ -42,8 +54,12 @@ async def learn(
         raise ServerError(
             server, f"not a Redis or Valkey server: HELLO answered {hello!r:.200}", lasting=True
         ) from None
-    if mode != "standalone":
-        raise ServerError(server, f"runs in {mode} mode, which this version does not support yet", lasting=True)
+    if mode == "sentinel":
+        raise ServerError(
+            server,
+            "is a Sentinel, which keeps no keys; say redis+sentinel://HOST:PORT,.../NAME, with the primary's name",
+            lasting=True,
+        )
 
     noloop = options.no_loop_tracking
     if noloop is None:
@@ -64,12 +80,21 @@ async def learn(
         probes = {"CLIENT TRACKING": packed(*tracking), **probes}
     if client_name is not None:
         probes["CLIENT SETNAME"] = packed(b"CLIENT", b"SETNAME", client_name.encode())  # a courtesy, may be refused
+    if uptime:
+        probes["INFO"] = packed(b"INFO", b"server")
     replies = await _all(ask, probes)
+    started, run_id = _started(server, replies["INFO"], now(), options) if uptime else (None, "")
+    if mode == "cluster":
+        # The key is another node's, perhaps: the command exists, and is allowed, but was not tried.
+        replies = {name: None if _elsewhere(reply) else reply for name, reply in replies.items()}
 
     for must in ("CLIENT TRACKING", "GET", "PTTL", "SET"):
         if is_error(replies.get(must)):
             raise _refused(server, must, replies[must])
     can = {name: not is_error(reply) for name, reply in replies.items()}
+    if mode == "cluster":  # options of SET that were perhaps not looked at
+        can["SET PXAT"] = can["SET PXAT"] and version >= PXAT_SINCE
+        can["SET IFEQ"] = can["SET IFEQ"] and kind == "valkey" and version >= IFEQ_SINCE
     for may in ("SET PXAT", "SET IFEQ", "DELIFEQ", "DELEX"):
         # "unknown command" and "syntax error" are answers; a missing permission is not.
         if not can[may] and str(replies[may]).startswith("NOPERM") and may != "DELEX":
@@ -78,7 +103,7 @@ async def learn(
     if delete == b"EVAL" or not can["SET IFEQ"]:
         script = packed(b"EVAL", b"return redis.call('GET',KEYS[1])", b"1", key)
         for command, reply in (await _all(ask, {"EVAL": script})).items():
-            if is_error(reply):
+            if is_error(reply) and not (mode == "cluster" and _elsewhere(reply)):
                 raise _refused(server, command, reply)
     return Abilities(
         server=kind,
@@ -87,7 +112,34 @@ async def learn(
         pxat=can["SET PXAT"] and options.fallback_setpx is not True,
         set_ifeq=can["SET IFEQ"],
         delete=delete,
+        mode=mode,
+        started=started,
+        run_id=run_id,
     )
+
+
+def _started(server: str, info: Any, now: float, options: Options) -> tuple[float | None, str]:
+    """When that process was started, on the client's clock and at the latest; and what identifies it."""
+    if is_error(info):
+        if options.restart_quarantine is None:
+            log.warning(
+                "asynclock: %s does not tell how long it has been up (%s): grant INFO, or a restart that loses "
+                "its keys is not guarded against (restart_quarantine)",
+                server,
+                info,
+            )
+            return None, ""
+        raise _refused(server, "INFO", info)
+    about = dict(line.split(b":", 1) for line in bytes(info).splitlines() if b":" in line)
+    try:
+        # Whole seconds, the rest cut off at both ends of what is subtracted.
+        return now - max(0, int(about[b"uptime_in_seconds"]) - 1), about[b"run_id"].decode()
+    except (KeyError, ValueError):
+        raise ServerError(server, "INFO does not tell uptime_in_seconds; say restart_quarantine=False") from None
+
+
+def _elsewhere(reply: Any) -> bool:
+    return is_error(reply) and str(reply).startswith(("MOVED ", "ASK ", "CLUSTERDOWN", "TRYAGAIN"))
 
 
 async def _all(ask: Ask, commands: dict[str, bytes]) -> dict[str, Any]:
@@ -107,7 +159,7 @@ def _refused(server: str, command: str, reply: Any) -> ServerError:
         return ServerError(server, f"authentication required: give a username and password ({text})", lasting=True)
     if word == "READONLY":
         # Not for good: behind one address, a failover goes on to a primary.
-        return ServerError(server, f"is a read-only replica; give the primary's address ({text})")
+        return UncertainError(server, f"is a read-only replica; give the primary's address ({text})")
     if command == "CLIENT TRACKING":
         return ServerError(
             server, f"cannot track keys ({text}); asynclock needs Redis 6.0, or client_side_caching=False", lasting=True

@@ -18,12 +18,31 @@ _DELETE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call('DEL',K
 _EXPIRE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call(ARGV[2],KEYS[1],ARGV[3]) end return 0"
 
 # Errors that another try may not get. What is not listed here (NOPERM, OOM, ...) is told to the caller.
-_PASSING = ("LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "READONLY")
+_PASSING = ("ASK", "MOVED", "LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "READONLY")
 
 
 def packed(*words: bytes) -> bytes:
     """A command in the Redis protocol."""
     return b"*%d\r\n" % len(words) + b"".join(map(bulk, words))
+
+
+def split(commands: bytes) -> list[bytes]:
+    """Packed commands, one by one."""
+    parts, start = [], 0
+    while start < len(commands):
+        end = commands.index(b"\r\n", start)
+        at = end + 2
+        for _ in range(int(commands[start + 1 : end])):
+            end = commands.index(b"\r\n", at)
+            at = end + 2 + int(commands[at + 1 : end]) + 2
+        parts.append(commands[start:at])
+        start = at
+    return parts
+
+
+def unbulk(key: bytes) -> bytes:
+    """The name in a packed key."""
+    return key[key.index(b"\r\n") + 2 : -2]
 
 
 def bulk(word: bytes) -> bytes:
@@ -40,6 +59,9 @@ class Abilities:
     pxat: bool = False  #: SET ... PXAT
     set_ifeq: bool = False  #: SET ... IFEQ
     delete: bytes = b"EVAL"  #: how to compare and delete: DELIFEQ, DELEX or EVAL
+    mode: str = "standalone"  #: or "cluster", "sentinel"
+    started: float | None = None  #: when, on the client's clock and at the latest; None: was not asked
+    run_id: str = ""  #: what tells this process of the server from others; empty: was not asked
 
 
 _NAMES = {

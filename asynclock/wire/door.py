@@ -7,7 +7,7 @@ The one place that touches a private name of redis-py: ``Connection._writer`` an
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import redis.asyncio as redis
@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .. import _version
-from ..errors import ConfigurationError, ServerError
+from ..errors import ConfigurationError, ServerError, UncertainError
 
 CONNECT_TIMEOUT = 5.0  # seconds, unless the URL or client says socket_connect_timeout
 
@@ -40,33 +40,11 @@ _NOT_OURS = (
 )
 
 
-class SilentError(ServerError):
-    """The server accepts connections, or packets vanish, but nothing is answered."""
-
-
-def client_of(server: object) -> tuple[redis.Redis, bool]:
-    """The redis-py client for what a user calls a server, and whether it is ours to close."""
-    if isinstance(server, str):
-        with contextlib.suppress(ValueError, TypeError):
-            return redis.Redis.from_url(server), True
-        # Neither the URL nor what redis-py says of it: parts of a password may be in there.
-        raise ConfigurationError(
-            "servers: not a server's URL: it starts with redis://, rediss:// or unix://, "
-            "and special characters in user name and password are percent-encoded"
-        )
-    if isinstance(server, redis.Redis):
-        return server, False
-    raise ConfigurationError(
-        f"servers: expected a URL, a list of URLs or a redis.asyncio.Redis client, not {type(server).__name__}"
-    )
-
-
 class Door:
     """Makes connected, authenticated transports to one server."""
 
-    def __init__(self, client: redis.Redis) -> None:
-        pool = client.connection_pool
-        kwargs: dict[str, Any] = {k: v for k, v in pool.connection_kwargs.items() if k not in _NOT_OURS}
+    def __init__(self, connection_class: type[redis.Connection], kwargs: Mapping[str, Any]) -> None:
+        kwargs = {k: v for k, v in kwargs.items() if k not in _NOT_OURS}
         protocol = kwargs.get("protocol")
         if protocol is not None and str(protocol) != "3":
             raise ConfigurationError(f"protocol={protocol}: this version needs RESP3; leave protocol out, or say 3")
@@ -74,13 +52,28 @@ class Door:
         kwargs["retry"] = Retry(NoBackoff(), 0)  # reconnecting has its own pace here
         # Given by the user, it must be accepted; the default is set where that is allowed (learn).
         self.client_name = None if kwargs.get("client_name") else f"asynclock-{_version.__version__}"
-        self._class = pool.connection_class
+        self._class = connection_class
         self._kwargs = kwargs
         self._timeout: float = kwargs.get("socket_connect_timeout") or CONNECT_TIMEOUT
         where = kwargs.get("path")
         self.label = (
             f"unix:{where}" if where else f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
         ) + f"/{kwargs.get('db') or 0}"
+
+    def at(self, host: str, port: int) -> Door:
+        """The door to another server that is entered in the same way: a node of the same cluster."""
+        kwargs: dict[str, Any] = {**self._kwargs, "host": host, "port": port}
+        kwargs.pop("path", None)
+        kind = redis.Connection if issubclass(self._class, redis.UnixDomainSocketConnection) else self._class
+        return Door(kind, kwargs)
+
+    @property
+    def host(self) -> str:
+        return str(self._kwargs.get("host", "localhost"))
+
+    @property
+    def port(self) -> int:
+        return int(self._kwargs.get("port", 6379))
 
     @property
     def timeout(self) -> float:
@@ -104,7 +97,7 @@ class Door:
             if writer is None:
                 raise ServerError(self.label, "the connection was closed at once")
         except (TimeoutError, RedisTimeoutError):
-            raise SilentError(self.label, f"no answer within {self._timeout:g} s of connecting") from None
+            raise UncertainError(self.label, f"no answer within {self._timeout:g} s of connecting") from None
         except AuthenticationError as error:
             raise ServerError(
                 self.label, f"authentication refused ({error}): check username and password", lasting=True

@@ -13,24 +13,29 @@ from ..core.clock import ServerClock
 from ..core.lease import Lease
 from ..core.room import Room
 from ..core.rules import Ask
-from ..errors import ServerError
+from ..errors import ConfigurationError, ServerError, UncertainError
 from ..options import Options
 from .abilities import learn
-from .commands import Abilities, Commands, is_error, packed, pxat
-from .door import Door, SilentError
+from .commands import Abilities, Commands, is_error, packed, pxat, split
+from .door import Door
 from .protocol import Wire
-from .requests import REPLIES, OwedRelease, Request, TimeRequest
+from .requests import REPLIES, Ignored, OwedRelease, Request, TimeRequest
 
 log = logging.getLogger("asynclock")
 log.addHandler(logging.NullHandler())  # silent unless the application sets logging up
 
 _WITHOUT_EXPIRY = (Ask.RELEASE, Ask.READ)
 _TIME = packed(b"TIME")
+_ASKING = packed(b"ASKING")
 MAX_PAUSE = 1.0  # seconds between attempts to reconnect
 FIRST_PAUSE = 0.01
 MAX_LAG = 0.05  # seconds by which a clock that runs on through a suspend may move against one that does not
 MIN_SILENCE = 0.5  # seconds without an answer before a connection counts as dead, at least
 MAX_SILENCE = 2.0  # ... and at most
+
+
+# What asks for a new vote: refused while a server that has restarted may have forgotten one.
+_VOTES = (Ask.TAKE, Ask.TAKE_TTL, Ask.FORCE)
 
 
 class Listener(Protocol):
@@ -41,7 +46,7 @@ class Listener(Protocol):
         """Every key may have changed."""
 
     def reconnected(self, node: Node) -> None:
-        """Nothing is tracked yet; what was pushed meanwhile is lost."""
+        """Connected, or giving votes again. Nothing is tracked yet; what was pushed meanwhile is lost."""
 
     def gone(self, node: Node) -> None:
         """Disconnected, a new connection was refused, and the grace is over."""
@@ -49,27 +54,39 @@ class Listener(Protocol):
     def shut_out(self, node: Node) -> None:
         """Disconnected, and the server will not have this client again (``node.problem``)."""
 
+    def disconnected(self, node: Node) -> None:
+        """The connection is lost; what becomes of it is told later."""
+
     def slept(self, node: Node) -> None:
         """The machine was suspended: the loop's timers are late by that."""
+
+    def redirected(self, request: Request, error: str) -> bool:
+        """A cluster's node answered that the key is, or is becoming, another's. True: it was asked there."""
 
 
 class Node:
     """One server. State: ``wire`` is the connection that is ready for use, or None while there is none.
 
-    Invariant: while ``wire`` is None and the node is neither new nor closed, ``_reconnecting`` is
+    Invariant: while ``wire`` is None and the node is started and not closed, ``_reconnecting`` is
     under way, and ends only with a new wire or with ``aclose``.
     """
 
-    def __init__(self, door: Door, options: Options, listener: Listener, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, door: Door, options: Options, listener: Listener, clock: Callable[[], float], *, quarantine: bool = False
+    ) -> None:
         self.now = clock
         self.label = door.label
+        self.door = door
         self.commands = Commands(Abilities(), options.key_validity)
         self.abilities = Abilities()
         self.wire: Wire | None = None
-        self.problem: ServerError | None = None  # why there is no connection, once that is known
-        self._door = door
+        self.first: asyncio.Future[ServerError | ConfigurationError | None]  #: what start returned
+        self.quarantined_until = 0.0  #: no new votes before that: it may have forgotten some
+        self._problem: ServerError | None = None  # why there is no connection, once that is known
         self._options = options
         self._listener = listener
+        self._quarantine = quarantine  # does a server that has just been started give no votes?
+        self._quarantine_end: asyncio.TimerHandle | None = None
         self._clock = ServerClock()
         self._clock_asked = False
         self._owed: dict[tuple[bytes, bytes], float] = {}  # (key, token) -> until when it is worth releasing
@@ -80,75 +97,137 @@ class Node:
         self._lag = 0.0
         self._down_since = 0.0
         self._told_gone = False
-        self._closed = False
+        self.closed = False
         # How long answers may be missing before the connection counts as dead: early enough to
         # reconnect and extend before a lock that was due for its extension is over.
         silence = (options.key_validity - options.extend_interval) / 2
         self._silence = min(max(MIN_SILENCE, silence), MAX_SILENCE)
 
+    def __repr__(self) -> str:
+        return f"<Node {self.label} {'closed' if self.closed else 'up' if self.wire else 'down'}>"
+
     # Connecting
 
-    async def open(self) -> None:
-        """Connect for the first time. :raises ServerError: and nothing is left running"""
-        self.wire = await self._connect()
-        self._watch()
+    def start(self) -> asyncio.Future[ServerError | ConfigurationError | None]:
+        """Connect, and try again until it works or the node is closed. The future tells how the
+        first try went; a ConfigurationError ends the trying."""
+        loop = asyncio.get_running_loop()
+        self.first = first = loop.create_future()
+        self._down_since = self.now()
+        self._reconnecting = loop.create_task(self._reconnect(first), name=f"asynclock connecting to {self.label}")
+        return first
+
+    @property
+    def trouble(self) -> ServerError | None:
+        """Why this server gives no votes now, if that is so."""
+        if self.wire is None:
+            problem = self._problem or ServerError(self.label, "disconnected, and being reconnected")
+            return problem.again()
+        left = self.quarantined_until - self.now()
+        if left > 0:
+            return ServerError(
+                self.label,
+                f"was started a moment ago and may have forgotten votes: it gives no new ones for {left:.1f} s "
+                "(restart_quarantine)",
+            )
+        return None
 
     async def _connect(self) -> Wire:
         loop = asyncio.get_running_loop()
-        writer = await self._door.open()
+        writer = await self.door.open()
         wire = Wire(writer, loop, self.now, on_push=self._pushed, on_lost=self._lost)
         try:
-            async with asyncio.timeout(self._door.timeout):
+            async with asyncio.timeout(self.door.timeout):
                 self.abilities = await learn(
-                    self.label, wire.call, self._options, self._clock, self.now, self._door.client_name
+                    self.label,
+                    wire.call,
+                    self._options,
+                    self._clock,
+                    self.now,
+                    self.door.client_name,
+                    uptime=self._quarantine,
                 )
         except BaseException as error:
             wire.abort()
             if isinstance(error, TimeoutError):
-                raise SilentError(self.label, f"no answer within {self._door.timeout:g} s") from None
+                raise UncertainError(self.label, f"no answer within {self.door.timeout:g} s") from None
             if isinstance(error, ConnectionResetError):
                 why = f": {wire.problem}" if wire.problem else ""
                 raise ServerError(self.label, f"the connection was closed while it was set up{why}") from None
             raise
+        if wire.closed.done():
+            raise ServerError(self.label, "the connection was closed as soon as it was set up")
         self.commands = Commands(self.abilities, self._options.key_validity)
         self._clock_asked = False
-        self.problem = None
+        self._problem = None
+        self._begin_quarantine()
         return wire
 
-    async def _reconnect(self) -> None:
+    def _begin_quarantine(self) -> None:
+        """A server that has restarted may have forgotten keys that still count elsewhere. When the
+        last of them is over, so is its quarantine (Redlock's delayed restart)."""
+        if self._quarantine_end is not None:
+            self._quarantine_end.cancel()
+            self._quarantine_end = None
+        self.quarantined_until = 0.0
+        started = self.abilities.started
+        if self._quarantine and started is not None:
+            left = started + self._options.key_validity - self.now()
+            if left > 0:
+                log.info("asynclock: %s was just started, and gives no votes for %.1f s", self.label, left)
+                self.quarantined_until = self.now() + left
+                self._quarantine_end = asyncio.get_running_loop().call_later(left, self._end_quarantine)
+
+    def _end_quarantine(self) -> None:
+        self._quarantine_end = None
+        self.quarantined_until = 0.0
+        if self.wire is not None:
+            self._listener.reconnected(self)
+
+    async def _reconnect(self, first: asyncio.Future[ServerError | ConfigurationError | None] | None = None) -> None:
         pause = FIRST_PAUSE
         while True:
             try:
                 wire = await self._connect()
+            except ConfigurationError as error:
+                assert first is not None, "a setting that was accepted before"
+                if not first.done():
+                    first.set_result(error)
+                return
             except ServerError as error:
-                if self.problem is None or error.lasting:
-                    log.warning("asynclock: lost the connection, still trying to reconnect: %s", error)
-                self.problem = error
-                if not isinstance(error, SilentError):
+                known = self._problem is not None and str(self._problem) == str(error)
+                self._problem = error
+                if first is not None and not first.done():
+                    first.set_result(error)
+                elif not known:
+                    log.warning("asynclock: not connected, still trying: %s", error)
+                if not isinstance(error, UncertainError):
                     self._missing()
                 if error.lasting:
                     self._listener.shut_out(self)
             else:
                 break
-            if self._closed:
+            if self.closed:
                 return
             await asyncio.sleep(pause * (0.5 + random.random() / 2))
             pause = min(pause * 2, MAX_PAUSE)
-        if self._closed:
+        if self.closed:
             wire.abort()
             return
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
-        log.info("asynclock: reconnected to %s", self.label)
+        log.info("asynclock: connected to %s", self.label)
         self.wire = wire
         self._reconnecting = None
         self._watch()
         now = self.now()
         for (key, token), until in self._owed.items():
             if until > now:
-                wire.send(self.commands.pack(Ask.RELEASE, key, token, b""), OwedRelease(self, key, token), 1, now)
+                self.release(key, token)
         self._owed = {}
+        if first is not None and not first.done():
+            first.set_result(None)
         self._listener.reconnected(self)
 
     def _missing(self) -> None:
@@ -163,7 +242,7 @@ class Node:
 
     def _grace_over(self) -> None:
         self._grace = None
-        if self.wire is None and not self._closed:
+        if self.wire is None and not self.closed:
             self._told_gone = True
             self._listener.gone(self)
 
@@ -174,15 +253,16 @@ class Node:
         if self._patrol is not None:
             self._patrol.cancel()
             self._patrol = None
-        if self._closed:
+        if self.closed:
             return
         self._down_since = self.now()
         self._told_gone = False
-        self.problem = None
+        self._problem = None
         log.info("asynclock: lost the connection to %s (%s), reconnecting", self.label, error or "closed by the server")
         self._reconnecting = asyncio.get_running_loop().create_task(
             self._reconnect(), name=f"asynclock reconnecting to {self.label}"
         )
+        self._listener.disconnected(self)
 
     # Asking
 
@@ -194,6 +274,13 @@ class Node:
             if ask is Ask.RELEASE:
                 self.owe(key, lease.token)
             return False
+        if self.quarantined_until and ask in _VOTES:
+            return False
+        self._send(wire, Request(self, room, lease, index, ask, now), now)
+        return True
+
+    def _send(self, wire: Wire, request: Request, now: float, asking: bool = False) -> None:
+        ask = request.ask
         expiry = self.commands.px
         if self.abilities.pxat and ask not in _WITHOUT_EXPIRY:
             clock = self._clock
@@ -202,19 +289,47 @@ class Node:
                 wire.send(_TIME, TimeRequest(self, now), 1, now)
             if clock.usable(now):
                 expiry = pxat(round((clock.at_most(now) + self._options.key_validity) * 1000) + 1)
-        data = self.commands.pack(ask, key, lease.token, expiry)
-        wire.send(data, Request(self, room, lease, index, ask, now), REPLIES[ask], now)
-        return True
+        data = self.commands.pack(ask, request.room.keys[request.index], request.lease.token, expiry)
+        if asking:
+            for command in split(data):
+                wire.send(_ASKING, Ignored(), 1, now)
+                wire.send(command, request, 1, now)
+        else:
+            wire.send(data, request, REPLIES[ask], now)
+
+    def take_on(self, request: Request, asking: bool) -> None:
+        """A request that another node of the cluster has sent here, because the key is, or is becoming
+        (``asking``), this one's."""
+        now = self.now()
+        wire = self.wire
+        if wire is None:
+            request.fail(ServerError(self.label, "not connected yet, and the key has moved there"), now, self)
+        else:
+            request.again(self, now)
+            self._send(wire, request, now, asking)
 
     def owe(self, key: bytes, token: bytes) -> None:
         """Release ``key`` as soon as the server is back, unless it has expired by then."""
-        if self._closed:
+        if self.closed:
             return
         now = self.now()
         owed = self._owed
         while owed and next(iter(owed.values())) <= now:  # oldest first: all live as long
             del owed[next(iter(owed))]
         owed[key, token] = now + self._options.key_validity
+
+    def leave_owed(self) -> list[tuple[bytes, bytes]]:
+        """The (key, token) pairs that are still to be released; they are the caller's from now on."""
+        owed, self._owed = self._owed, {}
+        return list(owed)
+
+    def release(self, key: bytes, token: bytes) -> None:
+        """Release a key on behalf of a node that is no more."""
+        if self.wire is None:
+            self.owe(key, token)
+        else:
+            data = self.commands.pack(Ask.RELEASE, key, token, b"")
+            self.wire.send(data, OwedRelease(self, key, token), 1, self.now())
 
     def doubt_clock(self) -> None:
         """Set no absolute expiry until the server's clock was read again."""
@@ -224,6 +339,9 @@ class Node:
         """The server has become a replica: whoever is the primary now answers at the same address."""
         if self.wire is not None:
             self.wire.abort(ConnectionError("the server has become a read-only replica"))
+
+    def redirected(self, request: Request, error: str) -> bool:
+        return self._listener.redirected(request, error)
 
     def observe_clock(self, sent: float, reply: Any) -> None:
         self._clock_asked = False
@@ -279,9 +397,9 @@ class Node:
 
     async def aclose(self) -> None:
         """Send what there is, and close. Takes no longer than ``try_next_after`` for a server that hangs."""
-        self._closed = True
+        self.closed = True
         self._owed.clear()
-        for handle in (self._patrol, self._grace):
+        for handle in (self._patrol, self._grace, self._quarantine_end):
             if handle is not None:
                 handle.cancel()
         task, self._reconnecting = self._reconnecting, None

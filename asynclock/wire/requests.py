@@ -8,7 +8,12 @@ from typing import Any, Protocol
 from ..core.lease import Lease
 from ..core.room import Room
 from ..core.rules import Ask
+from ..errors import ServerError
 from .commands import OK, Commands, error_of, is_error
+
+MAX_HOPS = 5  # a cluster that sends a request on more often than that does not know itself whose a key is
+
+REDIRECTIONS = ("MOVED ", "ASK ", "CLUSTERDOWN")
 
 REPLIES = {Ask.TAKE: 2, Ask.TAKE_TTL: 3, Ask.FORCE: 2, Ask.EXTEND: 2, Ask.READ: 2, Ask.RELEASE: 1}
 
@@ -24,13 +29,14 @@ class Asked(Protocol):
     def key_text(self, room: Room[Any], index: int) -> str: ...
     def owe(self, key: bytes, token: bytes) -> None: ...
     def demoted(self) -> None: ...
+    def redirected(self, request: Request, error: str) -> bool: ...
     def observe_clock(self, sent: float, reply: Any) -> None: ...
 
 
 class Request:
     """One ask under way. Its answer goes to the room, on every way that it can end."""
 
-    __slots__ = ("ask", "index", "lease", "left", "node", "replies", "room", "sent")
+    __slots__ = ("ask", "hops", "index", "lease", "left", "node", "replies", "room", "sent")
 
     def __init__(self, node: Asked, room: Room[Any], lease: Lease, index: int, ask: Ask, sent: float) -> None:
         self.node = node
@@ -40,7 +46,23 @@ class Request:
         self.ask = ask
         self.sent = sent
         self.left = REPLIES[ask]
+        self.hops = 0
         self.replies: list[Any] = []
+
+    def again(self, node: Asked, sent: float) -> None:
+        """It is sent once more, from another node."""
+        self.node = node
+        self.sent = sent
+        self.left = REPLIES[self.ask]
+        self.hops += 1
+        self.replies = []
+
+    def fail(self, error: ServerError, now: float, node: Asked) -> None:
+        """It cannot be sent on. What is to be released there is, as soon as that node is connected."""
+        self.left = 0
+        if self.ask is Ask.RELEASE:
+            node.owe(self.room.keys[self.index], self.lease.token)
+        self.room.failed(self.lease, self.index, self.ask, error, now)
 
     def reply(self, reply: Any) -> None:
         self.replies.append(reply)
@@ -60,10 +82,13 @@ class Request:
         now = node.now()
         for position, reply in enumerate(replies):
             if is_error(reply):
+                text = str(reply)
+                if text.startswith(REDIRECTIONS) and self.hops < MAX_HOPS and node.redirected(self, text):
+                    return
                 command = node.commands.names[ask][position]
                 error = error_of(node.label, command, node.key_text(self.room, self.index), reply)
                 if error is not None:
-                    if str(reply).startswith("READONLY"):
+                    if text.startswith("READONLY"):
                         node.demoted()
                     self.room.failed(self.lease, self.index, ask, error, now)
                     return
@@ -77,6 +102,14 @@ class Request:
             if ask is Ask.TAKE_TTL:
                 ttl = replies[1]
         self.room.answered(self.lease, self.index, ask, self.sent, ok, last, ttl, now)
+
+
+class Ignored:
+    """A reply that says nothing."""
+
+    def reply(self, reply: Any) -> None: ...
+
+    def dropped(self) -> None: ...
 
 
 class OwedRelease:

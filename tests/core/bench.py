@@ -59,7 +59,8 @@ class Bench:
         self.room.join(waiter, self.now)
         for index in range(self.rules.keys):
             self.answer(Ask.TAKE, index, OTHER)
-        self.answer(Ask.TAKE_TTL, 0, OTHER, ttl)  # in order, and no further
+        for index in range(self.rules.keys):
+            self.answer(Ask.TAKE_TTL, index, OTHER, ttl)
         self.sent.clear()
 
     @property

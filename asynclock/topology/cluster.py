@@ -1,0 +1,254 @@
+"""A Redis or Valkey cluster: keys hash to slots, slots belong to primaries, and all of it can change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+from redis.crc import key_slot
+
+from ..core.room import Room
+from ..errors import ServerError
+from ..options import Options
+from ..wire.commands import is_error, packed, unbulk
+from ..wire.node import Node
+from ..wire.requests import Request
+from .base import Address, Owner
+
+log = logging.getLogger("asynclock")
+
+SLOTS = 16384
+CALM = 0.1  # seconds between two looks at the slots, at least: a storm of errors is one reason to look
+MAX_PAUSE = 0.5  # ... and at most, while the owner of a slot is not connected
+PATIENCE = 1.0  # seconds for a node to tell the slots, or to finish what it was asked before it is left
+ASIDE = 10.0  # seconds for which a node is kept that only redirections have named
+_CLUSTER_SLOTS = packed(b"CLUSTER", b"SLOTS")
+
+
+class Cluster:
+    """The primaries of a cluster, and whose slot is whose.
+
+    State: ``_owners[slot]`` is what the cluster said last, None for a slot that nobody serves;
+    ``_nodes`` are those owners and a few that redirections have named, all of them started.
+    ``_owners`` changes in ``_apply`` alone: a redirection sends one request on and is a reason to
+    look at the whole again, but an old one changes nothing.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[Node],
+        options: Options,
+        owner: Owner,
+        clock: Callable[[], float],
+        remap: Callable[[Address], Address] | None = None,
+    ) -> None:
+        self.majority = options.key_majority or 2
+        self._seeds = tuple(seeds)  # asked while no owner of a slot is connected, and closed after that
+        self._doors = tuple(seed.door for seed in seeds)
+        self._options = options
+        self._owner = owner
+        self._clock = clock
+        self._remap = remap or (lambda address: address)
+        self._nodes: dict[Address, Node] = {}
+        self._owners: list[Node | None] = [None] * SLOTS
+        self._aside: dict[Address, float] = {}  # nodes without slots, and until when they are kept
+        self._doubtful = False
+        self._looking: asyncio.Task[None] | None = None
+        self._looked_at = float("-inf")
+        self._retiring: dict[asyncio.Task[None], Node] = {}
+        self._closed = False
+
+    @property
+    def nodes(self) -> Collection[Node]:
+        return self._nodes.values() or self._seeds
+
+    def places(self, keys: tuple[bytes, ...]) -> tuple[int, ...]:
+        return tuple(key_slot(unbulk(key)) for key in keys)
+
+    def home(self, room: Room[Any], index: int) -> Node | None:
+        node = self._owners[room.places[index]]
+        if node is None:
+            self.doubt()
+        return node
+
+    # What tells of a change
+
+    def redirected(self, request: Request, error: str) -> bool:
+        self.doubt()
+        word, *rest = error.split()
+        if word not in ("MOVED", "ASK") or len(rest) < 2:
+            return False
+        host, _, port = rest[1].rpartition(":")
+        if not port.isdigit():
+            return False
+        asked = request.node
+        assert isinstance(asked, Node)
+        address = self._remap((host if host not in ("", "?") else asked.door.host, int(port)))
+        node = self._nodes.get(address)
+        if node is None:
+            self._aside[address] = self._clock() + ASIDE
+            node = self._start(address)
+        node.take_on(request, asking=word == "ASK")
+        return True
+
+    def disconnected(self, node: Node) -> None:
+        self.doubt()
+
+    def doubt(self) -> None:
+        """Look at the slots again, soon."""
+        self._doubtful = True
+        if self._looking is None and not self._closed:
+            self._looking = asyncio.get_running_loop().create_task(self._look(), name=f"{self!r} looking at the slots")
+
+    def __repr__(self) -> str:
+        return f"<Cluster of {self._doors[0].label} with {len(self._nodes)} nodes>"
+
+    # Looking at the slots
+
+    async def explore(self) -> None:
+        """The first look, through a seed: start a connection to every owner of a slot, and wait for
+        those that answer soon. :raises ServerError: there are none"""
+        await self._ask_for_slots()
+        tries = [node.first for node in self._nodes.values()]
+        if not tries:
+            raise ServerError(self._doors[0].label, "this cluster serves no slots yet")
+        _, late = await asyncio.wait(tries, timeout=PATIENCE)
+        if late and not self._connected():
+            await asyncio.wait(late, return_when=asyncio.FIRST_COMPLETED)
+        if not self._connected():
+            trouble = next(iter(self._nodes.values())).trouble
+            assert trouble is not None
+            raise trouble
+        if not self._complete():
+            self.doubt()
+        self._leave_seeds()
+
+    async def _look(self) -> None:
+        pause = CALM
+        while self._doubtful:
+            await asyncio.sleep(max(0.0, self._looked_at + CALM - self._clock()))
+            self._doubtful = False
+            try:
+                await self._ask_for_slots()
+            except ServerError as error:
+                log.info("asynclock: %s", error)
+                self._doubtful = True
+            if self._connected():
+                self._leave_seeds()
+            else:
+                self._return_to_seeds()
+            if not self._complete():
+                self._doubtful = True
+            if self._doubtful:
+                await asyncio.sleep(pause * (0.5 + random.random() / 2))
+                pause = min(pause * 2, MAX_PAUSE)
+        self._looking = None
+
+    def _complete(self) -> bool:
+        """Is every slot served by a node that is connected?"""
+        return all(node is not None and node.wire is not None for node in set(self._owners))
+
+    def _connected(self) -> list[Node]:
+        return [node for node in self._nodes.values() if node.wire is not None]
+
+    async def _ask_for_slots(self) -> None:
+        """:raises ServerError: nobody tells them"""
+        connected = self._connected()
+        random.shuffle(connected)
+        problem = ServerError(self._doors[0].label, "no node of the cluster is connected")
+        for node in [*connected, *self._seeds]:
+            if node.wire is None:
+                continue
+            self._looked_at = self._clock()
+            try:
+                reply = await asyncio.wait_for(node.wire.call(_CLUSTER_SLOTS), PATIENCE)
+            except (TimeoutError, ConnectionError) as error:
+                problem = ServerError(node.label, f"does not tell the slots: {str(error) or 'no answer'}")
+                continue
+            if is_error(reply):
+                hint = "; grant CLUSTER|SLOTS with ACL SETUSER" if str(reply).startswith("NOPERM") else ""
+                problem = ServerError(node.label, f"refused CLUSTER SLOTS: {reply}{hint}", lasting=bool(hint))
+                continue
+            self._apply(reply, node)
+            return
+        raise problem
+
+    def _apply(self, ranges: Iterable[list[Any]], told_by: Node) -> None:
+        """This is whose slot is whose now."""
+        now = self._clock()
+        owners: list[Node | None] = [None] * SLOTS
+        wanted = {address for address, until in self._aside.items() if until > now}
+        for first, last, primary, *_ in ranges:
+            host = (primary[0] or b"").decode()
+            address = self._remap((host if host not in ("", "?") else told_by.door.host, primary[1]))
+            wanted.add(address)
+            node = self._nodes.get(address) or self._start(address)
+            owners[first : last + 1] = [node] * (last + 1 - first)
+        changed = {slot for slot in range(SLOTS) if owners[slot] is not self._owners[slot]}
+        self._owners = owners
+        self._aside = {address: until for address, until in self._aside.items() if address in wanted}
+        for address in [address for address in self._nodes if address not in wanted]:
+            self._retire(self._nodes.pop(address))
+        if changed:
+            for room in list(self._owner.all_rooms()):
+                for index, slot in enumerate(room.places):
+                    if slot in changed:
+                        self._owner.moved(room, index)
+
+    # Nodes come and go
+
+    def _start(self, address: Address) -> Node:
+        for seed in self._seeds:
+            if (seed.door.host, seed.door.port) == address and not seed.closed:
+                node = seed
+                break
+        else:
+            node = Node(self._doors[0].at(*address), self._options, self._owner, self._clock)
+            node.start()
+        self._nodes[address] = node
+        return node
+
+    def _leave_seeds(self) -> None:
+        """Their addresses are kept; the connections are those to the owners now."""
+        seeds, self._seeds = self._seeds, ()
+        for seed in seeds:
+            if seed not in self._nodes.values():
+                self._retire(seed)
+
+    def _return_to_seeds(self) -> None:
+        """Every owner that was known is gone: the cluster may have got new addresses, but not these."""
+        if not self._seeds:
+            self._seeds = tuple(Node(door, self._options, self._owner, self._clock) for door in self._doors)
+            for seed in self._seeds:
+                seed.start()
+
+    def _retire(self, node: Node) -> None:
+        task = asyncio.get_running_loop().create_task(self._let_finish(node), name=f"{self!r} leaving {node.label}")
+        self._retiring[task] = node
+        task.add_done_callback(lambda task: self._retiring.pop(task, None))
+
+    async def _let_finish(self, node: Node) -> None:
+        """What is under way there is answered, mostly by a redirection. What it still has to release
+        is the business of the new owner."""
+        until = self._clock() + PATIENCE
+        while node.wire is not None and node.wire.waiting and self._clock() < until:
+            await asyncio.sleep(0.01)
+        for key, token in node.leave_owed():
+            owner = self._owners[key_slot(unbulk(key))]
+            if owner is not None:
+                owner.release(key, token)
+        await node.aclose()
+
+    async def aclose(self) -> None:
+        self._closed = True
+        nodes = {*self._nodes.values(), *self._seeds, *self._retiring.values()}
+        tasks = [task for task in (self._looking, *self._retiring) if task is not None]
+        while tasks := [task for task in tasks if not task.done()]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=0.01)  # on Python 3.11 a cancellation may get lost (cancellation.py)
+        for node in nodes:
+            await node.aclose()

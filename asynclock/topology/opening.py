@@ -1,0 +1,105 @@
+"""The first connections: as many as it takes, and what the servers say they are."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from ..errors import ConfigurationError, ServerError
+from ..options import Options
+from ..wire.door import Door
+from ..wire.node import Node
+from .base import Address, Owner, Topology
+from .cluster import Cluster
+from .fixed import Fixed
+
+log = logging.getLogger("asynclock")
+
+
+async def connect(
+    doors: Sequence[Door],
+    options: Options,
+    owner: Owner,
+    clock: Callable[[], float],
+    remap: Callable[[Address], Address] | None = None,
+) -> Topology:
+    """Connect to a majority of independent servers, or to any node of a cluster. Those that cannot
+    be reached yet are tried on in the background.
+
+    :raises ServerError: too few of them can be reached
+    :raises ConfigurationError: they are of different kinds, or do not fit the options
+    """
+    quarantine = len(doors) >= 3 and options.restart_quarantine is not False
+    nodes = [Node(door, options, owner, clock, quarantine=quarantine) for door in doors]
+    topology: Topology | None = None
+    try:
+        await _first_connections(nodes, options.try_next_after)
+        connected = [node for node in nodes if node.wire is not None]
+        clusters = [node for node in connected if node.abilities.mode == "cluster"]
+        if not clusters:
+            topology = Fixed(nodes, options.key_majority)
+            _warn_of_one_server_twice(connected)
+        elif len(clusters) == len(connected):
+            topology = cluster = Cluster(nodes, options, owner, clock, remap)
+            await cluster.explore()
+        else:
+            alone = next(node for node in connected if node not in clusters)
+            raise ConfigurationError(
+                f"servers: {clusters[0].label} is part of a cluster and {alone.label} is not; "
+                "give a cluster's nodes, or independent servers"
+            )
+    except BaseException:
+        if topology is not None:
+            await topology.aclose()
+        for node in nodes:
+            await node.aclose()
+        raise
+    return topology
+
+
+async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
+    """Return when a majority is connected, or a node of a cluster; the others get a little more time."""
+    majority = len(nodes) // 2 + 1
+    tries = {node.start(): node for node in nodes}
+    pending = set(tries)
+    problems: list[ServerError | ConfigurationError] = []
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        problems += [problem for first in done if (problem := first.result()) is not None]
+        for problem in problems:
+            if isinstance(problem, ConfigurationError):
+                raise problem
+        connected = [node for node in nodes if node.wire is not None]
+        if any(node.abilities.mode == "cluster" for node in connected):
+            return
+        if len(connected) >= majority:
+            if pending:
+                _, pending = await asyncio.wait(pending, timeout=patience)
+            for first in tries:
+                if first not in pending and (problem := first.result()) is not None:
+                    log.warning("asynclock: a server is not connected, still trying: %s", problem)
+            return
+        if len(problems) > len(nodes) - majority:
+            break
+    if len(nodes) == 1:
+        raise problems[0]
+    first_problem = problems[0]
+    assert isinstance(first_problem, ServerError)
+    raise ServerError(
+        ", ".join(node.label for node in nodes),
+        f"fewer than {majority} of {len(nodes)} servers can be used: " + "; ".join(map(str, problems)),
+        lasting=first_problem.lasting,
+    )
+
+
+def _warn_of_one_server_twice(nodes: Sequence[Node]) -> None:
+    known: dict[str, Node] = {}
+    for node in nodes:
+        twin = known.setdefault(node.abilities.run_id, node)
+        if twin is not node and node.abilities.run_id:
+            log.warning(
+                "asynclock: %s and %s are one and the same server: that is no quorum of independent ones",
+                twin.label,
+                node.label,
+            )

@@ -1,0 +1,75 @@
+"""What a user calls servers: URLs, or clients of redis-py; and the doors to them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import redis.asyncio as redis
+from redis.asyncio.cluster import RedisCluster
+
+from ..errors import ConfigurationError
+from ..wire.door import Door
+from .base import Address
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """The servers of a locker, as they were given."""
+
+    doors: tuple[Door, ...]
+    client: redis.Redis | RedisCluster  #: for other commands: of the first server
+    ours: tuple[redis.Redis, ...]  #: clients that were made from URLs, to be closed with the locker
+    url: str | None  #: of the first server, if it was given as one
+    remap: Callable[[Address], Address] | None = None  #: RedisCluster's address_remap
+
+    @classmethod
+    def of(cls, servers: object) -> Servers:
+        """:raises ConfigurationError: they are no servers, or an even number"""
+        listed = [*servers] if isinstance(servers, list | tuple) else [servers]
+        if len(listed) % 2 == 0:
+            raise ConfigurationError(
+                f"servers: {len(listed)} of them; a majority needs an odd number (of a cluster, one is enough)"
+            )
+        doors: list[Door] = []
+        clients: list[redis.Redis | RedisCluster] = []
+        ours: list[redis.Redis] = []
+        for server in listed:
+            if isinstance(server, str):
+                client = _client_of(server)
+                ours.append(client)
+                clients.append(client)
+                doors.append(_door_of(client))
+            elif isinstance(server, redis.Redis):
+                clients.append(server)
+                doors.append(_door_of(server))
+            elif isinstance(server, RedisCluster):
+                if len(listed) > 1:
+                    raise ConfigurationError("servers: a RedisCluster client in a list; give it alone")
+                clients.append(server)
+                doors += [Door(node.connection_class, node.connection_kwargs) for node in server.startup_nodes]
+            else:
+                raise ConfigurationError(
+                    "servers: expected a URL, a list of URLs or a redis.asyncio client (Redis, RedisCluster), "
+                    f"not {type(server).__name__}"
+                )
+        remap = clients[0].nodes_manager.address_remap if isinstance(clients[0], RedisCluster) else None
+        url = listed[0] if isinstance(listed[0], str) else None
+        return cls(tuple(doors), clients[0], tuple(ours), url, remap)
+
+
+def _client_of(url: str) -> redis.Redis:
+    with contextlib.suppress(ValueError, TypeError):
+        return redis.Redis.from_url(url)
+    # Neither the URL nor what redis-py says of it: parts of a password may be in there.
+    raise ConfigurationError(
+        "servers: not a server's URL: it starts with redis://, rediss:// or unix://, "
+        "and special characters in user name and password are percent-encoded"
+    )
+
+
+def _door_of(client: redis.Redis) -> Door:
+    pool: Any = client.connection_pool
+    return Door(pool.connection_class, pool.connection_kwargs)
