@@ -4,7 +4,7 @@ import nox
 
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["lint", "tests", "servers", "oldest", "demo"]
+nox.options.sessions = ["lint", "tests", "servers", "oldest", "demo", "docs"]
 
 
 @nox.session
@@ -43,6 +43,13 @@ def demo(session: nox.Session) -> None:
     """What a new user runs first."""
     session.install(".[cli,embedded]")
     session.run("asynclock", "demo", "--plain")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation: every page in its place, no link into the void."""
+    session.install(".[docs]")
+    session.run("mkdocs", "build", "--strict", "--quiet", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session

@@ -1,0 +1,152 @@
+"""docs/ says only what is there: its code, names, links and diagrams. ``mkdocs build --strict`` sees to the rest."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import importlib.util
+import inspect
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import asynclock
+from asynclock import Locker, LockLostError, LockScope
+from asynclock.options import Options
+from asynclock.testing import Server
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [textwrap.dedent(code) for _, word, code in BLOCK.findall(page.read_text()) if word == language]
+
+
+def code_of(page: Path) -> list[ast.Module]:
+    """Every Python block, and every ``Locker(...)`` within a line."""
+    inline = re.findall(r"`(Locker\([^`…]*\))`", page.read_text())
+    return [ast.parse(code, str(page)) for code in [*blocks(page, "python"), *inline]]
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(PAGES) >= 12
+    assert sum(len(blocks(page, "python")) for page in PAGES) > 15
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_is_python_and_uses_what_exists(page: Path) -> None:
+    knobs = inspect.signature(Locker).parameters
+    for tree in code_of(page):
+        compile(tree, str(page), "exec")
+        for node in ast.walk(tree):
+            match node:
+                case ast.ImportFrom(module="asynclock", names=names):
+                    for name in names:
+                        assert name.name in asynclock.__all__
+                case ast.Call(func=ast.Name(id="Locker"), keywords=keywords):
+                    for keyword in keywords:
+                        assert keyword.arg in knobs
+                case ast.Attribute(value=ast.Name(id="locker"), attr=attribute):
+                    assert hasattr(Locker, attribute), attribute
+                case ast.Attribute(value=ast.Name(id="scope"), attr=attribute):
+                    assert hasattr(LockScope, attribute), attribute
+                case ast.Attribute(value=ast.Name(id="error"), attr=attribute):
+                    assert attribute in vars(LockLostError("x", asynclock.LossReason.DELETED)), attribute
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_links_and_images_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", page.read_text())):
+        if not re.match(r"https?://|#", target):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_names_in_the_text_exist() -> None:
+    """``scope.check()``, ``locker.client``, ``FooError``. (Go's ``locker.Close()`` has a capital.)"""
+    for page in PAGES:
+        text = page.read_text()
+        for owner, of in (("locker", Locker), ("scope", LockScope)):
+            for attribute in re.findall(rf"`(?:await |async with )?{owner}\.([a-z]\w*)", text):
+                assert hasattr(of, attribute), f"{page.name}: {owner}.{attribute}"
+        for name in re.findall(r"`(\w+Error)`", text):
+            assert name in asynclock.__all__ or name in ("ValueError", "TimeoutError", "CancelledError"), name
+
+
+def test_every_option_error_and_reason_is_in_its_table() -> None:
+    options = (DOCS / "options.md").read_text()
+    parameters = inspect.signature(Locker).parameters
+    for option in Options.__slots__:
+        row = re.search(rf"^\| `{option}` \| (.*?) \|", options, re.MULTILINE)
+        assert row, option
+        default = parameters[option].default
+        said = f"`{default!r}`".replace("'", '"')
+        assert row[1].startswith("`key_validity / 2`" if option == "extend_interval" else said), option
+    errors = (DOCS / "errors.md").read_text()
+    for name in asynclock.__all__:
+        if name.endswith("Error"):
+            assert f"| `{name}` |" in errors
+    for reason in asynclock.LossReason:
+        assert (f"| `{reason}` |" in errors) == (reason != "released"), reason
+
+
+def test_the_first_example_is_that_of_the_readme() -> None:
+    """... which a test of its own runs."""
+    assert blocks(DOCS / "index.md", "python")[0] == blocks(ROOT / "README.md", "python")[0]
+
+
+def test_every_deployment_has_its_page_with_a_diagram() -> None:
+    for name in ("single", "independent", "cluster", "sentinel", "existing-client", "go"):
+        page = (DOCS / "deployments" / f"{name}.md").read_text()
+        assert re.search(rf"!\[[^]]+\]\(\.\./assets/{name}\.svg\)", page)
+        for heading in ("Where the keys live", "What it does not protect against"):
+            assert f"## {heading}\n" in page, f"{name}: {heading}"
+
+
+def test_the_diagrams_are_as_the_script_draws_them(tmp_path: Path) -> None:
+    path = DOCS / "diagrams.py"
+    spec = importlib.util.spec_from_file_location("diagrams", path)
+    assert spec is not None and spec.loader is not None
+    diagrams = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(diagrams)
+    diagrams.main(tmp_path)
+    drawn = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert drawn == {file.name: file.read_text() for file in (DOCS / "assets").iterdir()}, "run docs/diagrams.py"
+
+
+def test_pages_fetch_nothing_from_elsewhere() -> None:
+    config: dict[str, Any] = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert config["theme"]["font"] is False
+    assert not {"extra_javascript", "extra_css"} & set(config)
+    for page in PAGES:
+        assert "```mermaid" not in page.read_text()  # the theme would load it from a CDN
+        assert not re.search(r"!\[[^]]*\]\(https?:", page.read_text())
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("tracking", [True, False])
+async def test_the_least_privileged_user_can_lock(server: Server, kind: str, tracking: bool) -> None:
+    delifeq, scripts = re.findall(r"^ACL SETUSER (.*)$", (DOCS / "deployments" / "tls-and-acl.md").read_text(), re.M)
+    rules = (delifeq if kind == "valkey-9.1" else scripts).split()
+    if not tracking:
+        rules = [rule for rule in rules if not rule.startswith("+client")]
+    server.execute("ACL", "SETUSER", rules[0], "reset", *rules[1:])
+    try:
+        url = f"redis://{rules[0]}:secret@127.0.0.1:{server.port}/0"
+        async with Locker(url, key_validity=0.6, client_side_caching=tracking) as locker:
+            scope = await locker.acquire("job")
+            taken = await locker.force_acquire("job")
+            await scope.wait_lost()
+            assert scope.lost_reason == "taken over"
+            await asyncio.sleep(0.8)  # longer than a key lives that is not extended
+            assert taken.held
+            await taken.release()
+            assert server.execute("EXISTS", "asynclock:0:job") == 0
+    finally:
+        server.execute("ACL", "DELUSER", rules[0])
