@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 import inspect
 import re
+import shlex
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -132,13 +133,14 @@ def test_pages_fetch_nothing_from_elsewhere() -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("tracking", [True, False])
 async def test_the_least_privileged_user_can_lock(server: Server, kind: str, tracking: bool) -> None:
-    delifeq, scripts = re.findall(r"^ACL SETUSER (.*)$", (DOCS / "deployments" / "tls-and-acl.md").read_text(), re.M)
-    rules = (delifeq if kind == "valkey-9.1" else scripts).split()
+    delifeq, scripts = blocks(DOCS / "deployments" / "tls-and-acl.md", "sh")
+    _cli, *command = shlex.split((delifeq if kind == "valkey-9.1" else scripts).replace("\\\n", " "))
     if not tracking:
-        rules = [rule for rule in rules if not rule.startswith("+client")]
-    server.execute("ACL", "SETUSER", rules[0], "reset", *rules[1:])
+        command = [word for word in command if not word.startswith("+client")]
+    assert command[:3] == ["ACL", "SETUSER", "locks"]
+    server.execute(*command)
     try:
-        url = f"redis://{rules[0]}:secret@127.0.0.1:{server.port}/0"
+        url = f"redis://locks:secret@127.0.0.1:{server.port}/0"
         async with Locker(url, key_validity=0.6, client_side_caching=tracking) as locker:
             scope = await locker.acquire("job")
             taken = await locker.force_acquire("job")
@@ -149,4 +151,4 @@ async def test_the_least_privileged_user_can_lock(server: Server, kind: str, tra
             await taken.release()
             assert server.execute("EXISTS", "asynclock:0:job") == 0
     finally:
-        server.execute("ACL", "DELUSER", rules[0])
+        server.execute("ACL", "DELUSER", "locks")
