@@ -166,6 +166,33 @@ def test_close_leaves_nothing() -> None:
     assert gone(pid) and not directory.exists() and server.log == ""
 
 
+def test_environment_and_what_the_server_rewrites(tmp_path: Path) -> None:
+    script = tmp_path / "server"
+    script.write_text(f'#!/bin/sh\necho "colour=$COLOUR $HOME"\nexec {find_executable("valkey-9.1")} "$@"\n')
+    script.chmod(0o755)
+    with Server(script, environment={"COLOUR": "blue"}) as server:
+        assert f"colour=blue {os.environ['HOME']}" in server.log
+        server.execute("CONFIG", "SET", "maxclients", "17")
+        server.execute("CONFIG", "REWRITE")
+        server.kill()
+        server.start()
+        assert server.execute("CONFIG", "GET", "maxclients") == [b"maxclients", b"17"]
+
+
+def test_awake_is_neither_paused_nor_dead() -> None:
+    with Server() as server:
+        assert server.awake
+        server.pause()
+        assert server.running and not server.awake
+        server.resume()
+        assert server.awake
+        server.pause()
+        server.restart()
+        assert server.awake
+        server.kill()
+        assert not server.awake
+
+
 @pytest.mark.parametrize("how", ["os.kill(os.getpid(), 9)", "server.pause()"])
 def test_the_server_goes_with_its_python(how: str) -> None:
     code = f"""

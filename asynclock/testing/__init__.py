@@ -12,9 +12,11 @@
                     await do_something()                   # cancelled when the lock's time is over
 
 Where the server itself is to fail, there are ``server.kill()``, ``server.pause()`` and ``server.restart()``.
+A :class:`Cluster` is several of them, whose slots and roles move when told to.
 """
 
+from .cluster import Cluster
 from .proxy import Proxy
 from .servers import KINDS, Server
 
-__all__ = ["KINDS", "Proxy", "Server"]
+__all__ = ["KINDS", "Cluster", "Proxy", "Server"]

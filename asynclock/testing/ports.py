@@ -3,8 +3,10 @@
 import socket
 import sys
 
-# A cluster node listens on its port + 10000 too, so higher ones would not serve for it.
-_HIGHEST = 65535 - 10000
+BUS_OFFSET = 10000
+"""A cluster node listens on a port so much higher too."""
+
+_HIGHEST = 65535 - BUS_OFFSET  # higher ones would not serve for a node
 
 
 class HeldPort:

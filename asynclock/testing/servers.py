@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -30,7 +31,10 @@ class Server:
     ``kind`` is one of :data:`KINDS`, or an executable. ``port``: a free one, if not given. ``persist`` writes
     each change to disk before it is answered; without it nothing is written, and a restart finds nothing.
     ``config`` holds lines of ``valkey.conf`` and has the last word, as in
-    ``{"maxclients": "10", "replicaof": "127.0.0.1 6379"}``.
+    ``{"maxclients": "10", "replicaof": "127.0.0.1 6379"}``; a key may be more than one word of the line, as in
+    ``{"sentinel monitor mymaster": "127.0.0.1 6379 2"}``. They are written once, at the first start: what the
+    server itself changes in its file stays. ``sentinel`` starts it as a Sentinel. ``environment``: variables of
+    its process, beside those of this one.
 
     The calls block, for milliseconds mostly. After ``stop()`` or ``kill()``, ``start()`` brings the server
     back on its port and with its data directory; ``close()`` removes that.
@@ -44,6 +48,8 @@ class Server:
         unix_socket: bool = False,
         persist: bool = False,
         config: Mapping[str, str] | None = None,
+        sentinel: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._kind = os.fspath(kind)
         self._port = port
@@ -51,6 +57,9 @@ class Server:
         self._unix_socket = unix_socket
         self._persist = persist
         self._config = dict(config or {})
+        self._sentinel = sentinel
+        self._environment = dict(environment or {})
+        self._paused = False
         self._held_port: HeldPort | None = None
         self._guard: Guard | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -63,10 +72,13 @@ class Server:
         if self.running:
             return
         executable = find_executable(self._kind)
-        may_move = not self._port_is_given and self._guard is None  # a restart keeps the port
+        is_first = self._guard is None  # a restart keeps the port, and the file
         self._guard = self._guard or Guard()
-        for tries_left in reversed(range(_PORT_TRIES if may_move else 1)):
+        for tries_left in reversed(range(_PORT_TRIES if is_first and not self._port_is_given else 1)):
             self._hold_port()
+            file = self._guard.directory / "server.conf"
+            if is_first or not file.exists():
+                self._write_config(executable, file)
             process = self._launch(executable, self._guard)
             if self._wait_until_ready(process):
                 return
@@ -95,6 +107,7 @@ class Server:
             self._signal(signal.SIGKILL)
             self._process.wait()
             self._process = None
+            self._paused = False
             if self._guard is not None:
                 self._guard.watch(None)
 
@@ -110,10 +123,12 @@ class Server:
         if sys.platform == "linux":
             # Only now is it certain. WNOWAIT leaves the news there, for a second pause() to find.
             os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+        self._paused = True
 
     def resume(self) -> None:
         """Lets a paused server go on (SIGCONT)."""
         self._signal(signal.SIGCONT)
+        self._paused = False
 
     def close(self) -> None:
         """``kill()``, and removes the data directory: there is nothing to save any more. Idempotent."""
@@ -165,6 +180,11 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def awake(self) -> bool:
+        """Whether it runs, and ``pause()`` was not the last word: who asks it now may expect an answer."""
+        return self.running and not self._paused
+
+    @property
     def log(self) -> str:
         """All it has written since the first start; empty after ``close()``."""
         if self._guard is None:
@@ -202,12 +222,12 @@ class Server:
             self._held_port.close()
             self._held_port = None
 
-    def _launch(self, executable: str, guard: Guard) -> subprocess.Popen[bytes]:
+    def _write_config(self, executable: str, file: Path) -> None:
         settings = {
             "bind": "127.0.0.1",
             "port": str(self._port),
             "protected-mode": "no",
-            "dir": f'"{guard.directory}"',
+            "dir": f'"{file.parent}"',
             "save": "",
             "appendonly": "yes" if self._persist else "no",
             "appendfsync": "always",
@@ -216,19 +236,21 @@ class Server:
         if major_version(executable) >= 7:
             settings["enable-debug-command"] = "yes"  # older ones do not know it: DEBUG needs no leave there
         if self._unix_socket:
-            settings["unixsocket"] = f'"{guard.directory}/server.sock"'
-        conf = guard.directory / "server.conf"
+            settings["unixsocket"] = f'"{file.parent}/server.sock"'
         nothing = '""'
         lines = [f"{key} {value or nothing}\n" for key, value in (settings | self._config).items()]
-        conf.write_text("".join(lines))
+        file.write_text("".join(lines))
+
+    def _launch(self, executable: str, guard: Guard) -> subprocess.Popen[bytes]:
         # The log is its output, so that what it says before it has read its configuration is there too.
         # A session of its own keeps the terminal's Ctrl-C away, and makes one group of it and its forks.
         with (guard.directory / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [executable, str(conf)],
+                [executable, str(guard.directory / "server.conf"), *(["--sentinel"] if self._sentinel else [])],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=os.environ | self._environment,
                 start_new_session=True,
             )
         guard.watch(self._process.pid)

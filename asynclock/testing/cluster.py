@@ -1,0 +1,302 @@
+"""A real cluster of servers on loopback, whose slots and roles a test moves around."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from .nodes import SLOTS, Node, follows, migrations, raw, slot_of, text, view
+from .ports import BUS_OFFSET, HeldPort
+from .servers import Server
+
+_START_LIMIT = 20.0  # seconds, as all here
+_CHANGE_LIMIT = 15.0
+_POLL = 0.02
+_MIGRATE_LIMIT = 5000  # milliseconds
+_BATCH = 100
+
+
+class Cluster:
+    """``primaries`` that share the slots evenly, and ``replicas`` for each; all gone with the ``with`` block.
+
+    ``servers`` holds the primaries first, in the order of their slots, then their replicas in the same order,
+    round by round. ``config`` holds lines of ``valkey.conf`` for all of them; ``cluster-node-timeout`` is
+    1.5 s unless it says otherwise: a node that is silent for so long counts as failed, and its replica takes
+    over within a second or two more.
+
+    A node that was killed or paused takes no part in any question here until it is back. The calls block.
+    All that wait raise ``TimeoutError``, which says what the nodes then thought, and all pass on a server's
+    error as ``RuntimeError``.
+    """
+
+    def __init__(
+        self,
+        kind: str = "valkey-9.1",
+        *,
+        primaries: int = 3,
+        replicas: int = 1,
+        config: Mapping[str, str] | None = None,
+    ) -> None:
+        self._kind = kind
+        self._primaries = primaries
+        self._replicas = replicas
+        self._config = {
+            "cluster-enabled": "yes",
+            "cluster-announce-ip": "127.0.0.1",
+            "cluster-node-timeout": "1500",
+            "cluster-migration-barrier": "100",  # so many replicas a primary keeps: each stays where it is
+            "repl-diskless-sync": "yes",
+            "repl-diskless-sync-delay": "0",
+        } | dict(config or {})
+        self._resources = contextlib.ExitStack()
+        self._ids: dict[Server, str] = {}
+        self._elections: dict[Server, float] = {}  # when each was last made a primary
+        self.servers: list[Server] = []
+
+    def start(self) -> None:
+        """Returns when all nodes say that the cluster is well, and every replica follows; 2 to 3 s."""
+        if self.servers:
+            return
+        for _ in range(self._primaries * (1 + self._replicas)):
+            port, bus_port = _hold_ports()
+            self._resources.callback(port.close)
+            self._resources.callback(bus_port.close)
+            self.servers.append(Server(self._kind, port=port.number, config=self._config))
+            self._resources.callback(self.servers[-1].close)
+        with ThreadPoolExecutor(len(self.servers)) as pool:
+            list(pool.map(Server.start, self.servers))
+        for server in self.servers:
+            self._ids[server] = str(text(server.execute("CLUSTER", "MYID")))
+        primaries, replicas = self.servers[: self._primaries], self.servers[self._primaries :]
+        for number, primary in enumerate(primaries):
+            start, end = (SLOTS * (number + step) // len(primaries) for step in (0, 1))
+            primary.execute("CLUSTER", "ADDSLOTS", *range(start, end))
+            primary.execute("CLUSTER", "SET-CONFIG-EPOCH", number + 1)  # or they find out that theirs collide
+        for number, server in enumerate(self.servers):
+            for other in self.servers[:number]:
+                server.execute("CLUSTER", "MEET", "127.0.0.1", other.port)
+        self._wait(lambda: all(len(view(server)) == len(self.servers) for server in self.servers), _START_LIMIT)
+        for number, replica in enumerate(replicas):
+            replica.execute("CLUSTER", "REPLICATE", self._ids[primaries[number % len(primaries)]])
+        self.wait_until_ok(_START_LIMIT)
+
+    def close(self) -> None:
+        """Kills all nodes, and removes their directories. Idempotent."""
+        self._resources.close()
+        self.servers.clear()
+        self._ids.clear()
+        self._elections.clear()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    slot_of = staticmethod(slot_of)
+
+    @property
+    def urls(self) -> list[str]:
+        return [server.url for server in self.servers]
+
+    @property
+    def url(self) -> str:
+        """Of the node that began as the first primary."""
+        return self.servers[0].url
+
+    # -- who is who ------------------------------------------------------------------------------------------
+
+    def owner(self, slot: int) -> Server:
+        """The node that the cluster takes for the slot's primary: a dead one, until its replica has taken over.
+
+        Nodes that have not heard of a change yet are outvoted, by the cluster's own rule.
+        """
+        claims = [(node.epoch, node.port) for server in self._awake for node in view(server) if node.has(slot)]
+        if not claims:
+            raise RuntimeError(f"no node has slot {slot}")
+        return self._by_port(max(claims)[1])
+
+    def primary_of(self, key: str | bytes) -> Server:
+        """The owner of the key's slot."""
+        return self.owner(slot_of(key))
+
+    def replicas_of(self, server: Server) -> list[Server]:
+        """The running nodes that follow this one, dead or alive, by their own account."""
+        return [other for other in self._awake if self._myself(other).primary_id == self._ids[server]]
+
+    def wait_until_ok(self, seconds: float = 10.0) -> None:
+        """Until all running nodes say ``cluster_state:ok``, agree on who has which slots, count none of each
+        other as failed, the owner of every slot is running, and every running replica is in touch with it.
+
+        So after ``kill()`` it returns when the replica has taken over.
+        """
+        self._wait(self._is_ok, seconds)
+
+    # -- changes ---------------------------------------------------------------------------------------------
+
+    def failover(self, replica: Server, force: bool = False) -> None:
+        """Makes the replica a primary: together with the one it follows, or (``force``) without asking that.
+
+        Returns when all running nodes know both roles. Not forced, it waits first until those two know theirs;
+        and on Redis, if this replica has been a primary by this call lately, until that is four times the node
+        timeout ago.
+
+        :raises ValueError: it is a primary.
+        """
+        id, old_id = self._ids[replica], self._myself(replica).primary_id
+        if old_id == "-":
+            raise ValueError(f"{replica.url} is no replica")
+        old = next(server for server in self.servers if self._ids[server] == old_id)
+        if not force:
+            # A primary passes over a request of a node that it does not yet know as its replica.
+            self._wait(lambda: follows(replica) and self._agree([old], id, old_id), _CHANGE_LIMIT)
+        self._wait_for_fresh_election(replica)
+        replica.execute("CLUSTER", "FAILOVER", *(["FORCE"] if force else []))
+        self._wait(lambda: self._agree(self._awake, id, "-"), _CHANGE_LIMIT)
+        if old.awake:
+            self._wait(lambda: self._agree(self._awake, old_id, id), _CHANGE_LIMIT)
+
+    def migrate(self, slot: int, to: Server) -> None:
+        """Moves the slot and its keys the classic way, key by key. Returns when all running nodes know."""
+        self.begin_migration(slot, to)
+        self.move_keys(slot, to)
+        self.finish_migration(slot, to)
+
+    def begin_migration(self, slot: int, to: Server) -> None:
+        """From now on the slot's owner answers ``ASK`` for keys of the slot that it does not have."""
+        source = self._source(slot, to)
+        to.execute("CLUSTER", "SETSLOT", slot, "IMPORTING", self._ids[source])
+        source.execute("CLUSTER", "SETSLOT", slot, "MIGRATING", self._ids[to])
+
+    def move_keys(self, slot: int, to: Server, *keys: str | bytes) -> None:
+        """These keys of the slot, or else all that there are."""
+        source = self._source(slot, to)
+        if keys:
+            self._move(source, to, keys)
+            return
+        while found := source.execute("CLUSTER", "GETKEYSINSLOT", slot, _BATCH):
+            assert isinstance(found, list)
+            self._move(source, to, tuple(key for key in found if isinstance(key, bytes)))
+
+    def finish_migration(self, slot: int, to: Server) -> None:
+        """``to`` is the owner. Returns when all running nodes know.
+
+        :raises RuntimeError: the owner so far still has keys of the slot.
+        """
+        source = self._source(slot, to)
+        left = source.execute("CLUSTER", "COUNTKEYSINSLOT", slot)
+        if left != 0:
+            raise RuntimeError(f"{source.url} still has {left!r} keys of slot {slot}")
+        # The new owner first: the slot is never without one. It spreads the news, too.
+        for server in (to, source):
+            server.execute("CLUSTER", "SETSLOT", slot, "NODE", self._ids[to])
+        self._wait(lambda: self._agree_on_owner(slot, to), _CHANGE_LIMIT)
+
+    def migrate_atomically(self, slot: int, to: Server) -> None:
+        """Moves the slot as Valkey does it from 9.0 on, as a whole. Returns when all running nodes know.
+
+        :raises RuntimeError: the server cannot, or the migration failed; the message says why.
+        """
+        source = self._source(slot, to)
+        before = {migration["name"] for migration in migrations(source)}
+        source.execute("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", self._ids[to])
+
+        def is_done() -> bool:
+            (ours,) = (migration for migration in migrations(source) if migration["name"] not in before)
+            if ours["state"] in ("failed", "canceled", "cancelled"):
+                raise RuntimeError(f"the migration of slot {slot}: {ours['state']}: {ours.get('message')}")
+            return ours["state"] == "success"
+
+        self._wait(is_done, _CHANGE_LIMIT)
+        self._wait(lambda: self._agree_on_owner(slot, to), _CHANGE_LIMIT)
+
+    # -- how ---------------------------------------------------------------------------------------------
+
+    @property
+    def _awake(self) -> list[Server]:
+        return [server for server in self.servers if server.awake]
+
+    def _by_port(self, port: int) -> Server:
+        return next(server for server in self.servers if server.port == port)
+
+    def _source(self, slot: int, to: Server) -> Server:
+        owner = self.owner(slot)
+        if owner is to:
+            raise ValueError(f"slot {slot} is at {to.url} already")
+        return owner
+
+    def _myself(self, server: Server) -> Node:
+        return next(node for node in view(server) if "myself" in node.flags)
+
+    def _move(self, source: Server, to: Server, keys: tuple[str | bytes, ...]) -> None:
+        password = self._config.get("requirepass")
+        auth = ["AUTH", password] if password else []
+        source.execute("MIGRATE", "127.0.0.1", to.port, "", 0, _MIGRATE_LIMIT, *auth, "KEYS", *keys)
+
+    def _is_ok(self) -> bool:
+        awake = self._awake
+        ports = {server.port for server in awake}
+        owners = set()
+        for server in awake:
+            if b"cluster_state:ok" not in raw(server.execute("CLUSTER", "INFO")):
+                return False
+            nodes = view(server)
+            for node in nodes:
+                if node.port in ports and node.flags & {"fail", "fail?", "handshake", "noaddr"}:
+                    return False
+                if node.slots and node.port not in ports:
+                    return False
+                if "myself" in node.flags and "slave" in node.flags and not follows(server):
+                    return False
+            owners.add(frozenset((node.id, node.slots) for node in nodes if node.slots))
+        return len(owners) == 1
+
+    def _wait_for_fresh_election(self, replica: Server) -> None:
+        """Redis counts the votes that a node won with again, if it stands again before they are outdated. So it
+        claims the slots with the epoch of that time, which no one believes by now."""
+        outdated = self._elections.get(replica, -math.inf) + 4 * int(self._config["cluster-node-timeout"]) / 1000
+        if b"server_name:valkey" not in raw(replica.execute("INFO", "server")):
+            time.sleep(max(0.0, outdated + 0.2 - time.monotonic()))
+        self._elections[replica] = time.monotonic()
+
+    def _agree(self, asked: Sequence[Server], id: str, primary_id: str) -> bool:
+        """All who are asked take this node for that one's replica, or (``-``) for a primary with slots."""
+        nodes = [node for server in asked for node in view(server) if node.id == id]
+        return len(nodes) == len(asked) and all(
+            node.primary_id == primary_id and (node.slots or primary_id != "-") for node in nodes
+        )
+
+    def _agree_on_owner(self, slot: int, owner: Server) -> bool:
+        awake = self._awake
+        owners = [node.id for server in awake for node in view(server) if node.has(slot)]
+        return owners == [self._ids[owner]] * len(awake)
+
+    def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                views = "\n".join(
+                    f"{server.port}:\n{text(server.execute('CLUSTER', 'NODES'))}" for server in self._awake
+                )
+                raise TimeoutError(f"the cluster has not come so far within {seconds} s. Its nodes think\n{views}")
+            time.sleep(_POLL)
+
+
+def _hold_ports() -> tuple[HeldPort, HeldPort]:
+    """A node's port, and the one of its cluster bus: not every version can have that elsewhere."""
+    while True:
+        port = HeldPort()
+        try:
+            return port, HeldPort(port.number + BUS_OFFSET)
+        except OSError:
+            port.close()
