@@ -12,11 +12,14 @@
                     await do_something()                   # cancelled when the lock's time is over
 
 Where the server itself is to fail, there are ``server.kill()``, ``server.pause()`` and ``server.restart()``.
-A :class:`Cluster` is several of them, whose slots and roles move when told to.
+A :class:`Cluster` is several of them, whose slots and roles move when told to; :class:`Sentinels` are a
+primary with replicas, and those who watch them. ``Server(environment=clock_off(+3600))`` is an hour ahead.
 """
 
+from .clocks import clock_off
 from .cluster import Cluster
 from .proxy import Proxy
+from .sentinels import Sentinels
 from .servers import KINDS, Server
 
-__all__ = ["KINDS", "Cluster", "Proxy", "Server"]
+__all__ = ["KINDS", "Cluster", "Proxy", "Sentinels", "Server", "clock_off"]

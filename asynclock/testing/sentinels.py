@@ -1,0 +1,227 @@
+"""A real primary with replicas, and the Sentinels that watch it, on loopback."""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from .nodes import follows, raw, text
+from .servers import Server
+
+_CHANGE_LIMIT = 20.0  # seconds, as all here
+_POLL = 0.02
+
+# Sentinel's own rhythms are 10 s, 2 s and 1 s, and 30 s of doing nothing after a hiccup: minutes of a test.
+# A replica is good for a primary only if it has told of itself within five pings, and is asked once a second.
+_RHYTHM = ("INFO-PERIOD", 200, "ASK-PERIOD", 100, "PING-PERIOD", 400, "TILT-PERIOD", 1000)
+_MEETING = ("PUBLISH-PERIOD", 100)
+# A Sentinel that has heard of no failover for four such periods turns a new primary into a replica again. The one
+# that leads the failover looks once a second whether it is through.
+_MET = ("PUBLISH-PERIOD", 500)
+
+
+class Sentinels:
+    """A primary, ``replicas`` of it, and so many ``sentinels``, most of whom must agree on a failover. Takes
+    Valkey, or Redis 7.0 or later.
+
+    All gone with the ``with`` block. ``config`` holds lines of ``valkey.conf`` for the servers; a
+    ``requirepass`` among them is told to the replicas and the Sentinels too. ``sentinel_config`` is for those.
+    A primary that is silent for 0.7 s counts as down, and another one is at work about a second later.
+
+    A server or Sentinel that was killed or paused is asked nothing until it is back. The calls block.
+    All that wait raise ``TimeoutError``.
+    """
+
+    def __init__(
+        self,
+        kind: str = "valkey-9.1",
+        *,
+        replicas: int = 2,
+        sentinels: int = 3,
+        name: str = "mymaster",
+        config: Mapping[str, str] | None = None,
+        sentinel_config: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name = name
+        self._kind = kind
+        self._count = replicas, sentinels
+        self._config = {"repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0"} | dict(config or {})
+        self._sentinel_config = {
+            f"sentinel down-after-milliseconds {name}": "700",
+            f"sentinel failover-timeout {name}": "3000",
+            f"sentinel parallel-syncs {name}": str(max(1, replicas)),
+        }
+        if password := self._config.get("requirepass"):
+            self._config.setdefault("masterauth", password)
+            self._sentinel_config[f"sentinel auth-pass {name}"] = password
+        self._sentinel_config |= dict(sentinel_config or {})
+        self._resources = contextlib.ExitStack()
+        self.servers: list[Server] = []
+        """The first primary first."""
+        self.sentinels: list[Server] = []
+
+    def start(self) -> None:
+        """Returns when every Sentinel knows every other one and every replica."""
+        if self.servers:
+            return
+        replicas, sentinels = self._count
+        first = self._add(self.servers, self._config)
+        first.start()
+        address = f"127.0.0.1 {first.port}"
+        for _ in range(replicas):
+            self._add(self.servers, self._config | {"replicaof": address})
+        # "monitor" comes before all that speaks of the name.
+        monitor = {f"sentinel monitor {self.name}": f"{address} {sentinels // 2 + 1}"}
+        for _ in range(sentinels):
+            self._add(self.sentinels, monitor | self._sentinel_config, sentinel=True)
+        others = [*self.servers[1:], *self.sentinels]
+        with ThreadPoolExecutor(len(others) or 1) as pool:
+            list(pool.map(Server.start, others))
+        self._set(*_RHYTHM, *_MEETING)
+        self.wait_until_ok(_CHANGE_LIMIT)
+        self._set(*_MET)
+
+    def close(self) -> None:
+        """Kills all, and removes their directories. Idempotent."""
+        self._resources.close()
+        self.servers.clear()
+        self.sentinels.clear()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Of the Sentinels."""
+        return [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
+
+    @property
+    def url(self) -> str:
+        hosts = ",".join(f"{host}:{port}" for host, port in self.addresses)
+        return f"redis+sentinel://{hosts}/{self.name}/0"
+
+    @property
+    def primary(self) -> Server:
+        """The one that most Sentinels name: a dead one, until they have made another."""
+        answers = self._answers()
+        if not answers:
+            raise RuntimeError("no Sentinel is running")
+        return answers.most_common(1)[0][0]
+
+    @property
+    def replicas(self) -> list[Server]:
+        """All but the primary, dead or alive."""
+        primary = self.primary
+        return [server for server in self.servers if server is not primary]
+
+    def failover(self) -> Server:
+        """Makes a replica the primary, and returns it as ``wait_for_failover()`` does."""
+        old = self.primary
+
+        def is_accepted() -> bool:
+            try:
+                self._awake_sentinels[0].execute("SENTINEL", "FAILOVER", self.name)
+            except RuntimeError as error:
+                if not str(error).startswith(("NOGOODSLAVE", "INPROG")):
+                    raise
+                return False
+            return True
+
+        self._wait(is_accepted, _CHANGE_LIMIT)
+        return self.wait_for_failover(old)
+
+    def wait_for_failover(self, old: Server, seconds: float = _CHANGE_LIMIT) -> Server:
+        """Waits until all Sentinels name another primary than ``old`` and it accepts writes; returns it."""
+
+        def is_over() -> bool:
+            answers = self._answers()
+            return len(answers) == 1 and old not in answers and _is_primary(*answers)
+
+        self._wait(is_over, seconds)
+        return self.primary
+
+    def wait_until_ok(self, seconds: float = 10.0) -> None:
+        """Until all Sentinels name the same primary, it runs as one, all running servers follow it, and every
+        Sentinel sees all of these and all running Sentinels, and none of them as down."""
+        self._wait(self._is_ok, seconds)
+
+    @property
+    def _awake_sentinels(self) -> list[Server]:
+        return [sentinel for sentinel in self.sentinels if sentinel.awake]
+
+    def _add(self, group: list[Server], config: Mapping[str, str], *, sentinel: bool = False) -> Server:
+        server = Server(self._kind, config=config, sentinel=sentinel)
+        self._resources.callback(server.close)
+        group.append(server)
+        return server
+
+    def _set(self, *parameters: str | int) -> None:
+        for sentinel in self.sentinels:
+            sentinel.execute("SENTINEL", "DEBUG", *parameters)
+
+    def _answers(self) -> Counter[Server]:
+        """How many Sentinels name which server the primary."""
+        by_port = {server.port: server for server in self.servers}
+        ports = []
+        for sentinel in self._awake_sentinels:
+            address = sentinel.execute("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name)
+            assert isinstance(address, list)
+            ports.append(int(raw(address[1])))
+        return Counter(by_port[port] for port in ports)
+
+    def _is_ok(self) -> bool:
+        answers = self._answers()
+        if len(answers) != 1 or not _is_primary(*answers):
+            return False
+        (primary,) = answers
+        replicas = {server.port for server in self.servers if server.awake} - {primary.port}
+        sentinels = {sentinel.port for sentinel in self._awake_sentinels}
+        if not all(follows(server) for server in self.servers if server.port in replicas):
+            return False
+        return all(
+            replicas <= self._well(sentinel, "SLAVES")
+            and sentinels - {sentinel.port} <= self._well(sentinel, "SENTINELS")
+            for sentinel in self._awake_sentinels
+        )
+
+    def _well(self, sentinel: Server, what: str) -> set[int]:
+        """The ports of the replicas, or of the other Sentinels, that this one sees in good health."""
+        found = sentinel.execute("SENTINEL", what, self.name)
+        assert isinstance(found, list)
+        ports = set()
+        for fields in found:
+            assert isinstance(fields, list)
+            texts = [text(field) for field in fields]
+            known = dict(zip(texts[::2], texts[1::2], strict=True))
+            down = {"s_down", "o_down", "disconnected"} & set(known["flags"].split(","))
+            if not down and known.get("master-link-status", "ok") == "ok":
+                ports.add(int(known["port"]))
+        return ports
+
+    def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                logs = "\n".join(f"{sentinel.port}:\n{sentinel.log[-1000:]}" for sentinel in self.sentinels)
+                raise TimeoutError(f"the Sentinels have not come so far within {seconds} s. Their logs end\n{logs}")
+            time.sleep(_POLL)
+
+
+def _is_primary(server: Server) -> bool:
+    if not server.awake:
+        return False
+    role = server.execute("ROLE")
+    return isinstance(role, list) and role[0] == b"master"
