@@ -75,6 +75,8 @@ async def learn(
         "DELIFEQ": packed(b"DELIFEQ", key, value),
         "DELEX": packed(b"DELEX", key, b"IFEQ", value),
     }
+    if options.fallback_setpx is True:
+        del probes["SET PXAT"]  # not even to try it
     if options.client_side_caching:
         tracking = [b"CLIENT", b"TRACKING", b"ON", *([b"NOLOOP"] if noloop else [])]
         probes = {"CLIENT TRACKING": packed(*tracking), **probes}
@@ -97,7 +99,7 @@ async def learn(
         can["SET IFEQ"] = can["SET IFEQ"] and kind == "valkey" and version >= IFEQ_SINCE
     for may in ("SET PXAT", "SET IFEQ", "DELIFEQ", "DELEX"):
         # "unknown command" and "syntax error" are answers; a missing permission is not.
-        if not can[may] and str(replies[may]).startswith("NOPERM") and may != "DELEX":
+        if not can.get(may, True) and str(replies[may]).startswith("NOPERM") and may != "DELEX":
             raise _refused(server, may, replies[may])
     delete = b"DELIFEQ" if can["DELIFEQ"] else b"DELEX" if can["DELEX"] else b"EVAL"
     if delete == b"EVAL" or not can["SET IFEQ"]:
@@ -109,7 +111,7 @@ async def learn(
         server=kind,
         version=version,
         noloop=noloop,
-        pxat=can["SET PXAT"] and options.fallback_setpx is not True,
+        pxat=can.get("SET PXAT", False),
         set_ifeq=can["SET IFEQ"],
         delete=delete,
         mode=mode,
