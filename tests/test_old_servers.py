@@ -1,0 +1,168 @@
+"""Servers that lack what newer ones have: ``PXAT``, ``DELIFEQ``, ``SET ... IFEQ``; and what asynclock does instead."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from asynclock import Locker, NotLockedError
+from asynclock.testing import Server
+from tests.helpers import body, key, until
+from tests.tap import Rewrite, Tap, without_compare, without_pxat
+
+AT_ONCE = 0.1
+
+
+def without_both(words: list[bytes]) -> list[bytes]:
+    return without_compare(without_pxat(words))
+
+
+MISSING: dict[str, Rewrite] = {
+    "nothing": lambda words: words,
+    "PXAT": without_pxat,
+    "compare": without_compare,
+    "both": without_both,
+}
+
+each_missing = pytest.mark.parametrize("missing", MISSING)
+
+
+def pttl(server: Server, name: str) -> int:
+    ttl = server.execute("PTTL", name)
+    assert isinstance(ttl, int)
+    return ttl
+
+
+@pytest.mark.asyncio
+@each_missing
+@pytest.mark.parametrize("majority", [1, 2])
+async def test_everything_works_all_the_same(server: Server, missing: str, majority: int) -> None:
+    keys = [key("job", index) for index in range(2 * majority - 1)]
+    options: dict[str, Any] = {"key_validity": 0.6, "extend_interval": 0.2, "key_majority": majority}
+    async with (
+        Tap(server, MISSING[missing]) as tap,
+        Locker(tap.url, **options) as locker,
+        Locker(tap.url, **options) as other,
+    ):
+        # Acquired, excluded, extended
+        scope = await locker.acquire("job")
+        assert all(500 < pttl(server, name) <= 605 for name in keys)
+        with pytest.raises(NotLockedError):
+            await other.try_acquire("job")
+        waiting = asyncio.create_task(other.acquire("job"))
+        for _ in range(35):
+            await asyncio.sleep(0.02)
+            assert all(200 < pttl(server, name) <= 605 for name in keys)
+        assert scope.held
+        assert not waiting.done()
+        # Released, and the waiter is told
+        await scope.release()
+        since = time.monotonic()
+        holding = await body(await asyncio.wait_for(waiting, 2))
+        assert time.monotonic() - since < AT_ONCE
+        # Taken over, and the loser's release touches nothing
+        scope = await locker.force_acquire("job")
+        error = await holding.lost_within(AT_ONCE, time.monotonic())
+        assert error.reason == "taken over"
+        await asyncio.sleep(0.3)  # through an extension of the new holder's
+        assert scope.held
+        await scope.release()
+        assert server.execute("DBSIZE") == 0
+        # Lost
+        holding = await body(await locker.acquire("job"))
+        server.execute("DEL", *keys)
+        error = await holding.lost_within(AT_ONCE, time.monotonic())
+        assert error.reason == "deleted"
+        # Expired
+        for name in keys:
+            server.execute("SET", name, "somebody's", "PX", "200")
+        since = time.monotonic()
+        scope = await asyncio.wait_for(locker.acquire("job"), 2)
+        assert 0.19 < time.monotonic() - since < 0.2 + AT_ONCE
+        await scope.release()
+        left = {server.execute("GET", name) for name in keys}
+        assert left <= {None, b"somebody's"}  # two of three were enough, the last may have a millisecond to go
+
+
+@pytest.mark.asyncio
+@each_missing
+async def test_only_what_the_server_has_is_sent(server: Server, missing: str) -> None:
+    """What the server lacks is tried once at connect and not again."""
+    async with Tap(server, MISSING[missing]) as tap, Locker(tap.url, key_validity=0.4) as locker:
+        connecting = len(tap.sent)
+        scope = await locker.acquire("job")
+        await asyncio.sleep(0.3)
+        await scope.release()
+        await (await locker.force_acquire("job")).release()
+        words = {word for seen in tap.sent[connecting:] for word in seen.words}
+    if missing in ("PXAT", "both"):
+        assert b"PX" in words
+        assert b"PXAT" not in words
+    else:
+        assert b"PXAT" in words  # every server here has it
+        assert b"PX" not in words
+    if missing in ("compare", "both"):
+        assert b"EVAL" in words
+        assert not words & {b"DELIFEQ", b"DELEX", b"IFEQ"}
+    assert not words & {b"EVALSHA", b"SCRIPT"}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("fallback", "expiry"), [(True, b"PX"), (False, b"PXAT"), (None, b"PXAT")])
+async def test_fallback_setpx(server: Server, fallback: bool | None, expiry: bytes) -> None:
+    async with Tap(server) as tap, Locker(tap.url, key_validity=0.4, fallback_setpx=fallback) as locker:
+        connecting = len(tap.sent)
+        scope = await locker.acquire("job")
+        await asyncio.sleep(0.5)
+        assert scope.held
+        assert 100 < pttl(server, key("job")) <= 405
+        await scope.release()
+        await (await locker.force_acquire("job")).release()
+        sent = [seen.words for seen in tap.sent if b"PXAT" in seen.words or b"PEXPIREAT" in seen.words]
+        if fallback:
+            assert not sent  # not even to try it
+        sets = [seen.words for seen in tap.sent[connecting:] if seen.words[0] == b"SET"]
+        assert len(sets) >= 2
+        assert all(expiry in words for words in sets)
+
+
+async def a_new_cache(server: Server) -> None:
+    server.execute("SCRIPT", "FLUSH")
+
+
+async def a_restart(server: Server) -> None:
+    server.restart()
+    await until(lambda: "name=asynclock" in str(server.execute("CLIENT", "LIST")), 5)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("missing", ["nothing", "compare"])
+@pytest.mark.parametrize("what", [a_new_cache, a_restart])
+async def test_a_server_that_has_forgotten_its_scripts(kind: str, missing: str, what: Callable[[Server], Any]) -> None:
+    """Extension and release still work at the first try: a script is sent with its text, never by its hash."""
+    with Server(kind, persist=True) as server:
+        async with (
+            Tap(server, MISSING[missing]) as tap,
+            Locker(tap.url, key_validity=3, extend_interval=0.3, disconnect_grace=2.5) as locker,
+        ):
+            scope = await locker.acquire("job")
+            await what(server)
+            assert scope.held
+            before = len(tap.sent)
+            await asyncio.sleep(0.5)  # through an extension, which the wait for a reconnect has brought too
+            extensions = [seen for seen in tap.sent[before:] if seen.words[0] in (b"EVAL", b"SET")]
+            assert extensions
+            assert pttl(server, key("job")) > 2500
+            assert scope.held
+            await what(server)
+            await scope.release()
+            await until(lambda: server.execute("EXISTS", key("job")) == 0, 1)  # it may have to wait for a reconnect
+            assert not tap.commands("EVALSHA")
+            holding = await body(await locker.acquire("job"))
+            server.execute("DEL", key("job"))
+            error = await holding.lost_within(AT_ONCE, time.monotonic())
+            assert error.reason == "deleted"
