@@ -1,0 +1,201 @@
+"""A server whose clock is an hour ahead or behind: nothing takes longer, nothing is over earlier.
+
+The server alone runs under libfaketime, which answers it with another time of day.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asynclock import Locker, LockLostError
+from asynclock.testing import Server
+from tests.helpers import body, key, until, worker
+from tests.tap import Tap, without_compare
+
+AT_ONCE = 0.1  # a millisecond or two is typical; two cores with other work need room
+HOUR = 3600
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libfaketime is preloaded as Linux has it")
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> Path:
+    """What is written in here is how far the server's clock is off."""
+    return tmp_path / "clock"
+
+
+@pytest.fixture
+def skewed(kind: str, clock: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Server]]:
+    """Starts the server, with its clock off by so many seconds."""
+    spec = importlib.util.find_spec("libfaketime")  # found, not imported: this process is to know the time
+    assert spec is not None
+    assert spec.origin is not None
+    library = Path(spec.origin).parent / "vendor/libfaketime/src/libfaketime.so.1"
+    assert library.exists()
+    server = Server(kind)
+
+    def start(seconds: int) -> Server:
+        set_off(clock, seconds)
+        with monkeypatch.context() as environment:
+            environment.setenv("LD_PRELOAD", str(library))
+            environment.setenv("FAKETIME_TIMESTAMP_FILE", str(clock))
+            environment.setenv("FAKETIME_NO_CACHE", "1")  # a change counts at once
+            environment.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            server.start()
+        assert abs(server_time(server) - time.time() - seconds) < 5
+        return server
+
+    yield start
+    server.close()
+
+
+def set_off(clock: Path, seconds: int) -> None:
+    new = clock.with_suffix(".new")
+    new.write_text(f"{seconds:+d}s\n")
+    new.rename(clock)  # it is never half written
+
+
+def server_time(server: Server) -> float:
+    reply: Any = server.execute("TIME")
+    return int(reply[0]) + int(reply[1]) / 1e6
+
+
+def pttl(server: Server, name: str) -> int:
+    ttl = server.execute("PTTL", name)
+    assert isinstance(ttl, int)
+    return ttl
+
+
+each_way = pytest.mark.parametrize("seconds", [HOUR, -HOUR])
+
+
+@pytest.mark.asyncio
+@each_way
+async def test_held_for_as_long_as_usual(skewed: Callable[[int], Server], seconds: int) -> None:
+    """Over several validities, in each of which the key lives for one more."""
+    server = skewed(seconds)
+    async with Locker(server.url, key_validity=0.6) as locker:
+        scope = await locker.acquire("job")
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            remaining = scope.remaining()
+            asked = time.monotonic()
+            ttl = pttl(server, key("job"))
+            assert 150 < ttl <= 620  # the offset is measured from its safe side: later by a round trip at most
+            assert 0 < remaining <= ttl / 1000 + (time.monotonic() - asked)
+            assert scope.held
+            await asyncio.sleep(0.01)
+        await scope.release()
+        assert server.execute("DBSIZE") == 0
+
+
+@pytest.mark.asyncio
+@each_way
+@pytest.mark.parametrize("scripts", [False, True])
+async def test_the_expiry_is_in_the_servers_time(skewed: Callable[[int], Server], seconds: int, scripts: bool) -> None:
+    server = skewed(seconds)
+    rewrite = {"rewrite": without_compare} if scripts else {}
+    async with Tap(server, **rewrite) as tap, Locker(tap.url, key_validity=0.5) as locker:
+        connecting = len(tap.sent)
+        now = server_time(server)
+        scope = await locker.acquire("job")
+        await asyncio.sleep(0.6)
+        await scope.release()
+        await (await locker.force_acquire("job")).release()
+        until = server_time(server) + 0.5
+    expiries = []
+    for words in (seen.words for seen in tap.sent[connecting:]):
+        assert b"PX" not in words
+        assert b"PEXPIRE" not in words
+        for word in (b"PXAT", b"PEXPIREAT"):
+            if word in words:
+                expiries.append(int(words[words.index(word) + 1]) / 1000)
+    assert len(expiries) >= 4  # acquired, extended twice or more, taken by force
+    assert expiries == sorted(expiries)
+    assert now + 0.5 <= expiries[0]
+    assert expiries[-1] <= until + 0.02
+
+
+@pytest.mark.asyncio
+@each_way
+async def test_told_of_a_loss_and_of_a_release_as_soon_as_usual(skewed: Callable[[int], Server], seconds: int) -> None:
+    server = skewed(seconds)
+    async with Locker(server.url, key_validity=0.6) as locker, Locker(server.url, key_majority=1) as other:
+        holding = await body(await locker.acquire("job"))
+        await asyncio.sleep(0.7)
+        server.execute("DEL", key("job"))
+        error = await holding.lost_within(AT_ONCE, time.monotonic())
+        assert error.reason == "deleted"
+
+        scope = await other.acquire("job")
+        waiting = asyncio.create_task(locker.acquire("job"))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        await scope.release()
+        since = time.monotonic()
+        holding = await body(await asyncio.wait_for(waiting, 2))
+        assert time.monotonic() - since < AT_ONCE
+
+        taken = await other.force_acquire("job")
+        error = await holding.lost_within(AT_ONCE, time.monotonic())
+        assert error.reason == "taken over"
+        await taken.release()
+
+
+@pytest.mark.asyncio
+@each_way
+async def test_a_killed_holders_lock_is_taken_at_the_usual_time(skewed: Callable[[int], Server], seconds: int) -> None:
+    server = skewed(seconds)
+    async with Locker(server.url) as locker:
+        for _ in range(2):
+            async with worker(server, "0.6", "hold", "job") as holder:
+                await holder.event()
+                waiting = asyncio.create_task(locker.acquire("job"))
+                await asyncio.sleep(0.5)  # through an extension
+                holder.process.kill()
+                await holder.process.wait()
+                ttl = pttl(server, key("job"))
+                assert 0 < ttl <= 620
+                expiry = time.monotonic() + ttl / 1000
+                scope = await asyncio.wait_for(waiting, 3)
+                assert -0.01 < time.monotonic() - expiry < AT_ONCE
+                await scope.release()
+
+
+@pytest.mark.asyncio
+async def test_the_clock_is_set_back_while_a_lock_is_held(skewed: Callable[[int], Server], clock: Path) -> None:
+    """The key lives an hour too long, until its expiry is set by a new measurement of the clock."""
+    server = skewed(0)
+    async with Locker(server.url, key_validity=1.0) as locker:
+        scope = await locker.acquire("job")
+        set_off(clock, -HOUR)
+        assert pttl(server, key("job")) > 1000 * (HOUR - 10)
+        await until(lambda: pttl(server, key("job")) <= 1050, 3)
+        assert scope.held
+        await scope.release()
+
+
+@pytest.mark.asyncio
+async def test_the_clock_is_set_forward_while_a_lock_is_held(skewed: Callable[[int], Server], clock: Path) -> None:
+    """To the server the key's time is over: the holder is told, and can have the lock again at once."""
+    server = skewed(0)
+    async with Locker(server.url, key_validity=1.0) as locker:
+        holding = await body(await locker.acquire("job"))
+        set_off(clock, HOUR)
+        await until(lambda: holding.error, 1)  # the server's own search for expired keys, or the next extension
+        assert isinstance(holding.error, LockLostError)
+        since = time.monotonic()
+        scope = await locker.acquire("job", timeout=2)
+        assert time.monotonic() - since < AT_ONCE
+        assert 500 < pttl(server, key("job")) <= 1020
+        await asyncio.sleep(1.2)
+        assert scope.held
+        await scope.release()
