@@ -104,14 +104,14 @@ async def test_reconnects_have_pauses(own_server: Server) -> None:
     async with Locker(own_server.url, disconnect_grace=30) as locker:
         (node,) = locker._keeper.topology.nodes
         asked = 0
-        connect = node._door.open
+        connect = node.door.open
 
         async def counted() -> asyncio.StreamWriter:
             nonlocal asked
             asked += 1
             return await connect()
 
-        node._door.open = counted
+        node.door.open = counted
         own_server.kill()
         await asyncio.sleep(1.0)
         assert 4 <= asked <= 14  # 10, 20, 40 ... ms, each by chance down to half
