@@ -243,9 +243,11 @@ async def test_without_the_client_command_there_is_client_side_caching_false(ser
 
 @pytest.mark.asyncio
 async def test_a_server_below_6(kind: str) -> None:
-    """What one below 6.0 says to HELLO, said by one that had it taken away."""
-    with Server(kind, config={"rename-command": 'HELLO ""'}) as server:
-        await refused(Locker(server.url), "too old", "6.0", str(server.port))
+    """One without HELLO is spoken to in RESP2 (test_resp2.py). One that cannot track keys either is too old."""
+    with Server(kind, config={"rename-command": 'HELLO ""\nrename-command CLIENT ""'}) as server:
+        await refused(Locker(server.url), "6.0", "client_side_caching=False", str(server.port))
+        async with Locker(server.url, client_side_caching=False) as locker, locker.with_context("job") as scope:
+            assert scope.held
 
 
 @pytest.mark.asyncio
@@ -449,5 +451,5 @@ async def test_a_credential_provider_that_fails(server: Server) -> None:
             raise KeyError("no such secret")
 
     client = redis.Redis.from_url(server.url, credential_provider=Failing())
-    await refused(Locker(client), "cannot be reached", "no such secret")
+    await refused(Locker(client), "credential provider failed", "no such secret")
     await client.aclose()

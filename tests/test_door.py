@@ -93,9 +93,9 @@ async def test_one_connection_and_one_write_for_each_loop_turn(server: Server) -
 
 
 @pytest.mark.asyncio
-async def test_resp2_is_refused_with_what_to_do(server: Server) -> None:
-    with pytest.raises(ConfigurationError, match="protocol=2"):
-        Locker(server.url + "?protocol=2")
+async def test_a_protocol_that_is_none(server: Server) -> None:
+    with pytest.raises(ConfigurationError, match="protocol=4"):
+        Locker(server.url + "?protocol=4")
 
 
 @pytest.mark.asyncio

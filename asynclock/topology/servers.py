@@ -49,7 +49,7 @@ class Servers:
                 if len(listed) > 1:
                     raise ConfigurationError("servers: a RedisCluster client in a list; give it alone")
                 clients.append(server)
-                doors += [Door(node.connection_class, node.connection_kwargs) for node in server.startup_nodes]
+                doors += [Door(node.connection_class, node.connection_kwargs, node) for node in server.startup_nodes]
             else:
                 raise ConfigurationError(
                     "servers: expected a URL, a list of URLs or a redis.asyncio client (Redis, RedisCluster), "
@@ -72,4 +72,4 @@ def _client_of(url: str) -> redis.Redis:
 
 def _door_of(client: redis.Redis) -> Door:
     pool: Any = client.connection_pool
-    return Door(pool.connection_class, pool.connection_kwargs)
+    return Door(pool.connection_class, pool.connection_kwargs, pool)

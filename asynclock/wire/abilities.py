@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.clock import ServerClock
 from ..errors import ServerError, UncertainError
@@ -21,7 +21,15 @@ Ask = Callable[[bytes], Awaitable[Any]]
 
 PXAT_SINCE = (6, 2)
 IFEQ_SINCE = (8, 1)  # of Valkey
+INFO = packed(b"INFO", b"server")
 NOLOOP_SINCE = (7, 0, 5)  # before it, redis/redis#11052: NOLOOP did not keep own writes silent reliably
+
+
+class Redirect(NamedTuple):
+    """The connection that hears of invalidations, where there is no RESP3 to push them."""
+
+    id: int
+    run_id: bytes | None  # of the server that it leads to, if that would say
 
 
 async def learn(
@@ -33,6 +41,8 @@ async def learn(
     client_name: str | None,
     *,
     uptime: bool = False,
+    protocol: int = 3,
+    redirect: Redirect | None = None,
 ) -> Abilities:
     """Ask a connected server what it is, switch tracking on, and try every command.
 
@@ -40,20 +50,31 @@ async def learn(
         that this version does not know
     """
     sent = now()
-    asked = [ask(packed(b"HELLO")), ask(packed(b"TIME"))]
-    hello, time = [await reply for reply in asked]
-    for command, reply in (("HELLO", hello), ("TIME", time)):
+    # Without RESP3 there may be no HELLO at all, or a proxy that hangs up at it.
+    who = "HELLO" if protocol == 3 else "INFO"
+    asked = [ask(packed(b"HELLO") if who == "HELLO" else INFO), ask(packed(b"TIME"))]
+    told, time = [await reply for reply in asked]
+    if who == "INFO" and is_error(told) and not is_error(hello := await ask(packed(b"HELLO"))):
+        who, told = "HELLO", hello  # no permission takes HELLO away, as one may INFO
+    for command, reply in ((who, told), ("TIME", time)):
         if is_error(reply):
-            raise _refused(server, command, reply)
+            raise refused(server, command, reply)
     try:
-        about = {bytes(key): value for key, value in hello.items()}
-        kind, mode = about[b"server"].decode(), about[b"mode"].decode()
-        version = tuple(int(part) for part in about[b"version"].decode().split(".")[:3])
+        about = _about(told, protocol)
+        kind = about.get(b"server", about.get(b"server_name", b"redis")).decode()
+        mode = _first_of(about, b"mode", b"server_mode", b"redis_mode").decode()
+        number = _first_of(about, b"version", b"valkey_version", b"redis_version").decode()
+        version = tuple(int(part) for part in number.split(".")[:3])
         clock.observe(sent, int(time[0]) + int(time[1]) / 1e6)
     except (AttributeError, KeyError, ValueError, TypeError, IndexError):
+        raise ServerError(server, f"not a Redis or Valkey server: {who} answered {told!r:.200}", lasting=True) from None
+    if redirect is not None and None is not redirect.run_id != about.get(b"run_id", redirect.run_id):
+        # The id would be somebody else's there. Not for good: the next connections may meet again.
         raise ServerError(
-            server, f"not a Redis or Valkey server: HELLO answered {hello!r:.200}", lasting=True
-        ) from None
+            server,
+            "two connections reached two servers; RESP2 needs an address that leads to one server, "
+            "or client_side_caching=False",
+        )
     if mode == "sentinel":
         raise ServerError(
             server,
@@ -78,12 +99,16 @@ async def learn(
     if options.fallback_setpx is True:
         del probes["SET PXAT"]  # not even to try it
     if options.client_side_caching:
-        tracking = [b"CLIENT", b"TRACKING", b"ON", *([b"NOLOOP"] if noloop else [])]
+        tracking = [b"CLIENT", b"TRACKING", b"ON"]
+        if redirect is not None:
+            tracking += [b"REDIRECT", b"%d" % redirect.id]
+        if noloop:
+            tracking.append(b"NOLOOP")
         probes = {"CLIENT TRACKING": packed(*tracking), **probes}
     if client_name is not None:
         probes["CLIENT SETNAME"] = packed(b"CLIENT", b"SETNAME", client_name.encode())  # a courtesy, may be refused
     if uptime:
-        probes["INFO"] = packed(b"INFO", b"server")
+        probes["INFO"] = INFO
     replies = await _all(ask, probes)
     started, run_id = _started(server, replies["INFO"], now(), options) if uptime else (None, "")
     if mode == "cluster":
@@ -92,7 +117,7 @@ async def learn(
 
     for must in ("CLIENT TRACKING", "GET", "PTTL", "SET"):
         if is_error(replies.get(must)):
-            raise _refused(server, must, replies[must])
+            raise refused(server, must, replies[must])
     can = {name: not is_error(reply) for name, reply in replies.items()}
     if mode == "cluster":  # options of SET that were perhaps not looked at
         can["SET PXAT"] = can["SET PXAT"] and version >= PXAT_SINCE
@@ -100,13 +125,13 @@ async def learn(
     for may in ("SET PXAT", "SET IFEQ", "DELIFEQ", "DELEX"):
         # "unknown command" and "syntax error" are answers; a missing permission is not.
         if not can.get(may, True) and str(replies[may]).startswith("NOPERM") and may != "DELEX":
-            raise _refused(server, may, replies[may])
+            raise refused(server, may, replies[may])
     delete = b"DELIFEQ" if can["DELIFEQ"] else b"DELEX" if can["DELEX"] else b"EVAL"
     if delete == b"EVAL" or not can["SET IFEQ"]:
         script = packed(b"EVAL", b"return redis.call('GET',KEYS[1])", b"1", key)
         for command, reply in (await _all(ask, {"EVAL": script})).items():
             if is_error(reply) and not (mode == "cluster" and _elsewhere(reply)):
-                raise _refused(server, command, reply)
+                raise refused(server, command, reply)
     return Abilities(
         server=kind,
         version=version,
@@ -131,8 +156,8 @@ def _started(server: str, info: Any, now: float, options: Options) -> tuple[floa
                 info,
             )
             return None, ""
-        raise _refused(server, "INFO", info)
-    about = dict(line.split(b":", 1) for line in bytes(info).splitlines() if b":" in line)
+        raise refused(server, "INFO", info)
+    about = _about(info, 2)
     try:
         # Whole seconds, the rest cut off at both ends of what is subtracted.
         return now - max(0, int(about[b"uptime_in_seconds"]) - 1), about[b"run_id"].decode()
@@ -144,17 +169,45 @@ def _elsewhere(reply: Any) -> bool:
     return is_error(reply) and str(reply).startswith(("MOVED ", "ASK ", "CLUSTERDOWN", "TRYAGAIN"))
 
 
+def run_id(info: Any) -> bytes | None:
+    """Which process answered INFO; None: it would not say."""
+    try:
+        return _about(info, 2).get(b"run_id")
+    except (TypeError, ValueError):
+        return None
+
+
+def _about(told: Any, protocol: int) -> dict[bytes, bytes]:
+    """What HELLO or INFO told: a map, a list of names and values by turns, or lines."""
+    if isinstance(told, bytes):
+        return dict(line.split(b":", 1) for line in told.splitlines() if b":" in line)
+    if protocol == 3:
+        return {bytes(key): value for key, value in told.items()}
+    return dict(zip(told[::2], told[1::2], strict=True))
+
+
+def _first_of(about: dict[bytes, bytes], *names: bytes) -> bytes:
+    for name in names:
+        if name in about:
+            return about[name]
+    raise KeyError(names[0])
+
+
 async def _all(ask: Ask, commands: dict[str, bytes]) -> dict[str, Any]:
     under_way = {name: ask(command) for name, command in commands.items()}
     return {name: await reply for name, reply in under_way.items()}
 
 
-def _refused(server: str, command: str, reply: Any) -> ServerError:
+def refused(server: str, command: str, reply: Any) -> ServerError:
+    """The error for a server that answered ``command`` so while it was set up."""
     text = str(reply)
     word = text.split(" ", 1)[0]
+    tracking = command in ("CLIENT TRACKING", "CLIENT ID", "SUBSCRIBE")  # the last two: RESP2 only
     if word == "NOPERM":
         hint = f"permission for {command} is missing; grant it with ACL SETUSER"
-        if command == "CLIENT TRACKING":
+        if command == "SUBSCRIBE":
+            hint += " (+subscribe &__redis__:invalidate)"
+        if tracking:
             hint += ", or do without it: client_side_caching=False"
         return ServerError(server, f"{hint} ({text})", lasting=True)
     if word == "NOAUTH":
@@ -162,8 +215,14 @@ def _refused(server: str, command: str, reply: Any) -> ServerError:
     if word == "READONLY":
         # Not for good: behind one address, a failover goes on to a primary.
         return UncertainError(server, f"is a read-only replica; give the primary's address ({text})")
-    if command == "CLIENT TRACKING":
+    if command == "CLIENT TRACKING" and "redirect" in text:
+        # The second connection was dropped in this very moment, or went to another server.
+        return ServerError(server, f"cannot track keys, the connection for invalidations is not there ({text})")
+    if tracking:
         return ServerError(
-            server, f"cannot track keys ({text}); asynclock needs Redis 6.0, or client_side_caching=False", lasting=True
+            server,
+            f"cannot track keys: refused {command} ({text}); "
+            "asynclock needs Redis 6.0 or Valkey, or client_side_caching=False",
+            lasting=True,
         )
     return ServerError(server, f"refused {command}: {text}", lasting=word not in ("LOADING", "BUSY", "MASTERDOWN"))

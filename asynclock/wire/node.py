@@ -17,9 +17,11 @@ from ..errors import ConfigurationError, ServerError, UncertainError
 from ..options import Options
 from .abilities import learn
 from .commands import Abilities, Commands, is_error, packed, pxat, split
+from .credentials import Words
 from .door import Door
+from .invalidations import Invalidations
 from .protocol import Wire
-from .requests import REPLIES, Ignored, OwedRelease, Request, TimeRequest
+from .requests import REPLIES, Ignored, OwedRelease, Reauthentication, Request, TimeRequest
 
 log = logging.getLogger("asynclock")
 log.addHandler(logging.NullHandler())  # silent unless the application sets logging up
@@ -83,6 +85,9 @@ class Node:
         self.first: asyncio.Future[ServerError | ConfigurationError | None]  #: what start returned
         self.quarantined_until = 0.0  #: no new votes before that: it may have forgotten some
         self._problem: ServerError | None = None  # why there is no connection, once that is known
+        self._second: Invalidations | None = None  # without RESP3, the wire's companion
+        self._rotated: Words | None = None  # credentials that came while a connection was being set up
+        self._hear_no_more: Callable[[], None] = lambda: None
         self._options = options
         self._listener = listener
         self._quarantine = quarantine  # does a server that has just been started give no votes?
@@ -114,6 +119,7 @@ class Node:
         loop = asyncio.get_running_loop()
         self.first = first = loop.create_future()
         self._down_since = self.now()
+        self._hear_no_more = self.door.on_credentials(self._credentials)
         self._reconnecting = loop.create_task(self._reconnect(first), name=f"asynclock connecting to {self.label}")
         return first
 
@@ -134,10 +140,14 @@ class Node:
 
     async def _connect(self) -> Wire:
         loop = asyncio.get_running_loop()
+        self._rotated = None  # from here on, the provider itself is asked
         writer = await self.door.open()
         wire = Wire(writer, loop, self.now, on_push=self._pushed, on_lost=self._lost)
+        second: Invalidations | None = None
         try:
             async with asyncio.timeout(self.door.timeout):
+                if self.door.protocol == 2 and self._options.client_side_caching:
+                    second = await Invalidations.open(self.door, wire, self._pushed, self._silence)
                 self.abilities = await learn(
                     self.label,
                     wire.call,
@@ -145,10 +155,12 @@ class Node:
                     self._clock,
                     self.now,
                     self.door.client_name,
+                    protocol=self.door.protocol,
+                    redirect=None if second is None else second.redirect,
                     uptime=self._quarantine,
                 )
         except BaseException as error:
-            wire.abort()
+            wire.abort()  # and the second one with it
             if isinstance(error, TimeoutError):
                 raise UncertainError(self.label, f"no answer within {self.door.timeout:g} s") from None
             if isinstance(error, ConnectionResetError):
@@ -159,8 +171,11 @@ class Node:
             raise ServerError(self.label, "the connection was closed as soon as it was set up")
         self.commands = Commands(self.abilities, self._options.key_validity)
         self._clock_asked = False
+        self._second = second
         self._problem = None
         self._begin_quarantine()
+        if self._rotated is not None:
+            self._reauthenticate(wire, self._rotated)
         return wire
 
     def _begin_quarantine(self) -> None:
@@ -183,6 +198,22 @@ class Node:
         self.quarantined_until = 0.0
         if self.wire is not None:
             self._listener.reconnected(self)
+
+    def _credentials(self, words: Words) -> None:
+        """The credentials have changed: log in anew, or, if a connection is being set up, after that."""
+        self._rotated = words
+        if self.wire is not None and not self.closed:
+            self._reauthenticate(self.wire, words)
+
+    def _reauthenticate(self, wire: Wire, words: Words) -> None:
+        def missed() -> None:
+            if self.wire is wire:
+                self._listener.reconnected(self)
+
+        self._rotated = None
+        wire.send(packed(b"AUTH", *words), Reauthentication(wire.abort), 1, self.now())
+        if self._second is not None:
+            self._second.reauthenticate(words, missed)
 
     async def _reconnect(self, first: asyncio.Future[ServerError | ConfigurationError | None] | None = None) -> None:
         pause = FIRST_PAUSE
@@ -398,6 +429,7 @@ class Node:
     async def aclose(self) -> None:
         """Send what there is, and close. Takes no longer than ``try_next_after`` for a server that hangs."""
         self.closed = True
+        self._hear_no_more()
         self._owed.clear()
         for handle in (self._patrol, self._grace, self._quarantine_end):
             if handle is not None:
@@ -414,3 +446,6 @@ class Node:
             if not wire.closed.done():
                 wire.abort()
                 await wire.closed
+        if self._second is not None:
+            self._second.abort()
+            await self._second.closed

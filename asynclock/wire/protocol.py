@@ -1,4 +1,4 @@
-"""The wire: an ``asyncio.Protocol`` over a socket that is already connected and speaks RESP3.
+"""The wire: an ``asyncio.Protocol`` over a socket that is already connected and speaks RESP.
 
 Everything sent in one loop turn leaves in one ``write``. Replies come in the order of the commands;
 pushes come whenever the server likes.
@@ -57,7 +57,7 @@ class Wire(asyncio.Protocol):
     ) -> None:
         self._writer = writer  # kept: a forgotten one closes the transport
         self._loop = loop
-        self._clock = clock
+        self.clock = clock
         self._on_push = on_push
         self._on_lost = on_lost
         self._reader = hiredis.Reader(notEnoughData=_MORE)
@@ -89,7 +89,7 @@ class Wire(asyncio.Protocol):
     def call(self, data: bytes) -> asyncio.Future[Any]:
         """Send one command and await its reply. An error reply is returned, not raised."""
         call = Call(self._loop)
-        self.send(data, call, 1, self._clock())
+        self.send(data, call, 1, self.clock())
         return call.future
 
     def _flush(self) -> None:
@@ -100,7 +100,7 @@ class Wire(asyncio.Protocol):
             self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
-        self.heard = self._clock()
+        self.heard = self.clock()
         reader = self._reader
         waiting = self.waiting
         try:
@@ -111,9 +111,12 @@ class Wire(asyncio.Protocol):
                 elif waiting:
                     waiting.popleft().reply(reply)
                 else:
-                    raise hiredis.ProtocolError("a reply that nobody asked for")
+                    self._unasked(reply)
         except hiredis.ProtocolError as error:
             self.abort(error)
+
+    def _unasked(self, reply: Any) -> None:
+        raise hiredis.ProtocolError("a reply that nobody asked for")
 
     def pause_writing(self) -> None:
         self._paused = True

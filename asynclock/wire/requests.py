@@ -141,3 +141,19 @@ class TimeRequest:
         self._node.observe_clock(self._sent, reply)
 
     def dropped(self) -> None: ...
+
+
+class Reauthentication:
+    """The reply of AUTH, on a connection that was logged in before. The old login stays when the new
+    one is refused, but not for long, and the reconnect finds out what is wrong: ``refused``."""
+
+    __slots__ = ("_refused",)
+
+    def __init__(self, refused: Callable[[Exception], None]) -> None:
+        self._refused = refused
+
+    def reply(self, reply: Any) -> None:
+        if is_error(reply):
+            self._refused(ConnectionError(f"new credentials were refused: {reply}"))
+
+    def dropped(self) -> None: ...

@@ -1,0 +1,123 @@
+"""Where there is no RESP3: a second connection, on which the server tells what happened to tracked keys.
+
+A RESP2 connection carries nothing but replies, so the main connection has its invalidations
+redirected (``CLIENT TRACKING ON REDIRECT``) to one that subscribes to ``__redis__:invalidate``.
+
+The two live and die together. Without the second, keys change in silence, and what was told while
+it was down is lost: just what a lost main connection means. So the loss of the second drops the
+first, and there is one way back for both, the node's reconnect, which looks at every key again.
+The server itself says nothing of it to a RESP2 connection (it answers commands, and tracks in vain).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from .abilities import INFO, Redirect, refused, run_id
+from .commands import is_error, packed
+from .credentials import Words
+from .door import Door
+from .protocol import Wire
+
+_CHANNEL = b"__redis__:invalidate"
+_SUBSCRIBE = packed(b"SUBSCRIBE", _CHANNEL)
+_UNSUBSCRIBE = packed(b"UNSUBSCRIBE", _CHANNEL)
+_PING = packed(b"PING")
+
+
+class Invalidations(Wire):
+    """The second connection to a server. Once subscribed, ``waiting`` is empty for good: messages
+    and the answers to PING come as they like, in ``_unasked``.
+
+    Nothing is ever asked here that would show a dead peer, and an idle one looks the same as a dead
+    one, so it is pinged. TCP keepalive would not do: a proxy in between answers it, and a hung server too.
+    """
+
+    _patrol: asyncio.TimerHandle | None = None
+    _pinged: float | None = None  # when, and nothing was heard since
+    _struck = False
+    _on_return: Callable[[], None] | None = None
+
+    @classmethod
+    async def open(cls, door: Door, main: Wire, on_push: Callable[[list[Any]], None], silence: float) -> Invalidations:
+        """Connect through the same door as ``main``, subscribe, and bind the two together.
+
+        :param silence: seconds for which a ping may go unanswered
+        :raises ServerError: unreachable, or refused
+        :raises ConnectionResetError: dropped meanwhile
+        """
+        writer = await door.open_another()
+        loop, clock = asyncio.get_running_loop(), main.clock
+
+        def pushed(push: list[Any]) -> None:
+            if not main.closed.done():  # else every key is looked at anyway, and cannot be before
+                on_push(push)
+
+        def lost(wire: Wire, error: Exception | None) -> None:
+            if not main.closed.done():
+                main.abort(ConnectionError(f"its second connection, for invalidations, was lost: {error or 'closed'}"))
+
+        self = cls(writer, loop, clock, on_push=pushed, on_lost=lost)
+        main.closed.add_done_callback(lambda _: self.abort())
+        try:
+            await self._subscribe(door, silence)
+        except BaseException:
+            self.abort()
+            raise
+        return self
+
+    async def _subscribe(self, door: Door, silence: float) -> None:
+        asked = {"INFO": self.call(INFO), "CLIENT ID": self.call(packed(b"CLIENT", b"ID"))}
+        if door.client_name is not None:
+            self.call(packed(b"CLIENT", b"SETNAME", door.client_name.encode()))  # a courtesy, may be refused
+        asked["SUBSCRIBE"] = self.call(_SUBSCRIBE)
+        told = {command: await reply for command, reply in asked.items()}
+        for command in ("CLIENT ID", "SUBSCRIBE"):
+            if is_error(told[command]):
+                raise refused(door.label, command, told[command])
+        self.redirect = Redirect(int(told["CLIENT ID"]), run_id(told["INFO"]))
+        self._silence = silence
+        self._look()
+
+    def reauthenticate(self, words: Words, on_return: Callable[[], None]) -> None:
+        """Log in anew. A subscriber may not say AUTH, so it is none for a moment; ``on_return`` is
+        called after it, since what was to be told meanwhile is lost."""
+        self._on_return = on_return
+        self._transport.write(_UNSUBSCRIBE + packed(b"AUTH", *words) + _SUBSCRIBE)
+
+    def _unasked(self, reply: Any) -> None:
+        self._pinged = None
+        if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
+            self._on_push([b"invalidate", reply[2]])
+        elif is_error(reply):
+            what = "refused" if self._on_return is None else "new credentials were refused"
+            self._on_return = None
+            self.abort(ConnectionError(f"{what}: {reply}"))
+        elif isinstance(reply, list) and reply[:1] == [b"subscribe"] and self._on_return is not None:
+            on_return, self._on_return = self._on_return, None
+            on_return()
+
+    def _look(self) -> None:
+        """As often as the node looks at the main connection, and with the same patience: so a dead
+        second one is found no later than a dead first one on which something was asked."""
+        now = self.clock()
+        again = self._silence / 2
+        if self._pinged is None:
+            self._pinged = now
+            self._struck = False
+            self._transport.write(_PING)
+        elif now - self._pinged > self._silence:
+            # Not at the first look: the loop may have been blocked, and the answer unread.
+            if self._struck:
+                self.abort(TimeoutError(f"no answer for {self._silence:g} s"))
+                return
+            self._struck = True
+            again = self._silence / 8
+        self._patrol = self._loop.call_later(again, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._patrol is not None:
+            self._patrol.cancel()
+        super().connection_lost(exc)

@@ -1,0 +1,44 @@
+"""What went wrong with TLS, and which of redis-py's options sets it right."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+# X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH; Python has no names for them.
+_ANOTHER_NAME = (62, 64)
+# How a server asks for a client certificate, in the words of OpenSSL for TLS 1.3 and 1.2.
+_NO_CERTIFICATE = ("CERTIFICATE_REQUIRED", "HANDSHAKE_FAILURE", "BAD_CERTIFICATE", "UNKNOWN_CA")
+
+
+def explained(error: BaseException, options: Mapping[str, Any]) -> tuple[str, bool] | None:
+    """What is wrong, and whether that lasts; None: nothing that has to do with TLS.
+
+    :param options: of a redis-py ``SSLConnection``
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError | FileNotFoundError | ConnectionResetError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        if cause.verify_code in _ANOTHER_NAME:
+            advice = "connect by a name that it is made out for, or leave that unchecked with ssl_check_hostname=False"
+        else:
+            advice = "name the CA that signed it with ssl_ca_certs"
+        return f"its TLS certificate was refused ({cause.verify_message.rstrip('.')}); {advice}", True
+    if isinstance(cause, FileNotFoundError):
+        names = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
+        given = ", ".join(f"{name}={options[name]!r}" for name in names if options.get(name))
+        return f"a file for TLS is missing; there are {given}", True
+    advice = "give it one that it trusts with ssl_certfile and ssl_keyfile, if it asks for a client certificate"
+    if isinstance(cause, ssl.SSLError):
+        reason = cause.reason or str(cause)
+        if any(word in reason for word in _NO_CERTIFICATE):
+            return f"refused this client at the TLS handshake ({reason}); {advice}", True
+        if "VERSION_NUMBER" in reason or "RECORD_LAYER" in reason:
+            return f"does not speak TLS on this port ({reason}); use redis:// or another port", True
+        return f"TLS failed: {reason}", True
+    if isinstance(cause, ConnectionResetError):
+        # Its alert, if it sent one, got lost with the reset: it may just as well be going down.
+        return f"closed the connection during the TLS handshake or just after; {advice}", False
+    return None
