@@ -62,15 +62,16 @@ async def body(scope: LockScope) -> Body:
 
 
 @contextlib.asynccontextmanager
-async def worker(server: Server, *arguments: str) -> AsyncIterator[Worker]:
+async def worker(server: Server | str, *arguments: str) -> AsyncIterator[Worker]:
     """``tests/worker.py`` in a process of its own."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(Path(__file__).parent / "worker.py"),
-        server.url,
+        server if isinstance(server, str) else server.url,
         *arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        limit=1 << 24,  # of a line
     )
     try:
         yield Worker(process)
@@ -95,3 +96,18 @@ class Worker:
     def tell(self, word: str = "go") -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(word.encode() + b"\n")
+
+
+async def contend(urls: list[str], processes: int, times: int, seconds: float = 120.0) -> list[float]:
+    """How long each acquisition took, while so many processes acquire and release one lock as fast as they can."""
+    async with contextlib.AsyncExitStack() as stack:
+        workers = [
+            await stack.enter_async_context(worker(",".join(urls), "5", "contend", "job", str(times)))
+            for _ in range(processes)
+        ]
+        for contender in workers:
+            assert (await contender.event())["event"] == "ready"
+        for contender in workers:
+            contender.tell()
+        through = await asyncio.gather(*(contender.event(seconds) for contender in workers))
+    return [wait for event in through for wait in event["waits"]]

@@ -2,6 +2,7 @@
 
 ``hold``   acquire, say so; at each line on stdin release and acquire again
 ``force``  take the lock over, say so, hold it until stdin ends
+``contend``  acquire and release TIMES times in a row; tell how long each acquisition took
 ``count``  TASKS tasks together acquire TIMES times, and add 1 to a counter that only the lock guards
 """
 
@@ -60,9 +61,22 @@ async def count(locker: Locker, name: str, tasks: str, times: str) -> None:
     tell("counted", counted=counted)
 
 
+async def contend(locker: Locker, name: str, times: str) -> None:
+    await (await locker.acquire(f"{name} to warm up {id(locker)}")).release()
+    tell("ready")
+    await line()
+    waits = []
+    for _ in range(int(times)):
+        since = time.monotonic()
+        async with locker.with_context(name):
+            waits.append(time.monotonic() - since)
+    tell("through", waits=waits)
+
+
 async def main(url: str, validity: str, what: str, name: str, *more: str) -> None:
-    async with Locker(url, key_validity=float(validity)) as locker:
-        await {"hold": hold, "force": force, "count": count}[what](locker, name, *more)
+    servers = url.split(",")
+    async with Locker(servers, key_validity=float(validity), restart_quarantine=False) as locker:
+        await {"hold": hold, "force": force, "contend": contend, "count": count}[what](locker, name, *more)
 
 
 asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,401 @@
+"""A quorum of independent servers: a key of every lock on each of them, and a majority makes it held."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import statistics
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from asynclock import AcquireTimeoutError, ConfigurationError, Locker, LossReason, NotLockedError, ServerError
+from asynclock.testing import Proxy, Server
+
+from .helpers import body, contend, key, until
+
+PATIENCE = 0.02  # try_next_after
+
+
+@pytest.fixture(scope="module")
+def shared_three(kind: str) -> Iterator[list[Server]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Server(kind)) for _ in range(3)]
+
+
+@pytest.fixture
+def three(shared_three: list[Server]) -> list[Server]:
+    """Three running servers without keys, shared by the tests that do them no lasting harm."""
+    for server in shared_three:
+        server.execute("FLUSHALL")
+    return shared_three
+
+
+@pytest.fixture
+def own_three(kind: str) -> Iterator[list[Server]]:
+    """Three servers of the test's own: to stop, to kill, to restart."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Server(kind)) for _ in range(3)]
+
+
+def urls(servers: list[Server]) -> list[str]:
+    return [server.url for server in servers]
+
+
+def locker_on(servers: list[Server], **options: object) -> Locker:
+    """Servers that tests start are young: most tests are not about that."""
+    return Locker(urls(servers), **{"restart_quarantine": False, **options})
+
+
+@contextlib.asynccontextmanager
+async def proxies(servers: list[Server]) -> AsyncIterator[list[Proxy]]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(Proxy(server.port)) for server in servers]
+
+
+def values(servers: list[Server], name: str) -> list[object]:
+    return [server.execute("GET", key(name, index)) for index, server in enumerate(servers)]
+
+
+def keys_left(servers: list[Server]) -> int:
+    return sum(int(str(server.execute("DBSIZE"))) for server in servers)
+
+
+# Where the keys live
+
+
+@pytest.mark.asyncio
+async def test_each_server_holds_one_key_and_the_majority_follows_from_their_number(three: list[Server]) -> None:
+    async with locker_on(three) as locker, locker.with_context("job") as scope:
+        held = values(three, "job")
+        assert len(set(held)) == 1
+        assert held[0] is not None
+        assert keys_left(three) == 3
+        assert scope.remaining() > 4
+    assert keys_left(three) == 0
+
+
+@pytest.mark.asyncio
+async def test_a_majority_that_does_not_fit_the_servers_is_refused(three: list[Server]) -> None:
+    async with locker_on(three, key_majority=2):
+        pass
+    with pytest.raises(ConfigurationError, match=r"key_majority=3.*makes it 2"):
+        async with locker_on(three, key_majority=3):
+            pass
+
+
+@pytest.mark.asyncio
+async def test_five_servers_need_three(three: list[Server], kind: str) -> None:
+    with Server(kind) as fourth, Server(kind) as fifth:
+        servers = [*three, fourth, fifth]
+        async with locker_on(servers) as locker:
+            scope = await body(await locker.acquire("job"))
+            for index in (0, 3):
+                servers[index].execute("DEL", key("job", index))
+            await asyncio.sleep(0.05)
+            assert scope.scope.held
+            since = time.monotonic()
+            servers[4].execute("DEL", key("job", 4))
+            assert (await scope.lost_within(0.1, since)).reason == "deleted"
+        assert keys_left(servers) == 0
+
+
+@pytest.mark.asyncio
+async def test_one_server_twice_is_noticed(three: list[Server], caplog: pytest.LogCaptureFixture) -> None:
+    async with Locker([three[0].url, three[1].url, three[0].url], key_validity=0.5) as locker:
+        await (await locker.acquire("job")).release()
+    assert "one and the same server" in caplog.text
+
+
+# Acquiring with a minority that does not answer
+
+
+@pytest.mark.asyncio
+async def test_refused_by_a_minority_takes_no_longer(three: list[Server]) -> None:
+    async with proxies(three) as fronts, Locker([front.url for front in fronts], restart_quarantine=False) as locker:
+        fronts[1].refuse()
+        await asyncio.sleep(0.05)
+        times = []
+        for number in range(20):
+            since = time.monotonic()
+            scope = await locker.acquire(f"job {number}")
+            times.append(time.monotonic() - since)
+            await scope.release()
+        assert statistics.median(times) < PATIENCE / 2  # a busy machine's worst is not the point
+    assert keys_left(three) == 0
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("fault", ["hung", "slow"])
+@pytest.mark.parametrize("which", [0, 2])
+async def test_silence_of_a_minority_takes_no_longer_than_to_try_the_next(
+    own_three: list[Server], fault: str, which: int
+) -> None:
+    async with proxies(own_three) as fronts:
+        async with Locker([front.url for front in fronts], restart_quarantine=False) as locker:
+            if fault == "hung":
+                own_three[which].pause()
+            else:
+                fronts[which].delay = 0.2
+            times = []
+            for number in range(10):
+                since = time.monotonic()
+                scope = await locker.acquire(f"job {number}")
+                times.append(time.monotonic() - since)
+                await scope.release()
+            assert statistics.median(times) < PATIENCE + 0.03
+            fronts[which].delay = 0.0
+            own_three[which].resume()
+        await asyncio.sleep(0.3)  # what was on its way arrives, releases included
+    assert keys_left(own_three) == 0
+
+
+@pytest.mark.asyncio
+async def test_who_waits_in_order_is_not_held_up_by_a_hung_first_server(own_three: list[Server]) -> None:
+    async with locker_on(own_three) as locker, locker_on(own_three) as other:
+        scope = await locker.acquire("job")
+        waiting = asyncio.create_task(other.acquire("job"))
+        await asyncio.sleep(0.1)
+        own_three[0].kill()  # the waiter looks at the key there
+        await asyncio.sleep(0.1)
+        since = time.monotonic()
+        await scope.release()
+        await (await asyncio.wait_for(waiting, 3)).release()
+        assert time.monotonic() - since < 0.5
+    assert keys_left(own_three[1:]) == 0
+
+
+@pytest.mark.asyncio
+async def test_a_locker_starts_with_a_minority_down_and_uses_it_when_it_is_up(own_three: list[Server]) -> None:
+    own_three[0].stop()
+    since = time.monotonic()
+    async with locker_on(own_three) as locker:
+        assert time.monotonic() - since < 1
+        async with locker.with_context("job"):
+            assert keys_left(own_three[1:]) == 2
+        own_three[0].start()
+        await until(lambda: locker._keeper.topology.nodes[0].wire)
+        async with locker.with_context("job"):
+            assert keys_left(own_three) == 3
+
+
+@pytest.mark.asyncio
+async def test_a_locker_starts_with_a_minority_hung(own_three: list[Server]) -> None:
+    own_three[2].pause()
+    since = time.monotonic()
+    async with locker_on(own_three) as locker:
+        assert time.monotonic() - since < 1  # connecting alone would wait for 5 s
+        async with locker.with_context("job"):
+            assert time.monotonic() - since < 1
+    own_three[2].resume()
+
+
+# A majority that is gone
+
+
+@pytest.mark.asyncio
+async def test_with_a_majority_down_who_waits_waits_and_who_does_not_is_told(own_three: list[Server]) -> None:
+    async with locker_on(own_three) as locker:
+        for server in own_three[:2]:
+            server.kill()
+        await asyncio.sleep(0.05)
+        with pytest.raises(ServerError, match=rf"(?s){own_three[0].port}.*cannot be reached"):
+            await locker.try_acquire("job")
+        with pytest.raises(AcquireTimeoutError, match=f"{own_three[1].port}"):
+            await locker.acquire("job", timeout=0.1)
+        waiting = asyncio.create_task(locker.acquire("job"))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        own_three[1].start()
+        await (await asyncio.wait_for(waiting, 5)).release()
+    assert keys_left(own_three[1:]) == 0
+
+
+@pytest.mark.asyncio
+async def test_a_locker_does_not_start_without_a_majority(own_three: list[Server]) -> None:
+    for server in own_three[1:]:
+        server.stop()
+    with pytest.raises(ServerError, match=rf"fewer than 2 of 3 servers.*{own_three[1].port}"):
+        async with locker_on(own_three):
+            pass
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("fault", ["killed", "forgotten", "deleted"])
+async def test_a_scope_is_lost_with_its_majority_and_not_before(own_three: list[Server], fault: str) -> None:
+    async with locker_on(own_three) as locker:
+        scope = await body(await locker.acquire("job"))
+        reasons = {
+            "killed": LossReason.DISCONNECTED,
+            "forgotten": LossReason.FORGOTTEN,
+            "deleted": LossReason.DELETED,
+        }
+
+        async def harm(index: int) -> None:
+            if fault == "deleted":
+                own_three[index].execute("DEL", key("job", index))
+            elif fault == "killed":
+                own_three[index].kill()
+            else:
+                await asyncio.to_thread(restart, own_three[index])
+
+        await harm(0)
+        await asyncio.sleep(0.3)
+        assert scope.scope.held
+        since = time.monotonic()
+        await harm(2)
+        # Gone is told within tens of milliseconds; a restart takes some itself, and a busy machine more.
+        lost = await scope.lost_within(1.0, since)
+        expected = {reasons[fault], LossReason.DISCONNECTED} if fault == "forgotten" else {reasons[fault]}
+        assert lost.reason in expected
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_comes_back_gets_its_key_back_at_the_next_extension(own_three: list[Server]) -> None:
+    async with locker_on(own_three, key_validity=1.0) as locker:
+        async with locker.with_context("job") as scope:
+            await asyncio.to_thread(restart, own_three[1])
+            await until(lambda: values(own_three, "job")[1] is not None, 3)
+            assert len(set(values(own_three, "job"))) == 1
+            assert scope.held
+            own_three[0].kill()  # now the one that was put back is needed
+            await asyncio.sleep(0.3)
+            assert scope.held
+        assert keys_left(own_three[1:]) == 0
+
+
+@pytest.mark.asyncio
+async def test_a_key_that_somebody_else_has_is_not_taken_back(three: list[Server]) -> None:
+    async with locker_on(three, key_validity=0.6) as locker, locker.with_context("job") as scope:
+        three[1].execute("SET", key("job", 1), "somebody", "PX", "60000")
+        await asyncio.sleep(1.0)
+        assert scope.held
+        assert values(three, "job")[1] == b"somebody"
+    assert keys_left(three) == 1
+
+
+# A server that has restarted may have forgotten a vote (Redlock's delayed restart)
+
+
+def restart(server: Server) -> None:
+    server.kill()
+    server.start()
+
+
+async def both_hold(servers: list[Server], quarantine: bool | None) -> tuple[bool, float]:
+    """A holder counts on a vote that a restarted server has forgotten, and does not hear of the
+    restart. Does a second one get the lock meanwhile, and after how many seconds?"""
+    validity = 1.0
+    async with proxies(servers) as fronts:
+        fronts[2].refuse()  # the holder has the votes of 0 and 1
+        async with Locker([front.url for front in fronts], key_validity=validity, restart_quarantine=False) as holder:
+            scope = await holder.acquire("job")
+            fronts[1].freeze()
+            await asyncio.to_thread(restart, servers[1])
+            since = time.monotonic()
+            async with Locker(urls(servers), key_validity=validity, restart_quarantine=quarantine) as second:
+                other = await second.acquire("job", timeout=20)
+                both = scope.held
+                took = time.monotonic() - since
+                await other.release()
+            await scope.release()
+    return both, took
+
+
+@pytest.mark.asyncio
+async def test_without_quarantine_a_forgotten_vote_makes_two_holders(own_three: list[Server]) -> None:
+    assert (await both_hold(own_three, quarantine=False))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+@pytest.mark.parametrize("quarantine", [None, True])
+async def test_with_quarantine_a_forgotten_vote_does_not(own_three: list[Server], quarantine: bool | None) -> None:
+    await asyncio.sleep(2.5)  # uptime is told in whole seconds: now they are older than a validity
+    both, took = await both_hold(own_three, quarantine)
+    assert not both
+    assert took > 0.9
+
+
+@pytest.mark.asyncio
+async def test_young_servers_say_why_they_give_no_votes(own_three: list[Server]) -> None:
+    async with Locker(urls(own_three), key_validity=20) as locker:
+        with pytest.raises(ServerError, match=r"was started a moment ago.*restart_quarantine"):
+            await locker.try_acquire("job")
+        with pytest.raises(AcquireTimeoutError, match="restart_quarantine"):
+            await locker.acquire("job", timeout=0.1)
+        with pytest.raises(ServerError, match="restart_quarantine"):
+            await locker.force_acquire("job")
+    assert keys_left(own_three) == 0
+
+
+@pytest.mark.asyncio
+async def test_waiters_go_on_when_the_quarantine_is_over(own_three: list[Server]) -> None:
+    async with Locker(urls(own_three), key_validity=0.5) as locker:
+        await (await locker.acquire("job", timeout=5)).release()
+
+
+@pytest.mark.asyncio
+async def test_a_holder_keeps_its_lock_through_the_quarantine_of_a_minority(own_three: list[Server]) -> None:
+    async with Locker(urls(own_three), key_validity=0.8) as locker, locker.with_context("job") as scope:
+        await until(lambda: None not in values(own_three, "job"))  # all three are over their own
+        await asyncio.to_thread(restart, own_three[0])
+        await until(lambda: values(own_three, "job")[0] is not None, 5)  # once it gives votes again
+        assert scope.held
+
+
+@pytest.mark.asyncio
+async def test_without_info_the_quarantine_is_off_unless_asked_for(
+    three: list[Server], caplog: pytest.LogCaptureFixture
+) -> None:
+    for server in three:
+        server.execute("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-info")
+    listed = [server.url.replace("//", "//app:secret@") for server in three]
+    async with Locker(listed) as locker:
+        await (await locker.try_acquire("job")).release()
+    assert "grant INFO" in caplog.text
+    with pytest.raises(ServerError, match="INFO"):
+        async with Locker(listed, restart_quarantine=True):
+            pass
+
+
+# Contention
+
+
+@pytest.mark.asyncio
+async def test_force_takes_a_majority_over(three: list[Server]) -> None:
+    async with locker_on(three) as locker, locker_on(three) as other:
+        scope = await body(await locker.acquire("job"))
+        since = time.monotonic()
+        async with other.force_with_context("job") as forced:
+            assert (await scope.lost_within(0.2, since)).reason == "taken over"
+            assert forced.held
+            with pytest.raises(NotLockedError):
+                await locker.try_acquire("job")
+    assert keys_left(three) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_eight_processes_share_the_lock_without_splitting_the_votes(
+    three: list[Server], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    commands: dict[int, float] = {}
+    for servers in (three[:1], three):
+        before = sum(processed(server) for server in servers)
+        waits = await contend(urls(servers), processes=8, times=250)
+        commands[len(servers)] = (sum(processed(server) for server in servers) - before) / len(waits)
+        assert len(waits) == 2000
+        median = statistics.median(waits)
+        assert max(waits) < max(100 * median, 0.05), f"{max(waits):.3f} s, at a median of {median:.5f} s"
+        assert keys_left(servers) == 0
+    assert commands[3] < 2 * commands[1], f"{commands} commands for each acquisition"
+
+
+def processed(server: Server) -> int:
+    info = server.execute("INFO", "stats")
+    assert isinstance(info, bytes)
+    return int(info.partition(b"total_commands_processed:")[2].split()[0])
