@@ -7,7 +7,7 @@ import os
 import random
 import time
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Collection
 from typing import Any, Protocol
 
@@ -29,6 +29,9 @@ if hasattr(time, "CLOCK_BOOTTIME"):
 
 else:  # pragma: no cover - macOS: its monotonic clock stops in a suspend, as do its servers
     clock = time.monotonic
+
+CONTENDED_FOR = 1.0  # seconds for which an empty room is kept that knows of others who want the lock
+MAX_CONTENDED = 1000  # such rooms, at most
 
 _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
 
@@ -91,6 +94,7 @@ class Keeper:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.forked = False
         self.now = clock
+        self._contended: OrderedDict[str, tuple[float, Room[Waiter]]] = OrderedDict()  # when they became empty
         self._prefixes: list[bytes] = []
         self._tokens = Tokens(os.urandom(16))
         # Who waits for a release, in the order in which they give up: all wait as long.
@@ -131,6 +135,10 @@ class Keeper:
         return lease if lease is not None and lease.done else None
 
     def room(self, name: str) -> Room[Waiter]:
+        rested = self._contended.pop(name, None)
+        if rested is not None and self.now() - rested[0] < CONTENDED_FOR:
+            self.rooms[name] = rested[1]
+            return rested[1]
         raw = name.encode()
         keys = tuple([bulk(prefix + raw) for prefix in self._prefixes])
         room: Room[Waiter] = Room(name, self.rules, self, keys)
@@ -325,6 +333,10 @@ class Keeper:
     def idle(self, room: Room[Waiter]) -> None:
         if self.rooms.get(room.name) is room:
             del self.rooms[room.name]
+            if room.contended:
+                self._contended[room.name] = (self.now(), room)
+                if len(self._contended) > MAX_CONTENDED:
+                    self._contended.popitem(last=False)
 
     # What servers tell (wire.node.Listener)
 

@@ -14,7 +14,8 @@ W = TypeVar("W")
 NEVER = float("inf")
 MAX_BACKOFF = 1.0  # seconds between attempts while a server answers with passing errors
 MAX_HASTE = 3  # attempts in a row without a pause, before pausing all the same
-MIN_HOLD_BACK = 0.001  # seconds: the least that lets a waiter elsewhere win
+CONTENDED = 8  # acquisitions without a refusal after which nobody else is expected to want the lock
+MIN_HOLD_BACK = 0.0005  # seconds: the least that lets a waiter elsewhere win
 
 
 class Room(Generic[W]):
@@ -35,6 +36,7 @@ class Room(Generic[W]):
 
     __slots__ = (
         "attempt",
+        "back_at",
         "contended",
         "failures",
         "forced",
@@ -67,9 +69,10 @@ class Room(Generic[W]):
         self.impatient: W | None = None  # the first in the queue, if it does not wait
         self.forces: dict[W, None] = {}
         self.forced = False  # is the attempt on behalf of the first in forces?
-        self.contended = False  # somebody else has had it since the room was empty
+        self.contended = 0  # others are known to want it: for how many more acquisitions that is remembered
         self.watched = 0  # bit i: key i refused the last attempt and its change ends the wait
-        self.quiet: Lease | None = None  # held back for others since this lease was released
+        self.quiet: Lease | None = None  # held back for others until the release of this lease is answered
+        self.back_at = 0.0  # ... and a little longer, until then
         self.haste = 0
         self.failures = 0
         self.wake = NEVER
@@ -138,7 +141,7 @@ class Room(Generic[W]):
             self.port.granted(waiter, lease)
             return False
         self.holder = None
-        if self.queue:
+        if self.queue or self.contended:
             self.quiet = lease
         self._release(lease, now)
         self._next(now)
@@ -294,6 +297,7 @@ class Room(Generic[W]):
             self._attempt(now, in_order=False)
         else:
             self.quiet = None
+            self.back_at = 0.0
             self._next(now)
 
     # Whose turn it is
@@ -315,8 +319,10 @@ class Room(Generic[W]):
             return
         elif not self.queue:
             self._rest()
-        elif self.quiet is not None:
+        elif self.quiet is not None and self.impatient is None:
             self._wake_at(now + self.rules.try_next_after)
+        elif now < self.back_at and self.impatient is None:
+            self._wake_at(self.back_at)
         else:
             self._attempt(now)
 
@@ -424,9 +430,9 @@ class Room(Generic[W]):
         if self.forces or not self.queue:
             self._next(now)
             return
-        if refused and not self.contended:
+        known, self.contended = self.contended, CONTENDED if refused else self.contended
+        if refused and not known:
             # The first attempt did not ask how long the holder has left. Ask, while trying again.
-            self.contended = True
             self._attempt(now, in_order=False)
             return
         for index, asked in enumerate(lease.asked):
@@ -452,6 +458,8 @@ class Room(Generic[W]):
         self.holder = lease
         self.watched = self.haste = self.failures = 0
         self.quiet = None
+        self.back_at = 0.0
+        self.contended -= self.contended > 0
         lease.acquired_at = now
         lease.cause = None
         lease.free_at.clear()
@@ -500,8 +508,10 @@ class Room(Generic[W]):
             return
         if lease is self.quiet:
             # A waiter elsewhere has heard of it by now: leave it the time of one more round trip.
-            pause = min(max(now - lease.released_at, MIN_HOLD_BACK), self.rules.try_next_after)
-            self._wake_at(now + pause)
+            self.quiet = None
+            self.back_at = now + min(max(now - lease.released_at, MIN_HOLD_BACK), self.rules.try_next_after)
+            if self.queue and self.holder is None and self.attempt is None:
+                self._wake_at(self.back_at)
         self.port.settled(lease)
 
     def _extend(self, lease: Lease, now: float) -> None:
@@ -591,8 +601,8 @@ class Room(Generic[W]):
     def _rest(self) -> None:
         """Forget what only matters while somebody is here; say so if nobody is."""
         if self.holder is None and self.attempt is None and not self.queue and not self.forces:
-            self.contended = False
             self.watched = 0
-            self.quiet = None
+            if not self.contended:
+                self.quiet = None
             self._wake_at(NEVER)
             self.port.idle(self)

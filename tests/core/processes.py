@@ -69,6 +69,7 @@ class Client:
         self.world = world
         self.name = name
         self.rooms: dict[str, Room[Task]] = {}
+        self.rested: dict[str, Room[Task]] = {}
         self.tasks: list[Task] = []
         self.tokens = Tokens(world.random.randbytes(3))
         self.pxat = world.random.random() < 0.5
@@ -89,6 +90,10 @@ class Client:
         self.tasks.append(task)
         self.world.log(f"{task!r} {how} {name!r}")
         room = self.rooms.get(name)
+        if room is None:
+            room = self.rested.pop(name, None)
+            if room is not None:
+                self.rooms[name] = room
         if room is None:
             keys = tuple(b"%d:%b" % (index, name.encode()) for index in range(self.world.rules.keys))
             room = self.rooms[name] = Room(name, self.world.rules, self, keys)
@@ -217,6 +222,8 @@ class Client:
     def idle(self, room: Room[Task]) -> None:
         if self.rooms.get(room.name) is room:
             del self.rooms[room.name]
+            if room.contended and self.world.random.random() < 0.5:  # it is kept for a while, in earnest
+                self.rested[room.name] = room
 
     # Its connections
 

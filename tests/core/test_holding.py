@@ -2,7 +2,7 @@
 
 import pytest
 
-from asynclock.core.room import MIN_HOLD_BACK, NEVER
+from asynclock.core.room import CONTENDED, MIN_HOLD_BACK, NEVER
 from asynclock.core.rules import Ask, LossReason
 
 from .bench import OTHER, OURS, STRANGER, Bench
@@ -361,3 +361,55 @@ def test_holding_back_is_bounded_from_both_sides() -> None:
     bench.room.release(lease, bench.now)
     bench.wait(0.02)  # no answer
     assert bench.asks == [(Ask.RELEASE, 0), (Ask.TAKE, 0)]
+
+
+def shared_lock() -> Bench:
+    """A room that has been refused the lock and got it later, and gives it back with nobody else here."""
+    bench = Bench()
+    bench.refuse("first")
+    bench.room.pushed(0, bench.now)
+    bench.answer(Ask.TAKE_TTL)
+    lease = bench.room.holder
+    assert lease is not None
+    bench.room.release(lease, bench.now)
+    bench.told.clear()
+    return bench
+
+
+def test_who_knows_of_others_lets_them_go_first_after_its_own_turn() -> None:
+    bench = shared_lock()
+    bench.join("again")
+    assert bench.asks == [(Ask.RELEASE, 0)]
+    bench.wait(0.004)
+    bench.answer(Ask.RELEASE)
+    assert bench.asks == []
+    assert bench.when == pytest.approx(bench.now + 0.004)
+    bench.wait(0.004)
+    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+
+
+def test_who_comes_back_later_does_not_hold_back() -> None:
+    bench = shared_lock()
+    bench.answer(Ask.RELEASE)
+    bench.wait(0.1)
+    bench.join("again")
+    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+
+
+def test_who_does_not_wait_does_not_hold_back() -> None:
+    bench = shared_lock()
+    bench.room.try_join("again", bench.now)
+    assert bench.asks == [(Ask.RELEASE, 0), (Ask.TAKE_TTL, 0)]
+
+
+def test_others_are_forgotten_when_they_have_not_been_met_for_a_while() -> None:
+    bench = shared_lock()
+    bench.answer(Ask.RELEASE)
+    for _ in range(CONTENDED):
+        bench.wait(0.1)
+        bench.join("again")
+        bench.answer(bench.asks[0][0])
+        bench.room.release(bench.room.holder, bench.now)
+        bench.answer(Ask.RELEASE)
+    bench.join("again")
+    assert bench.asks == [(Ask.TAKE, 0)]
