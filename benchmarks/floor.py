@@ -32,15 +32,20 @@ class Floor(asyncio.Protocol):
         self._transport.close()
 
     async def cycle(self, name: str) -> None:
-        key = f"floor:0:{name}".encode()
-        set_ = b"*6\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$5\r\ntoken\r\n$2\r\nNX\r\n$2\r\nPX\r\n$4\r\n5000\r\n" % (
-            len(key),
-            key,
-        )
-        if await self._call(set_) != b"OK":
+        if await self.set(name) != b"OK":
             raise RuntimeError(f"{name!r} is held by somebody else")
-        if await self._call(b"*2\r\n$3\r\nDEL\r\n$%d\r\n%b\r\n" % (len(key), key)) != 1:
+        if await self.delete(name) != 1:
             raise RuntimeError(f"{name!r} was lost")
+
+    def set(self, name: str) -> asyncio.Future[Any]:
+        key = f"floor:0:{name}".encode()
+        return self._call(
+            b"*6\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$5\r\ntoken\r\n$2\r\nNX\r\n$2\r\nPX\r\n$4\r\n5000\r\n" % (len(key), key)
+        )
+
+    def delete(self, name: str) -> asyncio.Future[Any]:
+        key = f"floor:0:{name}".encode()
+        return self._call(b"*2\r\n$3\r\nDEL\r\n$%d\r\n%b\r\n" % (len(key), key))
 
     def _call(self, data: bytes) -> asyncio.Future[Any]:
         future = self._loop.create_future()

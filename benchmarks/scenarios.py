@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .cycle import cycle, one_name
+from .independent import independent
 from .loss import loss, outage
 from .many import held, memory
 from .run import Scenario
@@ -17,4 +18,5 @@ SCENARIOS: dict[str, Scenario] = {
     "memory": memory,
     "cycle": cycle,
     "one name": one_name,
+    "independent": independent,
 }

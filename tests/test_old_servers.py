@@ -166,3 +166,11 @@ async def test_a_server_that_has_forgotten_its_scripts(kind: str, missing: str, 
             server.execute("DEL", key("job"))
             error = await holding.lost_within(AT_ONCE, time.monotonic())
             assert error.reason == "deleted"
+
+
+@pytest.mark.asyncio
+async def test_pxat_that_was_asked_for_and_is_not_there_is_an_error(server: Server) -> None:
+    async with Tap(server, MISSING["PXAT"]) as tap:
+        with pytest.raises(ServerError, match="leave fallback_setpx=False out"):
+            async with Locker(tap.url, fallback_setpx=False):
+                pass

@@ -120,12 +120,16 @@ async def learn(
             raise refused(server, must, replies[must])
     can = {name: not is_error(reply) for name, reply in replies.items()}
     if mode == "cluster":  # options of SET that were perhaps not looked at
-        can["SET PXAT"] = can["SET PXAT"] and version >= PXAT_SINCE
+        can["SET PXAT"] = can.get("SET PXAT", False) and version >= PXAT_SINCE
         can["SET IFEQ"] = can["SET IFEQ"] and kind == "valkey" and version >= IFEQ_SINCE
     for may in ("SET PXAT", "SET IFEQ", "DELIFEQ", "DELEX"):
         # "unknown command" and "syntax error" are answers; a missing permission is not.
         if not can.get(may, True) and str(replies[may]).startswith("NOPERM") and may != "DELEX":
             raise refused(server, may, replies[may])
+    if options.fallback_setpx is False and not can["SET PXAT"]:
+        raise ServerError(
+            server, f"does not know SET ... PXAT ({replies['SET PXAT']}); leave fallback_setpx=False out", lasting=True
+        )
     delete = b"DELIFEQ" if can["DELIFEQ"] else b"DELEX" if can["DELEX"] else b"EVAL"
     if delete == b"EVAL" or not can["SET IFEQ"]:
         script = packed(b"EVAL", b"return redis.call('GET',KEYS[1])", b"1", key)

@@ -59,7 +59,7 @@ class Door:
         self,
         connection_class: type[redis.Connection],
         kwargs: Mapping[str, Any],
-        pool: redis.ConnectionPool | None = None,
+        pool: Any = None,
     ) -> None:
         kwargs = {k: v for k, v in kwargs.items() if k not in _NOT_OURS}
         protocol = kwargs.pop("protocol", None)

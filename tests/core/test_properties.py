@@ -157,7 +157,13 @@ def forget_to_wake(patch: pytest.MonkeyPatch) -> None:
     wake_at = Room._wake_at
 
     def only_others(self: Room[object], when: float) -> None:
-        if self.holder is not None or self.attempt is not None or self.quiet is not None or self.back_at or when == NEVER:
+        if (
+            self.holder is not None
+            or self.attempt is not None
+            or self.quiet is not None
+            or self.back_at
+            or when == NEVER
+        ):
             wake_at(self, when)
 
     patch.setattr(Room, "_wake_at", only_others)
