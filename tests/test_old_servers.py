@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from asynclock import Locker, NotLockedError
+from asynclock import Locker, NotLockedError, ServerError
 from asynclock.testing import Server
 from tests.helpers import body, key, until
 from tests.tap import Rewrite, Tap, without_compare, without_pxat
