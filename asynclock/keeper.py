@@ -19,7 +19,7 @@ from .options import Options
 from .topology import Servers, Topology, connect
 from .wire.commands import bulk
 from .wire.node import Node
-from .wire.requests import Request
+from .wire.requests import OwedRelease, Request
 
 if hasattr(time, "CLOCK_BOOTTIME"):
 
@@ -376,7 +376,7 @@ class Keeper:
         if self.connected:
             self.topology.disconnected(node)
 
-    def redirected(self, request: Request, error: str) -> bool:
+    def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         return self.topology.redirected(request, error)
 
     def all_rooms(self) -> Collection[Room[Any]]:

@@ -16,7 +16,7 @@ from .errors import AcquireTimeoutError, ConfigurationError, LockerClosedError, 
 from .keeper import Keeper, Waiter
 from .options import Seconds, check_name, check_options, check_timeout
 from .scope import LockScope, ScopeContext
-from .topology import Cluster, Servers
+from .topology import Cluster, Servers, cluster_client
 
 
 class Locker:
@@ -106,7 +106,8 @@ class Locker:
         if servers.url is None or not keeper.connected or not isinstance(keeper.topology, Cluster):
             return servers.client
         if self._cluster_client is None:
-            self._cluster_client = RedisCluster.from_url(servers.url)
+            addresses = [(node.door.host, node.door.port) for node in keeper.topology.nodes]
+            self._cluster_client = cluster_client(servers.url, addresses)
         return self._cluster_client
 
     # Acquiring

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from asynclock import Locker
-from asynclock.testing import KINDS, Server
+from asynclock.testing import KINDS, Cluster, Server
 
 try:
     import uvloop
@@ -57,6 +58,24 @@ def own_server(kind: str) -> Iterator[Server]:
     """A running server of the test's own: to stop, to kill, to restart."""
     with Server(kind) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(kind: str) -> Iterator[Cluster]:
+    with Cluster(kind) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared_cluster: Cluster) -> Cluster:
+    """A cluster of three shards without keys, well, and with the roles and slots that the tests before have left."""
+    for server in shared_cluster.servers:
+        server.start()
+    shared_cluster.wait_until_ok()
+    for server in shared_cluster.servers:
+        with contextlib.suppress(RuntimeError):  # a replica refuses
+            server.execute("FLUSHALL")
+    return shared_cluster
 
 
 @pytest_asyncio.fixture(autouse=True)

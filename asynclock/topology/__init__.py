@@ -4,6 +4,6 @@ from .base import Topology
 from .cluster import Cluster
 from .fixed import Fixed
 from .opening import connect
-from .servers import Servers
+from .servers import Servers, cluster_client
 
-__all__ = ["Cluster", "Fixed", "Servers", "Topology", "connect"]
+__all__ = ["Cluster", "Fixed", "Servers", "Topology", "cluster_client", "connect"]

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ..core.room import Room
 from ..wire.node import Listener, Node
-from ..wire.requests import Request
+from ..wire.requests import OwedRelease, Request
 
 Address = tuple[str, int]
 
@@ -35,7 +35,7 @@ class Topology(Protocol):
     def home(self, room: Room[Any], index: int) -> Node | None:
         """The server that answers for key ``index``; None: none does now."""
 
-    def redirected(self, request: Request, error: str) -> bool:
+    def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         """As ``wire.node.Listener.redirected``."""
 
     def disconnected(self, node: Node) -> None:

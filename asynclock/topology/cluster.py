@@ -15,7 +15,7 @@ from ..errors import ServerError
 from ..options import Options
 from ..wire.commands import is_error, packed, unbulk
 from ..wire.node import Node
-from ..wire.requests import Request
+from ..wire.requests import OwedRelease, Request
 from .base import Address, Owner
 
 log = logging.getLogger("asynclock")
@@ -24,7 +24,6 @@ SLOTS = 16384
 CALM = 0.1  # seconds between two looks at the slots, at least: a storm of errors is one reason to look
 MAX_PAUSE = 0.5  # ... and at most, while the owner of a slot is not connected
 PATIENCE = 1.0  # seconds for a node to tell the slots, or to finish what it was asked before it is left
-ASIDE = 10.0  # seconds for which a node is kept that only redirections have named
 _CLUSTER_SLOTS = packed(b"CLUSTER", b"SLOTS")
 
 
@@ -54,7 +53,10 @@ class Cluster:
         self._remap = remap or (lambda address: address)
         self._nodes: dict[Address, Node] = {}
         self._owners: list[Node | None] = [None] * SLOTS
-        self._aside: dict[Address, float] = {}  # nodes without slots, and until when they are kept
+        # Nodes that only redirections have named, and until when they are kept. Keys are tracked there,
+        # and looked at again within one validity.
+        self._aside: dict[Address, float] = {}
+        self._keep_aside = 2 * options.key_validity
         self._doubtful = False
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = float("-inf")
@@ -76,9 +78,12 @@ class Cluster:
 
     # What tells of a change
 
-    def redirected(self, request: Request, error: str) -> bool:
-        self.doubt()
+    def redirected(self, request: Request | OwedRelease, error: str) -> bool:
+        if self._closed:
+            return False
         word, *rest = error.split()
+        if word != "ASK":  # that is how it should be until the slot has moved
+            self.doubt()
         if word not in ("MOVED", "ASK") or len(rest) < 2:
             return False
         host, _, port = rest[1].rpartition(":")
@@ -88,8 +93,9 @@ class Cluster:
         assert isinstance(asked, Node)
         address = self._remap((host if host not in ("", "?") else asked.door.host, int(port)))
         node = self._nodes.get(address)
+        if node is None or address in self._aside:
+            self._aside[address] = self._clock() + self._keep_aside
         if node is None:
-            self._aside[address] = self._clock() + ASIDE
             node = self._start(address)
         node.take_on(request, asking=word == "ASK")
         return True
@@ -116,8 +122,8 @@ class Cluster:
         if not tries:
             raise ServerError(self._doors[0].label, "this cluster serves no slots yet")
         _, late = await asyncio.wait(tries, timeout=PATIENCE)
-        if late and not self._connected():
-            await asyncio.wait(late, return_when=asyncio.FIRST_COMPLETED)
+        while late and not self._connected():
+            _, late = await asyncio.wait(late, return_when=asyncio.FIRST_COMPLETED)
         if not self._connected():
             trouble = next(iter(self._nodes.values())).trouble
             assert trouble is not None
@@ -236,6 +242,9 @@ class Cluster:
         until = self._clock() + PATIENCE
         while node.wire is not None and node.wire.waiting and self._clock() < until:
             await asyncio.sleep(0.01)
+        if node.wire is not None:
+            node.wire.abort()  # what is not answered by now is owed
+            await node.wire.closed
         for key, token in node.leave_owed():
             owner = self._owners[key_slot(unbulk(key))]
             if owner is not None:

@@ -8,7 +8,7 @@ from typing import Any
 from ..core.room import Room
 from ..errors import ConfigurationError
 from ..wire.node import Node
-from ..wire.requests import Request
+from ..wire.requests import OwedRelease, Request
 
 
 class Fixed:
@@ -35,7 +35,7 @@ class Fixed:
     def home(self, room: Room[Any], index: int) -> Node | None:
         return self._route[index]
 
-    def redirected(self, request: Request, error: str) -> bool:
+    def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         return False
 
     def disconnected(self, node: Node) -> None: ...

@@ -71,17 +71,15 @@ async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
             if isinstance(problem, ConfigurationError):
                 raise problem
         connected = [node for node in nodes if node.wire is not None]
-        if any(node.abilities.mode == "cluster" for node in connected):
-            return
-        if len(connected) >= majority:
+        if len(connected) >= majority or any(node.abilities.mode == "cluster" for node in connected):
             if pending:
                 _, pending = await asyncio.wait(pending, timeout=patience)
             for first in tries:
                 if first not in pending and (problem := first.result()) is not None:
-                    log.warning("asynclock: a server is not connected, still trying: %s", problem)
+                    log.warning("asynclock: a server is not connected: %s", problem)
             return
-        if len(problems) > len(nodes) - majority:
-            break
+        if connected and len(problems) > len(nodes) - majority:
+            break  # without one, the next may be of a cluster, and do alone
     if len(nodes) == 1:
         raise problems[0]
     first_problem = problems[0]

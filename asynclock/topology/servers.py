@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio as redis
-from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import SSLConnection, parse_url
 
 from ..errors import ConfigurationError
 from ..wire.door import Door
@@ -49,7 +50,8 @@ class Servers:
                 if len(listed) > 1:
                     raise ConfigurationError("servers: a RedisCluster client in a list; give it alone")
                 clients.append(server)
-                doors += [Door(node.connection_class, node.connection_kwargs, node) for node in server.startup_nodes]
+                seeds: list[Any] = server.startup_nodes  # each a pool of its own
+                doors += [Door(node.connection_class, node.connection_kwargs, node) for node in seeds]
             else:
                 raise ConfigurationError(
                     "servers: expected a URL, a list of URLs or a redis.asyncio client (Redis, RedisCluster), "
@@ -58,6 +60,16 @@ class Servers:
         remap = clients[0].nodes_manager.address_remap if isinstance(clients[0], RedisCluster) else None
         url = listed[0] if isinstance(listed[0], str) else None
         return cls(tuple(doors), clients[0], tuple(ours), url, remap)
+
+
+def cluster_client(url: str, addresses: Sequence[Address]) -> RedisCluster:
+    """A client with the URL's settings for the cluster of these nodes; the URL's own may be down."""
+    kwargs: dict[str, Any] = {**parse_url(url)}
+    for where in ("host", "port", "path"):
+        kwargs.pop(where, None)
+    if kwargs.pop("connection_class", None) is SSLConnection:
+        kwargs["ssl"] = True
+    return RedisCluster(startup_nodes=[ClusterNode(*address) for address in addresses], **kwargs)
 
 
 def _client_of(url: str) -> redis.Redis:

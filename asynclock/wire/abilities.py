@@ -82,6 +82,7 @@ async def learn(
             lasting=True,
         )
 
+    uptime = uptime and mode != "cluster"  # there, others have the keys of one that is back
     noloop = options.no_loop_tracking
     if noloop is None:
         noloop = kind != "redis" or version >= NOLOOP_SINCE

@@ -62,7 +62,7 @@ class Listener(Protocol):
     def slept(self, node: Node) -> None:
         """The machine was suspended: the loop's timers are late by that."""
 
-    def redirected(self, request: Request, error: str) -> bool:
+    def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         """A cluster's node answered that the key is, or is becoming, another's. True: it was asked there."""
 
 
@@ -310,7 +310,7 @@ class Node:
         self._send(wire, Request(self, room, lease, index, ask, now), now)
         return True
 
-    def _send(self, wire: Wire, request: Request, now: float, asking: bool = False) -> None:
+    def _send(self, wire: Wire, request: Request | OwedRelease, now: float, asking: bool = False) -> None:
         ask = request.ask
         expiry = self.commands.px
         if self.abilities.pxat and ask not in _WITHOUT_EXPIRY:
@@ -320,7 +320,7 @@ class Node:
                 wire.send(_TIME, TimeRequest(self, now), 1, now)
             if clock.usable(now):
                 expiry = pxat(round((clock.at_most(now) + self._options.key_validity) * 1000) + 1)
-        data = self.commands.pack(ask, request.room.keys[request.index], request.lease.token, expiry)
+        data = self.commands.pack(ask, request.key, request.token, expiry)
         if asking:
             for command in split(data):
                 wire.send(_ASKING, Ignored(), 1, now)
@@ -328,7 +328,7 @@ class Node:
         else:
             wire.send(data, request, REPLIES[ask], now)
 
-    def take_on(self, request: Request, asking: bool) -> None:
+    def take_on(self, request: Request | OwedRelease, asking: bool) -> None:
         """A request that another node of the cluster has sent here, because the key is, or is becoming
         (``asking``), this one's."""
         now = self.now()
@@ -359,8 +359,7 @@ class Node:
         if self.wire is None:
             self.owe(key, token)
         else:
-            data = self.commands.pack(Ask.RELEASE, key, token, b"")
-            self.wire.send(data, OwedRelease(self, key, token), 1, self.now())
+            self._send(self.wire, OwedRelease(self, key, token), self.now())
 
     def doubt_clock(self) -> None:
         """Set no absolute expiry until the server's clock was read again."""
@@ -371,7 +370,7 @@ class Node:
         if self.wire is not None:
             self.wire.abort(ConnectionError("the server has become a read-only replica"))
 
-    def redirected(self, request: Request, error: str) -> bool:
+    def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         return self._listener.redirected(request, error)
 
     def observe_clock(self, sent: float, reply: Any) -> None:

@@ -29,7 +29,7 @@ class Asked(Protocol):
     def key_text(self, room: Room[Any], index: int) -> str: ...
     def owe(self, key: bytes, token: bytes) -> None: ...
     def demoted(self) -> None: ...
-    def redirected(self, request: Request, error: str) -> bool: ...
+    def redirected(self, request: Request | OwedRelease, error: str) -> bool: ...
     def observe_clock(self, sent: float, reply: Any) -> None: ...
 
 
@@ -49,6 +49,14 @@ class Request:
         self.hops = 0
         self.replies: list[Any] = []
 
+    @property
+    def key(self) -> bytes:
+        return self.room.keys[self.index]
+
+    @property
+    def token(self) -> bytes:
+        return self.lease.token
+
     def again(self, node: Asked, sent: float) -> None:
         """It is sent once more, from another node."""
         self.node = node
@@ -61,7 +69,7 @@ class Request:
         """It cannot be sent on. What is to be released there is, as soon as that node is connected."""
         self.left = 0
         if self.ask is Ask.RELEASE:
-            node.owe(self.room.keys[self.index], self.lease.token)
+            node.owe(self.key, self.token)
         self.room.failed(self.lease, self.index, self.ask, error, now)
 
     def reply(self, reply: Any) -> None:
@@ -74,7 +82,7 @@ class Request:
         if self.left:
             self.left = 0
             if self.ask is Ask.RELEASE:
-                self.node.owe(self.room.keys[self.index], self.lease.token)
+                self.node.owe(self.key, self.token)
             self.room.failed(self.lease, self.index, self.ask, None, self.node.now())
 
     def _conclude(self) -> None:
@@ -83,7 +91,10 @@ class Request:
         for position, reply in enumerate(replies):
             if is_error(reply):
                 text = str(reply)
-                if text.startswith(REDIRECTIONS) and self.hops < MAX_HOPS and node.redirected(self, text):
+                # Of a lease that is done only the release is sent on: whatever else came there now
+                # could come after it.
+                wanted = ask is Ask.RELEASE or not self.lease.done
+                if wanted and text.startswith(REDIRECTIONS) and self.hops < MAX_HOPS and node.redirected(self, text):
                     return
                 command = node.commands.names[ask][position]
                 error = error_of(node.label, command, node.key_text(self.room, self.index), reply)
@@ -115,17 +126,29 @@ class Ignored:
 class OwedRelease:
     """The reply of a release that was owed, and that nobody waits for."""
 
-    __slots__ = ("_key", "_node", "_token")
+    __slots__ = ("hops", "key", "node", "token")
+
+    ask = Ask.RELEASE
 
     def __init__(self, node: Asked, key: bytes, token: bytes) -> None:
-        self._node = node
-        self._key = key
-        self._token = token
+        self.node = node
+        self.key = key
+        self.token = token
+        self.hops = 0
 
-    def reply(self, reply: Any) -> None: ...
+    def again(self, node: Asked, sent: float) -> None:
+        self.node = node
+        self.hops += 1
+
+    def fail(self, error: ServerError, now: float, node: Asked) -> None:
+        node.owe(self.key, self.token)
+
+    def reply(self, reply: Any) -> None:
+        if is_error(reply) and (text := str(reply)).startswith(REDIRECTIONS) and self.hops < MAX_HOPS:
+            self.node.redirected(self, text)
 
     def dropped(self) -> None:
-        self._node.owe(self._key, self._token)
+        self.node.owe(self.key, self.token)
 
 
 class TimeRequest:
