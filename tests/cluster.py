@@ -7,6 +7,8 @@ import itertools
 import re
 from collections.abc import Callable, Iterator
 
+import redis
+
 from asynclock.testing import Cluster, Server
 from asynclock.testing.nodes import slot_of, view
 from tests.helpers import key
@@ -63,22 +65,22 @@ def execute(cluster: Cluster, command: str, key: str, *arguments: str) -> object
     return cluster.primary_of(key).execute(command, key, *arguments)
 
 
-def keys(cluster: Cluster) -> set[bytes]:
-    """All that there are, on any running node."""
+def keys(cluster: Cluster, only: str = "*") -> set[bytes]:
+    """Those that there are, on any running node."""
     found: set[bytes] = set()
     for server in cluster.servers:
         if server.awake:
-            listed = server.execute("KEYS", "*")
+            listed = server.execute("KEYS", only)
             assert isinstance(listed, list)
             found |= {each for each in listed if isinstance(each, bytes)}
     return found
 
 
-async def no_keys(cluster: Cluster, seconds: float = 2.0) -> None:
+async def no_keys(cluster: Cluster, seconds: float = 2.0, only: str = "*") -> None:
     """Nothing is left, well before it would have expired. Replicas hear of a release a moment later."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
-    while left := keys(cluster):
+    while left := keys(cluster, only):
         assert loop.time() < end, f"left behind: {left}"
         await asyncio.sleep(0.02)
 
@@ -93,3 +95,18 @@ def counted(cluster: Cluster, section: str, what: str) -> int:
             for found in re.findall(rf"^{re.escape(what)}:(?:calls|count)=(\d+)", info.decode(), re.MULTILINE):
                 total += int(found)
     return total
+
+
+def asking(server: Server, *command: str) -> object:
+    """The command at a node that is importing the key's slot."""
+    with redis.Redis(port=server.port, single_connection_client=True) as client:
+        client.execute_command("ASKING")  # type: ignore[no-untyped-call]
+        return client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+
+def moves_at_once(cluster: Cluster) -> bool:
+    """Can these servers move a slot as a whole (Valkey 9)?"""
+    info = cluster.servers[0].execute("INFO", "server")
+    assert isinstance(info, bytes)
+    found = re.search(rb"valkey_version:(\d+)", info)
+    return found is not None and int(found[1]) >= 9

@@ -170,7 +170,7 @@ async def test_acquire_try_and_force(cluster: Cluster, locker: Locker, other: Lo
         since = time.monotonic()
         with pytest.raises(AcquireTimeoutError):
             await other.acquire(name, timeout=0.2)
-        assert 0.2 <= time.monotonic() - since < 0.2 + AT_ONCE
+        assert 0.19 < time.monotonic() - since < 0.2 + AT_ONCE  # uvloop counts whole milliseconds
         assert holding.scope.held
         since = time.monotonic()
         taken = await other.force_acquire(name)

@@ -1,0 +1,341 @@
+"""Nodes that fail, hang, come back, or hand over: what is held, by whom, and what can be had meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from asynclock import AcquireTimeoutError, Locker, LockScope, NotLockedError, ServerError
+from asynclock.testing import Cluster, Server
+from tests.cluster import execute, no_keys, on_one, owner_of, primaries, spread
+from tests.helpers import body, key, until
+
+AT_ONCE = 0.1  # 10 ms are meant; two cores with other work need room
+# 1.5 s until a node counts as failed, an election after that, and a look at the slots.
+TAKEN_OVER = 8.0
+
+
+@contextlib.asynccontextmanager
+async def own_cluster(kind: str, replicas: int = 1, **config: str) -> AsyncIterator[Cluster]:
+    cluster = Cluster(kind, replicas=replicas, config={name.replace("_", "-"): value for name, value in config.items()})
+    try:
+        await asyncio.to_thread(cluster.start)
+        yield cluster
+    finally:
+        await asyncio.to_thread(cluster.close)
+
+
+class Rival:
+    """Somebody who tries to get locks all the time, and never may while another scope is held."""
+
+    def __init__(self, locker: Locker, scopes: dict[str, LockScope]) -> None:
+        self.got: dict[str, LockScope] = {}
+        self.tries = 0
+        self._locker = locker
+        self._scopes = scopes
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            for name, scope in self._scopes.items():
+                try:
+                    rival = self.got[name] if name in self.got else await self._locker.try_acquire(name)
+                except (NotLockedError, ServerError):
+                    continue
+                finally:
+                    self.tries += 1
+                self.got[name] = rival
+                assert not (rival.held and scope.held), f"{name} is held twice"
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        for scope in self.got.values():
+            await scope.release()
+
+
+@pytest.mark.asyncio
+async def test_a_planned_failover(cluster: Cluster) -> None:
+    primary = primaries(cluster)[0]
+    (replica,) = cluster.replicas_of(primary)
+    names = [next(spread(cluster)), next(on_one(cluster, primary, 2)), next(on_one(cluster, primary, 3))]
+    async with Locker(cluster.url, key_validity=2.0) as locker, Locker(cluster.urls[1]) as other:
+        scopes = {name: await locker.acquire(name) for name in names}
+        rival = Rival(other, scopes)
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(cluster.failover, replica)
+        await asyncio.sleep(2.2)  # more than a validity
+        assert rival.tries > 50
+        await rival.stop()
+        assert [scope.lost_reason for scope in scopes.values()] == [None] * 3 and not rival.got
+        holding = await body(scopes[names[1]])
+        assert owner_of(cluster)(key(names[2])) is replica
+        mine = [index for index in range(3) if owner_of(cluster)(key(names[1], index)) is replica]
+        since = time.monotonic()
+        replica.execute("DEL", key(names[1], mine[0]))
+        replica.execute("DEL", key(names[1], mine[1]))
+        assert (await holding.lost_within(AT_ONCE, since)).reason == "deleted"
+        for scope in scopes.values():
+            await scope.release()
+    await no_keys(cluster)
+
+
+@pytest.mark.asyncio
+async def test_told_at_once_right_after_a_failover(cluster: Cluster) -> None:
+    """Before anything was asked of the new primary: it has replicated no one's wish to be told."""
+    primary = primaries(cluster)[1]
+    (replica,) = cluster.replicas_of(primary)
+    name = next(on_one(cluster, primary, 3, "right after"))
+    async with Locker(cluster.url, key_validity=20.0) as locker, Locker(cluster.urls[1]) as other:
+        holding = await body(await locker.acquire(name))
+        waiting = asyncio.create_task(other.acquire(name))
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(cluster.failover, replica)
+        since = time.monotonic()
+        for index in range(3):
+            replica.execute("DEL", key(name, index))
+        assert (await holding.lost_within(1.0, since)).reason in ("deleted", "flushed", "forgotten")
+        async with await asyncio.wait_for(waiting, 2) as scope:
+            assert scope.held
+    await no_keys(cluster)
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+@pytest.mark.parametrize("coverage", ["no", "yes"])
+async def test_a_primary_is_killed(kind: str, coverage: str) -> None:
+    async with (
+        own_cluster(kind, cluster_require_full_coverage=coverage) as cluster,
+        Locker(cluster.url, key_validity=4.0) as locker,
+        Locker(cluster.urls[1], key_validity=12.0, extend_interval=0.5, disconnect_grace=12.0) as patient,
+        Locker(cluster.urls[2]) as other,
+    ):
+        victim = primaries(cluster)[0]
+        (heir,) = cluster.replicas_of(victim)
+        one = [await locker.acquire(name) for name, _ in zip(spread(cluster), range(5), strict=False)]
+        two = await body(await locker.acquire(next(on_one(cluster, victim, 2, "two"))))
+        graced = await patient.acquire(next(on_one(cluster, victim, 2, "graced")))
+        await asyncio.sleep(0.1)
+        rival = Rival(other, {scope.name: scope for scope in [*one, two.scope, graced]})
+        new = spread(cluster, "new")
+        since = time.monotonic()
+        victim.kill()
+        error = await two.lost_within(AT_ONCE * 3, since)
+        assert error.reason == "disconnected" and str(victim.port) in str(error)
+        for _ in range(20):  # before anybody but clients has noticed
+            started = time.monotonic()
+            async with locker.with_context(next(new)):
+                assert time.monotonic() - started < 0.3
+            await asyncio.sleep(0.02)
+        had, longest = 0, 0.0
+        while owner_of(cluster)("") is victim or owner_of(cluster)(key(one[0].name)) is victim or had < 50:
+            started = time.monotonic()
+            assert started - since < TAKEN_OVER
+            async with locker.with_context(next(new), timeout=TAKEN_OVER):
+                longest = max(longest, time.monotonic() - started)
+                had += 1
+            await asyncio.sleep(0.03)
+        await asyncio.to_thread(cluster.wait_until_ok)
+        assert longest < (0.5 if coverage == "no" else TAKEN_OVER), longest
+        await asyncio.sleep(max(0.0, since + 5 - time.monotonic()))  # more than the validity
+        assert [scope.lost_reason for scope in one] == [None] * 5
+        assert graced.held
+        # All keys are where they belong now, by the next extension at the latest.
+        await until(lambda: all(execute(cluster, "EXISTS", key(one[0].name, index)) for index in range(3)), 3)
+
+        victim.start()
+        await asyncio.to_thread(cluster.wait_until_ok)
+        assert victim in cluster.replicas_of(heir)
+        await asyncio.sleep(0.1)
+        assert graced.held and all(scope.held for scope in one)
+        await rival.stop()
+        assert rival.tries > 100 and rival.got.keys() <= {two.scope.name}
+        holding = await body(one[0])
+        mine = [index for index in range(3) if owner_of(cluster)(key(one[0].name, index)) is heir]
+        others = [index for index in range(3) if index not in mine]
+        since = time.monotonic()
+        execute(cluster, "DEL", key(one[0].name, mine[0]))
+        execute(cluster, "DEL", key(one[0].name, others[0]))
+        assert (await holding.lost_within(AT_ONCE, since)).reason == "deleted"
+        for scope in (*one, graced):
+            await scope.release()
+        await no_keys(cluster)
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_every_node_is_killed_and_comes_back(kind: str) -> None:
+    async with own_cluster(kind) as cluster:
+        async with Locker(cluster.url) as locker, Locker(cluster.urls[3]) as other:
+            holding = await body(await locker.acquire("job"))
+            waiting = asyncio.create_task(other.acquire("job"))
+            await asyncio.sleep(0.1)
+            since = time.monotonic()
+            for server in cluster.servers:
+                server.kill()
+            error = await holding.lost_within(1.0, since)
+            assert error.reason == "disconnected"
+            with pytest.raises(AcquireTimeoutError, match=r"127\.0\.0\.1"):
+                await locker.acquire("job", timeout=0.2)
+            with pytest.raises(ServerError, match=r"127\.0\.0\.1"):
+                await locker.try_acquire("job")
+
+            def come_back() -> None:
+                for server in cluster.servers:
+                    server.start()
+                cluster.wait_until_ok(20)
+
+            closing = Locker(cluster.url)
+            with pytest.raises(ServerError, match="cannot be reached"):
+                await closing.acquire("job")
+            await closing.aclose()
+            await asyncio.to_thread(come_back)
+            async with await asyncio.wait_for(waiting, 5) as scope:
+                assert scope.held
+                with pytest.raises(NotLockedError):
+                    await locker.try_acquire("job")
+            await (await locker.acquire("job", timeout=5)).release()
+            await no_keys(cluster)
+            for server in cluster.servers:
+                server.kill()
+            await asyncio.sleep(0.2)
+            since = time.monotonic()
+        assert time.monotonic() - since < 0.5  # closed, both
+
+
+@pytest.mark.asyncio
+async def test_closed_at_any_moment_after_a_primary_died(kind: str) -> None:
+    async with own_cluster(kind, replicas=0, cluster_require_full_coverage="no") as cluster:
+        lockers = [Locker(cluster.url) for _ in range(8)]
+        victim = primaries(cluster)[1]
+        name = next(on_one(cluster, victim, 2))
+        for locker in lockers:
+            await locker.__aenter__()
+        holding = await body(await lockers[0].acquire(name))
+        waiting = [asyncio.create_task(locker.acquire(name)) for locker in lockers[1:]]
+        await asyncio.sleep(0.05)
+        victim.kill()
+        await holding.lost_within(1.0, time.monotonic())
+        for number, locker in enumerate(lockers):
+            since = time.monotonic()
+            await locker.aclose()
+            assert time.monotonic() - since < 0.3
+            await asyncio.sleep(0.03 * number)
+        assert all(task.done() for task in waiting)
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_shard_without_a_replica_is_down_and_comes_back_slowly(kind: str) -> None:
+    """CLUSTERDOWN while it is gone, and while it loads (LOADING it would say only after that word): whoever
+    waits just waits, and whoever does not is told."""
+    slowly = {"key-load-delay": "2000", "loading-process-events-interval-bytes": "1024"}
+    async with (
+        own_cluster(kind, replicas=0, **slowly) as cluster,
+        Locker(cluster.url) as locker,
+        Locker(cluster.url) as other,
+    ):
+        victim = primaries(cluster)[1]
+        for number in range(1500):
+            with contextlib.suppress(RuntimeError):  # another's
+                victim.execute("SET", f"much {number}", "x" * 100)
+        victim.execute("SAVE")
+        name = next(on_one(cluster, victim, 2))
+        there = next(on_one(cluster, victim, 0))
+        victim.kill()
+        alive = [server for server in cluster.servers if server is not victim]
+        await until(lambda: all("CLUSTERDOWN" in told(server, "GET", key(there)) for server in alive), 10)
+        for _ in range(3):
+            with pytest.raises(AcquireTimeoutError) as missed:
+                await locker.acquire(there, timeout=0.1)
+        with pytest.raises(ServerError, match="CLUSTERDOWN"):
+            await locker.try_acquire(there)
+        with pytest.raises(AcquireTimeoutError, match=f":{victim.port}"):
+            await locker.acquire(name, timeout=0.1)
+        assert missed.value.name == there
+        waiting = asyncio.create_task(locker.acquire(name))
+        starting = asyncio.create_task(asyncio.to_thread(victim.start))
+        answers = set()
+        while not starting.done():
+            with contextlib.suppress(NotLockedError):
+                try:
+                    await (await other.try_acquire(name)).release()
+                except ServerError as error:
+                    answers.add(str(error))
+            await asyncio.sleep(0.02)
+        await starting
+        assert any(": CLUSTERDOWN" in answer or ": LOADING" in answer for answer in answers), answers
+        await (await asyncio.wait_for(waiting, 10)).release()
+        await (await locker.acquire(there, timeout=10)).release()
+        await no_keys(cluster, only="asynclock:*")
+
+
+def told(server: Server, *command: str) -> str:
+    try:
+        return str(server.execute(*command))
+    except RuntimeError as error:
+        return str(error)
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_node_that_hangs(kind: str) -> None:
+    """While connecting, while the slots are looked at, and while locks are wanted."""
+    async with own_cluster(kind, replicas=0, cluster_node_timeout="20000") as cluster:
+        hung = primaries(cluster)[1]
+        name = next(spread(cluster))
+        seeds = [server.url for server in cluster.servers if server is not hung]
+        hung.pause()
+        # The only seed: the timeout holds, and so does aclose.
+        locker = Locker(hung.url)
+        since = time.monotonic()
+        with pytest.raises(AcquireTimeoutError, match="has not answered"):
+            await locker.acquire(name, timeout=0.2)
+        await locker.aclose()
+        assert time.monotonic() - since < 0.5
+        # One of the shards: a second at most, and then two of three keys are enough.
+        since = time.monotonic()
+        async with Locker(seeds[0]) as locker:
+            assert time.monotonic() - since < 2
+            since = time.monotonic()
+            async with locker.with_context(name):
+                assert time.monotonic() - since < 0.2
+            hung.resume()
+            nodes = locker._keeper.topology.nodes
+            await until(lambda: all(node.wire is not None for node in nodes), 8)
+            # The one that is asked for the slots: it is not waited for longer than a second.
+            topology = locker._keeper.topology
+            hung.pause()
+            for _ in range(3):
+                topology.doubt()  # type: ignore[attr-defined]
+                await asyncio.sleep(0.15)
+                async with locker.with_context(name, timeout=1):
+                    pass
+            since = time.monotonic()
+        assert time.monotonic() - since < 0.5
+        hung.resume()
+        await no_keys(cluster)
+
+
+@pytest.mark.asyncio
+async def test_roles_may_change_as_often_as_they_like(cluster: Cluster) -> None:
+    """A seed that is a replica by now, and one that is a primary again: both lead to all of it."""
+    primary = primaries(cluster)[2]
+    (replica,) = cluster.replicas_of(primary)
+    async with Locker(primary.url) as locker:
+        await asyncio.to_thread(cluster.failover, replica)
+        for url in (primary.url, replica.url):
+            async with Locker(url) as other:
+                for name in itertools.islice(spread(cluster), 5):
+                    async with locker.with_context(name):
+                        with pytest.raises(NotLockedError):
+                            await other.try_acquire(name)
+    await no_keys(cluster)

@@ -1,0 +1,272 @@
+"""Slots on the move: a lock there stays held, is heard of, and can be had, before, during and after."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+import redis
+
+from asynclock import Locker, LockScope, NotLockedError
+from asynclock.testing import Cluster, Server
+from tests.cluster import asking, counted, execute, moves_at_once, no_keys, owner_of, primaries, spread
+from tests.helpers import body, key, until
+
+# 10 ms are meant and 1 to 5 are typical; two cores with other work need room.
+AT_ONCE = 0.1
+
+MOMENTS = ["begun", "key moved", "finished"]
+
+
+@pytest_asyncio.fixture
+async def locker(cluster: Cluster) -> AsyncIterator[Locker]:
+    """With one key for each name, so that all depends on it."""
+    async with Locker(cluster.url, key_majority=1) as locker:
+        yield locker
+
+
+@pytest_asyncio.fixture
+async def other(cluster: Cluster) -> AsyncIterator[Locker]:
+    async with Locker(cluster.urls[2], key_majority=1) as locker:
+        yield locker
+
+
+class Move:
+    """A classic migration of a name's slot, up to some moment of it, and then the rest."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self.cluster = cluster
+        self.key = key(name)
+        self.slot = cluster.slot_of(self.key)
+        self.source = cluster.owner(self.slot)
+        self.target = next(server for server in primaries(cluster) if server is not self.source)
+
+    async def up_to(self, moment: str) -> None:
+        await asyncio.to_thread(self.cluster.begin_migration, self.slot, self.target)
+        if moment != "begun":
+            await asyncio.to_thread(self.cluster.move_keys, self.slot, self.target)
+        if moment == "finished":
+            await asyncio.to_thread(self.cluster.finish_migration, self.slot, self.target)
+
+    async def finish(self) -> None:
+        if self.cluster.owner(self.slot) is not self.target:
+            await asyncio.to_thread(self.cluster.move_keys, self.slot, self.target)
+            await asyncio.to_thread(self.cluster.finish_migration, self.slot, self.target)
+
+    def execute(self, command: str, moment: str) -> object:
+        """The command, where the key is at that moment."""
+        if moment == "key moved":
+            return asking(self.target, command, self.key)
+        return (self.source if moment == "begun" else self.target).execute(command, self.key)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_a_loss_is_told_at_once_wherever_the_key_is(
+    cluster: Cluster, locker: Locker, other: Locker, moment: str
+) -> None:
+    took = []
+    for number in range(3):
+        name = f"{moment} {number}"
+        holding = await body(await locker.acquire(name))
+        move = Move(cluster, name)
+        await move.up_to(moment)
+        await asyncio.sleep(0.1)
+        assert holding.scope.held
+        with pytest.raises(NotLockedError):
+            await other.try_acquire(name)
+        since = time.monotonic()
+        assert move.execute("DEL", moment) == 1
+        error = await holding.lost_within(AT_ONCE, since)
+        assert error.reason == "deleted" and holding.stopped is not None
+        took.append(holding.stopped - since)
+        await move.finish()
+    assert statistics.median(took) < 0.05, took
+    await no_keys(cluster)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_who_waits_gets_it_wherever_the_key_is(
+    cluster: Cluster, locker: Locker, other: Locker, moment: str
+) -> None:
+    took = []
+    for number in range(3):
+        name = f"{moment} {number}"
+        scope = await locker.acquire(name)
+        waiting = asyncio.create_task(other.acquire(name))
+        await asyncio.sleep(0.03)
+        move = Move(cluster, name)
+        await move.up_to(moment)
+        await asyncio.sleep(0.1)
+        assert scope.held and not waiting.done()
+        since = time.monotonic()
+        await scope.release()
+        async with await asyncio.wait_for(waiting, 5) as second:
+            took.append(time.monotonic() - since)
+            await move.finish()
+            await asyncio.sleep(0.02)
+            assert second.held
+    assert statistics.median(took) < 0.05, took
+    await no_keys(cluster)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("moment", ["begun", "finished"])
+async def test_what_is_new_can_be_had_at_every_moment(
+    cluster: Cluster, locker: Locker, other: Locker, moment: str
+) -> None:
+    move = Move(cluster, moment)
+    await move.up_to(moment)
+    since = time.monotonic()
+    holding = await body(await locker.try_acquire(moment))
+    assert time.monotonic() - since < AT_ONCE
+    with pytest.raises(NotLockedError):
+        await other.try_acquire(moment)
+    # The key does not exist where the slot still is, so it was made where it will be.
+    assert (asking if moment == "begun" else Server.execute)(move.target, "EXISTS", move.key) == 1
+    await move.finish()
+    await asyncio.sleep(0.05)
+    assert holding.scope.held
+    since = time.monotonic()
+    move.target.execute("DEL", move.key)
+    await holding.lost_within(AT_ONCE, since)
+    await no_keys(cluster)
+
+
+@pytest.mark.asyncio
+async def test_extended_in_the_middle_and_after(cluster: Cluster) -> None:
+    async with Locker(cluster.url, key_majority=1, key_validity=0.6) as locker:
+        scope = await locker.acquire("long")
+        move = Move(cluster, "long")
+        for moment in MOMENTS:
+            if moment == "begun":
+                await move.up_to(moment)
+            elif moment == "key moved":
+                await asyncio.to_thread(cluster.move_keys, move.slot, move.target)
+            else:
+                await move.finish()
+            for _ in range(8):
+                await asyncio.sleep(0.1)
+                assert scope.held, moment
+        await scope.release()
+    await no_keys(cluster)
+
+
+@pytest.mark.asyncio
+async def test_every_key_moves_and_the_lock_stays(cluster: Cluster) -> None:
+    """At once, where the server can: then nobody answers ASK, and the first to know is who holds it."""
+    migrate = cluster.migrate_atomically if moves_at_once(cluster) else cluster.migrate
+    async with Locker(cluster.url, key_validity=1.0) as locker, Locker(cluster.urls[2]) as other:
+        took = []
+        for name in [name for name, _ in zip(spread(cluster, "whole"), range(2), strict=False)]:
+            holding = await body(await locker.acquire(name))
+            waiting = asyncio.create_task(other.acquire(name))
+            for index in range(3):
+                source = owner_of(cluster)(key(name, index))
+                target = next(server for server in primaries(cluster) if server is not source)
+                await asyncio.to_thread(migrate, cluster.slot_of(key(name, index)), target)
+                assert holding.scope.held
+            await asyncio.sleep(1.2)  # more than one validity
+            assert holding.scope.held and not waiting.done()
+            since = time.monotonic()
+            execute(cluster, "DEL", key(name, 0))
+            execute(cluster, "DEL", key(name, 1))
+            assert (await holding.lost_within(AT_ONCE, since)).reason == "deleted"
+            assert holding.stopped is not None
+            took.append(holding.stopped - since)
+            async with await asyncio.wait_for(waiting, 1) as scope:
+                assert scope.held
+    assert min(took) < 0.05, took
+    await no_keys(cluster)
+
+
+@pytest.mark.asyncio
+async def test_a_storm_of_redirections_is_one_reason_to_look(cluster: Cluster, locker: Locker) -> None:
+    """CLUSTER SLOTS is asked for a few times at most, however many requests are sent on."""
+    names = [f"{{storm}} {number}" for number in range(300)]
+
+    def looks() -> int:
+        return counted(cluster, "commandstats", "cmdstat_cluster|slots") + counted(
+            cluster,
+            "commandstats",
+            "cmdstat_cluster",  # before Redis 7: all of its subcommands
+        )
+
+    async def storm(kind: str, most: int) -> None:
+        sent_on, looked = counted(cluster, "errorstats", f"errorstat_{kind}"), looks()
+        async with asyncio.timeout(10):
+            scopes = await asyncio.gather(*(locker.acquire(name) for name in names))
+            assert counted(cluster, "errorstats", f"errorstat_{kind}") - sent_on >= 300
+            await asyncio.sleep(0.5)
+            assert looks() - looked <= most
+            assert all(scope.held for scope in scopes)
+            await asyncio.gather(*(scope.release() for scope in scopes))
+
+    move = Move(cluster, names[0])
+    await move.up_to("begun")
+    await storm("ASK", 1)  # and they stay where they are asked for
+    await move.finish()
+    await storm("MOVED", 4)
+    await no_keys(cluster)
+
+
+@pytest.mark.asyncio
+async def test_tryagain_is_for_commands_with_several_keys(cluster: Cluster, locker: Locker) -> None:
+    """Half of the keys of a slot have moved. All commands here have one key, and none is told to try again."""
+    async with Locker(cluster.urls[1]) as three:
+        name = "{half}"
+        before = counted(cluster, "errorstats", "errorstat_TRYAGAIN")
+        scope = await three.acquire(name)
+        await asyncio.sleep(0.05)
+        move = Move(cluster, name)
+        await move.up_to("begun")
+        await asyncio.to_thread(cluster.move_keys, move.slot, move.target, key(name, 1))
+        with pytest.raises(redis.exceptions.TryAgainError):
+            asking(move.target, "MGET", key(name, 0), key(name, 1))
+        await until(lambda: scope.held and scope.remaining() > 4)
+        await scope.release()
+        async with three.with_context(name):
+            pass
+        await move.finish()
+        assert counted(cluster, "errorstats", "errorstat_TRYAGAIN") == before + 1
+    await no_keys(cluster)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("answer", ["ASK", "MOVED"])
+async def test_cancelled_or_closed_while_requests_are_sent_on(cluster: Cluster, locker: Locker, answer: str) -> None:
+    """At every stage between the first request and its answer from the other node: nothing is left."""
+    move = Move(cluster, "{sent on}")
+    for turns in range(12):
+        async with Locker(cluster.url, key_majority=2) as another:
+            if turns == 0:
+                await move.up_to("begun")
+            first = await another.acquire("{sent on}", timeout=5)
+            tasks = [asyncio.create_task(another.acquire(f"{{sent on}} {number}")) for number in range(20)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.0005 * (turns % 4))
+            if turns % 3 == 0:
+                closing = asyncio.create_task(another.aclose())
+                await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(result, LockScope):
+                    await result.release()
+            if turns % 3 == 0:
+                await closing
+            await first.release()
+            since = time.monotonic()
+        assert time.monotonic() - since < 1
+        await no_keys(cluster)
+        if answer == "MOVED":
+            await move.finish()
+            move = Move(cluster, "{sent on}")
+            await move.up_to("begun")
+    await move.finish()
