@@ -20,12 +20,14 @@ from .topology import Cluster, Servers, cluster_client
 
 
 class Locker:
-    """Distributed locks on Redis or Valkey: one server, independent servers, or a cluster.
+    """Distributed locks on Redis or Valkey: one server, independent servers, a cluster, or Sentinel.
 
     :param servers: a URL (``redis://``, ``rediss://``, ``unix://``) of a server or of any node of a
         cluster; a list of an odd number of them: independent servers, each with one key of every
-        lock, or several nodes of one cluster; or a client of ``redis.asyncio`` (``Redis``,
-        ``RedisCluster``), whose connection settings are used (its pool is not)
+        lock, or several nodes of one cluster; ``redis+sentinel://s1:26379,s2:26379/NAME/0`` (with
+        TLS ``rediss+sentinel://``) for the primary of that name; or a client of ``redis.asyncio``
+        (``Redis``, from ``Sentinel.master_for`` too, ``RedisCluster``), whose connection settings
+        are used (its pool is not)
     :param key_prefix: keys are ``{key_prefix}:{i}:{name}``; lockers that share locks share it
     :param key_validity: seconds for which a key lives after it was acquired or extended
     :param extend_interval: seconds between extensions of a held lock; default ``key_validity / 2``

@@ -10,9 +10,11 @@ from ..errors import ConfigurationError, ServerError
 from ..options import Options
 from ..wire.door import Door
 from ..wire.node import Node
+from ..wire.sentinel import SentinelDoor
 from .base import Address, Owner, Topology
 from .cluster import Cluster
 from .fixed import Fixed
+from .sentinel import Monitored
 
 log = logging.getLogger("asynclock")
 
@@ -38,7 +40,8 @@ async def connect(
         connected = [node for node in nodes if node.wire is not None]
         clusters = [node for node in connected if node.abilities.mode == "cluster"]
         if not clusters:
-            topology = Fixed(nodes, options.key_majority)
+            monitored = any(isinstance(door, SentinelDoor) for door in doors)
+            topology = (Monitored if monitored else Fixed)(nodes, options.key_majority)
             _warn_of_one_server_twice(connected)
         elif len(clusters) == len(connected):
             topology = cluster = Cluster(nodes, options, owner, clock, remap)

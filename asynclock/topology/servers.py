@@ -10,10 +10,13 @@ from typing import Any
 import redis.asyncio as redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import SSLConnection, parse_url
+from redis.asyncio.sentinel import SentinelConnectionPool
 
 from ..errors import ConfigurationError
 from ..wire.door import Door
+from ..wire.sentinel import SentinelDoor
 from .base import Address
+from .sentinel import client_of, is_sentinel_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,12 @@ class Servers:
         clients: list[redis.Redis | RedisCluster] = []
         ours: list[redis.Redis] = []
         for server in listed:
-            if isinstance(server, str):
+            if isinstance(server, str) and is_sentinel_url(server):
+                client, sentinel = client_of(server)
+                ours += [client, *sentinel.sentinels]
+                clients.append(client)
+                doors.append(SentinelDoor(client))
+            elif isinstance(server, str):
                 client = _client_of(server)
                 ours.append(client)
                 clients.append(client)
@@ -77,11 +85,13 @@ def _client_of(url: str) -> redis.Redis:
         return redis.Redis.from_url(url)
     # Neither the URL nor what redis-py says of it: parts of a password may be in there.
     raise ConfigurationError(
-        "servers: not a server's URL: it starts with redis://, rediss:// or unix://, "
+        "servers: not a server's URL: it starts with redis://, rediss://, unix:// or redis+sentinel://, "
         "and special characters in user name and password are percent-encoded"
     )
 
 
 def _door_of(client: redis.Redis) -> Door:
     pool: Any = client.connection_pool
+    if isinstance(pool, SentinelConnectionPool):
+        return SentinelDoor(client)
     return Door(pool.connection_class, pool.connection_kwargs, pool)

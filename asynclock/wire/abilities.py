@@ -217,8 +217,9 @@ def refused(server: str, command: str, reply: Any) -> ServerError:
         return ServerError(server, f"{hint} ({text})", lasting=True)
     if word == "NOAUTH":
         return ServerError(server, f"authentication required: give a username and password ({text})", lasting=True)
-    if word == "READONLY":
-        # Not for good: behind one address, a failover goes on to a primary.
+    if word in ("READONLY", "MASTERDOWN"):
+        # Not for good: behind one address, and behind Sentinels that are a moment late, a failover
+        # goes on to a primary. Nor does it mean that the keys are gone: that one may have them.
         return UncertainError(server, f"is a read-only replica; give the primary's address ({text})")
     if command == "CLIENT TRACKING" and "redirect" in text:
         # The second connection was dropped in this very moment, or went to another server.
@@ -230,4 +231,4 @@ def refused(server: str, command: str, reply: Any) -> ServerError:
             "asynclock needs Redis 6.0 or Valkey, or client_side_caching=False",
             lasting=True,
         )
-    return ServerError(server, f"refused {command}: {text}", lasting=word not in ("LOADING", "BUSY", "MASTERDOWN"))
+    return ServerError(server, f"refused {command}: {text}", lasting=word not in ("LOADING", "BUSY"))

@@ -27,7 +27,7 @@ RESP3_AGAIN = 60.0  # seconds after which a server that refused RESP3 is asked a
 
 # What redis-py's own requests need and a connection that is handed over must not have: retries of
 # its own, health checks, and the maintenance pushes that its pool would act on.
-_NOT_OURS = (
+NOT_OURS = (
     "event_dispatcher",
     "health_check_interval",
     "himport_registry",
@@ -55,13 +55,15 @@ class Door:
     begin with it again, but not for ever: a proxy or a server gets upgraded.
     """
 
+    max_pause = 1.0  #: seconds between attempts to reconnect, at most
+
     def __init__(
         self,
         connection_class: type[redis.Connection],
         kwargs: Mapping[str, Any],
         pool: Any = None,
     ) -> None:
-        kwargs = {k: v for k, v in kwargs.items() if k not in _NOT_OURS}
+        kwargs = {k: v for k, v in kwargs.items() if k not in NOT_OURS}
         protocol = kwargs.pop("protocol", None)
         if protocol is not None and str(protocol) not in ("2", "3"):
             raise ConfigurationError(f"servers: protocol={protocol}: must be 2 or 3; without it, 3 is tried first")
@@ -129,6 +131,9 @@ class Door:
     async def open_another(self) -> asyncio.StreamWriter:
         """Connect once more, with the protocol of the last ``open``. Raises as ``open``."""
         return await self._open(self.protocol)
+
+    async def aclose(self) -> None:
+        """Close what it keeps open between two connects. It can be opened again."""
 
     async def _open(self, protocol: int) -> asyncio.StreamWriter:
         try:

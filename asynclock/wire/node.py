@@ -29,8 +29,7 @@ log.addHandler(logging.NullHandler())  # silent unless the application sets logg
 _WITHOUT_EXPIRY = (Ask.RELEASE, Ask.READ)
 _TIME = packed(b"TIME")
 _ASKING = packed(b"ASKING")
-MAX_PAUSE = 1.0  # seconds between attempts to reconnect
-FIRST_PAUSE = 0.01
+FIRST_PAUSE = 0.01  # seconds between attempts to reconnect; then twice as long, up to the door's max_pause
 MAX_LAG = 0.05  # seconds by which a clock that runs on through a suspend may move against one that does not
 MIN_SILENCE = 0.5  # seconds without an answer before a connection counts as dead, at least
 MAX_SILENCE = 2.0  # ... and at most
@@ -141,7 +140,10 @@ class Node:
     async def _connect(self) -> Wire:
         loop = asyncio.get_running_loop()
         self._rotated = None  # from here on, the provider itself is asked
-        writer = await self.door.open()
+        try:
+            writer = await self.door.open()
+        finally:
+            self.label = self.door.label  # behind Sentinels, perhaps another server's
         wire = Wire(writer, loop, self.now, on_push=self._pushed, on_lost=self._lost)
         second: Invalidations | None = None
         try:
@@ -241,7 +243,7 @@ class Node:
             if self.closed:
                 return
             await asyncio.sleep(pause * (0.5 + random.random() / 2))
-            pause = min(pause * 2, MAX_PAUSE)
+            pause = min(pause * 2, self.door.max_pause)
         if self.closed:
             wire.abort()
             return
@@ -365,10 +367,10 @@ class Node:
         """Set no absolute expiry until the server's clock was read again."""
         self._clock.forget()
 
-    def demoted(self) -> None:
-        """The server has become a replica: whoever is the primary now answers at the same address."""
+    def demoted(self, why: str = "the server has become a read-only replica") -> None:
+        """It is the primary no more: whoever is that now is behind the same door."""
         if self.wire is not None:
-            self.wire.abort(ConnectionError("the server has become a read-only replica"))
+            self.wire.abort(ConnectionError(why))
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         return self._listener.redirected(request, error)
@@ -448,3 +450,4 @@ class Node:
         if self._second is not None:
             self._second.abort()
             await self._second.closed
+        await self.door.aclose()

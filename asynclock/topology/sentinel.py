@@ -1,0 +1,111 @@
+"""A primary that Sentinels name: the URL for it, and a look now and then whether it still is the one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Sequence
+from urllib.parse import unquote
+
+import redis.asyncio as redis
+from redis.asyncio.connection import SSLConnection, parse_url
+from redis.asyncio.sentinel import Sentinel
+
+from ..errors import ConfigurationError
+from ..wire.node import Node
+from ..wire.sentinel import ANSWER_TIMEOUT, SentinelDoor
+from .base import Address
+from .fixed import Fixed
+
+log = logging.getLogger("asynclock")
+
+SCHEMES = ("redis+sentinel", "rediss+sentinel")
+DEFAULT_PORT = 26379
+LOOK_EVERY = 1.0  # seconds between two questions to the Sentinels, while connected
+
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^:\[\]@\s]+))(?::(?P<port>[0-9]+))?")
+_FORM = "redis+sentinel://[user:password@]host:port,host:port/name of the primary[/database][?options]"
+
+
+class Monitored(Fixed):
+    """Fixed servers, some of them behind Sentinels. A primary that is cut off from its Sentinels may
+    live on for long beside the new one: the connection to it is ended when they name another."""
+
+    def __init__(self, nodes: Sequence[Node], majority: int | None) -> None:
+        super().__init__(nodes, majority)
+        self._task = asyncio.get_running_loop().create_task(self._look(), name="asynclock asking the Sentinels")
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            for node in self.nodes:
+                if isinstance(node.door, SentinelDoor) and node.wire is not None:
+                    primary = await node.door.replaced()
+                    if primary is not None:
+                        node.demoted(f"the Sentinels name {primary} the primary now")
+
+    async def aclose(self) -> None:
+        while not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=0.01)  # on Python 3.11 one may get lost (cancellation.py)
+        await super().aclose()
+
+
+def is_sentinel_url(server: str) -> bool:
+    return server.partition("://")[0].lower() in SCHEMES
+
+
+def client_of(url: str) -> tuple[redis.Redis, Sentinel]:
+    """The redis-py client that such a URL means, and the Sentinels that it asks.
+
+    :raises ConfigurationError: it is none. The message shows nothing of the URL: where it is wrong,
+        parts of a password may be anywhere.
+    """
+    scheme, _, rest = url.partition("://")
+    rest, _, query = rest.partition("#")[0].partition("?")
+    authority, *path = rest.split("/")
+    userinfo, at, hosts = authority.rpartition("@")
+    sentinels = [_address(text, position) for position, text in enumerate(hosts.split(","), 1)]
+    name = unquote(path[0]) if path else ""
+    if not name:
+        raise _wrong("the name of the primary is missing")
+    if re.search(r"[@:\s]", path[0]):
+        raise _wrong("the name of the primary, or a password before it, contains what must be percent-encoded")
+    database = "/".join(path[1:])
+    if not re.fullmatch(r"([0-9]+/?)?", database, re.ASCII):
+        raise _wrong("the database after the primary's name is not a number")
+    plain = f"{scheme.lower().removesuffix('+sentinel')}://{userinfo}{at}localhost/{database}" + (query and f"?{query}")
+    try:
+        options = dict(parse_url(plain))
+    except (ValueError, TypeError):
+        raise _wrong("user, password or an option is wrong: redis-py would not accept it in redis://") from None
+    for ours in ("host", "port"):
+        options.pop(ours, None)
+    if options.pop("connection_class", None) is SSLConnection:
+        options["ssl"] = True
+    of_sentinels = {k: v for k, v in options.items() if k.startswith(("socket_", "ssl"))}
+    for timeout in ("socket_timeout", "socket_connect_timeout"):
+        of_sentinels.setdefault(timeout, ANSWER_TIMEOUT)
+    try:
+        manager = Sentinel(sentinels, sentinel_kwargs=of_sentinels, **options)  # type: ignore[no-untyped-call]
+        return manager.master_for(name), manager
+    except TypeError:
+        raise _wrong("it has an option that redis-py does not know") from None
+
+
+def _address(text: str, position: int) -> Address:
+    found = _HOST.fullmatch(text)
+    if found is None:
+        raise _wrong(
+            f"Sentinel {position} is not host:port (IPv6 addresses are in brackets, special characters in user name "
+            "and password percent-encoded)"
+        )
+    port = int(found["port"] or DEFAULT_PORT)
+    if not 0 < port < 65536:
+        raise _wrong(f"the port of Sentinel {position} is not between 1 and 65535")
+    return found["v6"] or unquote(found["host"]), port
+
+
+def _wrong(what: str) -> ConfigurationError:
+    return ConfigurationError(f"servers: in the Sentinel URL, {what}; it is {_FORM}")
