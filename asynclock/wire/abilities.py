@@ -56,16 +56,16 @@ async def learn(
     told, time = [await reply for reply in asked]
     if who == "INFO" and is_error(told) and not is_error(hello := await ask(packed(b"HELLO"))):
         who, told = "HELLO", hello  # no permission takes HELLO away, as one may INFO
-    for command, reply in ((who, told), ("TIME", time)):
-        if is_error(reply):
-            raise refused(server, command, reply)
+    if is_error(told):
+        raise refused(server, who, told)
     try:
         about = _about(told, protocol)
         kind = about.get(b"server", about.get(b"server_name", b"redis")).decode()
         mode = _first_of(about, b"mode", b"server_mode", b"redis_mode").decode()
         number = _first_of(about, b"version", b"valkey_version", b"redis_version").decode()
         version = tuple(int(part) for part in number.split(".")[:3])
-        clock.observe(sent, int(time[0]) + int(time[1]) / 1e6)
+        if not is_error(time):
+            clock.observe(sent, int(time[0]) + int(time[1]) / 1e6)
     except (AttributeError, KeyError, ValueError, TypeError, IndexError):
         raise ServerError(server, f"not a Redis or Valkey server: {who} answered {told!r:.200}", lasting=True) from None
     if redirect is not None and None is not redirect.run_id != about.get(b"run_id", redirect.run_id):
@@ -81,6 +81,8 @@ async def learn(
             "is a Sentinel, which keeps no keys; say redis+sentinel://HOST:PORT,.../NAME, with the primary's name",
             lasting=True,
         )
+    if is_error(time):  # a Sentinel does not know TIME
+        raise refused(server, "TIME", time)
 
     uptime = uptime and mode != "cluster"  # there, others have the keys of one that is back
     noloop = options.no_loop_tracking
