@@ -42,7 +42,8 @@ class Locker:
     :param disconnect_grace: seconds for which a held lock survives a server that refuses connections
     :param local_handoffs: how often in a row a released lock may pass to a task of this process that
         waits for it, before it goes back to the server for others; 0: never
-    :param min_replicas: 0; others need a later version
+    :param min_replicas: on one server, behind Sentinels and in a cluster: so many replicas must have
+        the key (``WAIT``, for ``try_next_after``) for acquiring and extending to count
     :param restart_quarantine: on three or more independent servers, one that was started less than
         ``key_validity`` ago gives no votes yet, since it may have forgotten some that still count;
         default: yes, where ``INFO`` is allowed; without meaning elsewhere

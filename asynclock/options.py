@@ -95,8 +95,6 @@ def check_options(
     _flag("fallback_setpx", fallback_setpx, none=True)
     _flag("restart_quarantine", restart_quarantine, none=True)
     _flag("client_side_caching", client_side_caching, none=False)
-    if min_replicas:
-        raise _wrong("min_replicas", min_replicas, "must be 0: this version does not wait for replicas yet")
     return Options(
         key_prefix=key_prefix,
         key_validity=validity,

@@ -40,6 +40,11 @@ async def connect(
         connected = [node for node in nodes if node.wire is not None]
         clusters = [node for node in connected if node.abilities.mode == "cluster"]
         if not clusters:
+            if options.min_replicas and len(nodes) > 1:
+                raise ConfigurationError(
+                    f"min_replicas={options.min_replicas}: {len(nodes)} independent servers vote by themselves, and a "
+                    "replica that took over for one could not; leave it out"
+                )
             monitored = any(isinstance(door, SentinelDoor) for door in doors)
             topology = (Monitored if monitored else Fixed)(nodes, options.key_majority)
             _warn_of_one_server_twice(connected)

@@ -110,6 +110,8 @@ async def learn(
         probes = {"CLIENT TRACKING": packed(*tracking), **probes}
     if client_name is not None:
         probes["CLIENT SETNAME"] = packed(b"CLIENT", b"SETNAME", client_name.encode())  # a courtesy, may be refused
+    if options.min_replicas:
+        probes["WAIT"] = packed(b"WAIT", b"0", b"1")  # for none
     if uptime:
         probes["INFO"] = INFO
     replies = await _all(ask, probes)
@@ -118,7 +120,7 @@ async def learn(
         # The key is another node's, perhaps: the command exists, and is allowed, but was not tried.
         replies = {name: None if _elsewhere(reply) else reply for name, reply in replies.items()}
 
-    for must in ("CLIENT TRACKING", "GET", "PTTL", "SET"):
+    for must in ("CLIENT TRACKING", "GET", "PTTL", "SET", "WAIT"):
         if is_error(replies.get(must)):
             raise refused(server, must, replies[must])
     can = {name: not is_error(reply) for name, reply in replies.items()}

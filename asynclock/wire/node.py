@@ -16,12 +16,13 @@ from ..core.rules import Ask
 from ..errors import ConfigurationError, ServerError, UncertainError
 from ..options import Options
 from .abilities import learn
-from .commands import Abilities, Commands, is_error, packed, pxat, split
+from .commands import Abilities, Commands, is_error, packed, pxat, split, unbulk
 from .credentials import Words
 from .door import Door
 from .invalidations import Invalidations
 from .protocol import Wire
-from .requests import REPLIES, Ignored, OwedRelease, Reauthentication, Request, TimeRequest
+from .replicas import Replicas
+from .requests import REPLIES, Ignored, OwedRelease, ReadAgain, Reauthentication, Request, TimeRequest
 
 log = logging.getLogger("asynclock")
 log.addHandler(logging.NullHandler())  # silent unless the application sets logging up
@@ -81,6 +82,7 @@ class Node:
         self.commands = Commands(Abilities(), options.key_validity)
         self.abilities = Abilities()
         self.wire: Wire | None = None
+        self.replicas: Replicas | None = None  #: with min_replicas: who waits for them, as long as there is a wire
         self.first: asyncio.Future[ServerError | ConfigurationError | None]  #: what start returned
         self.quarantined_until = 0.0  #: no new votes before that: it may have forgotten some
         self._problem: ServerError | None = None  # why there is no connection, once that is known
@@ -135,7 +137,7 @@ class Node:
                 f"was started a moment ago and may have forgotten votes: it gives no new ones for {left:.1f} s "
                 "(restart_quarantine)",
             )
-        return None
+        return None if self.replicas is None else self.replicas.trouble
 
     async def _connect(self) -> Wire:
         loop = asyncio.get_running_loop()
@@ -161,8 +163,20 @@ class Node:
                     redirect=None if second is None else second.redirect,
                     uptime=self._quarantine,
                 )
+                self.commands = Commands(self.abilities, self._options.key_validity)
+                if self._options.min_replicas:
+                    self.replicas = await Replicas.open(
+                        self.door,
+                        wire,
+                        self.commands,
+                        self._options,
+                        self.now,
+                        cluster=self.abilities.mode == "cluster",
+                        nudge=self._ask_time,
+                        silence=self._silence,
+                    )
         except BaseException as error:
-            wire.abort()  # and the second one with it
+            wire.abort()  # and the others with it
             if isinstance(error, TimeoutError):
                 raise UncertainError(self.label, f"no answer within {self.door.timeout:g} s") from None
             if isinstance(error, ConnectionResetError):
@@ -171,7 +185,6 @@ class Node:
             raise
         if wire.closed.done():
             raise ServerError(self.label, "the connection was closed as soon as it was set up")
-        self.commands = Commands(self.abilities, self._options.key_validity)
         self._clock_asked = False
         self._second = second
         self._problem = None
@@ -216,6 +229,8 @@ class Node:
         wire.send(packed(b"AUTH", *words), Reauthentication(wire.abort), 1, self.now())
         if self._second is not None:
             self._second.reauthenticate(words, missed)
+        if self.replicas is not None:
+            self.replicas.reauthenticate(words)
 
     async def _reconnect(self, first: asyncio.Future[ServerError | ConfigurationError | None] | None = None) -> None:
         pause = FIRST_PAUSE
@@ -318,8 +333,7 @@ class Node:
         if self.abilities.pxat and ask not in _WITHOUT_EXPIRY:
             clock = self._clock
             if clock.due(now) and not self._clock_asked:
-                self._clock_asked = True
-                wire.send(_TIME, TimeRequest(self, now), 1, now)
+                self._ask_time()
             if clock.usable(now):
                 expiry = pxat(round((clock.at_most(now) + self._options.key_validity) * 1000) + 1)
         data = self.commands.pack(ask, request.key, request.token, expiry)
@@ -362,6 +376,19 @@ class Node:
             self.owe(key, token)
         else:
             self._send(self.wire, OwedRelease(self, key, token), self.now())
+
+    def read_again(self, request: Request) -> None:
+        if self.wire is None:
+            request.unconfirmed(None)
+        else:
+            get = packed(b"GET", unbulk(request.room.keys[request.index]))
+            self.wire.send(get, ReadAgain(request), 1, self.now())
+
+    def _ask_time(self) -> None:
+        if self.wire is not None:
+            now = self.now()
+            self._clock_asked = True
+            self.wire.send(_TIME, TimeRequest(self, now), 1, now)
 
     def doubt_clock(self) -> None:
         """Set no absolute expiry until the server's clock was read again."""
@@ -447,6 +474,8 @@ class Node:
             if not wire.closed.done():
                 wire.abort()
                 await wire.closed
+        if self.replicas is not None:
+            await self.replicas.aclose()
         if self._second is not None:
             self._second.abort()
             await self._second.closed

@@ -18,11 +18,27 @@ REDIRECTIONS = ("MOVED ", "ASK ", "CLUSTERDOWN")
 REPLIES = {Ask.TAKE: 2, Ask.TAKE_TTL: 3, Ask.FORCE: 2, Ask.EXTEND: 2, Ask.READ: 2, Ask.RELEASE: 1}
 
 
+# What puts the token into a key, or makes it stay there for longer.
+_WRITES = (Ask.TAKE, Ask.TAKE_TTL, Ask.FORCE, Ask.EXTEND)
+
+
+class Confirms(Protocol):
+    def confirm(self, request: Request) -> None:
+        """Call its ``confirmed`` or ``unconfirmed``, once."""
+
+
 class Asked(Protocol):
     """What requests need of their node."""
 
     label: str
     commands: Commands
+
+    @property
+    def replicas(self) -> Confirms | None:
+        """Who confirms what was written, before it counts."""
+
+    def read_again(self, request: Request) -> None:
+        """Send a GET of its key, whose reply goes to ``found``; or call ``unconfirmed``."""
 
     @property
     def now(self) -> Callable[[], float]: ...
@@ -112,7 +128,53 @@ class Request:
             ok = first == OK or first == 1
             if ask is Ask.TAKE_TTL:
                 ttl = replies[1]
+        if node.replicas is not None and ok and ask in _WRITES and last == self.lease.token and not self.lease.done:
+            self.replies = [ttl]
+            node.replicas.confirm(self)
+            return
         self.room.answered(self.lease, self.index, ask, self.sent, ok, last, ttl, now)
+
+    def confirmed(self) -> None:
+        """Enough replicas have what it wrote."""
+        if self.lease.pushed >> self.index & 1 and not self.lease.done:
+            # The key has changed while that was waited for, and what was read before is no answer now.
+            self.node.read_again(self)
+        else:
+            self.found(self.lease.token)
+
+    def found(self, value: bytes | None) -> None:
+        """That is in the key, and enough replicas have what was written to it."""
+        ok = value == self.lease.token
+        self.room.answered(
+            self.lease, self.index, self.ask, self.sent, ok, value, self.replies[0] if ok else None, self.node.now()
+        )
+
+    def unconfirmed(self, error: ServerError | None) -> None:
+        """They do not have it, or (``None``) the connection is gone."""
+        self.room.failed(self.lease, self.index, self.ask, error, self.node.now())
+
+
+class ReadAgain:
+    """The reply of a GET for a request whose key has changed since it was answered."""
+
+    __slots__ = ("_request",)
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def reply(self, reply: Any) -> None:
+        request = self._request
+        if is_error(reply):
+            node = request.node
+            error = error_of(node.label, "GET", node.key_text(request.room, request.index), reply)
+            if error is not None:
+                request.unconfirmed(error)
+                return
+            reply = b""  # not ours, whatever it is
+        request.found(reply)
+
+    def dropped(self) -> None:
+        self._request.unconfirmed(None)
 
 
 class Ignored:
