@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 import redis
+from redis.asyncio.cluster import RedisCluster
 
 from asynclock import Locker, LockScope, NotLockedError
-from asynclock.testing import Cluster, Server
+from asynclock import topology as topologies
+from asynclock.testing import Cluster, Proxy, Server
 from tests.cluster import asking, counted, execute, moves_at_once, no_keys, owner_of, primaries, spread
 from tests.helpers import body, key, until
 
@@ -270,3 +272,65 @@ async def test_cancelled_or_closed_while_requests_are_sent_on(cluster: Cluster, 
             move = Move(cluster, "{sent on}")
             await move.up_to("begun")
     await move.finish()
+
+
+class Behind:
+    """A locker that reaches one of the nodes through a proxy, and a name whose only key is there."""
+
+    def __init__(self, cluster: Cluster, proxy: Proxy, name: str) -> None:
+        self.move = Move(cluster, name)
+        port = self.move.source.port
+        assert proxy.target_port == port
+        self.client = RedisCluster.from_url(
+            self.move.target.url,
+            address_remap=lambda address: (address[0], proxy.port) if address[1] == port else address,
+        )
+        self.locker = Locker(self.client, key_majority=1, key_validity=20.0)
+
+    async def knows(self) -> None:
+        """The locker has heard whose slot it is now."""
+        topology = self.locker._keeper.topology
+        assert isinstance(topology, topologies.Cluster)
+        topology.doubt()
+        await until(lambda: str(topology._owners[self.move.slot].door.port) in self.move.target.url)
+
+
+@pytest.mark.asyncio
+async def test_an_answer_that_comes_after_the_slot_and_the_release(cluster: Cluster) -> None:
+    """A request was held up on its way to the old owner. Sent on to the new one only now, it would come
+    after its own release."""
+    async with Proxy(cluster.primary_of(key("late")).port) as proxy:
+        behind = Behind(cluster, proxy, "late")
+        async with behind.locker as locker:
+            proxy.freeze()
+            acquiring = asyncio.create_task(locker.acquire("late"))
+            await asyncio.sleep(0.02)
+            await behind.move.up_to("finished")
+            await behind.knows()
+            acquiring.cancel()
+            await asyncio.gather(acquiring, return_exceptions=True)
+            proxy.thaw()
+            await asyncio.sleep(0.2)
+            assert execute(cluster, "EXISTS", key("late")) == 0
+            async with locker.try_with_context("late") as scope:
+                assert scope.held
+        await behind.client.aclose()
+
+
+@pytest.mark.asyncio
+async def test_a_release_that_is_owed_follows_the_key(cluster: Cluster) -> None:
+    """The old owner could not be reached when the lock was released; it can again when the key has moved."""
+    async with Proxy(cluster.primary_of(key("owed")).port) as proxy:
+        behind = Behind(cluster, proxy, "owed")
+        async with behind.locker as locker:
+            scope = await locker.acquire("owed")
+            proxy.freeze()
+            proxy.reset()
+            await asyncio.sleep(0.02)
+            await scope.release()
+            await behind.move.up_to("finished")
+            await behind.knows()
+            assert execute(cluster, "EXISTS", key("owed")) == 1
+            proxy.thaw()
+            await no_keys(cluster, 5)
+        await behind.client.aclose()
