@@ -118,10 +118,18 @@ async def test_addresses_are_mapped_as_the_client_says(cluster: Cluster) -> None
 
 @pytest.mark.asyncio
 async def test_one_password_for_all_nodes(cluster: Cluster) -> None:
-    rules = ["on", ">secret", "~asynclock:*", "+@read", "+@write", "+@scripting", "+@connection", "+time"]
+    rules = [
+        "on",
+        ">secret",
+        "~asynclock:*",
+        *["+get", "+set", "+pttl", "+time", "+eval", "+del", "+pexpire", "+pexpireat"],
+    ]
+    rules += ["+client|tracking", "+client|setname", "+client|setinfo"]
+    if b"valkey_version" in cluster.servers[0].execute("INFO", "server"):  # type: ignore[operator]
+        rules.append("+delifeq")
     try:
         for server in cluster.servers:
-            server.execute("ACL", "SETUSER", "worker", *rules, "+cluster|slots")
+            server.execute("ACL", "SETUSER", "worker", *rules, "+cluster|slots", "+asking")
             server.execute("ACL", "SETUSER", "blind", *rules)
         at = cluster.url.removeprefix("redis://")
         async with Locker(f"redis://worker:secret@{at}") as locker, locker.with_context(next(spread(cluster))) as scope:

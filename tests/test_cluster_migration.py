@@ -15,11 +15,14 @@ from redis.asyncio.cluster import RedisCluster
 from asynclock import Locker, LockScope, NotLockedError
 from asynclock import topology as topologies
 from asynclock.testing import Cluster, Proxy, Server
+from asynclock.testing.nodes import text, view
 from tests.cluster import asking, counted, execute, moves_at_once, no_keys, owner_of, primaries, spread
 from tests.helpers import body, key, until
 
 # 10 ms are meant and 1 to 5 are typical; two cores with other work need room.
 AT_ONCE = 0.1
+
+FRESH = {"cluster-enabled": "yes", "cluster-announce-ip": "127.0.0.1"}
 
 MOMENTS = ["begun", "key moved", "finished"]
 
@@ -334,3 +337,33 @@ async def test_a_release_that_is_owed_follows_the_key(cluster: Cluster) -> None:
             proxy.thaw()
             await no_keys(cluster, 5)
         await behind.client.aclose()
+
+
+@pytest.mark.asyncio
+async def test_to_a_node_that_had_no_slots(kind: str) -> None:
+    """Nobody has heard of it before the first redirection."""
+    with Cluster(kind, replicas=0) as cluster, Server(kind, config=FRESH) as fresh:
+        async with Locker(cluster.url, key_majority=1) as locker, Locker(cluster.urls[1], key_majority=1) as other:
+            holding = await body(await locker.acquire("job"))
+            waiting = asyncio.create_task(other.acquire("job"))
+            slot, source = cluster.slot_of(key("job")), cluster.primary_of(key("job"))
+            fresh.execute("CLUSTER", "MEET", "127.0.0.1", source.port)
+            await until(lambda: all(len(view(server)) == 4 for server in (*cluster.servers, fresh)), 10)
+            await until(lambda: "cluster_state:ok" in text(fresh.execute("CLUSTER", "INFO")), 10)
+            fresh_id, source_id = (text(server.execute("CLUSTER", "MYID")) for server in (fresh, source))
+            fresh.execute("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
+            source.execute("CLUSTER", "SETSLOT", slot, "MIGRATING", fresh_id)
+            source.execute("MIGRATE", "127.0.0.1", fresh.port, key("job"), 0, 5000)
+            await asyncio.sleep(0.2)
+            assert holding.scope.held and not waiting.done()
+            since = time.monotonic()
+            assert asking(fresh, "DEL", key("job")) == 1
+            await holding.lost_within(AT_ONCE, since)
+            async with await asyncio.wait_for(waiting, 1) as scope:
+                for server in (fresh, source):
+                    server.execute("CLUSTER", "SETSLOT", slot, "NODE", fresh_id)
+                await asyncio.sleep(0.2)
+                assert scope.held and fresh.execute("EXISTS", key("job")) == 1
+                with pytest.raises(NotLockedError):
+                    await locker.try_acquire("job")
+            assert fresh.execute("EXISTS", key("job")) == 0
