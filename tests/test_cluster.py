@@ -118,13 +118,8 @@ async def test_addresses_are_mapped_as_the_client_says(cluster: Cluster) -> None
 
 @pytest.mark.asyncio
 async def test_one_password_for_all_nodes(cluster: Cluster) -> None:
-    rules = [
-        "on",
-        ">secret",
-        "~asynclock:*",
-        *["+get", "+set", "+pttl", "+time", "+eval", "+del", "+pexpire", "+pexpireat"],
-    ]
-    rules += ["+client|tracking", "+client|setname", "+client|setinfo"]
+    rules = ["on", ">secret", "~asynclock:*", "+get", "+set", "+pttl", "+time", "+eval", "+del", "+pexpire"]
+    rules += ["+pexpireat", "+client|tracking", "+client|setname", "+client|setinfo"]
     if b"valkey_version" in cluster.servers[0].execute("INFO", "server"):  # type: ignore[operator]
         rules.append("+delifeq")
     try:

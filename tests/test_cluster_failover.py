@@ -20,6 +20,12 @@ AT_ONCE = 0.1  # 10 ms are meant; two cores with other work need room
 TAKEN_OVER = 8.0
 
 
+@pytest.fixture
+def planned(kind: str) -> None:
+    if kind == "redis-6.2":
+        pytest.skip("its nodes often never finish a planned failover; those that crash are replaced all the same")
+
+
 @contextlib.asynccontextmanager
 async def own_cluster(kind: str, replicas: int = 1, **config: str) -> AsyncIterator[Cluster]:
     cluster = Cluster(kind, replicas=replicas, config={name.replace("_", "-"): value for name, value in config.items()})
@@ -61,6 +67,7 @@ class Rival:
             await scope.release()
 
 
+@pytest.mark.usefixtures("planned")
 @pytest.mark.asyncio
 async def test_a_planned_failover(cluster: Cluster) -> None:
     primary = primaries(cluster)[0]
@@ -87,9 +94,11 @@ async def test_a_planned_failover(cluster: Cluster) -> None:
     await no_keys(cluster)
 
 
+@pytest.mark.usefixtures("planned")
 @pytest.mark.asyncio
 async def test_told_at_once_right_after_a_failover(cluster: Cluster) -> None:
-    """Before anything was asked of the new primary: it has replicated no one's wish to be told."""
+    """Long before the next extension, and nobody has asked the new primary to tell: the old one does, as soon
+    as it follows the new one, which takes a moment."""
     primary = primaries(cluster)[1]
     (replica,) = cluster.replicas_of(primary)
     name = next(on_one(cluster, primary, 3, "right after"))
@@ -101,7 +110,7 @@ async def test_told_at_once_right_after_a_failover(cluster: Cluster) -> None:
         since = time.monotonic()
         for index in range(3):
             replica.execute("DEL", key(name, index))
-        assert (await holding.lost_within(1.0, since)).reason in ("deleted", "flushed", "forgotten")
+        assert (await holding.lost_within(4.0, since)).reason in ("deleted", "flushed", "forgotten")
         async with await asyncio.wait_for(waiting, 2) as scope:
             assert scope.held
     await no_keys(cluster)
@@ -237,6 +246,8 @@ async def test_closed_at_any_moment_after_a_primary_died(kind: str) -> None:
 async def test_a_shard_without_a_replica_is_down_and_comes_back_slowly(kind: str) -> None:
     """CLUSTERDOWN while it is gone, and while it loads (LOADING it would say only after that word): whoever
     waits just waits, and whoever does not is told."""
+    if kind == "redis-6.2":
+        pytest.skip("it has no loading-process-events-interval-bytes, and says nothing while it loads so little")
     slowly = {"key-load-delay": "2000", "loading-process-events-interval-bytes": "1024"}
     async with (
         own_cluster(kind, replicas=0, **slowly) as cluster,
@@ -325,6 +336,7 @@ async def test_a_node_that_hangs(kind: str) -> None:
         await no_keys(cluster)
 
 
+@pytest.mark.usefixtures("planned")
 @pytest.mark.asyncio
 async def test_roles_may_change_as_often_as_they_like(cluster: Cluster) -> None:
     """A seed that is a replica by now, and one that is a primary again: both lead to all of it."""
