@@ -174,7 +174,7 @@ class SentinelDoor(Door):
         try:
             async with sentinel.pipeline(transaction=False) as both:
                 both.sentinel_masters()
-                both.sentinel_get_master_addr_by_name(self._name)
+                both.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self._name)
                 masters, address = await both.execute()
             state = masters.get(self._name)
             if state is None or address is None:
