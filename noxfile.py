@@ -6,7 +6,7 @@ nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["lint", "tests", "servers", "oldest", "demo", "docs"]
 
-OLDEST = ("door", "resp2", "credentials", "tls", "loss", "exit", "bad_input")  # what goes through redis-py
+OLDEST = ("door", "resp2", "credentials", "tls", "cluster", "sentinel", "loss", "exit", "bad_input")  # what goes through redis-py
 
 
 @nox.session
@@ -37,7 +37,7 @@ def servers(session: nox.Session, server: str) -> None:
 def oldest(session: nox.Session) -> None:
     """The lower end of the pinned ranges: the door, and what goes through it."""
     session.install("-e", ".[test]", "redis[hiredis]==7.0.0", "hiredis==3.2.0", "anyio==4.4.0")
-    session.run("pytest", *(f"tests/test_{name}.py" for name in OLDEST))
+    session.run("pytest", *(f"tests/test_{name}.py" for name in OLDEST), "-m", "not slow")
 
 
 @nox.session

@@ -360,7 +360,7 @@ async def test_a_sentinel_given_as_a_server(sentinels: Sentinels) -> None:
 
 @pytest.mark.asyncio
 async def test_a_server_given_as_a_sentinel(server: Server) -> None:
-    with pytest.raises(ServerError, match=r"the Sentinels refuse.*unknown command"):
+    with pytest.raises(ServerError, match=r"the Sentinels refuse"):
         await Locker(f"redis+sentinel://127.0.0.1:{server.port}/mymaster").acquire("job")
 
 
