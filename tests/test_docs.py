@@ -62,6 +62,14 @@ def test_code_is_python_and_uses_what_exists(page: Path) -> None:
                     assert attribute in vars(LockLostError("x", asynclock.LossReason.DELETED)), attribute
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_runs(page: Path) -> None:
+    """Mostly constructors, and what they are given; whole programs have tests of their own."""
+    for code in blocks(page, "python"):
+        if "asyncio.run" not in code:
+            exec(compile(code, str(page), "exec"), {})
+
+
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
 def test_links_and_images_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", page.read_text())):
