@@ -351,3 +351,28 @@ async def test_roles_may_change_as_often_as_they_like(cluster: Cluster) -> None:
                         with pytest.raises(NotLockedError):
                             await other.try_acquire(name)
     await no_keys(cluster)
+
+
+@pytest.mark.usefixtures("planned")
+@pytest.mark.asyncio
+async def test_what_a_hung_primary_was_to_release_is_released_by_its_heir(cluster: Cluster) -> None:
+    primary = primaries(cluster)[0]
+    (replica,) = cluster.replicas_of(primary)
+    async with Locker(primary.url, key_majority=1, key_validity=30.0) as locker:
+        mine = (f"heir {number}" for number in itertools.count())
+        name = next(name for name in mine if owner_of(cluster)(key(name)) is primary)
+        scope = await locker.acquire(name)
+        await asyncio.sleep(0.1)  # until the replica has it too
+        primary.pause()
+        try:
+            since = time.monotonic()
+            await scope.release()
+            assert time.monotonic() - since < 0.5
+            await asyncio.to_thread(cluster.failover, replica, force=True)
+            assert replica.execute("EXISTS", key(name)) == 1
+            await no_keys(cluster, 6)
+            since = time.monotonic()
+        finally:
+            primary.resume()
+    assert time.monotonic() - since < 0.5
+    await asyncio.to_thread(cluster.wait_until_ok)
