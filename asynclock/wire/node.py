@@ -352,7 +352,7 @@ class Node:
         if wire is None:
             request.fail(ServerError(self.label, "not connected yet, and the key has moved there"), now, self)
         else:
-            request.again(self, now)
+            request.again(self, now, asking)
             self._send(wire, request, now, asking)
 
     def owe(self, key: bytes, token: bytes) -> None:
@@ -379,10 +379,12 @@ class Node:
 
     def read_again(self, request: Request) -> None:
         if self.wire is None:
-            request.unconfirmed(None)
+            request.unconfirmed(ServerError(self.label, "the connection was lost"))
         else:
-            get = packed(b"GET", unbulk(request.room.keys[request.index]))
-            self.wire.send(get, ReadAgain(request), 1, self.now())
+            now = self.now()
+            if request.asking:
+                self.wire.send(_ASKING, Ignored(), 1, now)
+            self.wire.send(packed(b"GET", unbulk(request.key)), ReadAgain(request), 1, now)
 
     def _ask_time(self) -> None:
         if self.wire is not None:

@@ -39,6 +39,7 @@ TOLD = 2.0  # seconds for which a failure explains others; attempts come in shor
 GUESSES = 8  # slots of a cluster to try, when those of the locks themselves will not do
 
 _ELSEWHERE = ("MOVED ", "ASK ", "TRYAGAIN", "CLUSTERDOWN")
+_LOST = "the connection was lost while replicas were waited for (min_replicas)"
 
 
 class Replicas:
@@ -159,7 +160,7 @@ class Replicas:
     def confirm(self, request: Request) -> None:
         """Tell the request whether enough replicas have what it wrote, within ``try_next_after`` and a little."""
         if self._dropped:
-            request.unconfirmed(None)
+            self._fail(request, _LOST)
         elif self._hung:
             self._fail(request, self._overdue_text())
         else:
@@ -240,14 +241,11 @@ class Replicas:
         self._trouble = (self._clock() + TOLD, error)
         request.unconfirmed(error)
 
-    def _fail_all(self, problem: str | None) -> None:
+    def _fail_all(self, problem: str) -> None:
         requests = [request for _, request in (*self._covered, *self._queued)]
         self._covered, self._queued = [], []
         for request in requests:
-            if problem is None:
-                request.unconfirmed(None)
-            else:
-                self._fail(request, problem)
+            self._fail(request, problem)
 
     # When it does not answer
 
@@ -281,7 +279,7 @@ class Replicas:
         if self._timer is not None:
             self._timer.cancel()
         self._side.abort()
-        self._fail_all(None)
+        self._fail_all(_LOST)
 
     async def aclose(self) -> None:
         self.drop()
@@ -300,7 +298,7 @@ class Replicas:
         one in a slot of a lock that was just answered here, and in case that one moves, any others."""
         if self._marker is not None:
             return [self._marker]
-        tags = dict.fromkeys(tag for _, request in self._covered[-GUESSES:] if (tag := _tag_of(_key(request))))
+        tags = dict.fromkeys(tag for _, request in self._covered[-GUESSES:] if (tag := _tag_of(unbulk(request.key))))
         guesses = [os.urandom(4).hex().encode() for _ in range(GUESSES)]
         return [bulk(self._prefix + b"{%b}" % tag) for tag in (*tags, *guesses)]
 
@@ -332,10 +330,6 @@ class _Count:
         self._replicas.counted(reply)
 
     def dropped(self) -> None: ...
-
-
-def _key(request: Request) -> bytes:
-    return unbulk(request.room.keys[request.index])
 
 
 def _tag_of(key: bytes) -> bytes | None:

@@ -52,7 +52,7 @@ class Asked(Protocol):
 class Request:
     """One ask under way. Its answer goes to the room, on every way that it can end."""
 
-    __slots__ = ("ask", "hops", "index", "lease", "left", "node", "replies", "room", "sent")
+    __slots__ = ("ask", "asking", "hops", "index", "lease", "left", "node", "replies", "room", "sent")
 
     def __init__(self, node: Asked, room: Room[Any], lease: Lease, index: int, ask: Ask, sent: float) -> None:
         self.node = node
@@ -62,6 +62,7 @@ class Request:
         self.ask = ask
         self.sent = sent
         self.left = REPLIES[ask]
+        self.asking = False  # was it sent on to a node that is about to get the key's slot?
         self.hops = 0
         self.replies: list[Any] = []
 
@@ -73,9 +74,10 @@ class Request:
     def token(self) -> bytes:
         return self.lease.token
 
-    def again(self, node: Asked, sent: float) -> None:
+    def again(self, node: Asked, sent: float, asking: bool) -> None:
         """It is sent once more, from another node."""
         self.node = node
+        self.asking = asking
         self.sent = sent
         self.left = REPLIES[self.ask]
         self.hops += 1
@@ -149,8 +151,8 @@ class Request:
             self.lease, self.index, self.ask, self.sent, ok, value, self.replies[0] if ok else None, self.node.now()
         )
 
-    def unconfirmed(self, error: ServerError | None) -> None:
-        """They do not have it, or (``None``) the connection is gone."""
+    def unconfirmed(self, error: ServerError) -> None:
+        """They do not have it, or that is not known."""
         self.room.failed(self.lease, self.index, self.ask, error, self.node.now())
 
 
@@ -174,7 +176,7 @@ class ReadAgain:
         request.found(reply)
 
     def dropped(self) -> None:
-        self._request.unconfirmed(None)
+        self._request.unconfirmed(ServerError(self._request.node.label, "the connection was lost"))
 
 
 class Ignored:
@@ -198,7 +200,7 @@ class OwedRelease:
         self.token = token
         self.hops = 0
 
-    def again(self, node: Asked, sent: float) -> None:
+    def again(self, node: Asked, sent: float, asking: bool) -> None:
         self.node = node
         self.hops += 1
 
