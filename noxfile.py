@@ -6,7 +6,8 @@ nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["lint", "tests", "servers", "oldest", "demo", "docs"]
 
-OLDEST = ("door", "resp2", "credentials", "tls", "cluster", "sentinel", "loss", "exit", "bad_input")  # what goes through redis-py
+# What goes through redis-py.
+OLDEST = ("door", "resp2", "credentials", "tls", "cluster", "sentinel", "loss", "exit", "bad_input")
 
 
 @nox.session
