@@ -22,7 +22,8 @@ from ..errors import ConfigurationError, ServerError, UncertainError
 from .door import NOT_OURS, Door
 
 ANSWER_TIMEOUT = 1.0  # seconds for a Sentinel to answer
-STRAGGLERS = 0.05  # seconds for the others, after the first one that has answered
+STRAGGLERS = 0.05  # seconds for the others, once a majority has answered, without which there was no failover
+MINORITY = 0.3  # ... and after the first answer, as long as it has not
 CONNECT_TIMEOUT = 1.0  # seconds for the primary, unless the URL or client says: another one may be named by then
 
 
@@ -87,6 +88,11 @@ class SentinelDoor(Door):
         self.label = f"{self._name} at {host}:{named.port}/{self._db}"
         return await super().open()
 
+    def at(self, host: str, port: int) -> Door:
+        raise ConfigurationError(
+            f"servers: {self._name!r} is a node of a cluster; give the cluster's nodes, not its Sentinels"
+        )
+
     async def replaced(self) -> str | None:
         """The address of the primary that the Sentinels name now, if the last connect did not go there."""
         before = self._believed
@@ -95,7 +101,10 @@ class SentinelDoor(Door):
         # Whoever has connected meanwhile has asked as well.
         if newest is None or before is not self._believed or before is None:
             return None
-        return str(newest) if (newest.host, newest.port) != (before.host, before.port) else None
+        if (newest.host, newest.port) != (before.host, before.port):
+            return str(newest)
+        self._believed = newest  # its epoch, after more than one failover
+        return None
 
     async def aclose(self) -> None:
         for sentinel in self._sentinels:
@@ -140,8 +149,8 @@ class SentinelDoor(Door):
         return next((view for view in newest if view.up), newest[0])
 
     async def _ask_all(self, patience: float) -> tuple[list[_View], list[Exception]]:
-        """What they say, and what went wrong. After the first one that knows the primary, the others
-        have that many seconds left."""
+        """What they say, and what went wrong. When most have answered, the others have that many
+        seconds left."""
         loop = asyncio.get_running_loop()
         until = loop.time() + ANSWER_TIMEOUT
         pending = {loop.create_task(self._ask(sentinel)) for sentinel in self._sentinels}
@@ -157,11 +166,12 @@ class SentinelDoor(Door):
                     break
                 for answer in [task.result() for task in done]:
                     if isinstance(answer, _View):
-                        if not views:
-                            until = min(until, loop.time() + patience)
                         views.append(answer)
                     elif answer is not None:
                         problems.append(answer)
+                if views:
+                    most = 2 * len(pending) < len(self._sentinels)
+                    until = min(until, loop.time() + (patience if most else max(patience, MINORITY)))
         finally:
             while pending:
                 for task in pending:
@@ -172,10 +182,10 @@ class SentinelDoor(Door):
     async def _ask(self, sentinel: redis.Redis) -> _View | Exception | None:
         """None: it does not know the name."""
         try:
-            async with sentinel.pipeline(transaction=False) as both:
-                both.sentinel_masters()
-                both.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self._name)
-                masters, address = await both.execute()
+            masters: Any = await sentinel.sentinel_masters()
+            address = await sentinel.execute_command(  # type: ignore[no-untyped-call]
+                "SENTINEL GET-MASTER-ADDR-BY-NAME", self._name
+            )
             state = masters.get(self._name)
             if state is None or address is None:
                 return None
