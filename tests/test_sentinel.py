@@ -131,6 +131,26 @@ async def test_a_grace_longer_than_the_failover(sentinels: Sentinels) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.slow
+async def test_all_replicas_have_the_key_and_the_primary_is_killed(sentinels: Sentinels) -> None:
+    old = sentinels.primary
+    options = {"key_validity": 30, "disconnect_grace": 25, "try_next_after": 1.0}
+    async with Locker(sentinels.url, min_replicas=len(sentinels.replicas), **options) as locker:
+        scope = await locker.acquire("job")  # so it is there, whichever replica it will be
+        old.kill()
+        new = await asyncio.to_thread(sentinels.wait_for_failover, old)
+        await until(lambda: at(locker, new) and up(locker), FAILOVER)
+        assert scope.held
+        with pytest.raises(AcquireTimeoutError):  # one of them is the primary now, the old one is away
+            await locker.acquire("another", timeout=2.5)
+        old.start()
+        await asyncio.to_thread(sentinels.wait_until_ok, 30)
+        await (await locker.acquire("another", timeout=FAILOVER)).release()
+        assert scope.held
+        await scope.release()
+
+
+@pytest.mark.asyncio
+@pytest.mark.slow
 @pytest.mark.parametrize("grace", [0.0, 20.0])
 async def test_planned_failover_never_has_two_holders(sentinels: Sentinels, grace: float) -> None:
     async with (
