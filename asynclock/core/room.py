@@ -438,7 +438,7 @@ class Room(Generic[W]):
         for index, asked in enumerate(lease.asked):
             if asked:  # silent
                 lease.free_at[index] = now + self._backoff()
-        if lease.unasked:  # stopped at a refusal: what that key does decides
+        if lease.unasked and lease.refused:  # stopped at a refusal: what that key does decides
             again = min(when for index, when in lease.free_at.items() if lease.refused >> index & 1)
             again = min(again, now + self.rules.validity)  # then the others are asked all the same
         else:

@@ -99,6 +99,22 @@ def test_in_order_a_first_server_that_fails_is_passed_over(trouble: str) -> None
     assert bench.told == [("granted", "me")]
 
 
+def test_in_order_a_majority_that_is_down_ends_the_attempt_before_all_are_asked() -> None:
+    bench = Bench(3)
+    bench.refuse()
+    bench.drop(0, 1, 2)
+    bench.room.pushed(3, bench.now)
+    assert bench.asks[0] == (Ask.TAKE_TTL, 3)  # the first that is there; with it, three of five cannot be had
+    assert (Ask.RELEASE, 3) in bench.asks and (Ask.TAKE_TTL, 4) not in bench.asks
+    assert bench.room.attempt is None and bench.told == []
+    bench.sent.clear()
+    bench.reconnect(1)
+    bench.answer(Ask.TAKE_TTL, 1)
+    bench.answer(Ask.TAKE_TTL, 3)
+    bench.answer(Ask.TAKE_TTL, 4)
+    assert bench.of("granted") == ["me"]
+
+
 def test_in_order_silent_servers_are_passed_over_one_after_the_other() -> None:
     bench = Bench(3)
     bench.room.contended = True
