@@ -102,7 +102,12 @@ def test_the_numbers_of_the_rules_fit_each_other(majority: int, validity: float,
 # The whole
 
 Plant = Callable[[pytest.MonkeyPatch], None]
-WORLDS = {"one key": (1, 1), "three keys, one server": (2, 1), "three keys, three servers": (2, 3)}
+WORLDS = {
+    "one key": (1, 1),
+    "three keys, one server": (2, 1),
+    "three keys, three servers": (2, 3),
+    "five servers": (3, 5),
+}
 
 
 def world(which: str, seed: int, tracking: bool = True, majority: int | None = None) -> World:
