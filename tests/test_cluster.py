@@ -85,6 +85,13 @@ async def test_of_three_seeds_one_is_enough(cluster: Cluster) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_seed_that_knows_of_no_slots_is_passed_over(cluster: Cluster, kind: str) -> None:
+    with Server(kind, config={"cluster-enabled": "yes"}) as lone:
+        async with Locker([lone.url, *cluster.urls[:2]]) as locker, locker.with_context("job") as scope:
+            assert scope.held and len(keys(cluster)) == 3
+
+
+@pytest.mark.asyncio
 async def test_a_redis_cluster_client(cluster: Cluster) -> None:
     nodes = [ClusterNode("127.0.0.1", server.port) for server in cluster.servers[:2]]
     for client in (

@@ -336,6 +336,27 @@ async def test_a_node_that_hangs(kind: str) -> None:
         await no_keys(cluster)
 
 
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_node_that_comes_back_without_its_nodes_conf(kind: str) -> None:
+    """At its old address there is a node of no cluster now, which knows of no slots. It is not believed."""
+    async with own_cluster(kind, replicas=0, cluster_require_full_coverage="no") as cluster:
+        primary = primaries(cluster)[0]
+        name = next(on_one(cluster, primary, 1))
+        async with Locker(primary.url) as locker:
+            nodes = locker._keeper.topology.nodes
+            primary.kill()
+            assert primary._guard is not None
+            (primary._guard.directory / "nodes.conf").unlink()
+            primary.start()
+            await until(lambda: all(node.wire is not None for node in nodes))
+            for _ in range(10):  # each time another node may be the one that is asked
+                locker._keeper.topology.doubt()  # type: ignore[attr-defined]
+                await asyncio.sleep(0.15)
+                async with locker.with_context(name, timeout=1) as scope:
+                    assert scope.held
+
+
 @pytest.mark.usefixtures("planned")
 @pytest.mark.asyncio
 async def test_roles_may_change_as_often_as_they_like(cluster: Cluster) -> None:

@@ -119,8 +119,6 @@ class Cluster:
         those that answer soon. :raises ServerError: there are none"""
         await self._ask_for_slots()
         tries = [node.first for node in self._nodes.values()]
-        if not tries:
-            raise ServerError(self._doors[0].label, "this cluster serves no slots yet")
         _, late = await asyncio.wait(tries, timeout=PATIENCE)
         while late and not self._connected():
             _, late = await asyncio.wait(late, return_when=asyncio.FIRST_COMPLETED)
@@ -178,18 +176,34 @@ class Cluster:
                 hint = "; grant CLUSTER|SLOTS with ACL SETUSER" if str(reply).startswith("NOPERM") else ""
                 problem = ServerError(node.label, f"refused CLUSTER SLOTS: {reply}{hint}", lasting=bool(hint))
                 continue
-            self._apply(reply, node)
+            try:
+                ranges = self._ranges(reply, node)
+            except (TypeError, ValueError, IndexError, AttributeError):
+                problem = ServerError(node.label, f"answered CLUSTER SLOTS with {reply!r:.200}")
+                continue
+            if not ranges:
+                # It may be new, or have lost its nodes.conf: the others know more.
+                problem = ServerError(node.label, "the cluster that it knows serves no slots yet")
+                continue
+            self._apply(ranges)
             return
         raise problem
 
-    def _apply(self, ranges: Iterable[list[Any]], told_by: Node) -> None:
+    def _ranges(self, reply: Any, told_by: Node) -> list[tuple[int, int, Address]]:
+        """The first and the last slot of each range, and where its owner is."""
+        ranges: list[tuple[int, int, Address]] = []
+        for first, last, primary, *_ in reply:
+            host = (primary[0] or b"").decode()
+            address = self._remap((host if host not in ("", "?") else told_by.door.host, primary[1]))
+            ranges.append((first, last, address))
+        return ranges
+
+    def _apply(self, ranges: Iterable[tuple[int, int, Address]]) -> None:
         """This is whose slot is whose now."""
         now = self._clock()
         owners: list[Node | None] = [None] * SLOTS
         wanted = {address for address, until in self._aside.items() if until > now}
-        for first, last, primary, *_ in ranges:
-            host = (primary[0] or b"").decode()
-            address = self._remap((host if host not in ("", "?") else told_by.door.host, primary[1]))
+        for first, last, address in ranges:
             wanted.add(address)
             node = self._nodes.get(address) or self._start(address)
             owners[first : last + 1] = [node] * (last + 1 - first)
