@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis.asyncio as redis
@@ -26,7 +26,7 @@ class Servers:
     doors: tuple[Door, ...]
     client: redis.Redis | RedisCluster  #: for other commands: of the first server
     ours: tuple[redis.Redis, ...]  #: clients that were made from URLs, to be closed with the locker
-    url: str | None  #: of the first server, if it was given as one
+    url: str | None = field(repr=False)  #: of the first server, if it was given as one
     remap: Callable[[Address], Address] | None = None  #: RedisCluster's address_remap
 
     @classmethod
