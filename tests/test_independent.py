@@ -13,6 +13,7 @@ import pytest
 
 from asynclock import AcquireTimeoutError, ConfigurationError, Locker, LossReason, NotLockedError, ServerError
 from asynclock.testing import Proxy, Server
+from asynclock.wire.node import Node
 
 from .helpers import body, contend, key, until
 
@@ -84,6 +85,27 @@ async def test_a_majority_that_does_not_fit_the_servers_is_refused(three: list[S
     with pytest.raises(ConfigurationError, match=r"key_majority=3.*makes it 2"):
         async with locker_on(three, key_majority=3):
             pass
+
+
+@pytest.mark.asyncio
+async def test_closed_while_a_refused_start_is_cleaned_up(three: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    closing, closed = asyncio.Event(), []
+    aclose = Node.aclose
+
+    async def slowly(node: Node) -> None:
+        closing.set()
+        await asyncio.sleep(0.05)  # as with a server that hangs
+        await aclose(node)
+        closed.append(node)
+
+    monkeypatch.setattr(Node, "aclose", slowly)
+    locker = locker_on(three, key_majority=3)
+    acquiring = asyncio.create_task(locker.acquire("job"))
+    await closing.wait()
+    await locker.aclose()
+    assert len(closed) == 3
+    with pytest.raises(ConfigurationError, match="key_majority=3"):
+        await acquiring
 
 
 @pytest.mark.asyncio

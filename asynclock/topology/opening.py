@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
@@ -58,12 +59,20 @@ async def connect(
                 "give a cluster's nodes, or independent servers"
             )
     except BaseException:
-        if topology is not None:
-            await topology.aclose()
-        for node in nodes:
-            await node.aclose()
+        closing = asyncio.get_running_loop().create_task(_close(topology, nodes))
+        while not closing.done():
+            # Cancelled once more, or only now, by the locker's aclose: the error is raised all the same.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([closing])
         raise
     return topology
+
+
+async def _close(topology: Topology | None, nodes: Sequence[Node]) -> None:
+    if topology is not None:
+        await topology.aclose()
+    for node in nodes:
+        await node.aclose()
 
 
 async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
