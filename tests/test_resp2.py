@@ -15,7 +15,7 @@ import redis.asyncio as redis
 
 from asynclock import Locker, LossReason, ServerError
 from asynclock.testing import Server
-from tests.fronts import NoHello, TwoServers
+from tests.fronts import Front, NoHello, TwoServers
 from tests.helpers import Body, body, key, until
 
 # As in test_loss.py: 1 to 2 ms are typical; two cores with other work need room.
@@ -331,3 +331,17 @@ async def test_an_address_that_leads_to_two_servers(server: Server, kind: str) -
             with pytest.raises(ServerError, match="two servers") as caught:
                 await Locker(balancer.url + "?protocol=2").acquire("job")
             assert not caught.value.lasting
+
+
+class OddNumbers(Front):
+    """Does not tell the number of a connection."""
+
+    def instead(self, command: bytes) -> bytes | None:
+        return b"+OK\r\n" if command.upper().endswith(b"\r\nID\r\n") else None
+
+
+@pytest.mark.asyncio
+async def test_an_answer_that_nobody_has_thought_of_is_an_error_not_a_hang(server: Server) -> None:
+    async with OddNumbers(server.port) as front:
+        with pytest.raises(ServerError, match="cannot be set up: ValueError"):
+            await asyncio.wait_for(Locker(f"{front.url}?protocol=2").acquire("job"), 5)

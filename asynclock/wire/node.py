@@ -182,7 +182,10 @@ class Node:
             if isinstance(error, ConnectionResetError):
                 why = f": {wire.problem}" if wire.problem else ""
                 raise ServerError(self.label, f"the connection was closed while it was set up{why}") from None
-            raise
+            if not isinstance(error, Exception) or isinstance(error, ServerError | ConfigurationError):
+                raise
+            # Whatever a server or proxy may say that nobody has thought of: trying must not end with it.
+            raise ServerError(self.label, f"cannot be set up: {type(error).__name__}: {error!s:.200}") from error
         if wire.closed.done():
             raise ServerError(self.label, "the connection was closed as soon as it was set up")
         self._clock_asked = False
