@@ -318,7 +318,10 @@ class Keeper:
         if reason in (LossReason.EXPIRED, LossReason.DISCONNECTED):
             node = self.topology.home(room, index) if index is not None else None
             trouble = node.trouble if node is not None else self.unreachable(room)
-            detail = str(lease.error or trouble or self.where())
+            if reason is LossReason.DISCONNECTED:
+                detail = str(trouble or lease.error or self.where())  # that error may be another server's
+            else:
+                detail = str(lease.error or trouble or self.where())
         elif reason is not LossReason.CLOSED:
             node = self.topology.home(room, index or 0)
             where = self.where() if index is None or node is None else node.label

@@ -275,6 +275,18 @@ async def test_a_scope_is_lost_with_its_majority_and_not_before(own_three: list[
 
 
 @pytest.mark.asyncio
+async def test_a_loss_names_the_servers_that_are_gone_not_one_that_refuses(own_three: list[Server]) -> None:
+    for option, value in (("maxmemory", "1"), ("maxmemory-policy", "noeviction")):
+        own_three[2].execute("CONFIG", "SET", option, value)
+    async with locker_on(own_three, restart_quarantine=False) as locker:
+        holder = await body(await locker.acquire("job"))
+        own_three[0].kill()
+        lost = await holder.lost_within(1, time.monotonic())
+    assert lost.reason is LossReason.DISCONNECTED
+    assert f":{own_three[0].port}/" in lost.detail and "cannot be reached" in lost.detail
+
+
+@pytest.mark.asyncio
 async def test_a_server_that_comes_back_gets_its_key_back_at_the_next_extension(own_three: list[Server]) -> None:
     async with locker_on(own_three, key_validity=1.0) as locker:
         async with locker.with_context("job") as scope:
