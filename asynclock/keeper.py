@@ -78,9 +78,10 @@ class Keeper:
     """What rooms ask goes to the servers, what servers tell goes to the rooms, what rooms decide
     goes to waiters and scopes. It is the rooms' port, the nodes' listener, and the scopes' keeper.
 
-    State: ``rooms`` are made in ``room`` and forgotten in ``idle``, nowhere else. ``loop`` is set
-    while the locker is in use; ``topology``, ``rules`` and what follows from them once it is
-    connected, and there are no rooms before. In a forked child nothing is ever sent again: ``forked``.
+    State: ``rooms`` are made in ``room`` and forgotten in ``idle``, nowhere else; ``_contended``
+    are empty ones that know of others who want their lock, kept for a while. ``loop`` is set while
+    the locker is in use; ``topology``, ``rules`` and what follows from them once it is connected,
+    and there are no rooms before. In a forked child nothing is ever sent again: ``forked``.
     """
 
     topology: Topology
