@@ -248,6 +248,8 @@ async def test_a_locker_does_not_start_without_a_majority(own_three: list[Server
 @pytest.mark.parametrize("fault", ["killed", "forgotten", "deleted"])
 async def test_a_scope_is_lost_with_its_majority_and_not_before(own_three: list[Server], fault: str) -> None:
     async with locker_on(own_three) as locker:
+        nodes = locker._keeper.topology.nodes
+        await until(lambda: all(node.wire is not None for node in nodes))  # it starts with two, if one is late
         scope = await body(await locker.acquire("job"))
         reasons = {
             "killed": LossReason.DISCONNECTED,
