@@ -118,3 +118,15 @@ async def test_reconnects_have_pauses(own_server: Server) -> None:
         own_server.start()
         scope = await locker.acquire("job", timeout=3)
         await scope.release()
+
+
+@pytest.mark.asyncio
+async def test_a_call_on_a_lost_connection_fails_at_once(own_server: Server) -> None:
+    async with Locker(own_server.url) as locker:
+        (node,) = locker._keeper.topology.nodes
+        wire = node.wire
+        assert wire is not None
+        own_server.kill()
+        await wire.closed
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(wire.call(b"*1\r\n$4\r\nPING\r\n"), 1)

@@ -41,6 +41,7 @@ class Room(Generic[W]):
         "failures",
         "forced",
         "forces",
+        "fruitless",
         "haste",
         "holder",
         "impatient",
@@ -70,7 +71,8 @@ class Room(Generic[W]):
         self.forces: dict[W, None] = {}
         self.forced = False  # is the attempt on behalf of the first in forces?
         self.contended = 0  # others are known to want it: for how many more acquisitions that is remembered
-        self.watched = 0  # bit i: key i refused the last attempt and its change ends the wait
+        self.fruitless: Lease | None = None  # the last attempt, while its end is waited out
+        self.watched = 0  # bit i: key i refused it, and its change may end the wait
         self.quiet: Lease | None = None  # held back for others until the release of this lease is answered
         self.back_at = 0.0  # ... and a little longer, until then
         self.haste = 0
@@ -250,7 +252,7 @@ class Room(Generic[W]):
         if self.holder is not None:
             self._suspect(self.holder, index, cause, now)
         elif self.attempt is None and self.watched >> index & 1 and self.queue:
-            self._attempt(now)
+            self._key_may_be_free(index, now)
 
     def reconnected(self, index: int, now: float) -> None:
         """The server of key ``index`` is back, with or without the key, and tracks nothing yet."""
@@ -438,11 +440,7 @@ class Room(Generic[W]):
         for index, asked in enumerate(lease.asked):
             if asked:  # silent
                 lease.free_at[index] = now + self._backoff()
-        if lease.unasked and lease.refused:  # stopped at a refusal: what that key does decides
-            again = min(when for index, when in lease.free_at.items() if lease.refused >> index & 1)
-            again = min(again, now + self.rules.validity)  # then the others are asked all the same
-        else:
-            again = when_enough_free(lease, self.rules, now)
+        again = self._when_possible(lease, now)
         if again <= now and self.haste < MAX_HASTE:
             self.haste += 1
             self._attempt(now)
@@ -450,6 +448,7 @@ class Room(Generic[W]):
         if again <= now:
             again = now + self.rules.try_next_after * (0.5 + self.port.chance())
         self.haste = 0
+        self.fruitless = lease
         self.watched = sum(1 << index for index in lease.free_at)
         self._wake_at(again)
 
@@ -574,6 +573,26 @@ class Room(Generic[W]):
         return True
 
     # When to look again
+
+    def _key_may_be_free(self, index: int, now: float) -> None:
+        """A key that refused the last attempt has changed. Its holder mostly releases the others too;
+        but if too many servers failed for a majority, an attempt would be in vain, and its release
+        would wake those who wait for this key elsewhere, in turn and without end."""
+        lease = self.fruitless
+        assert lease is not None
+        lease.free_at[index] = now
+        failed = sum(when > now and not lease.refused >> key & 1 for key, when in lease.free_at.items())
+        if failed <= self.rules.keys - self.rules.majority:
+            self._attempt(now)
+        else:
+            self._wake_at(self._when_possible(lease, now))
+
+    def _when_possible(self, lease: Lease, now: float) -> float:
+        """When another attempt may do better than that one, for all that is known."""
+        if lease.unasked and lease.refused:  # stopped at a refusal: what that key does decides
+            again = min(when for index, when in lease.free_at.items() if lease.refused >> index & 1)
+            return min(again, now + self.rules.validity)  # then the others are asked all the same
+        return when_enough_free(lease, self.rules, now)
 
     def _free_at(self, lease: Lease, index: int, found: bytes | None, ttl: int | None, now: float) -> float:
         """When a key that was refused may be free."""

@@ -89,7 +89,10 @@ class Wire(asyncio.Protocol):
     def call(self, data: bytes) -> asyncio.Future[Any]:
         """Send one command and await its reply. An error reply is returned, not raised."""
         call = Call(self._loop)
-        self.send(data, call, 1, self.clock())
+        if self.closed.done():
+            call.dropped()  # nothing will ever come
+        else:
+            self.send(data, call, 1, self.clock())
         return call.future
 
     def _flush(self) -> None:

@@ -358,3 +358,19 @@ def test_a_release_that_finds_fewer_keys_than_a_holder_has_says_so() -> None:
     bench.answer(Ask.RELEASE, 2, found=OTHER)
     assert lease.lost_unnoticed(2)
     assert bench.settles == [lease.token]
+
+
+def test_a_push_starts_no_attempt_that_too_few_servers_could_serve() -> None:
+    """Each attempt in vain would take and release that key, and wake others who wait for it, without end."""
+    bench = Bench(2)
+    bench.down.update((1, 2))
+    bench.join("me")
+    bench.answer(Ask.TAKE, 0, found=OTHER)
+    bench.sent.clear()
+    assert bench.when == NEVER
+    bench.room.pushed(0, bench.now)
+    assert bench.asks == []
+    bench.reconnect(1)
+    for index in (0, 1):
+        bench.answer(Ask.TAKE, index)
+    assert bench.of("granted") == ["me"]
