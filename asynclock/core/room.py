@@ -15,6 +15,7 @@ NEVER = float("inf")
 MAX_BACKOFF = 1.0  # seconds between attempts while a server answers with passing errors
 MAX_HASTE = 3  # attempts in a row without a pause, before pausing all the same
 CONTENDED = 8  # acquisitions without a refusal after which nobody else is expected to want the lock
+MAX_RIVALS = 8  # refusals before an acquisition that count for how long is held back after it
 MIN_HOLD_BACK = 0.0005  # seconds: the least that lets a waiter elsewhere win
 
 
@@ -51,6 +52,8 @@ class Room(Generic[W]):
         "port",
         "queue",
         "quiet",
+        "refusals",
+        "rivals",
         "rules",
         "timer",
         "wake",
@@ -73,6 +76,8 @@ class Room(Generic[W]):
         self.contended = 0  # others are known to want it: for how many more acquisitions that is remembered
         self.fruitless: Lease | None = None  # the last attempt, while its end is waited out
         self.watched = 0  # bit i: key i refused it, and its change may end the wait
+        self.refusals = 0  # since the last acquisition
+        self.rivals = 0  # before it: how often others were quicker
         self.quiet: Lease | None = None  # held back for others until the release of this lease is answered
         self.back_at = 0.0  # ... and a little longer, until then
         self.haste = 0
@@ -433,6 +438,7 @@ class Room(Generic[W]):
             self._next(now)
             return
         known, self.contended = self.contended, CONTENDED if refused else self.contended
+        self.refusals += refused
         if refused and not known:
             # The first attempt did not ask how long the holder has left. Ask, while trying again.
             self._attempt(now, in_order=False)
@@ -459,6 +465,7 @@ class Room(Generic[W]):
         self.quiet = None
         self.back_at = 0.0
         self.contended -= self.contended > 0
+        self.rivals, self.refusals = min(self.refusals, MAX_RIVALS), 0
         lease.acquired_at = now
         lease.cause = None
         lease.free_at.clear()
@@ -506,9 +513,12 @@ class Room(Generic[W]):
         if lease.unreleased:
             return
         if lease is self.quiet:
-            # A waiter elsewhere has heard of it by now: leave it the time of one more round trip.
+            # A waiter elsewhere has heard of it by now: leave it the time of one more round trip. In
+            # order it takes two, and the more there are, the longer coming back is only to be refused.
             self.quiet = None
-            self.back_at = now + min(max(now - lease.released_at, MIN_HOLD_BACK), self.rules.try_next_after)
+            trips = 1 if self.rules.keys == 1 else 2 * max(1, self.rivals)
+            pause = max(now - lease.released_at, MIN_HOLD_BACK) * trips
+            self.back_at = now + min(pause, self.rules.try_next_after)
             if self.queue and self.holder is None and self.attempt is None:
                 self._wake_at(self.back_at)
         self.port.settled(lease)

@@ -374,3 +374,17 @@ def test_a_push_starts_no_attempt_that_too_few_servers_could_serve() -> None:
     for index in (0, 1):
         bench.answer(Ask.TAKE, index)
     assert bench.of("granted") == ["me"]
+
+
+def test_the_more_often_others_were_quicker_the_longer_is_held_back() -> None:
+    bench = Bench(2)
+    bench.refuse()  # twice
+    bench.room.pushed(0, bench.now)
+    for index in range(3):
+        bench.answer(Ask.TAKE_TTL, index)
+    bench.room.release(bench.room.holder, bench.now)
+    bench.wait(0.001)
+    for index in range(3):
+        bench.answer(Ask.RELEASE, index)
+    bench.join("again")
+    assert bench.when == pytest.approx(bench.now + 0.001 * 2 * 2)
