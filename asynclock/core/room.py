@@ -455,7 +455,8 @@ class Room(Generic[W]):
             again = now + self.rules.try_next_after * (0.5 + self.port.chance())
         self.haste = 0
         self.fruitless = lease
-        self.watched = sum(1 << index for index in lease.free_at)
+        # Not those that have not answered: what changes there may be our own release of it.
+        self.watched = sum(1 << index for index in lease.free_at if not lease.asked[index])
         self._wake_at(again)
 
     def _install(self, lease: Lease, waiter: W, now: float) -> None:
@@ -593,7 +594,11 @@ class Room(Generic[W]):
         lease.free_at[index] = now
         failed = sum(when > now and not lease.refused >> key & 1 for key, when in lease.free_at.items())
         if failed <= self.rules.keys - self.rules.majority:
-            self._attempt(now)
+            # A key before it that has not changed is somebody else's, and may be for long: ask for all
+            # at once, if the others are enough.
+            blocked = any(when > now for key, when in lease.free_at.items() if key < index)
+            enough = not lease.unasked and when_enough_free(lease, self.rules, now) <= now
+            self._attempt(now, in_order=not (blocked and enough))
         else:
             self._wake_at(self._when_possible(lease, now))
 

@@ -103,7 +103,7 @@ def test_in_order_a_majority_that_is_down_ends_the_attempt_before_all_are_asked(
     bench = Bench(3)
     bench.refuse()
     bench.drop(0, 1, 2)
-    bench.room.pushed(3, bench.now)
+    bench.room.gone(0, bench.now)
     assert bench.asks[0] == (Ask.TAKE_TTL, 3)  # the first that is there; with it, three of five cannot be had
     assert (Ask.RELEASE, 3) in bench.asks and (Ask.TAKE_TTL, 4) not in bench.asks
     assert bench.room.attempt is None and bench.told == []
@@ -388,3 +388,21 @@ def test_the_more_often_others_were_quicker_the_longer_is_held_back() -> None:
         bench.answer(Ask.RELEASE, index)
     bench.join("again")
     assert bench.when == pytest.approx(bench.now + 0.001 * 2 * 2)
+
+
+def test_a_first_key_that_stays_somebody_elses_is_passed_over_when_the_others_are_free() -> None:
+    """The key of the second one expires, and the server says so before our own timer does."""
+    bench = Bench(2)
+    bench.join("me")
+    bench.answer(Ask.TAKE, 0, found=STRANGER)
+    bench.answer(Ask.TAKE, 1, found=OTHER)
+    bench.answer(Ask.TAKE, 2)
+    for index, (found, ttl) in enumerate([(STRANGER, 60_000), (OTHER, 400)]):
+        bench.answer(Ask.TAKE_TTL, index, found=found, ttl=ttl)
+    bench.answer(Ask.TAKE_TTL, 2)
+    bench.sent.clear()
+    bench.wait(0.39)
+    bench.room.pushed(1, bench.now)
+    for index in (1, 2):
+        bench.answer(Ask.TAKE_TTL, index)
+    assert bench.of("granted") == ["me"]
