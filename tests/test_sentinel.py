@@ -202,6 +202,7 @@ async def test_the_primary_hangs(sentinels: Sentinels) -> None:
         else:
             assert lost.stopped is not None and lost.stopped - since < 3 + AT_ONCE  # its validity
         await scope.release()
+        await until(lambda: sentinels.primary is not old, FAILOVER)  # whichever of them is asked
         assert sentinels.primary.execute("EXISTS", key("job")) == 0
 
 
