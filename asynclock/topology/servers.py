@@ -24,8 +24,9 @@ class Servers:
     """The servers of a locker, as they were given."""
 
     doors: tuple[Door, ...]
-    client: redis.Redis | RedisCluster  #: for other commands: of the first server
-    ours: tuple[redis.Redis, ...]  #: clients that were made from URLs, to be closed with the locker
+    # Not shown: redis-py before 8 shows a client's password.
+    client: redis.Redis | RedisCluster = field(repr=False)  #: for other commands: of the first server
+    ours: tuple[redis.Redis, ...] = field(repr=False)  #: clients that were made from URLs, to be closed with the locker
     url: str | None = field(repr=False)  #: of the first server, if it was given as one
     remap: Callable[[Address], Address] | None = None  #: RedisCluster's address_remap
 

@@ -38,7 +38,7 @@ def explained(error: BaseException, options: Mapping[str, Any]) -> tuple[str, bo
         if "VERSION_NUMBER" in reason or "RECORD_LAYER" in reason:
             return f"does not speak TLS on this port ({reason}); use redis:// or another port", True
         return f"TLS failed: {reason}", True
-    if isinstance(cause, ConnectionResetError):
+    if isinstance(cause, ConnectionResetError) or "closed by server" in str(error):  # an end, to redis-py's reader
         # Its alert, if it sent one, got lost with the reset: it may just as well be going down.
         return f"closed the connection during the TLS handshake or just after; {advice}", False
     return None
