@@ -346,7 +346,7 @@ class Room(Generic[W]):
             self._wake_at(now + self.rules.try_next_after)
         else:
             self._wake_at(NEVER)
-        if in_order and self.contended and self.rules.keys > 1:
+        if in_order and self.contended and self.rules.keys > 1 and self.impatient is None:
             lease.unasked = self.rules.keys
         else:
             self._ask_all(lease, Ask.TAKE_TTL if self.contended else Ask.TAKE, now)

@@ -130,6 +130,17 @@ def test_in_order_silent_servers_are_passed_over_one_after_the_other() -> None:
     assert bench.told == [("granted", "me")]
 
 
+def test_who_does_not_wait_asks_for_all_at_once_and_is_not_refused_by_a_minority() -> None:
+    bench = Bench(2)
+    bench.room.contended = 1
+    bench.room.try_join("me", bench.now)
+    bench.answer(Ask.TAKE_TTL, 0, found=STRANGER, ttl=-1)
+    assert bench.told == []
+    for index in (1, 2):
+        bench.answer(Ask.TAKE_TTL, index)
+    assert bench.told == [("granted", "me")]
+
+
 def test_a_failed_attempt_releases_what_is_still_under_way() -> None:
     bench = Bench(2)
     bench.join("me")
