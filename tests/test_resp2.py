@@ -92,7 +92,7 @@ async def test_a_release_elsewhere_wakes_the_waiter(server: Server, route: str) 
             scope = await other.acquire("job")
             waiting = asyncio.create_task(locker.acquire("job"))
             # The attempts are over, and only the push can end the wait before the TTL, 5 s, does.
-            await until(lambda: "job" in locker._keeper.rooms and locker._keeper.rooms["job"].watched)
+            await until(lambda: "job" in locker._keeper.rooms and locker._keeper.rooms["job"].fruitless)
             await asyncio.sleep(0.02 * round)
             since = time.monotonic()
             await scope.release()

@@ -68,6 +68,7 @@ class Lease:
         "unasked",
         "unreleased",
         "votes",
+        "watched",
     )
 
     def __init__(self, token: bytes, keys: int) -> None:
@@ -86,6 +87,7 @@ class Lease:
         self.silent = False
         self.unasked = 0  # keys that an attempt in order has not come to yet: the last ones
         self.decides = -1  # ... and the key whose answer it waits for
+        self.watched = 0  # bit i: the attempt is lost, and a change of key i makes another worth while
         self.acquired_at = 0.0
         self.extend_at = 0.0
         self.handoffs = 0

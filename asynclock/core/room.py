@@ -57,7 +57,6 @@ class Room(Generic[W]):
         "rules",
         "timer",
         "wake",
-        "watched",
     )
 
     def __init__(self, name: str, rules: Rules, port: Port[W], keys: tuple[bytes, ...] = ()) -> None:
@@ -74,8 +73,7 @@ class Room(Generic[W]):
         self.forces: dict[W, None] = {}
         self.forced = False  # is the attempt on behalf of the first in forces?
         self.contended = 0  # others are known to want it: for how many more acquisitions that is remembered
-        self.fruitless: Lease | None = None  # the last attempt, while its end is waited out
-        self.watched = 0  # bit i: key i refused it, and its change may end the wait
+        self.fruitless: Lease | None = None  # the last attempt, while the time for another is waited for
         self.refusals = 0  # since the last acquisition
         self.rivals = 0  # before it: how often others were quicker
         self.quiet: Lease | None = None  # held back for others until the release of this lease is answered
@@ -256,7 +254,7 @@ class Room(Generic[W]):
                 self.attempt.free_at[index] = now
         if self.holder is not None:
             self._suspect(self.holder, index, cause, now)
-        elif self.attempt is None and self.watched >> index & 1 and self.queue:
+        elif self._waits_for(index):
             self._key_may_be_free(index, now)
 
     def reconnected(self, index: int, now: float) -> None:
@@ -281,7 +279,7 @@ class Room(Generic[W]):
             if lease is not None and lease.votes[index]:
                 lease.vote(index, 0.0, self.rules.majority)
                 self._judge(lease, LossReason.DISCONNECTED, index, now)
-        if self.watched >> index & 1 and self.holder is None and self.attempt is None and self.queue:
+        if self._waits_for(index):
             self._attempt(now)  # what was waited for there will not be told; the others may do
 
     def woken(self, now: float) -> None:
@@ -299,7 +297,7 @@ class Room(Generic[W]):
             else:
                 self.attempt.silent = not self.forced
             self._decide(now)
-        elif self.watched:
+        elif self.fruitless is not None:
             # In order, a first key that never becomes free would keep us from a majority of the others.
             self._attempt(now, in_order=False)
         else:
@@ -340,7 +338,7 @@ class Room(Generic[W]):
         self._decide(now)
 
     def _attempt(self, now: float, in_order: bool = True) -> None:
-        self.watched = 0
+        self.fruitless = None
         lease = self.attempt = Lease(self.port.token(False), self.rules.keys)
         if self.rules.keys > 1:
             self._wake_at(now + self.rules.try_next_after)
@@ -456,14 +454,14 @@ class Room(Generic[W]):
         self.haste = 0
         self.fruitless = lease
         # Not those that have not answered: what changes there may be our own release of it.
-        self.watched = sum(1 << index for index in lease.free_at if not lease.asked[index])
+        lease.watched = sum(1 << index for index in lease.free_at if not lease.asked[index])
         self._wake_at(again)
 
     def _install(self, lease: Lease, waiter: W, now: float) -> None:
         """The lease is won: hold it on behalf of ``waiter``."""
         self.holder = lease
-        self.watched = self.haste = self.failures = 0
-        self.quiet = None
+        self.haste = self.failures = 0
+        self.fruitless = self.quiet = None
         self.back_at = 0.0
         self.contended -= self.contended > 0
         self.rivals, self.refusals = min(self.refusals, MAX_RIVALS), 0
@@ -585,6 +583,13 @@ class Room(Generic[W]):
 
     # When to look again
 
+    def _waits_for(self, index: int) -> bool:
+        """Is key ``index`` one whose change may end the wait for another attempt?"""
+        lease = self.fruitless
+        if lease is None or self.attempt is not None or not self.queue:  # that attempt is one by force
+            return False
+        return bool(lease.watched >> index & 1)
+
     def _key_may_be_free(self, index: int, now: float) -> None:
         """A key that refused the last attempt has changed. Its holder mostly releases the others too;
         but if too many servers failed for a majority, an attempt would be in vain, and its release
@@ -635,7 +640,7 @@ class Room(Generic[W]):
     def _rest(self) -> None:
         """Forget what only matters while somebody is here; say so if nobody is."""
         if self.holder is None and self.attempt is None and not self.queue and not self.forces:
-            self.watched = 0
+            self.fruitless = None
             if not self.contended:
                 self.quiet = None
             self._wake_at(NEVER)

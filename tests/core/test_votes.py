@@ -371,6 +371,18 @@ def test_a_release_that_finds_fewer_keys_than_a_holder_has_says_so() -> None:
     assert bench.settles == [lease.token]
 
 
+def test_a_push_for_who_waits_does_not_disturb_a_take_over() -> None:
+    bench = Bench(2)
+    bench.refuse("waiter")
+    bench.room.force("me", bench.now)
+    attempt = bench.room.attempt
+    bench.room.pushed(1, bench.now)
+    assert bench.room.attempt is attempt
+    bench.answer(Ask.FORCE, 0)
+    bench.answer(Ask.FORCE, 2)
+    assert bench.told == [("granted", "me")]
+
+
 def test_a_push_starts_no_attempt_that_too_few_servers_could_serve() -> None:
     """Each attempt in vain would take and release that key, and wake others who wait for it, without end."""
     bench = Bench(2)
