@@ -7,15 +7,15 @@ import os
 import random
 import time
 import weakref
-from collections import OrderedDict, deque
 from collections.abc import Collection
 from typing import Any, Protocol
 
+from .alarms import Alarms
 from .core.lease import Lease, Tokens
-from .core.room import NEVER, Room
+from .core.room import Room
 from .core.rules import Ask, LossReason, Rules
 from .errors import AcquireTimeoutError, LockerClosedError, NotLockedError, ServerError
-from .options import Options
+from .options import Options, check_name
 from .topology import Servers, Topology, connect
 from .wire.commands import bulk
 from .wire.node import Node
@@ -30,8 +30,9 @@ if hasattr(time, "CLOCK_BOOTTIME"):
 else:  # pragma: no cover - macOS: its monotonic clock stops in a suspend, as do its servers
     clock = time.monotonic
 
-CONTENDED_FOR = 1.0  # seconds for which an empty room is kept that knows of others who want the lock
-MAX_CONTENDED = 1000  # such rooms, at most
+MAX_RESTED = 1000  # empty rooms that are kept, for who comes back to their names
+MAX_RESTED_NAME = 1000  # characters in the name of one that is
+CONTENDED_FOR = 1.0  # seconds for which an empty room remembers that others want its lock
 
 _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
 
@@ -78,14 +79,16 @@ class Keeper:
     """What rooms ask goes to the servers, what servers tell goes to the rooms, what rooms decide
     goes to waiters and scopes. It is the rooms' port, the nodes' listener, and the scopes' keeper.
 
-    State: ``rooms`` are made in ``room`` and forgotten in ``idle``, nowhere else; ``_contended``
-    are empty ones that know of others who want their lock, kept for a while. ``loop`` is set while
-    the locker is in use; ``topology``, ``rules`` and what follows from them once it is connected,
-    and there are no rooms before. In a forked child nothing is ever sent again: ``forked``.
+    State: ``rooms`` are those where somebody is. They are entered in ``room`` and left in ``idle``,
+    nowhere else, and rest in ``_rested`` then, the latest last, until somebody comes back or there are
+    too many. ``loop`` is set while the locker is in use; ``topology``, ``rules`` and what follows from
+    them once it is connected, and there are no rooms before. In a forked child nothing is ever sent
+    again: ``forked``.
     """
 
     topology: Topology
     rules: Rules
+    alarms: Alarms
 
     def __init__(self, options: Options, servers: Servers) -> None:
         self.options = options
@@ -95,11 +98,11 @@ class Keeper:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.forked = False
         self.now = clock
-        self._contended: OrderedDict[str, tuple[float, Room[Waiter]]] = OrderedDict()  # when they became empty
+        self._rested: dict[str, Room[Waiter]] = {}
         self._prefixes: list[bytes] = []
         self._tokens = Tokens(os.urandom(16))
-        # Who waits for a release, in the order in which they give up: all wait as long.
-        self._settling: deque[tuple[float, asyncio.Future[None], Lease]] = deque()
+        # Who waits for a release until when, in the order in which they give up: all wait as long.
+        self._settling: dict[asyncio.Future[None], float] = {}
         self._settling_timer: asyncio.TimerHandle | None = None
         self._leaving: list[Owner] = []  # scopes whose blocks close waits for
         _keepers.add(self)
@@ -112,6 +115,7 @@ class Keeper:
         servers = self.servers
         self.topology = await connect(servers.doors, self.options, self, clock, servers.remap)
         self.rules = self.options.rules(self.topology.majority)
+        self.alarms = Alarms(asyncio.get_running_loop(), clock)
         self._prefixes = [f"{self.options.key_prefix}:{index}:".encode() for index in range(self.rules.keys)]
         self.connected = True
 
@@ -136,13 +140,22 @@ class Keeper:
         return lease if lease is not None and lease.done else None
 
     def room(self, name: str) -> Room[Waiter]:
-        rested = self._contended.pop(name, None)
-        if rested is not None and self.now() - rested[0] < CONTENDED_FOR:
-            self.rooms[name] = rested[1]
-            return rested[1]
-        raw = name.encode()
+        """The room of that name, in which somebody is from now on.
+
+        :raises ConfigurationError: a lock cannot have that name
+        """
+        room = self.rooms.get(name)
+        if room is not None:
+            return room
+        room = self._rested.pop(name, None)
+        if room is not None:
+            if room.contended and self.now() - room.left_at > CONTENDED_FOR:
+                room.expect_nobody()
+            self.rooms[name] = room
+            return room
+        raw = check_name(name)
         keys = tuple([bulk(prefix + raw) for prefix in self._prefixes])
-        room: Room[Waiter] = Room(name, self.rules, self, keys)
+        room = Room(name, self.rules, self, keys)
         room.places = self.topology.places(keys)
         self.rooms[name] = room
         return room
@@ -184,6 +197,7 @@ class Keeper:
         """Close every connection; nothing of this keeper runs on."""
         if self.connected:
             await self.topology.aclose()
+            self.alarms.close()
         if self._settling_timer is not None:
             self._settling_timer.cancel()
 
@@ -213,12 +227,13 @@ class Keeper:
         """Wait until the release is answered, or will not be: until then, and as long as servers
         that were asked keep answering at all. A cancellation meanwhile is returned, not raised."""
         cancelled = None
+        now = self.now()
         if until is None:
-            until = self.now() + self.options.try_next_after
+            until = now + self.options.try_next_after
         loop = asyncio.get_running_loop()
-        while lease.unreleased and not (until <= self.now() and self._silent()):
+        while lease.unreleased and not (until <= now and self._silent()):
             future = lease.settled = loop.create_future()
-            self._settling.append((until, future, lease))
+            self._settling[future] = until
             if self._settling_timer is None:
                 self._settling_timer = loop.call_later(self.options.try_next_after, self._settle)
             try:
@@ -227,6 +242,9 @@ class Keeper:
             except asyncio.CancelledError as error:
                 # The release is on its way; what is left of the wait is short and bounded.
                 cancelled = error
+                now = self.now()
+            finally:
+                del self._settling[future]
         lease.settled = None
         return cancelled
 
@@ -238,20 +256,16 @@ class Keeper:
         """Let those go on who have waited long enough for a server that says nothing."""
         self._settling_timer = None
         now = self.now()
-        settling = self._settling
         patience = self.options.try_next_after
         silent = self._silent()
-        while settling:
-            until, future, lease = settling[0]
-            if lease.unreleased and not future.done() and not (silent and until <= now):
+        for future, until in self._settling.items():
+            if future.done():
+                continue
+            if until > now or not silent:
+                assert self.loop is not None
+                self._settling_timer = self.loop.call_later(max(until - now, patience / 4), self._settle)
                 break
-            settling.popleft()
-            if not future.done():
-                future.set_result(None)
-        if settling:
-            again = max(settling[0][0] - now, patience / 4)
-            assert self.loop is not None
-            self._settling_timer = self.loop.call_later(again, self._settle)
+            future.set_result(None)
 
     # What rooms need (core.room.Port)
 
@@ -272,17 +286,7 @@ class Keeper:
         return node is None or node.silent(now, self.options.try_next_after)
 
     def wake(self, room: Room[Waiter], when: float) -> None:
-        timer = room.timer
-        if timer is not None:
-            timer.cancel()
-        if when == NEVER:
-            room.timer = None
-        else:
-            assert self.loop is not None
-            room.timer = self.loop.call_later(max(0.0, when - self.now()), self._wake, room)
-
-    def _wake(self, room: Room[Waiter]) -> None:
-        room.woken(self.now())
+        self.alarms.set(room, when)
 
     def chance(self) -> float:
         return random.random()
@@ -335,21 +339,26 @@ class Keeper:
             future.set_result(None)
 
     def idle(self, room: Room[Waiter]) -> None:
-        if self.rooms.get(room.name) is room:
-            del self.rooms[room.name]
-            if room.contended:
-                self._contended[room.name] = (self.now(), room)
-                if len(self._contended) > MAX_CONTENDED:
-                    self._contended.popitem(last=False)
+        name = room.name
+        if self.rooms.pop(name, None) is None:
+            return
+        if room.contended:
+            room.left_at = self.now()
+        if len(name) <= MAX_RESTED_NAME:
+            self._rested[name] = room
+            if len(self._rested) <= MAX_RESTED:
+                return
+            room = self._rested.pop(next(iter(self._rested)))
+        self.alarms.forget(room)
 
     # What servers tell (wire.node.Listener)
 
-    def pushed(self, node: Node, key: bytes) -> None:
+    def pushed(self, node: Node, key: bytes, now: float) -> None:
         for index, prefix in enumerate(self._prefixes):
             if key.startswith(prefix):
                 room = self.rooms.get(key[len(prefix) :].decode(errors="replace"))
                 if room is not None:
-                    room.pushed(index, self.now())
+                    room.pushed(index, now)
 
     def flushed(self, node: Node) -> None:
         now = self.now()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Never
 
@@ -145,28 +146,29 @@ class Locker:
 
     def with_context(self, name: str, *, timeout: Seconds | None = None) -> ScopeContext:
         """``async with locker.with_context(name) as scope:`` - :meth:`acquire`, hold, release."""
-        return ScopeContext(lambda: self.acquire(name, timeout=timeout))
+        if timeout is None:
+            return ScopeContext(self._acquire, name, Room.join)
+        return ScopeContext(partial(self.acquire, timeout=timeout), name)
 
     def try_with_context(self, name: str) -> ScopeContext:
         """``async with`` around :meth:`try_acquire`."""
-        return ScopeContext(lambda: self.try_acquire(name))
+        return ScopeContext(self._acquire, name, Room.try_join)
 
     def force_with_context(self, name: str) -> ScopeContext:
         """``async with`` around :meth:`force_acquire`."""
-        return ScopeContext(lambda: self.force_acquire(name))
+        return ScopeContext(self._acquire, name, Room.force)
 
     async def _acquire(
         self, name: str, enter: Callable[[Room[Waiter], Waiter, float], None], timeout: float | None = None
     ) -> LockScope:
-        check_name(name)
         keeper = self._keeper
-        until = NEVER if timeout is None else keeper.now() + timeout
-        if (
-            not self._open
-            or self._closing is not None
-            or keeper.forked
-            or asyncio.get_running_loop() is not keeper.loop
-        ):
+        loop = keeper.loop
+        now = keeper.now()
+        until = NEVER if timeout is None else now + timeout
+        if type(name) is not str:
+            check_name(name)
+        if not self._open or self._closing is not None or keeper.forked or asyncio.get_running_loop() is not loop:
+            check_name(name)
             try:
                 async with asyncio.timeout(timeout):
                     await self._ready()
@@ -176,12 +178,12 @@ class Locker:
                 raise AcquireTimeoutError(name, timeout, str(why)) from why
             if self._closing is not None:
                 raise self._closed_error()  # in this very moment
-        loop = keeper.loop
+            loop = keeper.loop
+            now = keeper.now()
         assert loop is not None
         while True:
-            room = keeper.rooms.get(name) or keeper.room(name)
+            room = keeper.room(name)
             waiter = Waiter(room, loop.create_future())
-            now = keeper.now()
             timer = None
             if timeout is not None:
                 timer = loop.call_later(max(0.0, until - now), keeper.time_out, waiter, timeout)
@@ -204,8 +206,9 @@ class Locker:
                 raise waiter.error
             lease = waiter.lease
             assert lease is not None
-            if not lease.done and keeper.now() >= lease.deadline:
-                room.woken(keeper.now())  # the loop was blocked for so long
+            now = keeper.now()
+            if not lease.done and now >= lease.deadline:
+                room.woken(now)  # the loop was blocked for so long
             if not lease.done:
                 scope = LockScope(keeper, room, lease)
                 lease.owner = weakref.ref(scope)

@@ -147,11 +147,13 @@ class LockScope:
         lease = self._end()
         if lease is not None:
             self._keeper.give_back(self._room, lease)
-            cancelled = await self._keeper.wait_settled(lease)
-            if self._keeper.lost_unnoticed(lease):
-                self._lost_unnoticed()
-            if cancelled is not None:
-                raise cancelled
+            self._settled(lease, await self._keeper.wait_settled(lease))
+
+    def _settled(self, lease: Lease, cancelled: asyncio.CancelledError | None) -> None:
+        if lease.missed and self._keeper.lost_unnoticed(lease):
+            self._lost_unnoticed()
+        if cancelled is not None:
+            raise cancelled
 
     def cancel(self) -> None:
         """Stop the body and the tasks, release, and let the block end silently. Without
@@ -200,6 +202,9 @@ class LockScope:
         if self._parent is not None:
             raise RuntimeError(f"lock {self.name!r}: a scope can be entered once; acquire the lock again")
         self.check()
+        return self._enter()
+
+    def _enter(self) -> LockScope:
         parent = asyncio.current_task()
         if parent is None:
             raise RuntimeError(f"lock {self.name!r}: 'async with' needs a task around it")
@@ -210,6 +215,22 @@ class LockScope:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        lease, keeper = self._lease, self._keeper
+        if (
+            error is None
+            and lease is not None
+            and not self._tasks
+            and not self._aborting
+            and keeper.now() < lease.deadline
+        ):
+            # Nothing to stop, nobody to wait for: just give the lock back.
+            self._exiting = True
+            self._end()
+            keeper.give_back(self._room, lease)
+            self._settled(lease, await keeper.wait_settled(lease))
+            if self._reason is not None:
+                raise self._error()
+            return None
         try:
             return await self._exit(error)
         finally:
@@ -338,7 +359,8 @@ class LockScope:
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.owner = None
-            self._wake()
+            if self._waiting is not None:
+                self._wake()
         return lease
 
     def _finish(self) -> Lease | None:
@@ -432,23 +454,22 @@ class LockScope:
 class ScopeContext:
     """``async with`` around an acquisition: acquires, enters the scope, and releases. For one use."""
 
-    __slots__ = ("_acquire", "_scope")
+    __slots__ = ("_acquire", "_arguments", "_scope")
 
-    def __init__(self, acquire: Callable[[], Awaitable[LockScope]]) -> None:
-        self._acquire: Callable[[], Awaitable[LockScope]] | None = acquire
+    def __init__(self, acquire: Callable[..., Awaitable[LockScope]], *arguments: Any) -> None:
+        self._acquire: Callable[..., Awaitable[LockScope]] | None = acquire
+        self._arguments = arguments
         self._scope: LockScope | None = None
 
     async def __aenter__(self) -> LockScope:
         acquire, self._acquire = self._acquire, None
         if acquire is None:
             raise RuntimeError("this context manager was used before; call with_context() again")
-        scope = await acquire()
-        await scope.__aenter__()
-        self._scope = scope
-        return scope
+        self._scope = scope = await acquire(*self._arguments)
+        return scope._enter()  # it is held, or acquire would have gone on trying
 
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
+    ) -> Coroutine[Any, Any, bool | None]:
         assert self._scope is not None
-        return await self._scope.__aexit__(kind, error, traceback)
+        return self._scope.__aexit__(kind, error, traceback)

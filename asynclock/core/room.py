@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from .lease import Lease, when_enough_free
 from .port import Port
-from .rules import Ask, LossReason, Rules
+from .rules import EXTEND, FORCE, READ, RELEASE, TAKE, TAKE_TTL, Ask, LossReason, Rules
 
 W = TypeVar("W")
 
@@ -47,6 +47,7 @@ class Room(Generic[W]):
         "holder",
         "impatient",
         "keys",
+        "left_at",
         "name",
         "places",
         "port",
@@ -55,6 +56,7 @@ class Room(Generic[W]):
         "refusals",
         "rivals",
         "rules",
+        "slot",
         "timer",
         "wake",
     )
@@ -63,9 +65,11 @@ class Room(Generic[W]):
         self.name = name
         self.rules = rules
         self.port = port
-        self.keys = keys  # the shell's, like places and timer
+        self.keys = keys  # the shell's, like the four that follow
         self.places: tuple[int, ...] = ()
         self.timer: Any = None
+        self.slot = NEVER
+        self.left_at = 0.0
         self.holder: Lease | None = None
         self.attempt: Lease | None = None
         self.queue: OrderedDict[W, None] = OrderedDict()
@@ -188,7 +192,7 @@ class Room(Generic[W]):
     ) -> None:
         """An answer. ``ok``: the command did what it was to do; ``found``: what is in the key after
         it; ``ttl``: milliseconds that the key has left, -1 for no end, -2 for no key, None for not asked."""
-        if ask is Ask.RELEASE:
+        if ask is RELEASE:
             lease.missed += not ok
             self._released(lease, now)
             return
@@ -197,7 +201,7 @@ class Room(Generic[W]):
             return
         rules = self.rules
         if found == lease.token:
-            if ask is Ask.READ:
+            if ask is READ:
                 if ttl is not None and ttl >= 0:
                     # Somebody may have shortened its life; nobody lengthens it by reading.
                     until = sent + rules.term_of(ttl / 1000)
@@ -211,14 +215,14 @@ class Room(Generic[W]):
             if lease.pushed >> index & 1 and not lease.asked[index]:
                 # The push may be older than the answer, or not (it can come on another connection).
                 lease.pushed &= ~(1 << index)
-                self._ask(lease, index, Ask.READ, now)
+                self._ask(lease, index, READ, now)
             lost = None
         else:
             lost = lease.why_lost(index, found, now) if lease.votes[index] else None
             lease.vote(index, 0.0, rules.majority)
             if not lease.asked[index]:
                 lease.owed &= ~(1 << index)
-            if ok and found is None and ask in (Ask.TAKE, Ask.TAKE_TTL, Ask.FORCE):
+            if ok and found is None and ask <= FORCE:
                 self.port.doubt_clock(self, index)
             lease.refused |= 1 << index
             lease.free_at[index] = self._free_at(lease, index, found, ttl, now)
@@ -226,20 +230,20 @@ class Room(Generic[W]):
 
     def failed(self, lease: Lease, index: int, ask: Ask, error: Exception | None, now: float) -> None:
         """No answer will come: the connection is gone (``None``), or the server answered with an error."""
-        if ask is Ask.RELEASE:
+        if ask is RELEASE:
             self._released(lease, now)
             return
         lease.asked[index] -= 1
         if lease.done:
             return
         lease.error = error
-        if ask in (Ask.TAKE, Ask.TAKE_TTL, Ask.FORCE):
+        if ask <= FORCE:
             lease.barred += getattr(error, "lasting", False)
             lease.free_at[index] = NEVER if error is None else now + self._backoff()
         elif error is not None:
             # The vote counts on until its time is over: try again well before that, and soon if the
             # key is known to have changed.
-            if ask is Ask.READ or lease.pushed >> index & 1:
+            if ask is READ or lease.pushed >> index & 1:
                 again = self._backoff()
             else:
                 again = max(self.rules.try_next_after, (lease.deadline - now) / 4)
@@ -334,7 +338,7 @@ class Room(Generic[W]):
     def _force(self, now: float) -> None:
         self.attempt = lease = Lease(self.port.token(True), self.rules.keys)
         self.forced = True
-        self._ask_all(lease, Ask.FORCE, now)
+        self._ask_all(lease, FORCE, now)
         self._decide(now)
 
     def _attempt(self, now: float, in_order: bool = True) -> None:
@@ -342,13 +346,13 @@ class Room(Generic[W]):
         lease = self.attempt = Lease(self.port.token(False), self.rules.keys)
         if self.rules.keys > 1:
             self._wake_at(now + self.rules.try_next_after)
-        else:
+        elif self.wake != NEVER:
             self._wake_at(NEVER)
         if in_order and self.contended and self.rules.keys > 1 and self.impatient is None:
             lease.unasked = self.rules.keys
-        else:
-            self._ask_all(lease, Ask.TAKE_TTL if self.contended else Ask.TAKE, now)
-        self._decide(now)
+            self._decide(now)
+        elif not self._ask_all(lease, TAKE_TTL if self.contended else TAKE, now):
+            self._decide(now)
 
     def _ask_in_order(self, lease: Lease, now: float) -> None:
         """Ask for the next key, unless the answer for another is to be waited for; for all the rest
@@ -359,7 +363,7 @@ class Room(Generic[W]):
             index = self.rules.keys - lease.unasked
             lease.unasked -= 1
             silent = self.port.silent(self, index, now)
-            if self._ask_if_there(lease, index, Ask.TAKE_TTL, now) and not silent and not lease.granted(now):
+            if self._ask_if_there(lease, index, TAKE_TTL, now) and not silent and not lease.granted(now):
                 lease.decides = index
 
     def _decide(self, now: float) -> None:
@@ -368,8 +372,7 @@ class Room(Generic[W]):
         assert lease is not None
         if lease.unasked:
             self._ask_in_order(lease, now)
-        granted = lease.granted(now)
-        if granted >= rules.majority:
+        if now < lease.deadline:  # a majority is ours
             self.attempt = None
             if self.forced:
                 self.forced = False
@@ -381,11 +384,12 @@ class Room(Generic[W]):
                 self.impatient = None
                 waiter, _ = self.queue.popitem(last=False)
             self._install(lease, waiter, now)
-            self._next(now)
+            if self.forces:
+                self._next(now)
             return
         pending = lease.pending()
         if (
-            granted + pending + lease.unasked < rules.majority
+            lease.granted(now) + pending + lease.unasked < rules.majority
             or (lease.unasked and lease.refused)
             or (lease.silent and pending <= rules.keys - rules.majority)
         ):
@@ -470,7 +474,7 @@ class Room(Generic[W]):
         lease.free_at.clear()
         # The first extension comes early by chance, so that locks acquired together are not all
         # extended in the same loop turn for ever.
-        lease.extend_at = now + self.rules.extend_interval * (0.5 + self.port.chance() / 2)
+        lease.extend_at = self.rules.extension(now, 0.5 + self.port.chance() / 2)
         self._extend_in_time(lease, now)
         self.port.granted(waiter, lease)
 
@@ -500,8 +504,9 @@ class Room(Generic[W]):
         lease.done = True
         lease.released_at = now
         lease.unreleased = 1
+        ask = self.port.ask
         for index in range(self.rules.keys):
-            if lease.owed >> index & 1 and self.port.ask(self, lease, index, Ask.RELEASE, now):
+            if lease.owed >> index & 1 and ask(self, lease, index, RELEASE, now):
                 lease.unreleased += 1
         lease.releases = lease.unreleased - 1
         lease.owed = 0
@@ -524,16 +529,18 @@ class Room(Generic[W]):
 
     def _extend(self, lease: Lease, now: float) -> None:
         """Extend every vote, and try to get the keys back that do not count (only if they are free)."""
-        lease.extend_at = now + self.rules.extend_interval
+        lease.extend_at = self.rules.extension(now)
         for index in range(self.rules.keys):
             if not lease.asked[index]:
-                self._ask(lease, index, Ask.EXTEND if lease.owed >> index & 1 else Ask.TAKE, now)
+                self._ask(lease, index, EXTEND if lease.owed >> index & 1 else TAKE, now)
 
     def _extend_in_time(self, lease: Lease, now: float) -> None:
         """A deadline that is nearer than usual (a late grant, a lost vote) wants its extension earlier."""
-        usual = self.rules.term - self.rules.extend_interval  # what is left when an extension is due
-        lease.extend_at = min(lease.extend_at, lease.deadline - min(usual, (lease.deadline - now) / 2))
-        self._wake_at(min(lease.extend_at, lease.deadline))
+        deadline = lease.deadline
+        latest = deadline - min(self.rules.reserve, (deadline - now) / 2)
+        if latest < lease.extend_at:
+            lease.extend_at = latest
+        self._wake_at(min(lease.extend_at, deadline))
 
     def _suspect(self, lease: Lease, index: int, cause: LossReason | None, now: float) -> None:
         """Key ``index`` changed: look at it, now or after the answer that is under way."""
@@ -545,7 +552,7 @@ class Room(Generic[W]):
             if lease is not self.holder:
                 # Not counted towards a majority until the answer: an attempt must not be won with it.
                 lease.vote(index, 0.0, self.rules.majority)
-            self._ask(lease, index, Ask.READ, now)
+            self._ask(lease, index, READ, now)
 
     def _verify_holder(self, index: int | None, now: float) -> None:
         """The holder's keys (or the one) may have changed without a push."""
@@ -558,11 +565,15 @@ class Room(Generic[W]):
             elif lease.owed >> i & 1:
                 if index is not None:
                     lease.cause = LossReason.FORGOTTEN
-                self._ask(lease, i, Ask.EXTEND, now)
+                self._ask(lease, i, EXTEND, now)
 
-    def _ask_all(self, lease: Lease, ask: Ask, now: float) -> None:
+    def _ask_all(self, lease: Lease, ask: Ask, now: float) -> bool:
+        """Were all of them there to be asked?"""
+        all_there = True
         for index in range(self.rules.keys):
-            self._ask_if_there(lease, index, ask, now)
+            if not self._ask_if_there(lease, index, ask, now):
+                all_there = False
+        return all_there
 
     def _ask_if_there(self, lease: Lease, index: int, ask: Ask, now: float) -> bool:
         if self._ask(lease, index, ask, now):
@@ -577,7 +588,7 @@ class Room(Generic[W]):
         if not self.port.ask(self, lease, index, ask, now):
             return False
         lease.asked[index] += 1
-        if ask is not Ask.READ:
+        if ask is not READ:
             lease.owed |= 1 << index
         return True
 
@@ -641,7 +652,14 @@ class Room(Generic[W]):
         """Forget what only matters while somebody is here; say so if nobody is."""
         if self.holder is None and self.attempt is None and not self.queue and not self.forces:
             self.fruitless = None
+            self.haste = self.failures = 0
             if not self.contended:
                 self.quiet = None
             self._wake_at(NEVER)
             self.port.idle(self)
+
+    def expect_nobody(self) -> None:
+        """That others wanted the lock is too long ago to say anything."""
+        self.contended = self.refusals = 0
+        self.quiet = None
+        self.back_at = 0.0

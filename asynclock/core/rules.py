@@ -18,6 +18,10 @@ class Ask(IntEnum):
     RELEASE = 5  #: delete it if it is still ours
 
 
+# Looking one up in its class takes as long as a call.
+TAKE, TAKE_TTL, FORCE, EXTEND, READ, RELEASE = Ask
+
+
 class LossReason(StrEnum):
     """Why a scope no longer holds its lock. A string: ``reason == "deleted"`` works."""
 
@@ -30,6 +34,15 @@ class LossReason(StrEnum):
     DISCONNECTED = "disconnected"  #: the server is gone and cannot be reached again
     CLOSED = "closed"  #: the locker was closed
     RELEASED = "released"  #: nobody took it: this scope gave the lock back itself
+
+
+GRID = 1 / 128  # seconds; a power of two, so that what is on the grid stays there
+COARSE = 0.1  # seconds: shorter intervals between extensions are kept to exactly
+
+
+def on_grid(when: float) -> float:
+    """The last instant of the grid before it."""
+    return when // GRID * GRID
 
 
 DRIFT = 0.01  # share of the validity by which two clocks may run apart (Redlock's CLOCK_DRIFT_FACTOR)
@@ -49,10 +62,17 @@ class Rules:
     handoff_time: float = 0.05  #: ... and for how long after it was acquired
     keys: int = field(init=False)  #: how many keys a name has
     term: float = field(init=False)  #: how long a granted key counts from before it was asked for
+    reserve: float = field(init=False)  #: what is left of that when an extension is due
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", 2 * self.majority - 1)
         object.__setattr__(self, "term", self.term_of(self.validity))
+        object.__setattr__(self, "reserve", self.term - self.extend_interval)
+
+    def extension(self, now: float, share: float = 1.0) -> float:
+        """When to extend next. On the grid, so that those of many locks leave in one write, by one timer."""
+        when = now + self.extend_interval * share
+        return when if self.extend_interval < COARSE else on_grid(when)
 
     @staticmethod
     def term_of(validity: float) -> float:

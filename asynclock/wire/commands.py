@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,56 +65,79 @@ class Abilities:
     run_id: str = ""  #: what tells this process of the server from others; empty: was not asked
 
 
-_NAMES = {
-    Ask.TAKE: ("SET", "GET"),
-    Ask.TAKE_TTL: ("SET", "PTTL", "GET"),
-    Ask.FORCE: ("SET", "GET"),
-    Ask.READ: ("PTTL", "GET"),
-}
-
-
 class Commands:
     """Packs asks for a server with these abilities. ``key`` is a packed key: ``bulk(name)``."""
 
-    __slots__ = ("_extend", "_release", "names", "px")
+    __slots__ = ("_packers", "names", "px")
 
     def __init__(self, abilities: Abilities, validity: float) -> None:
         self.px = b"$2\r\nPX\r\n" + bulk(b"%d" % round(validity * 1000))
-        self._extend = abilities.set_ifeq
-        self._release = abilities.delete
-        extend = "SET" if abilities.set_ifeq else "EVAL"
-        self.names = {**_NAMES, Ask.EXTEND: (extend, "GET"), Ask.RELEASE: (abilities.delete.decode(),)}
+        extend, extend_name = (_extend, "SET") if abilities.set_ifeq else (_extend_by_script, "EVAL")
+        release = _RELEASES[abilities.delete]
+        self._packers: tuple[Packer, ...] = (_take, _take_ttl, _force, extend, _read, release)
+        #: What each ask is made of, a name for each reply.
+        self.names = (
+            ("SET", "GET"),
+            ("SET", "PTTL", "GET"),
+            ("SET", "GET"),
+            (extend_name, "GET"),
+            ("PTTL", "GET"),
+            (abilities.delete.decode(),),
+        )
 
     def pack(self, ask: Ask, key: bytes, token: bytes, expiry: bytes) -> bytes:
         """The bytes of ``ask``. ``expiry``: ``px``, or the result of ``pxat``."""
-        if ask is Ask.TAKE:
-            return b"*6\r\n$3\r\nSET\r\n%b$%d\r\n%b\r\n$2\r\nNX\r\n%b*2\r\n$3\r\nGET\r\n%b" % (
-                key,
-                len(token),
-                token,
-                expiry,
-                key,
-            )
-        if ask is Ask.RELEASE:
-            if self._release == b"DELIFEQ":
-                return b"*3\r\n$7\r\nDELIFEQ\r\n%b$%d\r\n%b\r\n" % (key, len(token), token)
-            if self._release == b"DELEX":
-                return b"*4\r\n$5\r\nDELEX\r\n%b$4\r\nIFEQ\r\n%b" % (key, bulk(token))
-            return b"*5\r\n$4\r\nEVAL\r\n%b$1\r\n1\r\n%b%b" % (bulk(_DELETE), key, bulk(token))
-        get = b"*2\r\n$3\r\nGET\r\n" + key
-        pttl = b"*2\r\n$4\r\nPTTL\r\n" + key
-        if ask is Ask.TAKE_TTL:
-            return b"*6\r\n$3\r\nSET\r\n%b%b$2\r\nNX\r\n%b%b%b" % (key, bulk(token), expiry, pttl, get)
-        if ask is Ask.READ:
-            return pttl + get
-        if ask is Ask.FORCE:
-            return b"*5\r\n$3\r\nSET\r\n%b%b%b%b" % (key, bulk(token), expiry, get)
-        if self._extend:
-            value = bulk(token)
-            return b"*7\r\n$3\r\nSET\r\n%b%b$4\r\nIFEQ\r\n%b%b%b" % (key, value, value, expiry, get)
-        how, _, when = expiry.partition(b"\r\n")[2].partition(b"\r\n")
-        command = bulk(b"PEXPIREAT" if how == b"PXAT" else b"PEXPIRE")
-        return b"*7\r\n$4\r\nEVAL\r\n%b$1\r\n1\r\n%b%b%b%b%b" % (bulk(_EXPIRE), key, bulk(token), command, when, get)
+        return self._packers[ask](key, b"$%d\r\n%b\r\n" % (len(token), token), expiry)
+
+
+Packer = Callable[[bytes, bytes, bytes], bytes]  # from key, value and expiry, all of them packed
+
+_join = b"".join
+_SET = b"*6\r\n$3\r\nSET\r\n"
+_NX = b"$2\r\nNX\r\n"
+_GET = b"*2\r\n$3\r\nGET\r\n"
+_PTTL = b"*2\r\n$4\r\nPTTL\r\n"
+
+
+def _take(key: bytes, value: bytes, expiry: bytes) -> bytes:
+    return _join((_SET, key, value, _NX, expiry, _GET, key))
+
+
+def _take_ttl(key: bytes, value: bytes, expiry: bytes) -> bytes:
+    return _join((_SET, key, value, _NX, expiry, _PTTL, key, _GET, key))
+
+
+def _force(key: bytes, value: bytes, expiry: bytes) -> bytes:
+    return _join((b"*5\r\n$3\r\nSET\r\n", key, value, expiry, _GET, key))
+
+
+def _extend(key: bytes, value: bytes, expiry: bytes) -> bytes:
+    return _join((b"*7\r\n$3\r\nSET\r\n", key, value, b"$4\r\nIFEQ\r\n", value, expiry, _GET, key))
+
+
+def _extend_by_script(key: bytes, value: bytes, expiry: bytes) -> bytes:
+    how, _, when = expiry.partition(b"\r\n")[2].partition(b"\r\n")
+    command = bulk(b"PEXPIREAT" if how == b"PXAT" else b"PEXPIRE")
+    return b"*7\r\n$4\r\nEVAL\r\n%b$1\r\n1\r\n%b%b%b%b%b%b" % (bulk(_EXPIRE), key, value, command, when, _GET, key)
+
+
+def _read(key: bytes, value: bytes, expiry: bytes) -> bytes:
+    return _join((_PTTL, key, _GET, key))
+
+
+def _delifeq(key: bytes, value: bytes, expiry: bytes) -> bytes:
+    return _join((b"*3\r\n$7\r\nDELIFEQ\r\n", key, value))
+
+
+def _delex(key: bytes, value: bytes, expiry: bytes) -> bytes:
+    return _join((b"*4\r\n$5\r\nDELEX\r\n", key, b"$4\r\nIFEQ\r\n", value))
+
+
+def _delete_by_script(key: bytes, value: bytes, expiry: bytes) -> bytes:
+    return b"*5\r\n$4\r\nEVAL\r\n%b$1\r\n1\r\n%b%b" % (bulk(_DELETE), key, value)
+
+
+_RELEASES = {b"DELIFEQ": _delifeq, b"DELEX": _delex, b"EVAL": _delete_by_script}
 
 
 def pxat(milliseconds: int) -> bytes:

@@ -19,7 +19,7 @@ from .abilities import INFO, Redirect, refused, run_id
 from .commands import is_error, packed
 from .credentials import Words
 from .door import Door
-from .protocol import Wire
+from .protocol import OnPush, Wire
 
 _CHANNEL = b"__redis__:invalidate"
 _SUBSCRIBE = packed(b"SUBSCRIBE", _CHANNEL)
@@ -41,7 +41,7 @@ class Invalidations(Wire):
     _on_return: Callable[[], None] | None = None
 
     @classmethod
-    async def open(cls, door: Door, main: Wire, on_push: Callable[[list[Any]], None], silence: float) -> Invalidations:
+    async def open(cls, door: Door, main: Wire, on_push: OnPush, silence: float) -> Invalidations:
         """Connect through the same door as ``main``, subscribe, and bind the two together.
 
         :param silence: seconds for which a ping may go unanswered
@@ -51,9 +51,9 @@ class Invalidations(Wire):
         writer = await door.open_another()
         loop, clock = asyncio.get_running_loop(), main.clock
 
-        def pushed(push: list[Any]) -> None:
+        def pushed(push: list[Any], now: float) -> None:
             if not main.closed.done():  # else every key is looked at anyway, and cannot be before
-                on_push(push)
+                on_push(push, now)
 
         def lost(wire: Wire, error: Exception | None) -> None:
             if not main.closed.done():
@@ -90,7 +90,7 @@ class Invalidations(Wire):
     def _unasked(self, reply: Any) -> None:
         self._pinged = None
         if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
-            self._on_push([b"invalidate", reply[2]])
+            self._on_push([b"invalidate", reply[2]], self.heard)
         elif is_error(reply):
             what = "refused" if self._on_return is None else "new credentials were refused"
             self._on_return = None

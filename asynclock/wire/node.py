@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 from ..core.clock import ServerClock
 from ..core.lease import Lease
 from ..core.room import Room
-from ..core.rules import Ask
+from ..core.rules import EXTEND, FORCE, RELEASE, Ask
 from ..errors import ConfigurationError, ServerError, UncertainError
 from ..options import Options
 from .abilities import learn
@@ -27,7 +28,6 @@ from .requests import REPLIES, Ignored, OwedRelease, ReadAgain, Reauthentication
 log = logging.getLogger("asynclock")
 log.addHandler(logging.NullHandler())  # silent unless the application sets logging up
 
-_WITHOUT_EXPIRY = (Ask.RELEASE, Ask.READ)
 _TIME = packed(b"TIME")
 _ASKING = packed(b"ASKING")
 FIRST_PAUSE = 0.01  # seconds between attempts to reconnect; then twice as long, up to the door's max_pause
@@ -36,14 +36,10 @@ MIN_SILENCE = 0.5  # seconds without an answer before a connection counts as dea
 MAX_SILENCE = 2.0  # ... and at most
 
 
-# What asks for a new vote: refused while a server that has restarted may have forgotten one.
-_VOTES = (Ask.TAKE, Ask.TAKE_TTL, Ask.FORCE)
-
-
 class Listener(Protocol):
     """Whoever is told what happens to a server."""
 
-    def pushed(self, node: Node, key: bytes) -> None: ...
+    def pushed(self, node: Node, key: bytes, now: float) -> None: ...
     def flushed(self, node: Node) -> None:
         """Every key may have changed."""
 
@@ -95,6 +91,8 @@ class Node:
         self._quarantine_end: asyncio.TimerHandle | None = None
         self._clock = ServerClock()
         self._clock_asked = False
+        self._millisecond = -1  # the one in which ``_expiry_then`` was worked out; -1: anew
+        self._expiry_then = b""
         self._owed: dict[tuple[bytes, bytes], float] = {}  # (key, token) -> until when it is worth releasing
         self._reconnecting: asyncio.Task[None] | None = None
         self._patrol: asyncio.TimerHandle | None = None
@@ -189,6 +187,7 @@ class Node:
         if wire.closed.done():
             raise ServerError(self.label, "the connection was closed as soon as it was set up")
         self._clock_asked = False
+        self._millisecond = -1
         self._second = second
         self._problem = None
         self._begin_quarantine()
@@ -322,23 +321,34 @@ class Node:
         wire = self.wire
         key = room.keys[index]
         if wire is None:
-            if ask is Ask.RELEASE:
+            if ask is RELEASE:
                 self.owe(key, lease.token)
             return False
-        if self.quarantined_until and ask in _VOTES:
+        if self.quarantined_until and ask <= FORCE:  # asks for a new vote: an old one may be forgotten here
             return False
-        self._send(wire, Request(self, room, lease, index, ask, now), now)
+        expiry = self._expiry(now) if ask <= EXTEND else b""
+        data = self.commands.pack(ask, key, lease.token, expiry)
+        wire.send(data, Request(self, room, lease, index, ask, now), REPLIES[ask], now)
         return True
 
-    def _send(self, wire: Wire, request: Request | OwedRelease, now: float, asking: bool = False) -> None:
+    def _expiry(self, now: float) -> bytes:
+        """The argument for a key that expires one validity after ``now``, and up to a millisecond later."""
+        millisecond = int(now * 1000)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            self._expiry_then = self.commands.px
+            if self.abilities.pxat:
+                clock = self._clock
+                if clock.due(now) and not self._clock_asked:
+                    self._ask_time()
+                if clock.usable(now):
+                    then = clock.at_most((millisecond + 1) / 1000) + self._options.key_validity
+                    self._expiry_then = pxat(math.ceil(then * 1000))
+        return self._expiry_then
+
+    def _send_on(self, wire: Wire, request: Request | OwedRelease, now: float, asking: bool = False) -> None:
         ask = request.ask
-        expiry = self.commands.px
-        if self.abilities.pxat and ask not in _WITHOUT_EXPIRY:
-            clock = self._clock
-            if clock.due(now) and not self._clock_asked:
-                self._ask_time()
-            if clock.usable(now):
-                expiry = pxat(round((clock.at_most(now) + self._options.key_validity) * 1000) + 1)
+        expiry = self._expiry(now) if ask <= EXTEND else b""
         data = self.commands.pack(ask, request.key, request.token, expiry)
         if asking:
             for command in split(data):
@@ -356,7 +366,7 @@ class Node:
             request.fail(ServerError(self.label, "not connected yet, and the key has moved there"), now, self)
         else:
             request.again(self, now, asking)
-            self._send(wire, request, now, asking)
+            self._send_on(wire, request, now, asking)
 
     def owe(self, key: bytes, token: bytes) -> None:
         """Release ``key`` as soon as the server is back, unless it has expired by then."""
@@ -378,7 +388,7 @@ class Node:
         if self.wire is None:
             self.owe(key, token)
         else:
-            self._send(self.wire, OwedRelease(self, key, token), self.now())
+            self._send_on(self.wire, OwedRelease(self, key, token), self.now())
 
     def read_again(self, request: Request) -> None:
         if self.wire is None:
@@ -398,6 +408,7 @@ class Node:
     def doubt_clock(self) -> None:
         """Set no absolute expiry until the server's clock was read again."""
         self._clock.forget()
+        self._millisecond = -1
 
     def demoted(self, why: str = "the server has become a read-only replica") -> None:
         """It is the primary no more: whoever is that now is behind the same door."""
@@ -409,6 +420,7 @@ class Node:
 
     def observe_clock(self, sent: float, reply: Any) -> None:
         self._clock_asked = False
+        self._millisecond = -1
         if not is_error(reply):
             self._clock.observe(sent, int(reply[0]) + int(reply[1]) / 1e6)
 
@@ -422,13 +434,13 @@ class Node:
 
     # Hearing
 
-    def _pushed(self, push: list[Any]) -> None:
+    def _pushed(self, push: list[Any], now: float) -> None:
         if push and push[0] == b"invalidate" and len(push) > 1:
             if push[1] is None:
                 self._listener.flushed(self)
             else:
                 for key in push[1]:
-                    self._listener.pushed(self, key)
+                    self._listener.pushed(self, key, now)
 
     def _watch(self) -> None:
         """Look after the connection from time to time: answers that are missing for too long mean

@@ -14,12 +14,17 @@ from typing import Any, Protocol
 import hiredis
 
 _MORE = object()  # what the reader answers when it wants more bytes
+_PUSH = hiredis.PushNotification
+
+OnPush = Callable[[list[Any], float], None]  # with the time when it was read
 
 
 class Expects(Protocol):
     """Something that waits for replies: queued once for each of them."""
 
-    def reply(self, reply: Any) -> None: ...
+    def reply(self, reply: Any, now: float) -> None:
+        """``now``: when the bytes were read that it came with."""
+
     def dropped(self) -> None:
         """The connection is gone; called once for each reply still expected."""
 
@@ -32,7 +37,7 @@ class Call:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.future: asyncio.Future[Any] = loop.create_future()
 
-    def reply(self, reply: Any) -> None:
+    def reply(self, reply: Any, now: float) -> None:
         if not self.future.done():
             self.future.set_result(reply)
 
@@ -52,7 +57,7 @@ class Wire(asyncio.Protocol):
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
         *,
-        on_push: Callable[[list[Any]], None],
+        on_push: OnPush,
         on_lost: Callable[[Wire, Exception | None], None],
     ) -> None:
         self._writer = writer  # kept: a forgotten one closes the transport
@@ -103,16 +108,16 @@ class Wire(asyncio.Protocol):
             self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
-        self.heard = self.clock()
-        reader = self._reader
+        self.heard = now = self.clock()
         waiting = self.waiting
+        gets = self._reader.gets
         try:
-            reader.feed(data)
-            while (reply := reader.gets()) is not _MORE:
-                if type(reply) is hiredis.PushNotification:
-                    self._on_push(reply)
+            self._reader.feed(data)
+            while (reply := gets()) is not _MORE:
+                if type(reply) is _PUSH:
+                    self._on_push(reply, now)
                 elif waiting:
-                    waiting.popleft().reply(reply)
+                    waiting.popleft().reply(reply, now)
                 else:
                     self._unasked(reply)
         except hiredis.ProtocolError as error:

@@ -88,7 +88,7 @@ class Replicas:
         self._dropped = False
         self._timer: asyncio.TimerHandle | None = None
         self._trouble: tuple[float, ServerError] | None = None
-        self._side = Wire(writer, self._loop, clock, on_push=lambda push: None, on_lost=self._lost)
+        self._side = Wire(writer, self._loop, clock, on_push=lambda push, now: None, on_lost=self._lost)
 
     @classmethod
     async def open(
@@ -312,7 +312,7 @@ class _Marker:
         self._replicas = replicas
         self._marker = marker
 
-    def reply(self, reply: Any) -> None:
+    def reply(self, reply: Any, now: float) -> None:
         self._replicas.marked(self._marker, reply)
 
     def dropped(self) -> None: ...
@@ -326,7 +326,7 @@ class _Count:
     def __init__(self, replicas: Replicas) -> None:
         self._replicas = replicas
 
-    def reply(self, reply: Any) -> None:
+    def reply(self, reply: Any, now: float) -> None:
         self._replicas.counted(reply)
 
     def dropped(self) -> None: ...

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ..core.lease import Lease
 from ..core.room import Room
-from ..core.rules import Ask
+from ..core.rules import EXTEND, READ, RELEASE, TAKE_TTL, Ask
 from ..errors import ServerError
 from .commands import OK, Commands, error_of, is_error
 
@@ -15,11 +15,9 @@ MAX_HOPS = 5  # a cluster that sends a request on more often than that does not 
 
 REDIRECTIONS = ("MOVED ", "ASK ", "CLUSTERDOWN")
 
-REPLIES = {Ask.TAKE: 2, Ask.TAKE_TTL: 3, Ask.FORCE: 2, Ask.EXTEND: 2, Ask.READ: 2, Ask.RELEASE: 1}
+REPLIES = (2, 3, 2, 2, 2, 1)  # to each Ask, in their order
 
-
-# What puts the token into a key, or makes it stay there for longer.
-_WRITES = (Ask.TAKE, Ask.TAKE_TTL, Ask.FORCE, Ask.EXTEND)
+_NONE: list[Any] = []  # never added to
 
 
 class Confirms(Protocol):
@@ -64,7 +62,7 @@ class Request:
         self.left = REPLIES[ask]
         self.asking = False  # was it sent on to a node that is about to get the key's slot?
         self.hops = 0
-        self.replies: list[Any] = []
+        self.replies = _NONE
 
     @property
     def key(self) -> bytes:
@@ -81,37 +79,48 @@ class Request:
         self.sent = sent
         self.left = REPLIES[self.ask]
         self.hops += 1
-        self.replies = []
+        self.replies = _NONE
 
     def fail(self, error: ServerError, now: float, node: Asked) -> None:
         """It cannot be sent on. What is to be released there is, as soon as that node is connected."""
         self.left = 0
-        if self.ask is Ask.RELEASE:
+        if self.ask is RELEASE:
             node.owe(self.key, self.token)
         self.room.failed(self.lease, self.index, self.ask, error, now)
 
-    def reply(self, reply: Any) -> None:
-        self.replies.append(reply)
+    def reply(self, reply: Any, now: float) -> None:
         self.left -= 1
-        if not self.left:
-            self._conclude()
+        replies = self.replies
+        if self.left:
+            self.replies = [*replies, reply]
+            return
+        # As most of them end, without a look for errors.
+        lease = self.lease
+        if self.ask is RELEASE:
+            if reply == 1:
+                self.room.answered(lease, self.index, RELEASE, self.sent, True, None, None, now)
+                return
+        elif reply == lease.token and (replies[0] == OK or replies[0] == 1) and self.node.replicas is None:
+            ttl = replies[1] if self.ask is TAKE_TTL else None
+            self.room.answered(lease, self.index, self.ask, self.sent, True, reply, ttl, now)
+            return
+        self._conclude([*replies, reply], now)
 
     def dropped(self) -> None:
         if self.left:
             self.left = 0
-            if self.ask is Ask.RELEASE:
+            if self.ask is RELEASE:
                 self.node.owe(self.key, self.token)
             self.room.failed(self.lease, self.index, self.ask, None, self.node.now())
 
-    def _conclude(self) -> None:
-        ask, node, replies = self.ask, self.node, self.replies
-        now = node.now()
+    def _conclude(self, replies: list[Any], now: float) -> None:
+        ask, node = self.ask, self.node
         for position, reply in enumerate(replies):
             if is_error(reply):
                 text = str(reply)
                 # Of a lease that is done only the release is sent on: whatever else came there now
                 # could come after it.
-                wanted = ask is Ask.RELEASE or not self.lease.done
+                wanted = ask is RELEASE or not self.lease.done
                 if wanted and text.startswith(REDIRECTIONS) and self.hops < MAX_HOPS and node.redirected(self, text):
                     return
                 command = node.commands.names[ask][position]
@@ -124,13 +133,14 @@ class Request:
                 replies[position] = b""  # not ours, whatever it is
         first, last = replies[0], replies[-1]
         ttl: int | None = None
-        if ask is Ask.READ:
+        if ask is READ:
             ok, ttl = True, first
         else:
             ok = first == OK or first == 1
-            if ask is Ask.TAKE_TTL:
+            if ask is TAKE_TTL:
                 ttl = replies[1]
-        if node.replicas is not None and ok and ask in _WRITES and last == self.lease.token and not self.lease.done:
+        written = ask <= EXTEND and ok and last == self.lease.token
+        if node.replicas is not None and written and not self.lease.done:
             self.replies = [ttl]
             node.replicas.confirm(self)
             return
@@ -164,7 +174,7 @@ class ReadAgain:
     def __init__(self, request: Request) -> None:
         self._request = request
 
-    def reply(self, reply: Any) -> None:
+    def reply(self, reply: Any, now: float) -> None:
         request = self._request
         if is_error(reply):
             node = request.node
@@ -182,7 +192,7 @@ class ReadAgain:
 class Ignored:
     """A reply that says nothing."""
 
-    def reply(self, reply: Any) -> None: ...
+    def reply(self, reply: Any, now: float) -> None: ...
 
     def dropped(self) -> None: ...
 
@@ -192,7 +202,7 @@ class OwedRelease:
 
     __slots__ = ("hops", "key", "node", "token")
 
-    ask = Ask.RELEASE
+    ask = RELEASE
 
     def __init__(self, node: Asked, key: bytes, token: bytes) -> None:
         self.node = node
@@ -207,7 +217,7 @@ class OwedRelease:
     def fail(self, error: ServerError, now: float, node: Asked) -> None:
         node.owe(self.key, self.token)
 
-    def reply(self, reply: Any) -> None:
+    def reply(self, reply: Any, now: float) -> None:
         if is_error(reply) and (text := str(reply)).startswith(REDIRECTIONS) and self.hops < MAX_HOPS:
             self.node.redirected(self, text)
 
@@ -224,7 +234,7 @@ class TimeRequest:
         self._node = node
         self._sent = sent
 
-    def reply(self, reply: Any) -> None:
+    def reply(self, reply: Any, now: float) -> None:
         self._node.observe_clock(self._sent, reply)
 
     def dropped(self) -> None: ...
@@ -239,7 +249,7 @@ class Reauthentication:
     def __init__(self, refused: Callable[[Exception], None]) -> None:
         self._refused = refused
 
-    def reply(self, reply: Any) -> None:
+    def reply(self, reply: Any, now: float) -> None:
         if is_error(reply):
             self._refused(ConnectionError(f"new credentials were refused: {reply}"))
 

@@ -3,7 +3,7 @@
 import pytest
 
 from asynclock.core.room import CONTENDED, MIN_HOLD_BACK, NEVER
-from asynclock.core.rules import Ask, LossReason
+from asynclock.core.rules import GRID, Ask, LossReason, Rules, on_grid
 
 from .bench import OTHER, OURS, STRANGER, Bench
 from .servers import Trouble
@@ -49,7 +49,16 @@ def test_the_first_extension_comes_early_by_chance(luck: float) -> None:
     bench = Bench()
     bench.luck = luck
     bench.hold()
-    assert bench.when - bench.now == pytest.approx(2.5 * (0.5 + luck / 2))
+    assert bench.when == on_grid(bench.now + 2.5 * (0.5 + luck / 2))
+
+
+def test_extensions_are_on_the_grid_unless_they_are_so_frequent_that_it_would_matter() -> None:
+    rules = Rules(majority=1, validity=5.0, extend_interval=2.5, try_next_after=0.02)
+    for now in (0.0, 0.1, 12345.678):
+        assert now + 2.5 - GRID < rules.extension(now) <= now + 2.5
+        assert on_grid(rules.extension(now)) == rules.extension(now)
+    hasty = Rules(majority=1, validity=0.02, extend_interval=0.005, try_next_after=0.02)
+    assert hasty.extension(12345.678) == 12345.678 + 0.005
 
 
 def test_without_an_answer_the_lock_is_lost_at_the_deadline_and_not_before() -> None:
