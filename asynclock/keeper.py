@@ -7,7 +7,7 @@ import os
 import random
 import time
 import weakref
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from .alarms import Alarms
@@ -88,7 +88,9 @@ class Keeper:
 
     topology: Topology
     rules: Rules
-    alarms: Alarms
+    # What rooms need most (core.room.Port), without a detour.
+    ask: Callable[[Room[Waiter], Lease, int, Ask, float], bool]
+    wake: Callable[[Room[Waiter], float], None]
 
     def __init__(self, options: Options, servers: Servers) -> None:
         self.options = options
@@ -100,7 +102,8 @@ class Keeper:
         self.now = clock
         self._rested: dict[str, Room[Waiter]] = {}
         self._prefixes: list[bytes] = []
-        self._tokens = Tokens(os.urandom(16))
+        self.token = Tokens(os.urandom(16)).next
+        self.chance = random.random
         # Who waits for a release until when, in the order in which they give up: all wait as long.
         self._settling: dict[asyncio.Future[None], float] = {}
         self._settling_timer: asyncio.TimerHandle | None = None
@@ -115,7 +118,9 @@ class Keeper:
         servers = self.servers
         self.topology = await connect(servers.doors, self.options, self, clock, servers.remap)
         self.rules = self.options.rules(self.topology.majority)
-        self.alarms = Alarms(asyncio.get_running_loop(), clock)
+        self._alarms = Alarms(asyncio.get_running_loop(), clock)
+        self.ask = self.topology.ask
+        self.wake = self._alarms.set
         self._prefixes = [f"{self.options.key_prefix}:{index}:".encode() for index in range(self.rules.keys)]
         self.connected = True
 
@@ -197,7 +202,7 @@ class Keeper:
         """Close every connection; nothing of this keeper runs on."""
         if self.connected:
             await self.topology.aclose()
-            self.alarms.close()
+            self._alarms.close()
         if self._settling_timer is not None:
             self._settling_timer.cancel()
 
@@ -230,7 +235,8 @@ class Keeper:
         now = self.now()
         if until is None:
             until = now + self.options.try_next_after
-        loop = asyncio.get_running_loop()
+        loop = self.loop
+        assert loop is not None
         while lease.unreleased and not (until <= now and self._silent()):
             future = lease.settled = loop.create_future()
             self._settling[future] = until
@@ -269,13 +275,6 @@ class Keeper:
 
     # What rooms need (core.room.Port)
 
-    def token(self, forced: bool) -> bytes:
-        return self._tokens.next(forced=forced)
-
-    def ask(self, room: Room[Waiter], lease: Lease, index: int, ask: Ask, now: float) -> bool:
-        node = self.topology.home(room, index)
-        return node is not None and node.ask(room, lease, index, ask, now)
-
     def barred(self, room: Room[Waiter], index: int) -> ServerError | None:
         node = self.topology.home(room, index)
         trouble = node.trouble if node is not None else None
@@ -285,12 +284,6 @@ class Keeper:
         node = self.topology.home(room, index)
         return node is None or node.silent(now, self.options.try_next_after)
 
-    def wake(self, room: Room[Waiter], when: float) -> None:
-        self.alarms.set(room, when)
-
-    def chance(self) -> float:
-        return random.random()
-
     def doubt_clock(self, room: Room[Waiter], index: int) -> None:
         if (node := self.topology.home(room, index)) is not None:
             node.doubt_clock()
@@ -299,7 +292,8 @@ class Keeper:
         # If the waiter's task was cancelled meanwhile, it is about to give the lease back.
         waiter.lease = lease
         lease.owner = None
-        waiter.done()
+        if not waiter.future.done():
+            waiter.future.set_result(None)
 
     def refused(self, waiter: Waiter) -> None:
         waiter.error = NotLockedError(waiter.room.name, self.why_not(waiter.room))
@@ -349,7 +343,7 @@ class Keeper:
             if len(self._rested) <= MAX_RESTED:
                 return
             room = self._rested.pop(next(iter(self._rested)))
-        self.alarms.forget(room)
+        self._alarms.forget(room)
 
     # What servers tell (wire.node.Listener)
 

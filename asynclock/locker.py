@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
 from types import TracebackType
 from typing import Any, Never
 
@@ -126,15 +125,9 @@ class Locker:
         :raises ConfigurationError: the name is empty or not a string, or the locker is used in
             another event loop or process than it was made for
         """
-        seconds = check_timeout(timeout)
-        if not seconds:
-            if seconds is None:
-                return await self._acquire(name, Room.join)
-            try:
-                return await self._acquire(name, Room.try_join)
-            except NotLockedError as error:
-                raise AcquireTimeoutError(name, 0.0, error.why) from None
-        return await self._acquire(name, Room.join, seconds)
+        if timeout is None:
+            return await self._acquire(name, Room.join)
+        return await self._acquire_within(name, timeout)
 
     async def try_acquire(self, name: str) -> LockScope:
         """Hold the lock if it is free. :raises NotLockedError: it is not; else as :meth:`acquire`"""
@@ -147,19 +140,32 @@ class Locker:
     def with_context(self, name: str, *, timeout: Seconds | None = None) -> ScopeContext:
         """``async with locker.with_context(name) as scope:`` - :meth:`acquire`, hold, release."""
         if timeout is None:
-            return ScopeContext(self._acquire, name, Room.join)
-        return ScopeContext(partial(self.acquire, timeout=timeout), name)
+            return ScopeContext(self._acquire, name, Room.join, None)
+        return ScopeContext(self._acquire_within, name, timeout)
 
     def try_with_context(self, name: str) -> ScopeContext:
         """``async with`` around :meth:`try_acquire`."""
-        return ScopeContext(self._acquire, name, Room.try_join)
+        return ScopeContext(self._acquire, name, Room.try_join, None)
 
     def force_with_context(self, name: str) -> ScopeContext:
         """``async with`` around :meth:`force_acquire`."""
-        return ScopeContext(self._acquire, name, Room.force)
+        return ScopeContext(self._acquire, name, Room.force, None)
+
+    async def _acquire_within(self, name: str, timeout: Seconds, context: ScopeContext | None = None) -> LockScope:
+        seconds = check_timeout(timeout)
+        if seconds:
+            return await self._acquire(name, Room.join, seconds, context)
+        try:
+            return await self._acquire(name, Room.try_join, None, context)
+        except NotLockedError as error:
+            raise AcquireTimeoutError(name, 0.0, error.why) from None
 
     async def _acquire(
-        self, name: str, enter: Callable[[Room[Waiter], Waiter, float], None], timeout: float | None = None
+        self,
+        name: str,
+        enter: Callable[[Room[Waiter], Waiter, float], None],
+        timeout: float | None = None,
+        context: ScopeContext | None = None,
     ) -> LockScope:
         keeper = self._keeper
         loop = keeper.loop
@@ -212,7 +218,7 @@ class Locker:
             if not lease.done:
                 scope = LockScope(keeper, room, lease)
                 lease.owner = weakref.ref(scope)
-                return scope
+                return scope if context is None else context.entered(scope)
             # Lost between being granted and getting here: it never was this caller's. Again.
             if self._closing is not None:
                 raise self._closed_error()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from types import TracebackType
 from typing import Any, TypeVar
@@ -456,20 +456,26 @@ class ScopeContext:
 
     __slots__ = ("_acquire", "_arguments", "_scope")
 
-    def __init__(self, acquire: Callable[..., Awaitable[LockScope]], *arguments: Any) -> None:
-        self._acquire: Callable[..., Awaitable[LockScope]] | None = acquire
+    def __init__(self, acquire: Callable[..., Coroutine[Any, Any, LockScope]], *arguments: Any) -> None:
+        """:param acquire: gets the arguments and this context, and is to call ``entered``"""
+        self._acquire: Callable[..., Coroutine[Any, Any, LockScope]] | None = acquire
         self._arguments = arguments
-        self._scope: LockScope | None = None
+        self._scope: LockScope
 
-    async def __aenter__(self) -> LockScope:
+    # Not coroutines themselves: one less to be resumed through.
+
+    def __aenter__(self) -> Coroutine[Any, Any, LockScope]:
         acquire, self._acquire = self._acquire, None
         if acquire is None:
             raise RuntimeError("this context manager was used before; call with_context() again")
-        self._scope = scope = await acquire(*self._arguments)
-        return scope._enter()  # it is held, or acquire would have gone on trying
+        return acquire(*self._arguments, self)
+
+    def entered(self, scope: LockScope) -> LockScope:
+        """The lock is held."""
+        self._scope = scope
+        return scope._enter()
 
     def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> Coroutine[Any, Any, bool | None]:
-        assert self._scope is not None
         return self._scope.__aexit__(kind, error, traceback)

@@ -22,7 +22,7 @@ class Tokens:
         self._id = random.hex().encode()
         self._count = 0
 
-    def next(self, *, forced: bool = False) -> bytes:
+    def next(self, forced: bool = False, /) -> bytes:
         self._count += 1
         return (
             b"%bf:%b:%x" % (_MAGIC, self._id, self._count) if forced else b"%bn:%b:%x" % (_MAGIC, self._id, self._count)

@@ -16,10 +16,10 @@ W = TypeVar("W")
 class Port(Protocol[W]):
     """None of these calls back into the room."""
 
-    def token(self, forced: bool) -> bytes:
+    def token(self, forced: bool, /) -> bytes:
         """A value that no lease has had."""
 
-    def ask(self, room: Room[W], lease: Lease, index: int, ask: Ask, now: float) -> bool:
+    def ask(self, room: Room[W], lease: Lease, index: int, ask: Ask, now: float, /) -> bool:
         """Send it; the answer comes as ``answered`` or ``failed``, on every way it can end.
         False: the server is not connected, and no answer will come. A RELEASE that is refused or
         lost so is kept, and sent before anything else once the server is back."""
@@ -30,7 +30,7 @@ class Port(Protocol[W]):
     def silent(self, room: Room[W], index: int, now: float) -> bool:
         """Have that server's answers been missing for ``try_next_after``?"""
 
-    def wake(self, room: Room[W], when: float) -> None:
+    def wake(self, room: Room[W], when: float, /) -> None:
         """Call ``woken`` then, instead of when was said before."""
 
     def chance(self) -> float:

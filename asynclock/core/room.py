@@ -153,7 +153,10 @@ class Room(Generic[W]):
         if self.queue or self.contended:
             self.quiet = lease
         self._release(lease, now)
-        self._next(now)
+        if self.queue or self.forces:
+            self._next(now)
+        else:
+            self._rest()
         return True
 
     def give_back(self, lease: Lease, now: float) -> None:
@@ -212,7 +215,7 @@ class Room(Generic[W]):
                 if ttl is not None and ttl >= 0:  # somebody may have been quick to shorten it
                     until = min(until, sent + rules.term_of(ttl / 1000))
                 lease.vote(index, until, rules.majority)
-            if lease.pushed >> index & 1 and not lease.asked[index]:
+            if lease.pushed and lease.pushed >> index & 1 and not lease.asked[index]:
                 # The push may be older than the answer, or not (it can come on another connection).
                 lease.pushed &= ~(1 << index)
                 self._ask(lease, index, READ, now)
@@ -226,7 +229,10 @@ class Room(Generic[W]):
                 self.port.doubt_clock(self, index)
             lease.refused |= 1 << index
             lease.free_at[index] = self._free_at(lease, index, found, ttl, now)
-        self._judge(lease, lost, index, now)
+        if lease is self.attempt:
+            self._decide(now)
+        else:
+            self._judge(lease, lost, index, now)
 
     def failed(self, lease: Lease, index: int, ask: Ask, error: Exception | None, now: float) -> None:
         """No answer will come: the connection is gone (``None``), or the server answered with an error."""
@@ -363,7 +369,9 @@ class Room(Generic[W]):
             index = self.rules.keys - lease.unasked
             lease.unasked -= 1
             silent = self.port.silent(self, index, now)
-            if self._ask_if_there(lease, index, TAKE_TTL, now) and not silent and not lease.granted(now):
+            if not self._ask(lease, index, TAKE_TTL, now):
+                self._not_there(lease, index)
+            elif not silent and not lease.granted(now):
                 lease.decides = index
 
     def _decide(self, now: float) -> None:
@@ -467,11 +475,13 @@ class Room(Generic[W]):
         self.haste = self.failures = 0
         self.fruitless = self.quiet = None
         self.back_at = 0.0
-        self.contended -= self.contended > 0
+        if self.contended:
+            self.contended -= 1
         self.rivals, self.refusals = min(self.refusals, MAX_RIVALS), 0
         lease.acquired_at = now
         lease.cause = None
-        lease.free_at.clear()
+        if lease.free_at:
+            lease.free_at.clear()
         # The first extension comes early by chance, so that locks acquired together are not all
         # extended in the same loop turn for ever.
         lease.extend_at = self.rules.extension(now, 0.5 + self.port.chance() / 2)
@@ -569,20 +579,20 @@ class Room(Generic[W]):
 
     def _ask_all(self, lease: Lease, ask: Ask, now: float) -> bool:
         """Were all of them there to be asked?"""
-        all_there = True
+        send = self.port.ask
         for index in range(self.rules.keys):
-            if not self._ask_if_there(lease, index, ask, now):
-                all_there = False
-        return all_there
+            if send(self, lease, index, ask, now):
+                lease.asked[index] += 1
+                lease.owed |= 1 << index
+            else:
+                self._not_there(lease, index)
+        return not lease.free_at
 
-    def _ask_if_there(self, lease: Lease, index: int, ask: Ask, now: float) -> bool:
-        if self._ask(lease, index, ask, now):
-            return True
+    def _not_there(self, lease: Lease, index: int) -> None:
         lease.free_at[index] = NEVER
         if (error := self.port.barred(self, index)) is not None:
             lease.error = error
             lease.barred += 1
-        return False
 
     def _ask(self, lease: Lease, index: int, ask: Ask, now: float) -> bool:
         if not self.port.ask(self, lease, index, ask, now):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Protocol
 
+from ..core.lease import Lease
 from ..core.room import Room
+from ..core.rules import Ask
 from ..wire.node import Listener, Node
 from ..wire.requests import OwedRelease, Request
 
@@ -34,6 +36,9 @@ class Topology(Protocol):
 
     def home(self, room: Room[Any], index: int) -> Node | None:
         """The server that answers for key ``index``; None: none does now."""
+
+    def ask(self, room: Room[Any], lease: Lease, index: int, ask: Ask, now: float, /) -> bool:
+        """As ``core.room.Port.ask``."""
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         """As ``wire.node.Listener.redirected``."""

@@ -10,7 +10,9 @@ from typing import Any
 
 from redis.crc import key_slot
 
+from ..core.lease import Lease
 from ..core.room import Room
+from ..core.rules import Ask
 from ..errors import ServerError
 from ..options import Options
 from ..wire.commands import is_error, packed, unbulk
@@ -75,6 +77,10 @@ class Cluster:
         if node is None:
             self.doubt()
         return node
+
+    def ask(self, room: Room[Any], lease: Lease, index: int, ask: Ask, now: float, /) -> bool:
+        node = self.home(room, index)
+        return node is not None and node.ask(room, lease, index, ask, now)
 
     # What tells of a change
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..core.lease import Lease
 from ..core.room import Room
+from ..core.rules import Ask
 from ..errors import ConfigurationError
 from ..wire.node import Node
 from ..wire.requests import OwedRelease, Request
@@ -34,6 +36,9 @@ class Fixed:
 
     def home(self, room: Room[Any], index: int) -> Node | None:
         return self._route[index]
+
+    def ask(self, room: Room[Any], lease: Lease, index: int, ask: Ask, now: float, /) -> bool:
+        return self._route[index].ask(room, lease, index, ask, now)
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         return False
