@@ -174,7 +174,8 @@ class Cluster:
                 continue
             self._looked_at = self._clock()
             try:
-                reply = await asyncio.wait_for(node.wire.call(_CLUSTER_SLOTS), PATIENCE)
+                async with asyncio.timeout(PATIENCE):  # wait_for may lose the cancellation by aclose (cancellation.py)
+                    reply = await node.wire.call(_CLUSTER_SLOTS)
             except (TimeoutError, ConnectionError) as error:
                 problem = ServerError(node.label, f"does not tell the slots: {str(error) or 'no answer'}")
                 continue
@@ -273,11 +274,13 @@ class Cluster:
 
     async def aclose(self) -> None:
         self._closed = True
-        nodes = {*self._nodes.values(), *self._seeds, *self._retiring.values()}
-        tasks = [task for task in (self._looking, *self._retiring) if task is not None]
-        while tasks := [task for task in tasks if not task.done()]:
+        nodes: set[Node] = set()
+        # As long as a task runs, it may start a node, or begin to leave one: each time, look again what there is.
+        while tasks := [task for task in (self._looking, *self._retiring) if task is not None and not task.done()]:
+            nodes.update(self._retiring.values())
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=0.01)  # on Python 3.11 a cancellation may get lost (cancellation.py)
+        nodes.update(self._nodes.values(), self._seeds)
         for node in nodes:
             await node.aclose()
