@@ -11,6 +11,7 @@ from redis.asyncio.cluster import RedisCluster
 from asynclock import Locker
 from asynclock.testing import Cluster
 from asynclock.topology.cluster import Cluster as Topology
+from tests.helpers import until
 
 
 def topology_of(locker: Locker) -> Topology:
@@ -58,3 +59,42 @@ async def test_closed_in_the_moment_in_which_the_slots_are_told(
         assert all(node.closed for node in topology.nodes)
         assert {node.door.host for node in topology.nodes} == {"127.0.0.1"}
     await client.aclose()
+
+
+@pytest.mark.asyncio
+async def test_an_error_that_nobody_has_thought_of_is_told_and_looking_goes_on(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Locker(cluster.url) as locker:
+        topology = topology_of(locker)
+        apply = topology._apply
+        troubles = [RuntimeError("first"), RuntimeError("second"), RuntimeError("second")]
+        through = asyncio.Event()
+
+        def troubled(ranges: Any) -> None:
+            if troubles:
+                raise troubles.pop(0)
+            apply(ranges)
+            through.set()
+
+        monkeypatch.setattr(topology, "_apply", troubled)
+        topology.doubt()  # once, and no other sign is given
+        await asyncio.wait_for(through.wait(), 5)
+    told = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [str(record.exc_info[1]) for record in told if record.exc_info] == ["first", "second"]  # not twice the same
+    assert all("slots" in record.message for record in told)
+
+
+@pytest.mark.asyncio
+async def test_a_look_that_somebody_cancelled_is_not_the_last(cluster: Cluster) -> None:
+    """As by a program that ends by cancelling all tasks that there are."""
+    async with Locker(cluster.url) as locker:
+        topology = topology_of(locker)
+        topology.doubt()
+        looking = topology._looking
+        assert looking is not None
+        looking.cancel()
+        await asyncio.wait([looking])
+        before = topology._looked_at
+        topology.doubt()
+        await until(lambda: topology._looked_at > before)

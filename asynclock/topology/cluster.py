@@ -112,7 +112,7 @@ class Cluster:
     def doubt(self) -> None:
         """Look at the slots again, soon."""
         self._doubtful = True
-        if self._looking is None and not self._closed:
+        if not self._closed and (self._looking is None or self._looking.done()):
             self._looking = asyncio.get_running_loop().create_task(self._look(), name=f"{self!r} looking at the slots")
 
     def __repr__(self) -> str:
@@ -138,24 +138,34 @@ class Cluster:
 
     async def _look(self) -> None:
         pause = CALM
+        known = ""
         while self._doubtful:
             await asyncio.sleep(max(0.0, self._looked_at + CALM - self._clock()))
             self._doubtful = False
             try:
-                await self._ask_for_slots()
-            except ServerError as error:
-                log.info("asynclock: %s", error)
+                await self._look_once()
+            except Exception as error:
+                # Nobody has thought of it. No other sign may come, so looking must not end with it.
                 self._doubtful = True
-            if self._connected():
-                self._leave_seeds()
-            else:
-                self._return_to_seeds()
-            if not self._complete():
-                self._doubtful = True
+                if repr(error) != known:
+                    log.exception("asynclock: looking at the slots of %r failed, and is tried again", self)
+                    known = repr(error)
             if self._doubtful:
                 await asyncio.sleep(pause * (0.5 + random.random() / 2))
                 pause = min(pause * 2, MAX_PAUSE)
-        self._looking = None
+
+    async def _look_once(self) -> None:
+        try:
+            await self._ask_for_slots()
+        except ServerError as error:
+            log.info("asynclock: %s", error)
+            self._doubtful = True
+        if self._connected():
+            self._leave_seeds()
+        else:
+            self._return_to_seeds()
+        if not self._complete():
+            self._doubtful = True
 
     def _complete(self) -> bool:
         """Is every slot served by a node that is connected?"""
