@@ -11,7 +11,8 @@ from redis.asyncio.cluster import RedisCluster
 from asynclock import Locker
 from asynclock.testing import Cluster
 from asynclock.topology.cluster import Cluster as Topology
-from tests.helpers import until
+from tests.cluster import asking, primaries
+from tests.helpers import key, until
 
 
 def topology_of(locker: Locker) -> Topology:
@@ -98,3 +99,58 @@ async def test_a_look_that_somebody_cancelled_is_not_the_last(cluster: Cluster) 
         before = topology._looked_at
         topology.doubt()
         await until(lambda: topology._looked_at > before)
+
+
+@pytest.mark.asyncio
+async def test_an_address_remap_that_raises(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """For the slots as well as for a redirection: the cluster's own address is used, and that is told."""
+    table = {("127.0.0.1", server.port): ("127.0.0.1", server.port) for server in cluster.servers}
+    client = RedisCluster.from_url(cluster.url, address_remap=lambda address: table[address])
+    async with Locker(client, key_majority=1, key_validity=1.0) as locker:
+        topology = topology_of(locker)
+        scope = await locker.acquire("job")
+        wires = {node.wire for node in topology.nodes}
+        slot = cluster.slot_of(key("job"))
+        source = cluster.owner(slot)
+        target = next(server for server in primaries(cluster) if server is not source)
+        table.clear()
+        await asyncio.to_thread(cluster.migrate, slot, target)
+        await until(lambda: topology._owners[slot].door.port == target.port)  # type: ignore[union-attr]
+        await asyncio.sleep(1.2)  # more than a validity: it was extended there
+        assert scope.held and target.execute("EXISTS", key("job")) == 1
+        assert {node.wire for node in topology.nodes} == wires  # no connection was lost by it
+        await scope.release()
+        told = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert all("address_remap" in message and "KeyError" in message for message in told)
+        assert len(told) == len(set(told)) == 3  # once for each node, however often it is asked
+    async with Locker(client) as locker, locker.with_context("job") as scope:  # with none from the first look on
+        assert scope.held
+    await client.aclose()
+
+
+@pytest.mark.asyncio
+async def test_an_address_remap_that_raises_for_a_redirection(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is called in the middle of what the connection has received, and the rest of that is read all the same."""
+    broken = False
+
+    def remap(address: tuple[str, int]) -> tuple[str, int]:
+        if broken:
+            raise LookupError("no such node")
+        return address
+
+    client = RedisCluster.from_url(cluster.url, address_remap=remap)
+    async with Locker(client, key_majority=1) as locker:
+        slot = cluster.slot_of(key("job"))
+        source = cluster.owner(slot)
+        target = next(server for server in primaries(cluster) if server is not source)
+        wires = {node.wire for node in topology_of(locker).nodes}
+        await asyncio.to_thread(cluster.begin_migration, slot, target)
+        broken = True
+        async with locker.with_context("job") as scope:  # sent on with ASK
+            assert scope.held and asking(target, "EXISTS", key("job")) == 1
+        assert {node.wire for node in topology_of(locker).nodes} == wires
+        await asyncio.to_thread(cluster.finish_migration, slot, target)
+    await client.aclose()
+    assert "address_remap" in caplog.text and "LookupError: no such node" in caplog.text

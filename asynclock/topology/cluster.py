@@ -52,7 +52,8 @@ class Cluster:
         self._options = options
         self._owner = owner
         self._clock = clock
-        self._remap = remap or (lambda address: address)
+        self._remap = remap
+        self._unmapped: set[Address] = set()  # for which it has raised
         self._nodes: dict[Address, Node] = {}
         self._owners: list[Node | None] = [None] * SLOTS
         # Nodes that only redirections have named, and until when they are kept. Keys are tracked there,
@@ -97,7 +98,7 @@ class Cluster:
             return False
         asked = request.node
         assert isinstance(asked, Node)
-        address = self._remap((host if host not in ("", "?") else asked.door.host, int(port)))
+        address = self._address(host, int(port), asked)
         node = self._nodes.get(address)
         if node is None or address in self._aside:
             self._aside[address] = self._clock() + self._keep_aside
@@ -211,9 +212,29 @@ class Cluster:
         ranges: list[tuple[int, int, Address]] = []
         for first, last, primary, *_ in reply:
             host = (primary[0] or b"").decode()
-            address = self._remap((host if host not in ("", "?") else told_by.door.host, primary[1]))
-            ranges.append((first, last, address))
+            ranges.append((first, last, self._address(host, primary[1], told_by)))
         return ranges
+
+    def _address(self, host: str, port: int, told_by: Node) -> Address:
+        """Where to reach a node of which another one has told. One that does not know its own host
+        is where it was asked."""
+        address = (host if host not in ("", "?") else told_by.door.host, port)
+        if self._remap is None:
+            return address
+        try:
+            host, port = self._remap(address)
+        except Exception as error:  # the user's own code, and what has come is to be read to its end
+            if address not in self._unmapped:
+                self._unmapped.add(address)
+                log.warning(
+                    "asynclock: address_remap of the RedisCluster client raised %s: %s for %r; that address is used "
+                    "as it is. Return the address itself for nodes that need no mapping",
+                    type(error).__name__,
+                    error,
+                    address,
+                )
+            return address
+        return host, port
 
     def _apply(self, ranges: Iterable[tuple[int, int, Address]]) -> None:
         """This is whose slot is whose now."""
