@@ -260,7 +260,7 @@ class Cluster:
 
     def _start(self, address: Address) -> Node:
         for seed in self._seeds:
-            if (seed.door.host, seed.door.port) == address and not seed.closed:
+            if (seed.door.host, seed.door.port) == address:
                 node = seed
                 break
         else:
