@@ -178,6 +178,32 @@ async def test_deleted_while_the_subscriber_logs_in(users: Server) -> None:
 
 
 @pytest.mark.asyncio
+async def test_twice_within_one_round_trip(users: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RESP2: the subscriber was away twice, and what was to be told meanwhile is looked for after each time."""
+    provider = Streaming()
+    client = client_of(users, provider, protocol=2)
+    async with Locker(client) as locker, locker.with_context("job") as scope:
+        before = users_of(users)
+        assert len(before) == 2
+        looks = []
+        reconnected = locker._keeper.reconnected
+
+        def look(node: Any) -> None:
+            looks.append(node)
+            reconnected(node)
+
+        monkeypatch.setattr(locker._keeper, "reconnected", look)
+        await asyncio.gather(provider.announce("app"), provider.announce("next"))
+        await until(lambda: users_of(users) == dict.fromkeys(before, "next"))
+        await until(lambda: len(looks) == 2)
+        await provider.announce("app")  # and it goes on as before
+        await until(lambda: users_of(users) == dict.fromkeys(before, "app"))
+        await until(lambda: len(looks) == 3)
+        assert scope.held
+    await client.aclose()
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("protocol", [3, 2])
 async def test_refused_new_credentials_lead_to_a_reconnect(
     users: Server, protocol: int, caplog: pytest.LogCaptureFixture

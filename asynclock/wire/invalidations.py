@@ -12,6 +12,7 @@ The server itself says nothing of it to a RESP2 connection (it answers commands,
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,7 @@ class Invalidations(Wire):
     _patrol: asyncio.TimerHandle | None = None
     _pinged: float | None = None  # when, and nothing was heard since
     _struck = False
-    _on_return: Callable[[], None] | None = None
+    _on_return: deque[Callable[[], None]]  # one for each SUBSCRIBE after new credentials that is not answered yet
 
     @classmethod
     async def open(cls, door: Door, main: Wire, on_push: OnPush, silence: float) -> Invalidations:
@@ -60,6 +61,7 @@ class Invalidations(Wire):
                 main.abort(ConnectionError(f"its second connection, for invalidations, was lost: {error or 'closed'}"))
 
         self = cls(writer, loop, clock, on_push=pushed, on_lost=lost)
+        self._on_return = deque()
         main.closed.add_done_callback(lambda _: self.abort())
         try:
             await self._subscribe(door, silence)
@@ -84,7 +86,7 @@ class Invalidations(Wire):
     def reauthenticate(self, words: Words, on_return: Callable[[], None]) -> None:
         """Log in anew. A subscriber may not say AUTH, so it is none for a moment; ``on_return`` is
         called after it, since what was to be told meanwhile is lost."""
-        self._on_return = on_return
+        self._on_return.append(on_return)
         self._transport.write(_UNSUBSCRIBE + packed(b"AUTH", *words) + _SUBSCRIBE)
 
     def _unasked(self, reply: Any) -> None:
@@ -92,12 +94,11 @@ class Invalidations(Wire):
         if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
             self._on_push([b"invalidate", reply[2]], self.heard)
         elif is_error(reply):
-            what = "refused" if self._on_return is None else "new credentials were refused"
-            self._on_return = None
+            what = "new credentials were refused" if self._on_return else "refused"
+            self._on_return.clear()
             self.abort(ConnectionError(f"{what}: {reply}"))
-        elif isinstance(reply, list) and reply[:1] == [b"subscribe"] and self._on_return is not None:
-            on_return, self._on_return = self._on_return, None
-            on_return()
+        elif isinstance(reply, list) and reply[:1] == [b"subscribe"] and self._on_return:
+            self._on_return.popleft()()
 
     def _look(self) -> None:
         """As often as the node looks at the main connection, and with the same patience: so a dead
