@@ -78,7 +78,7 @@ async def _close(topology: Topology | None, nodes: Sequence[Node]) -> None:
 async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
     """Return when a majority is connected, or a node of a cluster; the others get a little more time."""
     majority = len(nodes) // 2 + 1
-    tries = {node.start(): node for node in nodes}
+    tries = [node.start() for node in nodes]
     pending = set(tries)
     problems: list[ServerError | ConfigurationError] = []
     while pending:
