@@ -219,6 +219,21 @@ async def test_a_locker_starts_with_a_minority_hung(own_three: list[Server]) -> 
 
 
 @pytest.mark.asyncio
+async def test_a_server_that_is_hung_from_the_start_is_told_of(
+    own_three: list[Server], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits for its first answer any more when that is overdue."""
+    own_three[2].pause()
+    async with Locker([f"{url}?socket_connect_timeout=0.3" for url in urls(own_three)], restart_quarantine=False):
+        assert not caplog.records
+        await until(lambda: caplog.records)
+        await asyncio.sleep(1)  # it is tried again, and says as little
+    own_three[2].resume()
+    (told,) = caplog.records
+    assert told.levelname == "WARNING" and f":{own_three[2].port}/0" in told.message and "0.3 s" in told.message
+
+
+@pytest.mark.asyncio
 async def test_with_a_majority_down_who_waits_waits_and_who_does_not_is_told(own_three: list[Server]) -> None:
     async with locker_on(own_three) as locker:
         for server in own_three[:2]:

@@ -92,8 +92,10 @@ async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
             if pending:
                 _, pending = await asyncio.wait(pending, timeout=patience)
             for first in tries:
-                if first not in pending and (problem := first.result()) is not None:
-                    log.warning("asynclock: a server is not connected: %s", problem)
+                if first in pending:
+                    first.add_done_callback(_tell)  # once: a node tells by itself only what is new
+                else:
+                    _tell(first)
             return
         if connected and len(problems) > len(nodes) - majority:
             break  # without one, the next may be of a cluster, and do alone
@@ -106,6 +108,11 @@ async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
         f"fewer than {majority} of {len(nodes)} servers can be used: " + "; ".join(map(str, problems)),
         lasting=first_problem.lasting,
     )
+
+
+def _tell(first: asyncio.Future[ServerError | ConfigurationError | None]) -> None:
+    if (problem := first.result()) is not None:
+        log.warning("asynclock: a server is not connected: %s", problem)
 
 
 def _warn_of_one_server_twice(nodes: Sequence[Node]) -> None:
