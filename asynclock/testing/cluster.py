@@ -5,12 +5,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Self
 
 from .nodes import SLOTS, Node, follows, migrations, raw, slot_of, text, view
 from .ports import BUS_OFFSET, HeldPort
 from .servers import Server
+from .started import Started
 
 _START_LIMIT = 20.0  # seconds, as all here
 _CHANGE_LIMIT = 15.0
@@ -19,7 +18,7 @@ _MIGRATE_LIMIT = 5000  # milliseconds
 _BATCH = 100
 
 
-class Cluster:
+class Cluster(Started):
     """``primaries`` that share the slots evenly, and ``replicas`` for each; all gone with the ``with`` block.
 
     ``servers`` holds the primaries first, in the order of their slots, then their replicas in the same order,
@@ -89,19 +88,6 @@ class Cluster:
         self.servers.clear()
         self._ids.clear()
         self._elections.clear()
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     slot_of = staticmethod(slot_of)
 

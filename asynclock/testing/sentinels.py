@@ -5,11 +5,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Self
 
 from .nodes import follows, raw, text
 from .servers import Server
+from .started import Started
 
 _CHANGE_LIMIT = 20.0  # seconds, as all here
 _POLL = 0.02
@@ -23,7 +22,7 @@ _MEETING = ("PUBLISH-PERIOD", 100)
 _MET = ("PUBLISH-PERIOD", 500)
 
 
-class Sentinels:
+class Sentinels(Started):
     """A primary, ``replicas`` of it, and so many ``sentinels``, most of whom must agree on a failover. Takes
     Valkey, or Redis 7.0 or later.
 
@@ -89,19 +88,6 @@ class Sentinels:
         self._resources.close()
         self.servers.clear()
         self.sentinels.clear()
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def addresses(self) -> list[tuple[str, int]]:

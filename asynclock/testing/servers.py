@@ -9,13 +9,12 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from .executables import KINDS, find_executable, major_version
 from .guard import Guard
 from .ports import HeldPort
 from .resp import Reply, encode_command, read_reply
+from .started import Started
 
 __all__ = ["KINDS", "Server"]
 
@@ -25,7 +24,7 @@ _EXECUTE_LIMIT = 5.0
 _PORT_TRIES = 5
 
 
-class Server:
+class Server(Started):
     """One server on 127.0.0.1, gone with the ``with`` block, with ``close()``, or with this Python process.
 
     ``kind`` is one of :data:`KINDS`, or an executable. ``port``: a free one, if not given. ``persist`` writes
@@ -137,19 +136,6 @@ class Server:
             self._guard.close()
             self._guard = None
         self._release_port()
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def port(self) -> int:
