@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Never
 
@@ -15,7 +15,7 @@ from .core.room import NEVER, Room
 from .errors import AcquireTimeoutError, ConfigurationError, LockerClosedError, NotLockedError, ServerError
 from .keeper import Keeper, Waiter
 from .options import Seconds, check_name, check_options, check_timeout
-from .scope import LockScope, ScopeContext
+from .scope import Enter, LockScope, ScopeContext
 from .topology import Cluster, Servers, cluster_client
 
 
@@ -125,9 +125,7 @@ class Locker:
         :raises ConfigurationError: the name is empty or not a string, or the locker is used in
             another event loop or process than it was made for
         """
-        if timeout is None:
-            return await self._acquire(name, Room.join)
-        return await self._acquire_within(name, timeout)
+        return await self._acquire(name, Room.join, timeout)
 
     async def try_acquire(self, name: str) -> LockScope:
         """Hold the lock if it is free. :raises NotLockedError: it is not; else as :meth:`acquire`"""
@@ -139,49 +137,44 @@ class Locker:
 
     def with_context(self, name: str, *, timeout: Seconds | None = None) -> ScopeContext:
         """``async with locker.with_context(name) as scope:`` - :meth:`acquire`, hold, release."""
-        if timeout is None:
-            return ScopeContext(self._acquire, name, Room.join, None)
-        return ScopeContext(self._acquire_within, name, timeout)
+        return ScopeContext(self, name, Room.join, timeout)
 
     def try_with_context(self, name: str) -> ScopeContext:
         """``async with`` around :meth:`try_acquire`."""
-        return ScopeContext(self._acquire, name, Room.try_join, None)
+        return ScopeContext(self, name, Room.try_join)
 
     def force_with_context(self, name: str) -> ScopeContext:
         """``async with`` around :meth:`force_acquire`."""
-        return ScopeContext(self._acquire, name, Room.force, None)
-
-    async def _acquire_within(self, name: str, timeout: Seconds, context: ScopeContext | None = None) -> LockScope:
-        seconds = check_timeout(timeout)
-        if seconds:
-            return await self._acquire(name, Room.join, seconds, context)
-        try:
-            return await self._acquire(name, Room.try_join, None, context)
-        except NotLockedError as error:
-            raise AcquireTimeoutError(name, 0.0, error.why) from None
+        return ScopeContext(self, name, Room.force)
 
     async def _acquire(
         self,
         name: str,
-        enter: Callable[[Room[Waiter], Waiter, float], None],
-        timeout: float | None = None,
+        enter: Enter,
+        timeout: Seconds | None = None,
         context: ScopeContext | None = None,
     ) -> LockScope:
         keeper = self._keeper
         loop = keeper.loop
         now = keeper.now()
-        until = NEVER if timeout is None else now + timeout
+        seconds, until = None, NEVER
+        if timeout is not None:
+            seconds = check_timeout(timeout)
+            if seconds:
+                until = now + seconds
+            else:
+                enter = Room.try_join
         if type(name) is not str:
             check_name(name)
         if not self._open or self._closing is not None or keeper.forked or asyncio.get_running_loop() is not loop:
             check_name(name)
             try:
-                async with asyncio.timeout(timeout):
+                async with asyncio.timeout(seconds or None):
                     await self._ready()
             except TimeoutError:
-                assert timeout is not None
+                assert seconds is not None
                 why = ServerError(keeper.where(), "has not answered yet")
-                raise AcquireTimeoutError(name, timeout, str(why)) from why
+                raise AcquireTimeoutError(name, seconds, str(why)) from why
             if self._closing is not None:
                 raise self._closed_error()  # in this very moment
             loop = keeper.loop
@@ -191,8 +184,8 @@ class Locker:
             room = keeper.room(name)
             waiter = Waiter(room, loop.create_future())
             timer = None
-            if timeout is not None:
-                timer = loop.call_later(max(0.0, until - now), keeper.time_out, waiter, timeout)
+            if seconds:
+                timer = loop.call_later(max(0.0, until - now), keeper.time_out, waiter, seconds)
             enter(room, waiter, now)
             try:
                 await waiter.future
@@ -209,6 +202,8 @@ class Locker:
             if waiter.error is not None:
                 if waiter.lease is not None and (cancelled := await keeper.wait_settled(waiter.lease)) is not None:
                     raise cancelled
+                if seconds == 0 and isinstance(waiter.error, NotLockedError):
+                    raise AcquireTimeoutError(name, 0.0, waiter.error.why)
                 raise waiter.error
             lease = waiter.lease
             assert lease is not None

@@ -8,14 +8,15 @@ import warnings
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from .cancellation import Cancellation
 from .core.lease import Lease
 from .core.room import Room
 from .core.rules import LossReason
 from .errors import LockLostError
-from .keeper import Keeper
+from .keeper import Keeper, Waiter
+from .options import Seconds
 
 T = TypeVar("T")
 
@@ -451,24 +452,37 @@ class LockScope:
             )
 
 
+Enter = Callable[[Room[Waiter], Waiter, float], None]  # how to enter a room: join, try_join or force
+
+
+class Acquires(Protocol):
+    """A locker."""
+
+    def _acquire(
+        self, name: str, enter: Enter, timeout: Seconds | None, context: ScopeContext, /
+    ) -> Coroutine[Any, Any, LockScope]:
+        """Acquire, and call ``entered`` of the context."""
+
+
 class ScopeContext:
     """``async with`` around an acquisition: acquires, enters the scope, and releases. For one use."""
 
-    __slots__ = ("_acquire", "_arguments", "_scope")
+    __slots__ = ("_enter", "_locker", "_name", "_scope", "_timeout")
 
-    def __init__(self, acquire: Callable[..., Coroutine[Any, Any, LockScope]], *arguments: Any) -> None:
-        """:param acquire: gets the arguments and this context, and is to call ``entered``"""
-        self._acquire: Callable[..., Coroutine[Any, Any, LockScope]] | None = acquire
-        self._arguments = arguments
+    def __init__(self, locker: Acquires, name: str, enter: Enter, timeout: Seconds | None = None) -> None:
+        self._locker: Acquires | None = locker
+        self._name = name
+        self._enter = enter
+        self._timeout = timeout
         self._scope: LockScope
 
     # Not coroutines themselves: one less to be resumed through.
 
     def __aenter__(self) -> Coroutine[Any, Any, LockScope]:
-        acquire, self._acquire = self._acquire, None
-        if acquire is None:
+        locker, self._locker = self._locker, None
+        if locker is None:
             raise RuntimeError("this context manager was used before; call with_context() again")
-        return acquire(*self._arguments, self)
+        return locker._acquire(self._name, self._enter, self._timeout, self)
 
     def entered(self, scope: LockScope) -> LockScope:
         """The lock is held."""
