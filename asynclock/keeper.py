@@ -8,6 +8,7 @@ import random
 import time
 import weakref
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, Protocol
 
 from .alarms import Alarms
@@ -22,11 +23,8 @@ from .wire.node import Node
 from .wire.requests import OwedRelease, Request
 
 if hasattr(time, "CLOCK_BOOTTIME"):
-
-    def clock() -> float:
-        """Seconds on a clock that runs on while the machine is suspended, and is never set."""
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-
+    #: Seconds on a clock that runs on while the machine is suspended, and is never set.
+    clock: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 else:  # pragma: no cover - macOS: its monotonic clock stops in a suspend, as do its servers
     clock = time.monotonic
 

@@ -22,7 +22,7 @@ class Tokens:
         self._id = random.hex().encode()
         self._count = 0
 
-    def next(self, forced: bool = False, /) -> bytes:
+    def next(self, forced: bool = False) -> bytes:
         self._count += 1
         return (
             b"%bf:%b:%x" % (_MAGIC, self._id, self._count) if forced else b"%bn:%b:%x" % (_MAGIC, self._id, self._count)
@@ -42,6 +42,17 @@ class Lease:
     - Once ``done`` is set, a RELEASE has been sent for everything owed (or will be by whoever closes
       the locker), the votes count no more, and late answers are of no interest.
     """
+
+    # In an attempt:
+    decides: int  # with ``unasked``: the key whose answer it waits for; -1: none
+    watched: int  # once it is lost: bit i: a change of key i makes another one worth while
+    # Once it is won:
+    acquired_at: float
+    handoffs: int
+    owner: Any  # the shell's: who is told of a loss
+    # Once it is done:
+    released_at: float
+    releases: int  # keys that were to be released
 
     __slots__ = (
         "acquired_at",
@@ -86,16 +97,9 @@ class Lease:
         self.cause: LossReason | None = None  # what a missing key is put down to
         self.silent = False
         self.unasked = 0  # keys that an attempt in order has not come to yet: the last ones
-        self.decides = -1  # ... and the key whose answer it waits for
-        self.watched = 0  # bit i: the attempt is lost, and a change of key i makes another worth while
-        self.acquired_at = 0.0
         self.extend_at = 0.0
-        self.handoffs = 0
-        self.releases = 0  # keys that were to be released
-        self.unreleased = 0  # ... and are not yet known to be
-        self.missed = 0  # ... and turned out not to be ours any more
-        self.released_at = 0.0
-        self.owner: Any = None  # the shell's: who is told of a loss
+        self.unreleased = 0  # keys that are not yet known to be released
+        self.missed = 0  # ... that turned out not to be ours any more
         self.settled: Any = None  # the shell's: who waits for the release
 
     def vote(self, index: int, until: float, majority: int) -> None:

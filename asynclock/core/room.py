@@ -155,8 +155,8 @@ class Room(Generic[W]):
         self._release(lease, now)
         if self.queue or self.forces:
             self._next(now)
-        else:
-            self._rest()
+        elif self.attempt is None:
+            self._empty()
         return True
 
     def give_back(self, lease: Lease, now: float) -> None:
@@ -196,8 +196,11 @@ class Room(Generic[W]):
         """An answer. ``ok``: the command did what it was to do; ``found``: what is in the key after
         it; ``ttl``: milliseconds that the key has left, -1 for no end, -2 for no key, None for not asked."""
         if ask is RELEASE:
-            lease.missed += not ok
-            self._released(lease, now)
+            if not ok:
+                lease.missed += 1
+            lease.unreleased -= 1
+            if not lease.unreleased:
+                self._released(lease, now)
             return
         lease.asked[index] -= 1
         if lease.done:
@@ -237,7 +240,9 @@ class Room(Generic[W]):
     def failed(self, lease: Lease, index: int, ask: Ask, error: Exception | None, now: float) -> None:
         """No answer will come: the connection is gone (``None``), or the server answered with an error."""
         if ask is RELEASE:
-            self._released(lease, now)
+            lease.unreleased -= 1
+            if not lease.unreleased:
+                self._released(lease, now)
             return
         lease.asked[index] -= 1
         if lease.done:
@@ -356,6 +361,7 @@ class Room(Generic[W]):
             self._wake_at(NEVER)
         if in_order and self.contended and self.rules.keys > 1 and self.impatient is None:
             lease.unasked = self.rules.keys
+            lease.decides = -1
             self._decide(now)
         elif not self._ask_all(lease, TAKE_TTL if self.contended else TAKE, now):
             self._decide(now)
@@ -479,13 +485,17 @@ class Room(Generic[W]):
             self.contended -= 1
         self.rivals, self.refusals = min(self.refusals, MAX_RIVALS), 0
         lease.acquired_at = now
+        lease.handoffs = 0
         lease.cause = None
         if lease.free_at:
             lease.free_at.clear()
         # The first extension comes early by chance, so that locks acquired together are not all
         # extended in the same loop turn for ever.
-        lease.extend_at = self.rules.extension(now, 0.5 + self.port.chance() / 2)
-        self._extend_in_time(lease, now)
+        lease.extend_at = extend_at = self.rules.extension(now, 0.5 + self.port.chance() / 2)
+        if extend_at <= lease.deadline - self.rules.reserve:
+            self._wake_at(extend_at)
+        else:
+            self._extend_in_time(lease, now)
         self.port.granted(waiter, lease)
 
     # What becomes of a lease
@@ -513,19 +523,17 @@ class Room(Generic[W]):
         """Send a RELEASE after everything that may have put the token into a key."""
         lease.done = True
         lease.released_at = now
-        lease.unreleased = 1
-        ask = self.port.ask
+        ask, asked, owed = self.port.ask, 0, lease.owed
         for index in range(self.rules.keys):
-            if lease.owed >> index & 1 and ask(self, lease, index, RELEASE, now):
-                lease.unreleased += 1
-        lease.releases = lease.unreleased - 1
+            if owed >> index & 1 and ask(self, lease, index, RELEASE, now):
+                asked += 1
         lease.owed = 0
-        self._released(lease, now)
+        lease.releases = lease.unreleased = asked
+        if not asked:
+            self._released(lease, now)
 
     def _released(self, lease: Lease, now: float) -> None:
-        lease.unreleased -= 1
-        if lease.unreleased:
-            return
+        """Every RELEASE is answered, or never will be."""
         if lease is self.quiet:
             # A waiter elsewhere has heard of it by now: leave it the time of one more round trip. In
             # order it takes two, and the more there are, the longer coming back is only to be refused.
@@ -661,12 +669,15 @@ class Room(Generic[W]):
     def _rest(self) -> None:
         """Forget what only matters while somebody is here; say so if nobody is."""
         if self.holder is None and self.attempt is None and not self.queue and not self.forces:
-            self.fruitless = None
-            self.haste = self.failures = 0
-            if not self.contended:
-                self.quiet = None
-            self._wake_at(NEVER)
-            self.port.idle(self)
+            self._empty()
+
+    def _empty(self) -> None:
+        self.fruitless = None
+        self.haste = self.failures = 0
+        if not self.contended:
+            self.quiet = None
+        self._wake_at(NEVER)
+        self.port.idle(self)
 
     def expect_nobody(self) -> None:
         """That others wanted the lock is too long ago to say anything."""

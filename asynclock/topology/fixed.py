@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..core.lease import Lease
@@ -18,13 +18,16 @@ class Fixed:
 
     def __init__(self, nodes: Sequence[Node], majority: int | None) -> None:
         self.nodes = tuple(nodes)
+        self.ask: Callable[[Room[Any], Lease, int, Ask, float], bool]  # as core.room.Port.ask
         count = len(nodes)
         if count == 1:
             self.majority = majority or 1
             self._route = self.nodes * (2 * self.majority - 1)
+            self.ask = nodes[0].ask
             return
         self.majority = (count + 1) // 2
         self._route = self.nodes
+        self.ask = self._ask
         if majority not in (None, self.majority):
             raise ConfigurationError(
                 f"key_majority={majority}: {count} independent servers hold a key each, "
@@ -37,7 +40,7 @@ class Fixed:
     def home(self, room: Room[Any], index: int) -> Node | None:
         return self._route[index]
 
-    def ask(self, room: Room[Any], lease: Lease, index: int, ask: Ask, now: float, /) -> bool:
+    def _ask(self, room: Room[Any], lease: Lease, index: int, ask: Ask, now: float, /) -> bool:
         return self._route[index].ask(room, lease, index, ask, now)
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:

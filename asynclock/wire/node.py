@@ -23,7 +23,7 @@ from .door import Door
 from .invalidations import Invalidations
 from .protocol import Wire
 from .replicas import Replicas
-from .requests import REPLIES, Ignored, OwedRelease, ReadAgain, Reauthentication, Request, TimeRequest
+from .requests import REPLIES, OwedRelease, ReadAgain, Reauthentication, Request, TimeRequest
 
 log = logging.getLogger("asynclock")
 log.addHandler(logging.NullHandler())  # silent unless the application sets logging up
@@ -350,12 +350,11 @@ class Node:
         ask = request.ask
         expiry = self._expiry(now) if ask <= EXTEND else b""
         data = self.commands.pack(ask, request.key, request.token, expiry)
+        replies = REPLIES[ask]
         if asking:
-            for command in split(data):
-                wire.send(_ASKING, Ignored(), 1, now)
-                wire.send(command, request, 1, now)
-        else:
-            wire.send(data, request, REPLIES[ask], now)
+            data = b"".join([_ASKING + command for command in split(data)])
+            replies *= 2
+        wire.send(data, request, replies, now)
 
     def take_on(self, request: Request | OwedRelease, asking: bool) -> None:
         """A request that another node of the cluster has sent here, because the key is, or is becoming
@@ -395,9 +394,11 @@ class Node:
             request.unconfirmed(ServerError(self.label, "the connection was lost"))
         else:
             now = self.now()
+            get = packed(b"GET", unbulk(request.key))
             if request.asking:
-                self.wire.send(_ASKING, Ignored(), 1, now)
-            self.wire.send(packed(b"GET", unbulk(request.key)), ReadAgain(request), 1, now)
+                self.wire.send(_ASKING + get, ReadAgain(request), 2, now)
+            else:
+                self.wire.send(get, ReadAgain(request), 1, now)
 
     def _ask_time(self) -> None:
         if self.wire is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import hiredis
@@ -20,13 +20,13 @@ OnPush = Callable[[list[Any], float], None]  # with the time when it was read
 
 
 class Expects(Protocol):
-    """Something that waits for replies: queued once for each of them."""
+    """Something that waits for the replies to what was sent."""
 
-    def reply(self, reply: Any, now: float) -> None:
-        """``now``: when the bytes were read that it came with."""
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
+        """The last reply, those before it, and when the bytes were read that it came with."""
 
     def dropped(self) -> None:
-        """The connection is gone; called once for each reply still expected."""
+        """The connection is gone, and the replies, or some of them, will not come."""
 
 
 class Call:
@@ -37,7 +37,7 @@ class Call:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.future: asyncio.Future[Any] = loop.create_future()
 
-    def reply(self, reply: Any, now: float) -> None:
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         if not self.future.done():
             self.future.set_result(reply)
 
@@ -48,8 +48,9 @@ class Call:
 
 
 class Wire(asyncio.Protocol):
-    """One connection. State: ``waiting`` (who expects the next replies) and ``_out`` (what leaves
-    at the end of this loop turn); both are empty once the connection is lost."""
+    """One connection. State: ``waiting`` (who is told of the next replies; None: nobody yet, it goes
+    into ``_earlier`` until the last one of the same request) and ``_out`` (what leaves at the end of
+    this loop turn); all are empty once the connection is lost."""
 
     def __init__(
         self,
@@ -70,22 +71,22 @@ class Wire(asyncio.Protocol):
         self._paused = False
         self._flushing = False
         self.problem: Exception | None = None  # why it was dropped from this side
-        self.waiting: deque[Expects] = deque()
+        self.waiting: deque[Expects | None] = deque()
+        self._earlier: list[Any] = []
         self.heard = clock()  # when bytes came last, or were first waited for
         self.closed = loop.create_future()
         self._transport: asyncio.WriteTransport = writer.transport
         self._transport.set_protocol(self)
 
     def send(self, data: bytes, expects: Expects, replies: int, now: float) -> None:
-        """Send in this loop turn. ``expects`` gets that many replies, or ``dropped``."""
+        """Send in this loop turn. ``expects`` gets that many replies, all at once, or ``dropped``."""
         waiting = self.waiting
         if not waiting:
             self.heard = now
+        while replies > 1:
+            replies -= 1
+            waiting.append(None)
         waiting.append(expects)
-        if replies > 1:
-            waiting.append(expects)
-            if replies > 2:
-                waiting.append(expects)
         self._out.append(data)
         if not self._flushing:
             self._flushing = True
@@ -116,10 +117,15 @@ class Wire(asyncio.Protocol):
             while (reply := gets()) is not _MORE:
                 if type(reply) is _PUSH:
                     self._on_push(reply, now)
-                elif waiting:
-                    waiting.popleft().reply(reply, now)
-                else:
+                elif not waiting:
                     self._unasked(reply)
+                elif (expects := waiting.popleft()) is None:
+                    self._earlier.append(reply)
+                elif self._earlier:
+                    earlier, self._earlier = self._earlier, []
+                    expects.reply(reply, earlier, now)
+                else:
+                    expects.reply(reply, (), now)
         except hiredis.ProtocolError as error:
             self.abort(error)
 
@@ -138,12 +144,14 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._out.clear()
+        self._earlier.clear()
         waiting, self.waiting = self.waiting, deque()
         if not self.closed.done():
             self.closed.set_result(None)
         self._on_lost(self, self.problem or exc)
         for expects in waiting:
-            expects.dropped()
+            if expects is not None:
+                expects.dropped()
 
     def abort(self, problem: Exception | None = None) -> None:
         """Drop the connection now; what was not sent is lost."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.crc import key_slot
@@ -312,7 +312,7 @@ class _Marker:
         self._replicas = replicas
         self._marker = marker
 
-    def reply(self, reply: Any, now: float) -> None:
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         self._replicas.marked(self._marker, reply)
 
     def dropped(self) -> None: ...
@@ -326,7 +326,7 @@ class _Count:
     def __init__(self, replicas: Replicas) -> None:
         self._replicas = replicas
 
-    def reply(self, reply: Any, now: float) -> None:
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         self._replicas.counted(reply)
 
     def dropped(self) -> None: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ..core.lease import Lease
@@ -16,8 +16,7 @@ MAX_HOPS = 5  # a cluster that sends a request on more often than that does not 
 REDIRECTIONS = ("MOVED ", "ASK ", "CLUSTERDOWN")
 
 REPLIES = (2, 3, 2, 2, 2, 1)  # to each Ask, in their order
-
-_NONE: list[Any] = []  # never added to
+_DONE = (OK, 1)  # what a command answers that did what it was to do
 
 
 class Confirms(Protocol):
@@ -50,7 +49,7 @@ class Asked(Protocol):
 class Request:
     """One ask under way. Its answer goes to the room, on every way that it can end."""
 
-    __slots__ = ("ask", "asking", "hops", "index", "lease", "left", "node", "replies", "room", "sent")
+    __slots__ = ("ask", "asking", "hops", "index", "lease", "node", "room", "sent", "ttl")
 
     def __init__(self, node: Asked, room: Room[Any], lease: Lease, index: int, ask: Ask, sent: float) -> None:
         self.node = node
@@ -59,10 +58,9 @@ class Request:
         self.index = index
         self.ask = ask
         self.sent = sent
-        self.left = REPLIES[ask]
         self.asking = False  # was it sent on to a node that is about to get the key's slot?
         self.hops = 0
-        self.replies = _NONE
+        self.ttl: int | None  # what was answered, while replicas are waited for
 
     @property
     def key(self) -> bytes:
@@ -77,41 +75,33 @@ class Request:
         self.node = node
         self.asking = asking
         self.sent = sent
-        self.left = REPLIES[self.ask]
         self.hops += 1
-        self.replies = _NONE
 
     def fail(self, error: ServerError, now: float, node: Asked) -> None:
         """It cannot be sent on. What is to be released there is, as soon as that node is connected."""
-        self.left = 0
         if self.ask is RELEASE:
             node.owe(self.key, self.token)
         self.room.failed(self.lease, self.index, self.ask, error, now)
 
-    def reply(self, reply: Any, now: float) -> None:
-        self.left -= 1
-        replies = self.replies
-        if self.left:
-            self.replies = [*replies, reply]
-            return
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
+        if self.asking:
+            earlier = earlier[1::2]  # the others are to ASKING
         # As most of them end, without a look for errors.
-        lease = self.lease
-        if self.ask is RELEASE:
+        ask, lease = self.ask, self.lease
+        if ask is RELEASE:
             if reply == 1:
-                self.room.answered(lease, self.index, RELEASE, self.sent, True, None, None, now)
+                self.room.answered(lease, self.index, ask, self.sent, True, None, None, now)
                 return
-        elif reply == lease.token and (replies[0] == OK or replies[0] == 1) and self.node.replicas is None:
-            ttl = replies[1] if self.ask is TAKE_TTL else None
-            self.room.answered(lease, self.index, self.ask, self.sent, True, reply, ttl, now)
+        elif reply == lease.token and earlier[0] in _DONE and self.node.replicas is None:
+            ttl = earlier[1] if ask is TAKE_TTL else None
+            self.room.answered(lease, self.index, ask, self.sent, True, reply, ttl, now)
             return
-        self._conclude([*replies, reply], now)
+        self._conclude([*earlier, reply], now)
 
     def dropped(self) -> None:
-        if self.left:
-            self.left = 0
-            if self.ask is RELEASE:
-                self.node.owe(self.key, self.token)
-            self.room.failed(self.lease, self.index, self.ask, None, self.node.now())
+        if self.ask is RELEASE:
+            self.node.owe(self.key, self.token)
+        self.room.failed(self.lease, self.index, self.ask, None, self.node.now())
 
     def _conclude(self, replies: list[Any], now: float) -> None:
         ask, node = self.ask, self.node
@@ -141,7 +131,7 @@ class Request:
                 ttl = replies[1]
         written = ask <= EXTEND and ok and last == self.lease.token
         if node.replicas is not None and written and not self.lease.done:
-            self.replies = [ttl]
+            self.ttl = ttl
             node.replicas.confirm(self)
             return
         self.room.answered(self.lease, self.index, ask, self.sent, ok, last, ttl, now)
@@ -158,7 +148,7 @@ class Request:
         """That is in the key, and enough replicas have what was written to it."""
         ok = value == self.lease.token
         self.room.answered(
-            self.lease, self.index, self.ask, self.sent, ok, value, self.replies[0] if ok else None, self.node.now()
+            self.lease, self.index, self.ask, self.sent, ok, value, self.ttl if ok else None, self.node.now()
         )
 
     def unconfirmed(self, error: ServerError) -> None:
@@ -174,7 +164,7 @@ class ReadAgain:
     def __init__(self, request: Request) -> None:
         self._request = request
 
-    def reply(self, reply: Any, now: float) -> None:
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         request = self._request
         if is_error(reply):
             node = request.node
@@ -192,7 +182,7 @@ class ReadAgain:
 class Ignored:
     """A reply that says nothing."""
 
-    def reply(self, reply: Any, now: float) -> None: ...
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None: ...
 
     def dropped(self) -> None: ...
 
@@ -217,7 +207,7 @@ class OwedRelease:
     def fail(self, error: ServerError, now: float, node: Asked) -> None:
         node.owe(self.key, self.token)
 
-    def reply(self, reply: Any, now: float) -> None:
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         if is_error(reply) and (text := str(reply)).startswith(REDIRECTIONS) and self.hops < MAX_HOPS:
             self.node.redirected(self, text)
 
@@ -234,7 +224,7 @@ class TimeRequest:
         self._node = node
         self._sent = sent
 
-    def reply(self, reply: Any, now: float) -> None:
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         self._node.observe_clock(self._sent, reply)
 
     def dropped(self) -> None: ...
@@ -249,7 +239,7 @@ class Reauthentication:
     def __init__(self, refused: Callable[[Exception], None]) -> None:
         self._refused = refused
 
-    def reply(self, reply: Any, now: float) -> None:
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         if is_error(reply):
             self._refused(ConnectionError(f"new credentials were refused: {reply}"))
 
