@@ -167,7 +167,7 @@ async def test_deleted_while_the_subscriber_logs_in(users: Server) -> None:
         (node,) = locker._keeper.topology.nodes
         holding = await body(await locker.acquire("job"))
         assert node._second is not None
-        node._second._on_push = lambda push: None  # as if lost
+        node._second._on_push = lambda push, now: None  # as if lost
         since = time.monotonic()
         users.execute("DEL", key("job"))
         await asyncio.sleep(0.02)
