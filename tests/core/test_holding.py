@@ -5,8 +5,8 @@ import pytest
 from asynclock.core.room import CONTENDED, MIN_HOLD_BACK, NEVER
 from asynclock.core.rules import GRID, Ask, LossReason, Rules, on_grid
 
+from ..simulation.servers import Trouble
 from .bench import OTHER, OURS, STRANGER, Bench
-from .servers import Trouble
 
 TERM = 5.0 - 0.05 - 0.002  # validity less 1 % and 2 ms
 

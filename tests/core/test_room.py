@@ -5,8 +5,8 @@ import pytest
 from asynclock.core.room import MAX_BACKOFF, NEVER
 from asynclock.core.rules import Ask, LossReason
 
+from ..simulation.servers import Trouble
 from .bench import OTHER, STRANGER, Bench
-from .servers import Trouble
 
 # Acquiring and releasing
 

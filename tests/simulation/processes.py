@@ -9,12 +9,14 @@ from asynclock.core.lease import Lease, Tokens
 from asynclock.core.room import NEVER, Room
 from asynclock.core.rules import Ask, LossReason
 
-from .servers import COMMANDS, Link, Request, Trouble
+from .links import Link
+from .requests import NO_EXPIRY, OwedRelease, Request, TimeRequest
+from .servers import Expiry, Trouble
 
 if TYPE_CHECKING:
     from .world import World
 
-TIME = ("TIME", b"", b"", ("", 0))
+VOTES = (Ask.TAKE, Ask.TAKE_TTL, Ask.FORCE)  # what asks for a new vote
 
 
 class Task:
@@ -36,32 +38,6 @@ class Task:
         return f"{self.client.name}.{self.number}"
 
 
-class _Time:
-    """The reply of TIME."""
-
-    def __init__(self, clock: ServerClock, sent: float) -> None:
-        self.clock = clock
-        self.sent = sent
-        self.left = 1
-
-    def reply(self, reply: Any, now: float) -> None:
-        self.left = 0
-        if isinstance(reply, float):
-            self.clock.observe(self.sent, reply)
-
-
-class _Owed:
-    """The reply of a release that was owed."""
-
-    def __init__(self, key: bytes, token: bytes) -> None:
-        self.key = key
-        self.token = token
-        self.left = 1
-
-    def reply(self, reply: Any, now: float) -> None:
-        self.left = 0
-
-
 class Client:
     """One process: its rooms, their port, and one connection to each server. Does what ``Locker`` and ``Node`` do."""
 
@@ -74,21 +50,30 @@ class Client:
         self.tokens = Tokens(world.random.randbytes(3))
         self.pxat = world.random.random() < 0.5
         self.alive = True
+        self.past = False  # has it been replaced? (it may still close)
         self.frozen = 0.0  # until when the process does not run
-        self.links: list[Link | None] = [Link(self, server) for server in world.servers]
+        self.stopped = 0.0  # seconds for which it did not run, at the longest
+        self.leaving: dict[Lease, Task] = {}  # tasks that wait for a release to be answered
+        self.links: list[Link | None] = [None for _ in world.servers]
+        self.homes = [world.home(index) for index in range(world.rules.keys)]  # which server has a key
         self.clocks = [ServerClock() for _ in world.servers]
         self.gone = [False for _ in world.servers]
         self.problems: list[Trouble | None] = [None for _ in world.servers]  # why a server was not connected
         self.owed: list[dict[tuple[bytes, bytes], None]] = [{} for _ in world.servers]
-        for clock, server in zip(self.clocks, world.servers, strict=True):
-            clock.observe(world.now - world.delay(), world.now + server.offset)
+        for home, server in enumerate(world.servers):
+            if server.up and max(server.stalled, server.troubled) <= world.now:
+                self._connect(home, world.now - world.delay(), server.time())
+            else:
+                world.cut = True
+                world.at(world.now + world.delay(), self._reconnect, home)
 
     # What its tasks do
 
     def acquire(self, name: str, how: str = "join") -> Task:
         task = Task(self, self.world.number(), name, how)
         self.tasks.append(task)
-        self.world.log(f"{task!r} {how} {name!r}")
+        self.world.acted = self
+        self.world.log("%r %s %r", task, how, name)
         room = self.rooms.get(name)
         if room is None:
             room = self.rested.pop(name, None)
@@ -106,7 +91,8 @@ class Client:
         if task.state not in ("waiting", "held") or not self.alive:
             return
         assert task.room is not None
-        self.world.log(f"{task!r} ends ({task.state})")
+        self.world.acted = self
+        self.world.log("%r ends (%s)", task, task.state)
         lease = task.lease
         task.state = "left" if lease is None else "released"
         if lease is None:
@@ -144,30 +130,36 @@ class Client:
         return self.tokens.next(forced=forced)
 
     def ask(self, room: Room[Task], lease: Lease, index: int, ask: Ask, now: float) -> bool:
-        home = self.world.home(index)
+        home = self.homes[index]
         link = self.links[home]
+        key, token = room.keys[index], lease.token
         if link is None:
             if ask is Ask.RELEASE:
-                self.owed[home][room.keys[index], lease.token] = None
+                self.owed[home][key, token] = None
             return False
-        clock = self.clocks[home]
-        validity = self.world.rules.validity
-        expiry = ("PX", round(validity * 1000))
-        if self.pxat:
-            if clock.due(now) and not any(isinstance(request, _Time) for request in link.waiting):
-                link.send(_Time(clock, now), [TIME])
-            if clock.usable(now):
-                expiry = ("PXAT", round((clock.at_most(now) + validity) * 1000) + 1)
-        key = room.keys[index]
-        link.send(Request(room, lease, index, ask, now), [(name, key, lease.token, expiry) for name in COMMANDS[ask]])
+        if ask in VOTES and link.server.quarantined:
+            return False
+        expiry = self._expiry(link, now) if ask not in (Ask.READ, Ask.RELEASE) else NO_EXPIRY
+        request = Request(room, lease, index, ask, now)
+        link.send(request, request.commands(expiry))
         return True
 
+    def _expiry(self, link: Link, now: float) -> Expiry:
+        validity = self.world.rules.validity
+        if self.pxat:
+            clock = self.clocks[link.server.name]
+            if clock.due(now) and not any(isinstance(asker, TimeRequest) for asker in link.waiting):
+                link.send(TimeRequest(clock, now), TimeRequest.commands)
+            if clock.usable(now):
+                return Expiry("PXAT", round((clock.at_most(now) + validity) * 1000) + 1, clock.measured)
+        return Expiry("PX", round(validity * 1000))
+
     def barred(self, room: Room[Task], index: int) -> Exception | None:
-        problem = self.problems[self.world.home(index)]
+        problem = self.problems[self.homes[index]]
         return problem if problem is not None and problem.lasting else None
 
     def silent(self, room: Room[Task], index: int, now: float) -> bool:
-        link = self.links[self.world.home(index)]
+        link = self.links[self.homes[index]]
         return link is None or (bool(link.waiting) and now - link.heard > self.world.rules.try_next_after)
 
     def wake(self, room: Room[Task], when: float) -> None:
@@ -181,6 +173,7 @@ class Client:
             if self.alive:
                 self.world.at(self.frozen, self._wake, room, handle)
         elif room.timer is handle:
+            self.world.acted = self
             room.timer = None
             room.woken(self.world.now)
 
@@ -188,15 +181,31 @@ class Client:
         return self.world.random.random()
 
     def doubt_clock(self, room: Room[Task], index: int) -> None:
-        self.clocks[self.world.home(index)].forget()
+        self.clocks[self.homes[index]].forget()
 
     def granted(self, task: Task, lease: Lease) -> None:
         assert task.state == "waiting", f"{task!r} was granted the lock, but it is {task.state}"
         task.lease, task.state, lease.owner = lease, "held", task
-        self.world.log(f"{task!r} holds {task.name!r} until {lease.deadline:.4f}")
-        self.world.progress = self.world.now
-        if self.world.hold is not None:
-            self.world.at(self.world.now + self.world.hold(), self.end, task)
+        world = self.world
+        if world.recording:
+            world.log("%r HOLDS %r until %.3f, as %s", task, task.name, world.ms(lease.deadline), lease.token.decode())
+        world.granted += 1
+        world.progress = world.now
+        if world.hold is not None:
+            world.at(world.now + world.hold(), self._held_enough, task)
+
+    def _held_enough(self, task: Task) -> None:
+        if self.frozen > self.world.now:
+            self.world.at(self.frozen, self._held_enough, task)
+        elif task.state == "held":
+            # As the exit of a scope, wait for the answer, unless the lease has passed to another task.
+            lease = task.lease
+            assert lease is not None
+            self.end(task)
+            if lease.done:
+                self.leaving[lease] = task
+            else:
+                self.world.through(task)
 
     def refused(self, task: Task) -> None:
         self._through(task, "refused", None)
@@ -207,17 +216,24 @@ class Client:
     def _through(self, task: Task, state: str, problem: Any) -> None:
         assert task.state == "waiting", f"{task!r} is {state}, but it was {task.state}"
         task.state, task.problem = state, problem
-        self.world.through.append(task)
-        self.world.log(f"{task!r} {state} {problem or ''}")
+        self.world.failed.append(task)
+        if self.world.hold is not None:
+            self.world.at(self.world.now + 0.01, self.world.through, task)
+        self.world.log("%r %s %s", task, state, problem or "")
 
     def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None:
         task = lease.owner
-        self.world.log(f"{task!r} lost {task.name!r}: {reason}, key {index}")
+        self.world.log("%r LOST %r: %s, key %s", task, task.name, reason, index)
         if task.state == "held":
             task.state, task.problem = "lost", reason
+            if self.world.hold is not None:
+                self.world.at(self.world.now, self.world.through, task)
         self.world.losses.append((self, lease, reason, index))
 
-    def settled(self, lease: Lease) -> None: ...
+    def settled(self, lease: Lease) -> None:
+        task = self.leaving.pop(lease, None)
+        if task is not None:
+            self.world.at(self.world.now, self.world.through, task)
 
     def idle(self, room: Room[Task]) -> None:
         if self.rooms.get(room.name) is room:
@@ -231,6 +247,7 @@ class Client:
         return self.links[link.server.name] is link
 
     def pushed(self, link: Link, key: bytes | None) -> None:
+        self.world.log("%s is told by server %d of %s", self.name, link.server.name, key.decode() if key else "a flush")
         for room in list(self.rooms.values()):
             for index in self._at(link.server.name):
                 if key is None:
@@ -245,12 +262,13 @@ class Client:
             self.world.at(self.frozen, self.disconnected, link)
             return
         home = link.server.name
-        self.world.log(f"{self.name} is disconnected from server {home}")
+        self.world.acted = self
+        self.world.log("%s is disconnected from server %d", self.name, home)
         self.links[home] = None
         self.gone[home], self.problems[home] = False, None
         while link.waiting:
             request = link.waiting.popleft()
-            if isinstance(request, _Owed):
+            if isinstance(request, OwedRelease):
                 self.owed[home][request.key, request.token] = None
             elif isinstance(request, Request):
                 if request.ask is Ask.RELEASE:
@@ -259,46 +277,71 @@ class Client:
         self.world.at(self.world.now + self.world.delay(), self._reconnect, home)
 
     def _reconnect(self, home: int) -> None:
-        """``TIME`` is asked while the connection is set up."""
-        sent = self.world.now
-        server = self.world.servers[home]
-        on_the_way = self.world.delay()
+        server, now = self.world.servers[home], self.world.now
         if not self.alive:
             return
-        if not server.up or server.troubled > sent:
+        self.world.acted = self
+        if self.frozen > now:
+            self.world.at(self.frozen, self._reconnect, home)
+        elif not server.up or server.troubled > now:
             if not self.gone[home]:
                 self.gone[home] = True
+                self.world.log("%s cannot connect to server %d: it is gone", self.name, home)
                 for room, index in self._everything(home):
-                    room.gone(index, sent)
+                    room.gone(index, now)
             self.problems[home] = server.trouble if server.up else Trouble()
             if server.up and server.trouble.lasting:
                 for room in list(self.rooms.values()):
-                    room.shut_out(sent)
-            self.world.at(sent + 0.01 + self.world.random.random() * 0.5, self._reconnect, home)
-        elif max(server.stalled, self.frozen) > sent:
-            self.world.at(max(server.stalled, self.frozen), self._reconnect, home)
+                    room.shut_out(now)
+            self.world.at(now + 0.01 + self.world.random.random() * 0.5, self._reconnect, home)
+        elif server.stalled > now:
+            self.world.at(server.stalled, self._reconnect, home)
         else:
-            self.world.at(sent + on_the_way, self._connected, home, sent, sent + server.offset + on_the_way / 2)
+            self.world.at(now + self.world.delay(), self._greeted, home, now)
+
+    def _greeted(self, home: int, sent: float) -> None:
+        """``TIME`` is asked while the connection is set up."""
+        self.world.at(self.world.now + self.world.delay(), self._connected, home, sent, self.world.servers[home].time())
 
     def _connected(self, home: int, sent: float, time: float) -> None:
-        server = self.world.servers[home]
+        server, now = self.world.servers[home], self.world.now
         if not self.alive:
             return
-        if max(server.down, server.troubled, server.stalled, self.frozen) > self.world.now:
-            self.world.at(self.world.now + 0.01, self._reconnect, home)
+        if max(server.down, server.troubled, server.stalled, self.frozen) > now:
+            self.world.at(now + 0.01, self._reconnect, home)
             return
-        self.world.log(f"{self.name} is connected to server {home} again")
-        self.clocks[home].observe(sent, time)
-        self.links[home] = link = Link(self, server)
+        self.world.acted = self
+        self.world.log("%s is connected to server %d again", self.name, home)
+        link = self._connect(home, sent, time)
         for key, token in self.owed[home]:
-            link.send(_Owed(key, token), [("DELIFEQ", key, token, ("", 0))])
+            owed = OwedRelease(key, token)
+            link.send(owed, owed.commands)
         self.owed[home] = {}
         self.problems[home] = None
+        self._look_again(home)
+
+    def _connect(self, home: int, sent: float, time: float) -> Link:
+        server = self.world.servers[home]
+        self.clocks[home].observe(sent, time)
+        self.links[home] = link = Link(self, server)
+        if server.quarantined:
+            self.world.at(server.started + self.world.rules.validity, self._end_quarantine, link)
+        return link
+
+    def _end_quarantine(self, link: Link) -> None:
+        if self.uses(link):
+            if self.frozen > self.world.now:
+                self.world.at(self.frozen, self._end_quarantine, link)
+            else:
+                self._look_again(link.server.name)
+
+    def _look_again(self, home: int) -> None:
+        self.world.acted = self
         for room, index in self._everything(home):
             room.reconnected(index, self.world.now)
 
     def _at(self, home: int) -> list[int]:
-        return [index for index in range(self.world.rules.keys) if self.world.home(index) == home]
+        return [index for index, where in enumerate(self.homes) if where == home]
 
     def _everything(self, home: int) -> list[tuple[Room[Task], int]]:
         return [(room, index) for room in self.rooms.values() for index in self._at(home)]

@@ -1,0 +1,67 @@
+"""``python -m tests.simulation --seeds N``: play N schedules; the exit code is 1 if one of them breaks a rule."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .runner import Tally, history, play_all, tell
+from .worlds import WORLDS, schedule
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    seeds: Annotated[int, typer.Option(min=1, help="How many schedules to play.")] = 20_000,
+    start: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    world: Annotated[str | None, typer.Option(help=f"One of {', '.join(WORLDS)}. Default: the seed chooses.")] = None,
+    tracking: Annotated[bool | None, typer.Option(help="With or without. Default: the seed chooses.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that play.")] = os.cpu_count() or 1,
+    show: Annotated[bool, typer.Option("--show", help="Print the history of the first seed, and no more.")] = False,
+) -> None:
+    """The rules of the lock in a simulated world: random schedules, every event of them checked."""
+    if world is not None and world not in WORLDS:
+        raise typer.BadParameter(f"{world!r} is not one of {', '.join(WORLDS)}", param_hint="--world")
+    console = Console(highlight=False, soft_wrap=True)
+    if show:
+        chosen = schedule(start, world, tracking)
+        console.print(f"{chosen}\n{chosen.story}\n\n{history(chosen)}", markup=False)
+        return
+    before = time.monotonic()
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]:.0f} schedules/s"),
+        TimeRemainingColumn(),
+    )
+    tally = Tally()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=seeds, pace=0.0)
+        for tally in play_all(start, seeds, world, tracking, jobs):
+            pace = tally.schedules / (time.monotonic() - before)
+            progress.update(bar, completed=tally.schedules, pace=pace)
+    took = time.monotonic() - before
+    console.print(
+        f"{tally.schedules:,} schedules in {took:.1f} s ({tally.schedules / took:,.0f}/s), {tally.events:,} events\n"
+        f"{tally.granted:,} times granted, "
+        f"lost: {', '.join(f'{reason} {times:,}' for reason, times in tally.losses.most_common())}\n"
+        f"two at once after a server had broken its word: {tally.overlaps:,} times; without a majority, "
+        f"connected, and not told yet: {tally.told:.1f} packet delays at the most"
+    )
+    if tally.failed is not None:
+        console.print(f"\nFAILED: {tell(schedule(tally.failed, world, tracking))}", markup=False)
+        again = f"python -m tests.simulation --seeds 1 --start {tally.failed}"
+        again += f" --world {world}" * (world is not None)
+        again += f" --{'' if tracking else 'no-'}tracking" * (tracking is not None)
+        console.print(f"\nonce more: {again}", markup=False)
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

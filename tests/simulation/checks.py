@@ -1,0 +1,294 @@
+"""What must hold in a world after every single event.
+
+(a) No two leases of a name are held at once while the servers keep their word (a server that forgets keys, and
+    gives no votes for as long as they could have counted, keeps it). Whoever holds a lock that a majority of the keys
+    no longer backs is told within ``TOLD`` packet delays of being connected, and running, and served.
+(b) A held lease's deadline is not after the expiry of a majority of its keys.
+(c) Once everybody has left, no key is left behind, and every room has said that nobody is there.
+(d) Whoever waits is served: within the time to live, promptly if the lock is free, and however many others come back.
+(e) A room with waiters has something that will come back to it, not later than the last of the keys may be free.
+(f) Who loses a lock is told what happened to it, and nobody loses it for nothing.
+
+(c) and (d) are looked at when a story comes to rest (``story``), the others here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from asynclock.core.lease import Lease
+from asynclock.core.room import MAX_BACKOFF, NEVER, Room
+from asynclock.core.rules import LossReason
+
+from .processes import Client, Task
+from .requests import Request
+from .servers import Server
+from .world import World
+
+TOLD = 5  # a push, the answer that was under way (its question may just have left), and one more question and answer
+
+
+class Broken(AssertionError):
+    """A rule does not hold. ``rule`` is its letter, or empty for what should go without saying."""
+
+    def __init__(self, rule: str, what: str, world: World) -> None:
+        super().__init__(f"({rule}) {what}, at {world.ms(world.now):.3f} ms" if rule else what)
+        self.rule = rule
+
+
+@dataclass(slots=True)
+class Unbacked:
+    """A held lease that a majority of its keys no longer backs."""
+
+    client: Client
+    room: Room[Task]
+    since: float  # ... with nothing in the way of its being told
+
+
+class Check:
+    """Looks at what the last event can have changed."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.majority = world.rules.keys // 2 + 1
+        self.unbacked: dict[Lease, Unbacked] = {}
+        self.told: list[float] = []  # in packet delays, how long it took to tell them
+        self.overlaps = 0  # how often two held a lock at once, after the servers' word was broken
+        self.losses = self.failed = 0
+        self._servers = [world.servers[world.home(index)] for index in range(world.rules.keys)]  # of each key
+        self._overlapping: set[tuple[Lease, Lease]] = set()
+        world.watch = self
+
+    def __call__(self) -> None:
+        world = self.world
+        acted, altered = world.acted, world.altered
+        world.acted, world.altered = None, False
+        if acted is not None:
+            if not acted.past:
+                for room in acted.rooms.values():
+                    self._consistent(acted, room)
+                    if room.holder is not None:
+                        self._one_holder(room)
+                    elif room.queue:
+                        self._somebody_comes(acted, room)
+                self._remembered(acted)
+                if not altered:
+                    self._backed(acted)
+            if self.losses < len(world.losses):
+                self._lost_for_a_reason()
+            if self.failed < len(world.failed):
+                self._failed_for_a_reason()
+        if altered:
+            for client in world.clients:
+                self._backed(client)
+        if self.unbacked:
+            self._about_to_be_told()
+
+    def broken(self, rule: str, what: str) -> Broken:
+        return Broken(rule, what, self.world)
+
+    def count_losses(self) -> Counter[str]:
+        return Counter(str(reason) for _, _, reason, _ in self.world.losses)
+
+    # (a)
+
+    def _one_holder(self, held_here: Room[Task]) -> None:
+        """No two of the leases that the servers kept their word to. Of the others none that has a majority of
+        votes without the keys that others meddled with."""
+        now, world = self.world.now, self.world
+        held: list[tuple[Client, Room[Task], Lease]] = []
+        for client in world.clients:
+            room = client.rooms.get(held_here.name)
+            if room is not None and room.holder is not None and now < room.holder.deadline:
+                held.append((client, room, room.holder))
+        if len(held) < 2:
+            return
+        sound: list[Client] = []
+        for client, room, lease in held:
+            kept = [not self._breached(key, lease) for key in room.keys]
+            votes = sum(until > now and kept[index] for index, until in enumerate(lease.votes))
+            if all(kept) or votes >= self.majority:
+                sound.append(client)
+        if len(sound) > 1:
+            raise self.broken("a", f"{' and '.join(client.name for client in sound)} hold {held_here.name!r} at once")
+        pair = (held[0][2], held[1][2])
+        if pair not in self._overlapping:
+            self._overlapping.add(pair)
+            self.overlaps += 1
+
+    def _breached(self, key: bytes, lease: Lease) -> bool:
+        entry = (key, lease.token)
+        return entry in self.world.touched and entry not in self.world.forgotten
+
+    def _backed(self, client: Client) -> None:
+        """Look at whether the servers back what ``client`` holds, and (b) for how long."""
+        for room in client.rooms.values():
+            lease = room.holder
+            if lease is None or self.world.now >= lease.deadline:
+                continue
+            token = lease.token
+            ours = long = 0
+            for key, server in zip(room.keys, self._servers, strict=True):
+                # A key that has expired counts until it is deleted: nobody is told before. (Its vote
+                # is over by then, unless the server's clock was set forward.)
+                entry = server.data.get(key)
+                if entry is not None and entry[0] == token:
+                    ours += 1
+                    long += entry[1] is None or server.ends(entry[1]) > lease.deadline - 1e-9
+            if long < self.majority:
+                self._no_longer_than_the_servers(client, room, lease)
+            if ours < self.world.rules.keys:
+                self._loss_is_on_its_way(client, room, lease)
+            if ours >= self.majority:
+                self.unbacked.pop(lease, None)
+            elif lease not in self.unbacked:
+                self.unbacked[lease] = Unbacked(client, room, self.world.now)
+
+    def _loss_is_on_its_way(self, client: Client, room: Room[Task], lease: Lease) -> None:
+        """A vote that the server does not back is about to be found out."""
+        if not self.world.rules.tracking:
+            return
+        for index, until in enumerate(lease.votes):
+            if until <= self.world.now or lease.asked[index] or room.forces:
+                continue  # a FORCE that is under way ends with a loss, or with another look at the keys
+            server, key = self._servers[index], room.keys[index]
+            if server.has(key, lease.token):
+                continue
+            if server.troubled and self.world.now < self._asked_again(server, client):
+                continue  # the server answered with an error, and has not been asked again since
+            link = client.links[server.name]
+            if link is None or link.broken:
+                continue
+            if not any(asker is None and what in (None, key) for asker, what in link.back):
+                raise self.broken("a", f"{client.name} counts on key {index}, has lost it, and will not be told")
+
+    def _asked_again(self, server: Server, client: Client) -> float:
+        """When a server that answered with errors has been asked again at the latest."""
+        return max(server.troubled, client.frozen) + self.world.rules.extend_interval
+
+    def _about_to_be_told(self) -> None:
+        """What holds without a majority of its keys is told in time. What is in the way puts that off: a process
+        or server that is stopped, errors, a lost connection (the time counts from the new one)."""
+        world = self.world
+        bound = TOLD * world.longest + 0.001
+        if not world.rules.tracking:
+            bound += world.rules.extend_interval
+        for lease, unbacked in list(self.unbacked.items()):
+            client, room = unbacked.client, unbacked.room
+            since = max(unbacked.since, client.frozen)
+            for server in self._servers:
+                link = client.links[server.name]
+                if link is None or link.broken or room.forces:
+                    since = world.now
+                else:
+                    since = max(since, link.since, server.stalled)
+                    if server.troubled:
+                        since = max(since, self._asked_again(server, client))
+            unbacked.since = since
+            if world.now - since > bound:
+                raise self.broken("a", f"{client.name} has no majority for {1000 * (world.now - since):.3f} ms")
+            if room.holder is not lease or world.now >= lease.deadline or client.past:
+                del self.unbacked[lease]
+                if world.rules.tracking and world.now < lease.deadline and not client.past:
+                    self.told.append(max(0.0, world.now - since) / world.longest)
+
+    # (b)
+
+    def _no_longer_than_the_servers(self, client: Client, room: Room[Task], lease: Lease) -> None:
+        ends = []
+        for key, server in zip(room.keys, self._servers, strict=True):
+            if (key, lease.token) in self.world.touched:
+                ends.append(NEVER)
+            elif not server.has(key, lease.token):
+                ends.append(0.0)
+            else:
+                expiry = server.data[key][1]
+                ends.append(NEVER if expiry is None else server.ends(expiry))
+        end = sorted(ends, reverse=True)[self.majority - 1]
+        if lease.deadline > end + 1e-9:
+            ends_at = f"end at {self.world.ms(end):.3f} ms" if end else "are not there"
+            deadline = self.world.ms(lease.deadline)
+            raise self.broken("b", f"{client.name} counts on its keys until {deadline:.3f} ms, and they {ends_at}")
+
+    # (e)
+
+    def _somebody_comes(self, client: Client, room: Room[Task]) -> None:
+        if room.attempt is not None and room.attempt.pending():
+            return
+        if any(client.links[server.name] is None or server.quarantined for server in self._servers):
+            return
+        if room.wake == NEVER or room.timer is None:
+            raise self.broken("e", f"{client.name} waits for {room.name!r}, and nothing will come back to it")
+        rules = self.world.rules
+        free = max(server.promised.get(key, 0.0) for key, server in zip(room.keys, self._servers, strict=True))
+        patience = self.world.now + max(MAX_BACKOFF, 0 if rules.tracking else rules.extend_interval)
+        answered = self.world.longest + client.stopped  # an answer says how much time was left when it was sent
+        if (
+            room.wake
+            > max(free + answered, patience) + (rules.validity + self.world.set_back) * self.world.drift + 0.001
+        ):
+            late = 1000 * (room.wake - free)
+            raise self.broken("e", f"{client.name} sleeps for {late:.3f} ms after {room.name!r} may be free")
+
+    # What goes without saying
+
+    def _consistent(self, client: Client, room: Room[Task]) -> None:
+        if not (room.holder or room.attempt or room.queue or room.forces):
+            raise self.broken("c", f"{client.name}: nobody is in the room of {room.name!r}, and it did not say so")
+        if room.holder is not None and room.attempt is not None and not room.forced:
+            raise self.broken("", f"{client.name} both holds {room.name!r} and tries to")
+        if room.impatient is not None and (room.impatient not in room.queue or room.attempt is None):
+            raise self.broken("", f"{client.name}: {room.impatient!r} does not wait, and is made to")
+        for lease in (room.holder, room.attempt):
+            if lease is not None:
+                asked = [0] * len(self._servers)
+                for link in client.links:
+                    for request in link.waiting if link is not None else ():
+                        if isinstance(request, Request) and request.lease is lease:
+                            asked[request.index] += 1
+                if asked != lease.asked:
+                    raise self.broken("", f"{client.name}: asked {asked}, counted {lease.asked}")
+
+    def _remembered(self, client: Client) -> None:
+        for task in client.tasks:
+            room = task.room
+            assert room is not None
+            if task.state == "waiting" and task not in room.queue and task not in room.forces:
+                raise self.broken("d", f"{task!r} waits, and was forgotten")
+            if task.state == "held" and (
+                task.lease is not room.holder or getattr(task.lease, "owner", None) is not task
+            ):
+                raise self.broken("f", f"{task!r} holds {task.name!r}, and the room does not know")
+
+    # (f)
+
+    def _lost_for_a_reason(self) -> None:
+        """Who loses a lock is told what really happened to it."""
+        for client, lease, reason, _ in self.world.losses[self.losses :]:
+            self.losses += 1
+            if reason is LossReason.EXPIRED:
+                sound = self.world.now >= lease.deadline and self.world.disturbed
+            elif reason is LossReason.DISCONNECTED:
+                sound = any(client.gone)
+            elif reason is LossReason.CLOSED:
+                sound = True
+            else:
+                sound = any(token == lease.token for _, token in self.world.touched)
+            if not sound:
+                raise self.broken("f", f"{client.name} lost the lock, {reason}, and nobody had touched it")
+
+    def _failed_for_a_reason(self) -> None:
+        """Nobody fails for a lost connection that was not; whoever waits outlasts everything but lasting errors."""
+        for task in self.world.failed[self.failed :]:
+            self.failed += 1
+            error = task.problem
+            if task.state != "failed":
+                sound = task.how == "try_join"
+            elif error is None:
+                # ... or a vote was over before the attempt was, since somebody had shortened the key's life.
+                sound = (self.world.cut or bool(self.world.touched)) and task.how != "join"
+            else:
+                sound = error.lasting or task.how != "join"
+            if not sound:
+                raise self.broken("f", f"{task!r} was {task.state}: {error}")

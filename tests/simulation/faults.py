@@ -1,0 +1,102 @@
+"""Faults to plant in the rules of the lock, one at a time: do the schedules find them?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from asynclock.core.lease import Lease
+from asynclock.core.room import NEVER, Room
+from asynclock.core.rules import Ask, Rules
+
+from .processes import Client, Task
+from .servers import Server
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def count_from_the_reply(patch: pytest.MonkeyPatch) -> None:
+    """The deadline is counted from when the answer came, not from before the question was sent."""
+    answered = Room.answered
+
+    def late(
+        self: Room[Any],
+        lease: Lease,
+        index: int,
+        ask: Ask,
+        sent: float,
+        ok: bool,
+        found: bytes | None,
+        ttl: int | None,
+        now: float,
+    ) -> None:
+        answered(self, lease, index, ask, now, ok, found, ttl, now)
+
+    patch.setattr(Room, "answered", late)
+
+
+def forget_to_wake(patch: pytest.MonkeyPatch) -> None:
+    """A waiter relies on a push, and sets no timer for the end of the holder's time to live."""
+    wake = Client.wake
+
+    def not_for_waiters(self: Client, room: Room[Task], when: float) -> None:
+        waits = room.queue and room.holder is None and room.attempt is None
+        wake(self, room, NEVER if waits and when > self.world.now + room.rules.try_next_after else when)
+
+    patch.setattr(Client, "wake", not_for_waiters)
+
+
+def release_whatever_is_there(patch: pytest.MonkeyPatch) -> None:
+    """A release deletes the key, whoever's value is in it."""
+    execute = Server._execute
+
+    def careless(self: Server, command: str, key: bytes, token: bytes, *rest: Any) -> Any:
+        entry = self.peek(key)
+        return execute(self, command, key, entry[0] if command == "DELIFEQ" and entry else token, *rest)
+
+    patch.setattr(Server, "_execute", careless)
+
+
+def one_vote_less(patch: pytest.MonkeyPatch) -> None:
+    """One vote less than a majority will do."""
+    post_init = Rules.__post_init__
+
+    def less(self: Rules) -> None:
+        post_init(self)
+        object.__setattr__(self, "majority", max(1, self.majority - 1))
+
+    patch.setattr(Rules, "__post_init__", less)
+
+
+def deaf_while_acquiring(patch: pytest.MonkeyPatch) -> None:
+    """Pushes that come while the lock is being acquired are ignored."""
+    pushed = Room.pushed
+
+    def deaf(self: Room[Any], *told: Any) -> None:
+        if self.attempt is None:
+            pushed(self, *told)
+
+    patch.setattr(Room, "pushed", deaf)
+
+
+def deaf_after_a_reconnect(patch: pytest.MonkeyPatch) -> None:
+    """A holder does not look at its key when the connection is back."""
+    reconnected = Room.reconnected
+
+    def trusting(self: Room[Any], *told: Any) -> None:
+        if self.holder is None:
+            reconnected(self, *told)
+
+    patch.setattr(Room, "reconnected", trusting)
+
+
+FAULTS: dict[str, Plant] = {
+    "deadline counted from the reply": count_from_the_reply,
+    "no wake-up at the time to live": forget_to_wake,
+    "release without a look at the value": release_whatever_is_there,
+    "a majority of one less": one_vote_less,
+    "pushes ignored while acquiring": deaf_while_acquiring,
+    "no look at the key after a reconnect": deaf_after_a_reconnect,
+}

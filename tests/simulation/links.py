@@ -1,0 +1,128 @@
+"""Simulated connections: they keep the order of what they carry, take their time, and break."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .requests import Asker, Command
+from .servers import Server
+
+if TYPE_CHECKING:
+    from .processes import Client
+
+
+class Link:
+    """One connection. What is sent first arrives first, in either direction; when, is for the world to choose."""
+
+    def __init__(self, client: Client, server: Server) -> None:
+        self.client = client
+        self.server = server
+        self.world = server.world
+        self.since = self.world.now
+        self.broken = False  # at the server's end; the client finds out later
+        self.out: deque[tuple[Asker, Command]] = deque()  # commands that the server has not read
+        self.back: deque[tuple[Asker | None, Any]] = deque()  # replies and pushes that the client has not read
+        self.waiting: deque[Asker] = deque()  # the client's: who expects the next replies
+        self.heard = self.world.now
+        self._serving: list[bytes | None] | None = None  # what the command caused that is being executed
+        self._out_due = self._back_due = 0.0
+        server.links[self] = None
+
+    def send(self, asker: Asker, commands: Sequence[Command]) -> None:
+        world = self.world
+        if not self.waiting:
+            self.heard = world.now
+            world.at(world.now + world.silence, self._watch)
+        self.waiting.append(asker)
+        if self.broken:
+            return
+        # Mostly what one ask needs arrives in one packet, and is executed in one go. Else other
+        # clients' commands may come between.
+        split = len(commands) > 1 and world.random.random() < 0.25
+        self._out_due = max(self._out_due, world.now + world.delay())
+        if split:
+            for command in commands:
+                self.out.append((asker, command))
+                world.at(self._out_due, self._serve, 1)
+                self._out_due += world.random.choice((0.0, 1e-4))
+        else:
+            for command in commands:
+                self.out.append((asker, command))
+            world.at(self._out_due, self._serve, len(commands))
+
+    def push(self, key: bytes | None) -> None:
+        if self._serving is not None:
+            self._serving.append(key)
+        elif not self.broken:
+            self.back.append((None, key))
+            self._send_back(1)
+
+    def _send_back(self, count: int) -> None:
+        self._back_due = max(self._back_due, self.world.now + self.world.delay())
+        self.world.at(self._back_due, self._hear, count)
+
+    def _serve(self, count: int) -> None:
+        if self.broken or self._later(self.server.stalled, self._serve, count):
+            return
+        before = len(self.back)
+        for _ in range(count):
+            asker, command = self.out.popleft()
+            told: list[bytes | None] = []
+            self._serving = told
+            self.back.append((asker, self.server.execute(*command, self)))
+            for key in told:  # pushes follow the reply of the command that caused them
+                self.back.append((None, key))
+        self._serving = None
+        self._send_back(len(self.back) - before)
+
+    def _hear(self, count: int) -> None:
+        client = self.client
+        if client.links[self.server.name] is not self or self._later(client.frozen, self._hear, count):
+            return
+        world = self.world
+        for _ in range(count):
+            if not self.back:
+                return  # cut meanwhile
+            asker, reply = self.back.popleft()
+            self.heard = world.now
+            world.acted = client
+            if asker is None:
+                client.pushed(self, reply)
+            else:
+                asker.reply(reply, world.now)
+                if not asker.left:
+                    self.waiting.popleft()
+
+    def _later(self, until: float, what: Callable[..., None], *arguments: Any) -> bool:
+        if until > self.world.now:
+            self.world.at(until, what, *arguments)
+            return True
+        return False
+
+    def _watch(self) -> None:
+        """Answers that are missing for too long mean that the connection is dead."""
+        world = self.world
+        if not self.waiting or not self.client.uses(self) or self._later(self.client.frozen, self._watch):
+            return
+        if world.now >= self.heard + world.silence:
+            self.drop()
+            self.client.disconnected(self)
+        else:
+            world.at(self.heard + world.silence, self._watch)
+
+    def drop(self) -> None:
+        """Cut it. The server still reads some of what is on its way, and tells nobody."""
+        if self.broken:
+            return
+        self._serving = []
+        for _ in range(self.world.random.randint(0, len(self.out))):
+            self.server.execute(*self.out.popleft()[1], self)
+        self.broken = self.world.cut = True
+        self.out.clear()
+        self.back.clear()
+        del self.server.links[self]
+        for links in self.server.tracked.values():
+            links.pop(self, None)
+        self.world.at(self.world.now + self.world.delay(), self.client.disconnected, self)

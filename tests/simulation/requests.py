@@ -1,0 +1,99 @@
+"""What is under way on a simulated connection, and who is told of its end: as ``asynclock.wire.requests``."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from asynclock.core.clock import ServerClock
+from asynclock.core.lease import Lease
+from asynclock.core.room import Room
+from asynclock.core.rules import Ask
+
+from .servers import Expiry, Trouble
+
+Command = tuple[str, bytes, bytes, Expiry]
+
+COMMANDS = {
+    Ask.TAKE: ("SET NX", "GET"),
+    Ask.TAKE_TTL: ("SET NX", "PTTL", "GET"),
+    Ask.FORCE: ("SET", "GET"),
+    Ask.EXTEND: ("SET IFEQ", "GET"),
+    Ask.READ: ("PTTL", "GET"),
+    Ask.RELEASE: ("DELIFEQ",),
+}
+NO_EXPIRY = Expiry("", 0)
+
+
+class Asker(Protocol):
+    """Whoever expects ``left`` replies."""
+
+    left: int
+
+    def reply(self, reply: Any, now: float) -> None: ...
+
+
+class Request:
+    """What a room asked."""
+
+    __slots__ = ("ask", "index", "key", "lease", "left", "replies", "room", "sent")
+
+    def __init__(self, room: Room[Any], lease: Lease, index: int, ask: Ask, sent: float) -> None:
+        self.room = room
+        self.lease = lease
+        self.index = index
+        self.ask = ask
+        self.sent = sent
+        self.key = room.keys[index]
+        self.left = len(COMMANDS[ask])
+        self.replies: list[Any] = []
+
+    def commands(self, expiry: Expiry) -> list[Command]:
+        key, token = self.key, self.lease.token
+        return [(name, key, token, expiry) for name in COMMANDS[self.ask]]
+
+    def reply(self, reply: Any, now: float) -> None:
+        self.replies.append(reply)
+        self.left -= 1
+        if self.left:
+            return
+        for answer in self.replies:
+            if isinstance(answer, Trouble):
+                self.room.failed(self.lease, self.index, self.ask, answer, now)
+                return
+        first, last = self.replies[0], self.replies[-1]
+        ask = self.ask
+        ok = ask is Ask.READ or first in (b"OK", 1)
+        ttl = first if ask is Ask.READ else self.replies[1] if ask is Ask.TAKE_TTL else None
+        self.room.answered(self.lease, self.index, ask, self.sent, ok, last, ttl, now)
+
+
+class TimeRequest:
+    """What time is it there?"""
+
+    commands: tuple[Command, ...] = (("TIME", b"", b"", NO_EXPIRY),)
+
+    def __init__(self, clock: ServerClock, sent: float) -> None:
+        self.clock = clock
+        self.sent = sent
+        self.left = 1
+
+    def reply(self, reply: Any, now: float) -> None:
+        self.left = 0
+        if isinstance(reply, float):
+            self.clock.observe(self.sent, reply)
+
+
+class OwedRelease:
+    """A release that was owed to a server that was not connected."""
+
+    def __init__(self, key: bytes, token: bytes) -> None:
+        self.key = key
+        self.token = token
+        self.left = 1
+
+    @property
+    def commands(self) -> tuple[Command, ...]:
+        return (("DELIFEQ", self.key, self.token, NO_EXPIRY),)
+
+    def reply(self, reply: Any, now: float) -> None:
+        self.left = 0

@@ -1,0 +1,111 @@
+"""Plays schedules, many of them, and adds up what happened."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from .story import Story, outcome, play, shortened
+from .world import World
+from .worlds import Schedule, schedule
+
+SLICE = 250  # schedules that a process plays in a row
+LINES = 150  # of a long history, so many are told from its beginning, and from its end
+
+
+@dataclass
+class Tally:
+    """What happened in some schedules: that they pass says little if nothing happens in them."""
+
+    schedules: int = 0
+    events: int = 0
+    granted: int = 0
+    losses: Counter[str] = field(default_factory=Counter)
+    overlaps: int = 0  # two held a lock at once, after a server broke its word to one of them
+    told: float = 0.0  # packet delays until one that had lost its majority was told, at the most
+    failed: int | None = None  # the first seed that broke a rule
+
+    def __iadd__(self, other: Tally) -> Tally:
+        self.schedules += other.schedules
+        self.events += other.events
+        self.granted += other.granted
+        self.losses += other.losses
+        self.overlaps += other.overlaps
+        self.told = max(self.told, other.told)
+        if self.failed is None or (other.failed is not None and other.failed < self.failed):
+            self.failed = other.failed
+        return self
+
+
+def play_slice(start: int, count: int, which: str | None = None, tracking: bool | None = None) -> Tally:
+    """Play so many schedules, or up to the first that fails."""
+    tally = Tally()
+    gc.disable()  # a world is full of cycles: cheaper to throw some hundred of them away at once
+    try:
+        for seed in range(start, start + count):
+            chosen = schedule(seed, which, tracking)
+            world = chosen.world()
+            tally.schedules += 1
+            try:
+                check = play(chosen.story, world)
+            except Exception:  # told by whoever plays it once more
+                tally.failed = seed
+                break
+            tally.events += world.events
+            tally.granted += world.granted
+            tally.losses += check.count_losses()
+            tally.overlaps += check.overlaps
+            tally.told = max(tally.told, *check.told, 0.0)
+    finally:
+        gc.enable()
+        gc.collect()
+    return tally
+
+
+def play_all(
+    start: int, count: int, which: str | None = None, tracking: bool | None = None, jobs: int = 1
+) -> Iterator[Tally]:
+    """What happened so far, after every slice; ends after one that fails."""
+    total = Tally()
+    slices = ((first, min(SLICE, start + count - first)) for first in range(start, start + count, SLICE))
+    if jobs == 1:
+        for first, size in slices:
+            total += play_slice(first, size, which, tracking)
+            yield total
+            if total.failed is not None:
+                return
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        under_way: set[Future[Tally]] = set()
+        for first, size in slices:
+            under_way.add(pool.submit(play_slice, first, size, which, tracking))
+            if len(under_way) == jobs + 1:  # one is ready for whoever is through first
+                done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+                for future in done:
+                    total += future.result()
+                yield total
+                if total.failed is not None:
+                    break
+        for future in under_way:
+            total += future.result()
+        yield total
+
+
+def tell(failed: Schedule) -> str:
+    """The shortest story found that breaks the same rule, and what happened in it, event by event."""
+    story = shortened(failed.story, failed.world)
+    return f"{failed}\n\nwith as few steps as will do:\n{story}\n\nvirtual ms  what happened\n{history(failed, story)}"
+
+
+def history(chosen: Schedule, story: Story | None = None) -> str:
+    world: World = chosen.world(recording=True)
+    error = outcome(chosen.story if story is None else story, world)
+    lines = [f"{world.ms(when):10.3f}  {what}" for when, what in world.history]
+    if error is not None:
+        lines.append(f"{world.ms(world.now):10.3f}  {type(error).__name__}: {error}")
+    if len(lines) > 2 * LINES:
+        lines[LINES:-LINES] = ["       ...  and so on ..."]
+    return "\n".join(lines)

@@ -1,0 +1,208 @@
+"""Simulated servers: keys that expire, key tracking, clocks that are off, and all that can go wrong with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from asynclock.core.room import NEVER
+
+if TYPE_CHECKING:
+    from .links import Link
+    from .world import World
+
+MAX_DRIFT = 0.0005  # share by which a clock may run fast or slow: what NTP corrects by slewing, at the most
+
+
+class Trouble(Exception):
+    """An error reply. ``lasting``: another try will not do better."""
+
+    def __init__(self, lasting: bool = False) -> None:
+        super().__init__("NOPERM" if lasting else "LOADING")
+        self.lasting = lasting
+
+
+class Expiry(NamedTuple):
+    """``PX`` with a time to live, or ``PXAT`` with a time on the server's clock as it was measured, in ms."""
+
+    how: str
+    when: int
+    measured: float = 0.0
+
+
+class Server:
+    """One server. Every command is atomic; what a lease asks is one to three of them."""
+
+    def __init__(self, world: World, name: int) -> None:
+        self.world = world
+        self.name = name
+        self.data: dict[bytes, tuple[bytes, int | None]] = {}
+        self.promised: dict[bytes, float] = {}  # until when a key was to live, at the most, in the world's time
+        self.tracked: dict[bytes, dict[Link, None]] = {}
+        self.links: dict[Link, None] = {}
+        self.started = -NEVER  # when, if it was started without its keys
+        self.down = 0.0  # until when there is no server
+        self.stalled = 0.0  # until when it does nothing at all
+        self.troubled = 0.0  # until when every command is answered with ``trouble``
+        self.trouble = Trouble()
+        self.stepped = -NEVER  # when its clock was set
+        self._rate = 1 + (world.random.random() * 2 - 1) * world.drift
+        self._shift = (world.random.random() * 2 - 0.5) * 3600 + world.now * (1 - self._rate)
+
+    @property
+    def up(self) -> bool:
+        return self.world.now >= self.down
+
+    @property
+    def quarantined(self) -> bool:
+        """May it have forgotten keys that still count, and is known to?"""
+        return self.world.quarantine and self.world.now < self.started + self.world.rules.validity
+
+    # Time
+
+    def time(self) -> float:
+        """What its clock shows, in seconds."""
+        return self.world.now * self._rate + self._shift
+
+    def milliseconds(self) -> int:
+        return int(self.time() * 1000)
+
+    def ends(self, expiry: int) -> float:
+        """When, in the world's time, a key is gone that expires at ``expiry`` on this server's clock."""
+        return ((expiry + 1) / 1000 - self._shift) / self._rate
+
+    # Keys
+
+    def peek(self, key: bytes) -> tuple[bytes, int | None] | None:
+        """What is in the key, without touching it."""
+        entry = self.data.get(key)
+        return entry if entry is None or entry[1] is None or self.milliseconds() <= entry[1] else None
+
+    def has(self, key: bytes, value: bytes) -> bool:
+        """... be it expired, as long as it was not deleted."""
+        entry = self.data.get(key)
+        return entry is not None and entry[0] == value
+
+    def look(self, key: bytes) -> bytes | None:
+        """Expiry is lazy: whoever looks finds out. Everybody is told then, NOLOOP or not."""
+        entry = self.data.get(key)
+        if entry is None:
+            return None
+        if entry[1] is not None and self.milliseconds() > entry[1]:
+            self._delete(key, None)
+            return None
+        return entry[0]
+
+    def put(self, key: bytes, value: bytes, expiry: int | None, by: Link | None) -> None:
+        self.world.altered = True
+        self.data[key] = (value, expiry)
+        end = NEVER if expiry is None else self.ends(expiry)
+        if end > self.promised.get(key, 0.0):
+            self.promised[key] = end
+        if self.world.random.random() < 0.5:  # or nobody gets round to deleting it
+            self.world.at(end + self.world.random.random() * 0.2, self.look, key)
+        self.tell(key, by)
+
+    def _delete(self, key: bytes, by: Link | None) -> None:
+        self.world.altered = True
+        del self.data[key]
+        self.tell(key, by)
+
+    def tell(self, key: bytes, by: Link | None) -> None:
+        """Tell who has read the key, but with NOLOOP not who changed it; none of them is told again."""
+        if key in self.tracked:
+            for link in self.tracked.pop(key):
+                if link is not by or not self.world.noloop:
+                    link.push(key)
+
+    def execute(self, command: str, key: bytes, token: bytes, expiry: Expiry, link: Link) -> Any:
+        reply = self._execute(command, key, token, expiry, link)
+        if self.world.recording and command != "TIME":
+            told = f"server {self.name}, {link.client.name}: {command} {key.decode()} {token.decode()} -> {reply!r}"
+            self.world.log("%s", told)
+        return reply
+
+    def _execute(self, command: str, key: bytes, token: bytes, expiry: Expiry, link: Link) -> Any:
+        world = self.world
+        if world.now < self.troubled:
+            if command == "DELIFEQ":
+                world.stranded.add(token)
+            return self.trouble
+        if command == "TIME":
+            return self.time()
+        found = self.look(key)
+        if command == "GET":
+            if world.rules.tracking:
+                self.tracked.setdefault(key, {})[link] = None
+            return found
+        if command == "PTTL":
+            expiry_now = self.data[key][1] if found is not None else 0
+            return -2 if found is None else -1 if expiry_now is None else expiry_now - self.milliseconds()
+        if command == "DELIFEQ":
+            if found != token:
+                return 0
+            self._delete(key, link)
+            return 1
+        if (command == "SET NX" and found is not None) or (command == "SET IFEQ" and found != token):
+            return None
+        if found is not None and found != token:
+            world.touch(key, found)
+        if expiry.how == "PX":
+            self.put(key, token, self.milliseconds() + expiry.when, link)
+        else:
+            self.put(key, token, expiry.when, link)
+            if expiry.measured <= self.stepped:  # nobody can know
+                world.touch(key, token)
+        return b"OK"
+
+    # What outsiders and accidents do
+
+    def meddle(self, key: bytes, change: str) -> None:
+        """Another program deletes the key, overwrites it, or shortens its life."""
+        found = self.look(key)
+        if change == "write":
+            self.world.touch(key, found)
+            self.put(key, b"somebody", self.milliseconds() + 300, None)
+        elif found is not None:
+            self.world.touch(key, found)
+            if change == "shorten":
+                self.put(key, found, min(self.data[key][1] or 1 << 62, self.milliseconds() + 200), None)
+            else:
+                self._delete(key, None)
+
+    def flush(self) -> None:
+        self._forget(known=False)
+        self.tracked.clear()
+        for link in self.links:
+            link.push(None)
+
+    def crash(self, seconds: float, amnesia: bool) -> None:
+        """Be gone for so long, and start again with or without the keys."""
+        for link in list(self.links):
+            link.drop()
+        self.down = self.world.now + seconds
+        if amnesia:
+            self.started = self.down
+            self._forget(known=self.world.quarantine)
+
+    def set_clock(self, seconds: float) -> None:
+        """Its clock was wrong, and is set forward or back. Keys live shorter or longer by that."""
+        self._shift += seconds
+        self.stepped = self.world.now
+        self.world.altered = True
+        if seconds > 0:
+            for key, (value, expiry) in self.data.items():
+                self.world.touch(key, value)
+                if expiry is not None:
+                    soon = max(self.world.now, self.ends(expiry)) + self.world.random.random() * 0.2
+                    self.world.at(soon, self.look, key)
+        else:
+            self.world.set_back -= seconds
+            self.promised = {key: end - seconds for key, end in self.promised.items()}
+
+    def _forget(self, known: bool) -> None:
+        """``known``: it will give no votes until those that it forgot are over."""
+        self.world.altered = True
+        for key, (value, _) in self.data.items():
+            if (key, value) not in self.world.touched or not known:
+                self.world.touch(key, value, forgotten=known)
+        self.data.clear()

@@ -1,0 +1,74 @@
+"""Schedules: which world a seed makes, and what happens in it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from asynclock.core.rules import Rules
+
+from .story import Story, random_story
+from .world import Setting, World
+
+
+class Shape(NamedTuple):
+    majority: int
+    servers: int
+    weight: int  # how often, where the seed chooses
+    independent: bool = False
+
+
+WORLDS = {
+    "single": Shape(1, 1, 8),  # one key, one server
+    "majority": Shape(2, 1, 3),  # three keys, one server
+    "cluster": Shape(2, 2, 3),  # three keys, two servers
+    "independent": Shape(2, 3, 5, True),
+    "independent-5": Shape(3, 5, 1, True),
+}
+_NAMES, _WEIGHTS = list(WORLDS), [shape.weight for shape in WORLDS.values()]
+_TIMES = ((4.0, 2.0), (4.0, 1.0), (1.0, 0.5))  # validity, extend_interval
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What a seed stands for."""
+
+    seed: int
+    which: str
+    setting: Setting
+    story: Story
+
+    def world(self, recording: bool = False) -> World:
+        """A new one, the same every time."""
+        return World(self.setting, self.seed + (1 << 64), recording)  # not the numbers again that chose the story
+
+    def __str__(self) -> str:
+        rules, setting = self.setting.rules, self.setting
+        return (
+            f"seed {self.seed}: {self.which}, {setting.clients} processes, {rules.keys} keys on {setting.servers} "
+            f"servers, validity {rules.validity} s, extended every {rules.extend_interval} s, "
+            f"{'' if rules.tracking else 'no '}tracking, {rules.handoffs} hand-offs"
+            f"{', quarantine' if setting.quarantine else ''}"
+        )
+
+
+def schedule(seed: int, which: str | None = None, tracking: bool | None = None) -> Schedule:
+    """``None``: the seed chooses."""
+    chance = random.Random(seed)
+    chosen = chance.choices(_NAMES, _WEIGHTS)[0]
+    which = chosen if which is None else which
+    shape = WORLDS[which]
+    validity, interval = chance.choice(_TIMES)
+    tracked = chance.random() < 0.8
+    rules = Rules(
+        majority=shape.majority,
+        validity=validity,
+        extend_interval=interval,
+        try_next_after=0.02,
+        tracking=tracked if tracking is None else tracking,
+        handoffs=chance.choice((0, 3, 100)),
+    )
+    quarantine = chance.random() < 0.7 and shape.independent
+    setting = Setting(rules, shape.servers, chance.choice((2, 3, 3, 4)), quarantine)
+    return Schedule(seed, which, setting, random_story(chance))
