@@ -216,7 +216,8 @@ class Check:
     def _somebody_comes(self, client: Client, room: Room[Task]) -> None:
         if room.attempt is not None and room.attempt.pending():
             return
-        if any(client.links[server.name] is None or server.quarantined for server in self._servers):
+        links = [client.links[server.name] for server in self._servers]
+        if any(link is None or link.quarantined for link in links):
             return
         if room.wake == NEVER or room.timer is None:
             raise self.broken("e", f"{client.name} waits for {room.name!r}, and nothing will come back to it")

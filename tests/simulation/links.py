@@ -22,6 +22,7 @@ class Link:
         self.world = server.world
         self.since = self.world.now
         self.broken = False  # at the server's end; the client finds out later
+        self.quarantined = False  # does the client ask for no votes here yet?
         self.out: deque[tuple[Asker, Command]] = deque()  # commands that the server has not read
         self.back: deque[tuple[Asker | None, Any]] = deque()  # replies and pushes that the client has not read
         self.waiting: deque[Asker] = deque()  # the client's: who expects the next replies

@@ -137,7 +137,7 @@ class Client:
             if ask is Ask.RELEASE:
                 self.owed[home][key, token] = None
             return False
-        if ask in VOTES and link.server.quarantined:
+        if ask in VOTES and link.quarantined:
             return False
         expiry = self._expiry(link, now) if ask not in (Ask.READ, Ask.RELEASE) else NO_EXPIRY
         request = Request(room, lease, index, ask, now)
@@ -325,6 +325,7 @@ class Client:
         self.clocks[home].observe(sent, time)
         self.links[home] = link = Link(self, server)
         if server.quarantined:
+            link.quarantined = True
             self.world.at(server.started + self.world.rules.validity, self._end_quarantine, link)
         return link
 
@@ -333,6 +334,7 @@ class Client:
             if self.frozen > self.world.now:
                 self.world.at(self.frozen, self._end_quarantine, link)
             else:
+                link.quarantined = False
                 self._look_again(link.server.name)
 
     def _look_again(self, home: int) -> None:
