@@ -54,7 +54,7 @@ def test_the_schedules_find_a_planted_fault(fault: str, capsys: pytest.CaptureFi
 
 
 def test_a_great_many_things_happen_in_them() -> None:
-    tally = play_slice(0, 1500)
+    tally = play_slice(0, 1000)
     assert tally.failed is None
     assert set(tally.losses) == set(map(str, LossReason)) - {"released"}  # nobody loses what they gave back
     assert tally.granted > tally.schedules
