@@ -30,6 +30,7 @@ else:  # pragma: no cover - macOS: its monotonic clock stops in a suspend, as do
 
 MAX_RESTED = 1000  # empty rooms that are kept, for who comes back to their names
 MAX_RESTED_NAME = 1000  # characters in the name of one that is
+LOOK_AFTER = 0.001  # seconds after a lock was acquired, if it is still held: have its keys tracked
 CONTENDED_FOR = 1.0  # seconds for which an empty room remembers that others want its lock
 
 _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
@@ -105,6 +106,8 @@ class Keeper:
         # Who waits for a release until when, in the order in which they give up: all wait as long.
         self._settling: dict[asyncio.Future[None], float] = {}
         self._settling_timer: asyncio.TimerHandle | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._unread: list[tuple[Room[Waiter], Lease]] = []  # to be looked at soon, by a timer that is set
         self._leaving: list[Owner] = []  # scopes whose blocks close waits for
         _keepers.add(self)
 
@@ -201,6 +204,8 @@ class Keeper:
         if self.connected:
             await self.topology.aclose()
             self._alarms.close()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         if self._settling_timer is not None:
             self._settling_timer.cancel()
 
@@ -281,6 +286,20 @@ class Keeper:
     def silent(self, room: Room[Waiter], index: int, now: float) -> bool:
         node = self.topology.home(room, index)
         return node is None or node.silent(now, self.options.try_next_after)
+
+    def look_soon(self, room: Room[Waiter], lease: Lease) -> None:
+        if not self._unread:
+            assert self.loop is not None
+            # Who is to be resumed already goes first: it may be about to give the lease back.
+            self._look_timer = self.loop.call_later(LOOK_AFTER, self.loop.call_soon, self._look)
+        self._unread.append((room, lease))
+
+    def _look(self) -> None:
+        unread, self._unread = self._unread, []
+        now = self.now()
+        for room, lease in unread:
+            if not lease.done:
+                room.look(lease, now)
 
     def doubt_clock(self, room: Room[Waiter], index: int) -> None:
         if (node := self.topology.home(room, index)) is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-STALE = 10.0  # seconds after which a measurement is no longer worth setting an absolute expiry by
-REFRESH = 1.0  # seconds after which the next command brings a new measurement along
+MAX_AGE = 20.0  # seconds that a measurement is used, at most
 
 
 class ServerClock:
@@ -14,11 +13,15 @@ class ServerClock:
     what it shows now. An expiry set from that is never earlier than the holder counts on; it may be
     later by the time that the command travelled. The newest measurement wins: it is the only one
     that knows about a step of either clock.
+
+    It is used for no longer than a key lives. Two clocks may run apart as long as it is used, and
+    then as long as the key lives; the holder's allowance (``DRIFT``, 1 %) is for both together.
     """
 
-    __slots__ = ("_offset", "measured")
+    __slots__ = ("_max_age", "_offset", "measured")
 
-    def __init__(self) -> None:
+    def __init__(self, validity: float) -> None:
+        self._max_age = min(validity, MAX_AGE)
         self._offset = 0.0
         self.measured = float("-inf")  #: when, on the client's clock
 
@@ -31,10 +34,11 @@ class ServerClock:
         self.measured = float("-inf")
 
     def due(self, now: float) -> bool:
-        return now - self.measured > REFRESH
+        """Is it time for a new measurement? A lock that is extended twice in its life brings every other."""
+        return now - self.measured > 0.6 * self._max_age
 
     def usable(self, now: float) -> bool:
-        return now - self.measured < STALE
+        return now - self.measured < self._max_age
 
     def at_most(self, now: float) -> float:
         """The latest time that the server's clock can show at ``now``, in Unix seconds."""

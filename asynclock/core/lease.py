@@ -77,6 +77,7 @@ class Lease:
         "silent",
         "token",
         "unasked",
+        "unread",
         "unreleased",
         "votes",
         "watched",
@@ -97,6 +98,7 @@ class Lease:
         self.cause: LossReason | None = None  # what a missing key is put down to
         self.silent = False
         self.unasked = 0  # keys that an attempt in order has not come to yet: the last ones
+        self.unread = 0  # bit i: key i is set, but not tracked yet
         self.extend_at = 0.0
         self.unreleased = 0  # keys that are not yet known to be released
         self.missed = 0  # ... that turned out not to be ours any more

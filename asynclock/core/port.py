@@ -33,6 +33,9 @@ class Port(Protocol[W]):
     def wake(self, room: Room[W], when: float, /) -> None:
         """Call ``woken`` then, instead of when was said before."""
 
+    def look_soon(self, room: Room[W], lease: Lease, /) -> None:
+        """Call ``look`` with it in about a millisecond, unless it is ``done`` by then."""
+
     def chance(self) -> float:
         """A random number in [0, 1)."""
 

@@ -204,20 +204,27 @@ class Room(Generic[W]):
             return
         lease.asked[index] -= 1
         if lease.done:
+            if lease is self.fruitless and self.attempt is None and self.queue:
+                self._answered_late(lease, index, found, ttl, now)
             return
         rules = self.rules
         if found == lease.token:
             if ask is READ:
+                lease.unread &= ~(1 << index)
                 if ttl is not None and ttl >= 0:
-                    # Somebody may have shortened its life; nobody lengthens it by reading.
-                    until = sent + rules.term_of(ttl / 1000)
-                    if until < lease.votes[index] or not lease.votes[index]:
-                        lease.vote(index, until, rules.majority)
+                    # Somebody may have shortened its life; nobody lengthens it by reading. It ends
+                    # between the one and the other, as the question was on its way, or the answer.
+                    if now + ttl / 1000 < lease.votes[index] or not lease.votes[index]:
+                        lease.vote(index, sent + rules.term_of(ttl / 1000), rules.majority)
             elif ok:
                 until = sent + rules.term
                 if ttl is not None and ttl >= 0:  # somebody may have been quick to shorten it
                     until = min(until, sent + rules.term_of(ttl / 1000))
                 lease.vote(index, until, rules.majority)
+                if ask <= TAKE_TTL:
+                    lease.unread |= 1 << index
+                    if lease is self.holder:
+                        self._ask(lease, index, READ, now)
             if lease.pushed and lease.pushed >> index & 1 and not lease.asked[index]:
                 # The push may be older than the answer, or not (it can come on another connection).
                 lease.pushed &= ~(1 << index)
@@ -228,8 +235,8 @@ class Room(Generic[W]):
             lease.vote(index, 0.0, rules.majority)
             if not lease.asked[index]:
                 lease.owed &= ~(1 << index)
-            if ok and found is None and ask <= FORCE:
-                self.port.doubt_clock(self, index)
+            if ok and found is None and (ask <= FORCE or lease.unread >> index & 1):
+                self.port.doubt_clock(self, index)  # gone as soon as it was there
             lease.refused |= 1 << index
             lease.free_at[index] = self._free_at(lease, index, found, ttl, now)
         if lease is self.attempt:
@@ -296,6 +303,14 @@ class Room(Generic[W]):
                 self._judge(lease, LossReason.DISCONNECTED, index, now)
         if self._waits_for(index):
             self._attempt(now)  # what was waited for there will not be told; the others may do
+
+    def look(self, lease: Lease, now: float) -> None:
+        """The lease is held for a moment now. Many are released before that; this one is worth
+        having its keys tracked, and looked at: what happened to them until now was not told."""
+        if lease is self.holder:
+            for index in range(self.rules.keys):
+                if lease.unread >> index & 1 and not lease.asked[index]:
+                    self._ask(lease, index, READ, now)
 
     def woken(self, now: float) -> None:
         """The time that was asked for has come, or the clock has jumped."""
@@ -496,6 +511,8 @@ class Room(Generic[W]):
             self._wake_at(extend_at)
         else:
             self._extend_in_time(lease, now)
+        if lease.unread:
+            self.port.look_soon(self, lease)
         self.port.granted(waiter, lease)
 
     # What becomes of a lease
@@ -635,6 +652,20 @@ class Room(Generic[W]):
             self._attempt(now, in_order=not (blocked and enough))
         else:
             self._wake_at(self._when_possible(lease, now))
+
+    def _answered_late(self, lease: Lease, index: int, found: bytes | None, ttl: int | None, now: float) -> None:
+        """The attempt was lost without this answer: now it is known what may be waited for there."""
+        if found == lease.token:
+            lease.free_at[index] = now  # its release is on its way, and no push of that is worth an attempt
+        else:
+            lease.refused |= 1 << index
+            lease.watched |= 1 << index
+            lease.free_at[index] = self._free_at(lease, index, found, ttl, now)
+        again = self._when_possible(lease, now)
+        if again <= now:
+            again = now + self.rules.try_next_after * (0.5 + self.port.chance())
+        if again < self.wake:
+            self._wake_at(again)
 
     def _when_possible(self, lease: Lease, now: float) -> float:
         """When another attempt may do better than that one, for all that is known."""

@@ -7,11 +7,12 @@ from enum import IntEnum, StrEnum
 
 
 class Ask(IntEnum):
-    """What a lease asks of one key. Every ask but RELEASE ends by reading the key, so that the
-    server tracks it from then on, and the answer is newer than any push that came before it."""
+    """What a lease asks of one key. Every ask but TAKE and RELEASE ends by reading the key, so that
+    the server tracks it from then on, and the answer is newer than any push that came before it.
+    TAKE_TTL reads no value: what it has set may have been overwritten, until a READ shows it."""
 
-    TAKE = 0  #: set it if it is free, then read it
-    TAKE_TTL = 1  #: the same, and read the remaining time to live of whoever has it
+    TAKE = 0  #: set it if it is free
+    TAKE_TTL = 1  #: the same, then read the remaining time to live of whoever has it
     FORCE = 2  #: set it whoever has it, then read it
     EXTEND = 3  #: move its expiry if it is still ours, then read it
     READ = 4  #: read it and its remaining time to live

@@ -77,8 +77,8 @@ class Commands:
         self._packers: tuple[Packer, ...] = (_take, _take_ttl, _force, extend, _read, release)
         #: What each ask is made of, a name for each reply.
         self.names = (
-            ("SET", "GET"),
-            ("SET", "PTTL", "GET"),
+            ("SET",),
+            ("SET", "PTTL"),
             ("SET", "GET"),
             (extend_name, "GET"),
             ("PTTL", "GET"),
@@ -100,11 +100,11 @@ _PTTL = b"*2\r\n$4\r\nPTTL\r\n"
 
 
 def _take(key: bytes, value: bytes, expiry: bytes) -> bytes:
-    return _join((_SET, key, value, _NX, expiry, _GET, key))
+    return _join((_SET, key, value, _NX, expiry))
 
 
 def _take_ttl(key: bytes, value: bytes, expiry: bytes) -> bytes:
-    return _join((_SET, key, value, _NX, expiry, _PTTL, key, _GET, key))
+    return _join((_SET, key, value, _NX, expiry, _PTTL, key))
 
 
 def _force(key: bytes, value: bytes, expiry: bytes) -> bytes:

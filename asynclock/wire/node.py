@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from ..core.clock import ServerClock
 from ..core.lease import Lease
 from ..core.room import Room
-from ..core.rules import EXTEND, FORCE, RELEASE, Ask
+from ..core.rules import EXTEND, FORCE, RELEASE, TAKE_TTL, Ask
 from ..errors import ConfigurationError, ServerError, UncertainError
 from ..options import Options
 from .abilities import learn
@@ -89,7 +89,7 @@ class Node:
         self._listener = listener
         self._quarantine = quarantine  # does a server that has just been started give no votes?
         self._quarantine_end: asyncio.TimerHandle | None = None
-        self._clock = ServerClock()
+        self._clock = ServerClock(options.key_validity)
         self._clock_asked = False
         self._millisecond = -1  # the one in which ``_expiry_then`` was worked out; -1: anew
         self._expiry_then = b""
@@ -326,12 +326,12 @@ class Node:
             return False
         if self.quarantined_until and ask <= FORCE:  # asks for a new vote: an old one may be forgotten here
             return False
-        expiry = self._expiry(now) if ask <= EXTEND else b""
+        expiry = self._expiry(now, ask) if ask <= EXTEND else b""
         data = self.commands.pack(ask, key, lease.token, expiry)
         wire.send(data, Request(self, room, lease, index, ask, now), REPLIES[ask], now)
         return True
 
-    def _expiry(self, now: float) -> bytes:
+    def _expiry(self, now: float, ask: Ask) -> bytes:
         """The argument for a key that expires one validity after ``now``, and up to a millisecond later."""
         millisecond = int(now * 1000)
         if millisecond != self._millisecond:
@@ -339,7 +339,8 @@ class Node:
             self._expiry_then = self.commands.px
             if self.abilities.pxat:
                 clock = self._clock
-                if clock.due(now) and not self._clock_asked:
+                # Not for a waiter, who tries whenever the holder extends, and mostly in vain.
+                if ask is not TAKE_TTL and clock.due(now) and not self._clock_asked:
                     self._ask_time()
                 if clock.usable(now):
                     then = clock.at_most((millisecond + 1) / 1000) + self._options.key_validity
@@ -348,7 +349,7 @@ class Node:
 
     def _send_on(self, wire: Wire, request: Request | OwedRelease, now: float, asking: bool = False) -> None:
         ask = request.ask
-        expiry = self._expiry(now) if ask <= EXTEND else b""
+        expiry = self._expiry(now, ask) if ask <= EXTEND else b""
         data = self.commands.pack(ask, request.key, request.token, expiry)
         replies = REPLIES[ask]
         if asking:

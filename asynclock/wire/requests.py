@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ..core.lease import Lease
 from ..core.room import Room
-from ..core.rules import EXTEND, READ, RELEASE, TAKE_TTL, Ask
+from ..core.rules import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Ask
 from ..errors import ServerError
 from .commands import OK, Commands, error_of, is_error
 
@@ -15,8 +15,10 @@ MAX_HOPS = 5  # a cluster that sends a request on more often than that does not 
 
 REDIRECTIONS = ("MOVED ", "ASK ", "CLUSTERDOWN")
 
-REPLIES = (2, 3, 2, 2, 2, 1)  # to each Ask, in their order
+REPLIES = (1, 2, 2, 2, 2, 1)  # to each Ask, in their order
 _DONE = (OK, 1)  # what a command answers that did what it was to do
+_OTHERS = b""  # in the key: not ours, whatever it is
+NO_KEY = -2  # of PTTL
 
 
 class Confirms(Protocol):
@@ -92,9 +94,14 @@ class Request:
             if reply == 1:
                 self.room.answered(lease, self.index, ask, self.sent, True, None, None, now)
                 return
-        elif reply == lease.token and earlier[0] in _DONE and self.node.replicas is None:
-            ttl = earlier[1] if ask is TAKE_TTL else None
-            self.room.answered(lease, self.index, ask, self.sent, True, reply, ttl, now)
+        elif self.node.replicas is not None:
+            pass
+        elif ask is TAKE:
+            if reply == OK:
+                self.room.answered(lease, self.index, ask, self.sent, True, lease.token, None, now)
+                return
+        elif reply == lease.token and earlier[0] in _DONE:
+            self.room.answered(lease, self.index, ask, self.sent, True, reply, None, now)
             return
         self._conclude([*earlier, reply], now)
 
@@ -120,21 +127,26 @@ class Request:
                         node.demoted()
                     self.room.failed(self.lease, self.index, ask, error, now)
                     return
-                replies[position] = b""  # not ours, whatever it is
-        first, last = replies[0], replies[-1]
-        ttl: int | None = None
-        if ask is READ:
-            ok, ttl = True, first
-        else:
-            ok = first == OK or first == 1
-            if ask is TAKE_TTL:
-                ttl = replies[1]
-        written = ask <= EXTEND and ok and last == self.lease.token
+                replies[position] = _OTHERS
+        ok, found, ttl = self._meaning(replies)
+        written = ask <= EXTEND and ok and found == self.lease.token
         if node.replicas is not None and written and not self.lease.done:
             self.ttl = ttl
             node.replicas.confirm(self)
             return
-        self.room.answered(self.lease, self.index, ask, self.sent, ok, last, ttl, now)
+        self.room.answered(self.lease, self.index, ask, self.sent, ok, found, ttl, now)
+
+    def _meaning(self, replies: list[Any]) -> tuple[bool, bytes | None, int | None]:
+        """As ``Room.answered`` wants it: did it do what it was to do, what is in the key, its time to live."""
+        first, last = replies[0], replies[-1]
+        if self.ask is READ:
+            return True, last, first
+        ok = first in _DONE
+        if self.ask > TAKE_TTL:
+            return ok, last, None
+        ttl = None if self.ask is TAKE else last
+        found = self.lease.token if ok else _OTHERS
+        return ok, None if ttl == NO_KEY else found, ttl
 
     def confirmed(self) -> None:
         """Enough replicas have what it wrote."""
@@ -172,7 +184,7 @@ class ReadAgain:
             if error is not None:
                 request.unconfirmed(error)
                 return
-            reply = b""  # not ours, whatever it is
+            reply = _OTHERS
         request.found(reply)
 
     def dropped(self) -> None:

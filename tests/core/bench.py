@@ -37,6 +37,7 @@ class Bench:
         self.kept: list[tuple[int, bytes]] = []  # releases for them
         self.hung: set[int] = set()  # keys whose server has not answered for long
         self.luck = 0.0
+        self.looks: list[Lease] = []  # leases that are to be looked at soon
         self._tokens = Tokens(b"\0")
 
     # What a test does
@@ -46,11 +47,13 @@ class Bench:
             self.room.join(waiter, self.now)
 
     def hold(self, waiter: str = "holder") -> Lease:
-        """``waiter`` acquires the lock, without a hitch and in no time."""
+        """``waiter`` acquires the lock, without a hitch and in no time, and its keys are looked at."""
         self.room.join(waiter, self.now)
         for index in range(self.rules.keys):
             self.answer(Ask.TAKE, index)
         assert self.room.holder is not None
+        self.look()
+        assert not self.room.holder.unread
         self.told.clear()
         return self.room.holder
 
@@ -62,6 +65,15 @@ class Bench:
         for index in range(self.rules.keys):
             self.answer(Ask.TAKE_TTL, index, OTHER, ttl)
         self.sent.clear()
+
+    def look(self) -> None:
+        """What was to be looked at soon is looked at now, and is as it should be."""
+        looks, self.looks = self.looks, []
+        for lease in looks:
+            self.room.look(lease, self.now)
+        for ask, index in self.asks:
+            if ask is Ask.READ:
+                self.answer(Ask.READ, index, ttl=round(self.rules.validity * 1000))
 
     @property
     def asks(self) -> list[tuple[Ask, int]]:
@@ -132,6 +144,9 @@ class Bench:
 
     def wake(self, room: Room[str], when: float) -> None:
         self.when = when
+
+    def look_soon(self, room: Room[str], lease: Lease) -> None:
+        self.looks.append(lease)
 
     def chance(self) -> float:
         return self.luck

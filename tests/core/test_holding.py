@@ -422,3 +422,39 @@ def test_others_are_forgotten_when_they_have_not_been_met_for_a_while() -> None:
         bench.answer(Ask.RELEASE)
     bench.join("again")
     assert bench.asks == [(Ask.TAKE, 0)]
+
+
+def test_a_lock_that_is_given_back_at_once_is_never_looked_at() -> None:
+    bench = Bench()
+    bench.join("me")
+    bench.answer(Ask.TAKE)
+    assert bench.of("granted") == ["me"]
+    bench.room.release(bench.room.holder, bench.now)
+    bench.answer(Ask.RELEASE)
+    bench.look()
+    assert bench.asks == []
+
+
+@pytest.mark.parametrize(("found", "reason"), [(None, LossReason.DELETED), (STRANGER, LossReason.OVERWRITTEN)])
+def test_what_happened_before_the_key_was_tracked_is_found_by_the_first_look(found: object, reason: LossReason) -> None:
+    bench = Bench()
+    bench.join("me")
+    bench.answer(Ask.TAKE)
+    bench.room.look(bench.looks[0], bench.now)
+    bench.answer(Ask.READ, found=found, ttl=-2 if found is None else 4000)
+    assert bench.of("lost") == [reason]
+    # A key that is gone may have expired on arrival: the clock that its expiry was set by is doubted.
+    assert bench.of("doubt clock") == ([0] if found is None else [])
+
+
+def test_a_vote_that_comes_after_the_lock_is_held_is_looked_at_at_once() -> None:
+    bench = Bench(2)
+    bench.join("me")
+    bench.answer(Ask.TAKE, 0)
+    bench.answer(Ask.TAKE, 1)
+    assert bench.of("granted") == ["me"]
+    bench.answer(Ask.TAKE, 2)
+    assert bench.asks == [(Ask.READ, 2)]
+    bench.answer(Ask.READ, 2, ttl=5000)
+    bench.room.look(bench.looks[0], bench.now)
+    assert bench.asks == [(Ask.READ, 0), (Ask.READ, 1)]

@@ -147,7 +147,7 @@ class Check:
 
     def _loss_is_on_its_way(self, client: Client, room: Room[Task], lease: Lease) -> None:
         """A vote that the server does not back is about to be found out."""
-        if not self.world.rules.tracking:
+        if not self.world.rules.tracking or lease in client.looks:
             return
         for index, until in enumerate(lease.votes):
             if until <= self.world.now or lease.asked[index] or room.forces:
@@ -176,7 +176,7 @@ class Check:
             bound += world.rules.extend_interval
         for lease, unbacked in list(self.unbacked.items()):
             client, room = unbacked.client, unbacked.room
-            since = max(unbacked.since, client.frozen)
+            since = world.now if lease in client.looks else max(unbacked.since, client.frozen)
             for server in self._servers:
                 link = client.links[server.name]
                 if link is None or link.broken or room.forces:

@@ -56,7 +56,8 @@ class Client:
         self.leaving: dict[Lease, Task] = {}  # tasks that wait for a release to be answered
         self.links: list[Link | None] = [None for _ in world.servers]
         self.homes = [world.home(index) for index in range(world.rules.keys)]  # which server has a key
-        self.clocks = [ServerClock() for _ in world.servers]
+        self.looks: set[Lease] = set()  # leases that will be looked at soon
+        self.clocks = [ServerClock(world.rules.validity) for _ in world.servers]
         self.gone = [False for _ in world.servers]
         self.problems: list[Trouble | None] = [None for _ in world.servers]  # why a server was not connected
         self.owed: list[dict[tuple[bytes, bytes], None]] = [{} for _ in world.servers]
@@ -176,6 +177,20 @@ class Client:
             self.world.acted = self
             room.timer = None
             room.woken(self.world.now)
+
+    def look_soon(self, room: Room[Task], lease: Lease) -> None:
+        self.looks.add(lease)
+        self.world.at(self.world.now + self.world.random.random() * 2e-3, self._look, room, lease)
+
+    def _look(self, room: Room[Task], lease: Lease) -> None:
+        if self.frozen > self.world.now:
+            if self.alive:
+                self.world.at(self.frozen, self._look, room, lease)
+            return
+        self.looks.discard(lease)
+        if not lease.done:
+            self.world.acted = self
+            room.look(lease, self.world.now)
 
     def chance(self) -> float:
         return self.world.random.random()

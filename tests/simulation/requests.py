@@ -14,8 +14,8 @@ from .servers import Expiry, Trouble
 Command = tuple[str, bytes, bytes, Expiry]
 
 COMMANDS = {
-    Ask.TAKE: ("SET NX", "GET"),
-    Ask.TAKE_TTL: ("SET NX", "PTTL", "GET"),
+    Ask.TAKE: ("SET NX",),
+    Ask.TAKE_TTL: ("SET NX", "PTTL"),
     Ask.FORCE: ("SET", "GET"),
     Ask.EXTEND: ("SET IFEQ", "GET"),
     Ask.READ: ("PTTL", "GET"),
@@ -60,11 +60,13 @@ class Request:
             if isinstance(answer, Trouble):
                 self.room.failed(self.lease, self.index, self.ask, answer, now)
                 return
-        first, last = self.replies[0], self.replies[-1]
+        first, found = self.replies[0], self.replies[-1]
         ask = self.ask
         ok = ask is Ask.READ or first in (b"OK", 1)
-        ttl = first if ask is Ask.READ else self.replies[1] if ask is Ask.TAKE_TTL else None
-        self.room.answered(self.lease, self.index, ask, self.sent, ok, last, ttl, now)
+        ttl = first if ask is Ask.READ else found if ask is Ask.TAKE_TTL else None
+        if ask <= Ask.TAKE_TTL:
+            found = None if ttl == -2 else self.lease.token if ok else b""
+        self.room.answered(self.lease, self.index, ask, self.sent, ok, found, ttl, now)
 
 
 class TimeRequest:

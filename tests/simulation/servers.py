@@ -130,9 +130,9 @@ class Server:
         if command == "TIME":
             return self.time()
         found = self.look(key)
+        if command in ("GET", "PTTL") and world.rules.tracking:  # whatever reads a key has it tracked
+            self.tracked.setdefault(key, {})[link] = None
         if command == "GET":
-            if world.rules.tracking:
-                self.tracked.setdefault(key, {})[link] = None
             return found
         if command == "PTTL":
             expiry_now = self.data[key][1] if found is not None else 0

@@ -204,9 +204,8 @@ def _settle(world: World, check: Check, end: str) -> None:
         world.disturbed = True
     if end != "leave":
         _serve_all(world, check)
-    # Not without tracking, where whoever asks in the right moment wins; nor (yet) with a server that is
-    # away: see test_a_server_that_is_away_starves_nobody.
-    if end == "crowd" and world.rules.tracking and all(server.up for server in world.servers):
+    # Not without tracking, where whoever asks in the right moment wins.
+    if end == "crowd" and world.rules.tracking:
         crowd(world, check)
     for task in _tasks(world):
         task.client.end(task)
