@@ -1,96 +1,120 @@
-"""``python -m benchmarks``: measure, show, and save if asked to."""
+"""``python -m benchmarks``: measure, show, and save."""
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-import asynclock
-from asynclock.testing import KINDS, Server
+from asynclock.testing import KINDS
 
 from .display import Display
-from .others import Outsider
-from .run import LIMIT, LOOPS, BrokenError, Figure, LoopName, Run, Scenario, measure
-from .scenarios import SCENARIOS
+from .machine import describe
+from .report import refresh
+from .results import CHARTS, RESULTS, Results
+from .run import LIMIT, LOOPS, BrokenError, LoopName, Run, Scenario, measure
+from .scenarios import ONE_LOOP, SCENARIOS
 
-RESULTS = Path(__file__).with_name("results.json")
+SERVER = "valkey-9.1"
 
 
-def main(arguments: Sequence[str] | None = None, scenarios: Mapping[str, Scenario] = SCENARIOS) -> int:
-    """Returns how many scenarios broke."""
+def parse(arguments: Sequence[str] | None, names: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure asynclock's figures.")
     parser.add_argument("--loop", choices=[*LOOPS, "both"], default="both", help="which event loop (default: both)")
     parser.add_argument(
         "--server",
-        default="valkey-9.1",
+        default=SERVER,
         metavar="KIND",
-        help=f"{', '.join(KINDS)}, or the path of a redis-server (default: valkey-9.1)",
+        help=f"{', '.join(KINDS)}, or the path of a redis-server (default: {SERVER})",
     )
     parser.add_argument(
         "--quick", action="store_true", help="everything a few times: to see that it works, not how well"
     )
-    parser.add_argument("--only", choices=list(scenarios), action="append", help="this scenario; may be repeated")
+    parser.add_argument("--only", choices=names, action="append", help="this scenario; may be repeated")
     parser.add_argument(
         "--save",
-        nargs="?",
         type=Path,
-        const=RESULTS,
-        metavar="FILE",
-        help="write the figures (default: results.json here)",
+        metavar="DIR",
+        help="write results.json and the charts there (default: if everything is measured, "
+        "benchmarks/results.json and docs/charts)",
     )
-    options = parser.parse_args(arguments)
+    parser.add_argument("--charts", action="store_true", help="measure nothing: draw the last results' charts again")
+    parser.add_argument("--readme", action="store_true", help="measure nothing: put the last results into the tables")
+    return parser, parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None, scenarios: Mapping[str, Scenario] = SCENARIOS) -> int:
+    """Returns how many scenarios broke."""
+    parser, options = parse(arguments, list(scenarios))
+    headings = {name: (each.__doc__ or name).splitlines()[0] for name, each in scenarios.items()}
+    if options.charts or options.readme:
+        return again(parser, options, headings)
     loops: list[LoopName] = [loop for loop in ("asyncio", "uvloop") if options.loop in (loop, "both")]
-    chosen = {name: scenarios[name] for name in scenarios if not options.only or name in options.only}
+    turns = [
+        (name, loop)
+        for name in scenarios
+        if not options.only or name in options.only
+        for loop in (loops[-1:] if name in ONE_LOOP else loops)
+    ]
+    whole = not (options.quick or options.only) and options.loop == "both" and options.server == SERVER
 
     try:
-        machine = describe(options.server, options.quick)
+        results = Results(describe(options.server, options.quick))
     except (OSError, RuntimeError, ValueError) as error:
         parser.error(f"--server {options.server}: {error}")
-    figures: list[Figure] = []
-    broken = 0
-    display = Display(len(chosen) * len(loops))
+    since = time.monotonic()
+    display = Display(len(turns))
     with display:
-        for name, scenario in chosen.items():
-            for loop in loops:
-                display.begin(name, loop)
-                try:
-                    measured = measure(scenario, Run(name, options.server, loop, options.quick), LIMIT, display.step)
-                except BrokenError as error:
-                    broken += 1
-                    display.broken(str(error))
-                else:
-                    figures += measured
-                    display.figures(measured)
-    display.table(figures, {name: (each.__doc__ or name).splitlines()[0] for name, each in chosen.items()}, machine)
+        for name, loop in turns:
+            display.begin(name, loop)
+            try:
+                outcome = measure(scenarios[name], Run(name, options.server, loop, options.quick), LIMIT, display.step)
+            except BrokenError as error:
+                results.broken[f"{name}, {loop}"] = str(error)
+                display.broken(str(error))
+            else:
+                results.figures += outcome.figures
+                results.absent |= outcome.absent
+                display.figures(outcome.figures)
+    results.machine["took"] = f"{(time.monotonic() - since) / 60:.1f} minutes"
+    display.table(results, headings)
     if options.save is not None:
-        saved = {"machine": machine, "figures": [asdict(figure) for figure in figures]}
-        options.save.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n")
-    return broken
+        options.save.mkdir(parents=True, exist_ok=True)
+        save(results, options.save / RESULTS.name, options.save, display)
+    elif whole:
+        save(results, RESULTS, CHARTS, display)
+    return len(results.broken)
 
 
-def describe(kind: str, quick: bool) -> dict[str, str | int]:
-    with Server(kind) as server, Outsider.of(server) as outsider:
-        try:
-            version = f"Valkey {outsider.info('valkey_version')}"
-        except RuntimeError:
-            version = f"Redis {outsider.info('redis_version')}"
-    return {
-        "asynclock": asynclock.__version__,
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "os": f"{platform.system()} {platform.machine()}",
-        "cpus": os.cpu_count() or 0,
-        "load before": f"{os.getloadavg()[0]:.1f}",
-        "server": version,
-        "date": datetime.date.today().isoformat(),
-        **({"quick": "yes: these figures say nothing"} if quick else {}),
-    }
+def save(results: Results, path: Path, charts: Path, display: Display) -> None:
+    results.write(path)
+    display.note(f"written: {path}")
+    try:
+        from .charts import draw
+    except ModuleNotFoundError as error:
+        display.note(f"no charts, without {error.name}: pip install -e '.[bench]'")
+    else:
+        for chart in draw(results, charts):
+            display.note(f"written: {chart}")
+
+
+def again(parser: argparse.ArgumentParser, options: argparse.Namespace, headings: Mapping[str, str]) -> int:
+    path = RESULTS if options.save is None else options.save / RESULTS.name
+    try:
+        results = Results.read(path)
+    except OSError as error:
+        parser.error(f"no results: {error}")
+    if options.charts:
+        from .charts import draw
+
+        for chart in draw(results, CHARTS if options.save is None else options.save):
+            print(f"written: {chart}")
+    if options.readme:
+        for page in refresh(results, headings):
+            print(f"written: {page}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,43 +1,56 @@
-"""The second process: ``python crew.py URL LOOP VALIDITY``, and a word a line: acquire NAME, force NAME, release.
+"""The second process: ``crew.py URL LOOP VALIDITY CONTESTANT``, and a word a line: acquire NAME, force NAME, release.
 
-Each is answered by the ``time.monotonic()`` at which it was begun.
+Each is answered by the ``time.monotonic()`` at which it was begun. Only asynclock has ``force`` and its own validity.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 import time
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
-from asynclock import Locker, LockScope
+from asynclock import Locker
+
+from .contestants import CONTESTANTS, Enter
+from .figures import OURS
+from .run import LoopName, loop_factory
 
 CALM = 0.005  # seconds: the answer stays out of what it is the answer about
 
 
-async def main(url: str, validity: str) -> None:
+async def main(url: str, validity: str, contestant: str) -> None:
     loop = asyncio.get_running_loop()
-    scope: LockScope | None = None
-    async with Locker(url, key_validity=float(validity)) as locker:
+    held: AbstractAsyncContextManager[Any] | None = None
+    async with contextlib.AsyncExitStack() as stack:
+        ways: dict[str, Enter]
+        if contestant == OURS:
+            locker = await stack.enter_async_context(Locker(url, key_validity=float(validity)))
+            ways = {"acquire": locker.with_context, "force": locker.force_with_context}
+        else:
+            ways = {"acquire": await stack.enter_async_context(CONTESTANTS[contestant].open(url, 1))}
         print(time.monotonic(), flush=True)
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             word, _, name = line.strip().partition(" ")
             since = time.monotonic()
             if word == "release":
-                assert scope is not None
-                await scope.release()
+                assert held is not None
+                await held.__aexit__(None, None, None)
             else:
-                scope = await (locker.force_acquire if word == "force" else locker.acquire)(name)
+                held = ways[word](name)
+                await held.__aenter__()
             await asyncio.sleep(CALM)
             print(since, flush=True)
 
 
+def loop_name(word: str) -> LoopName:
+    return "uvloop" if word == "uvloop" else "asyncio"
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
-    url, loop_name, validity = sys.argv[1:]
-    if loop_name == "uvloop":
-        import uvloop
-
-        uvloop.run(main(url, validity))
-    else:
-        asyncio.run(main(url, validity))
+    with asyncio.Runner(loop_factory=loop_factory(loop_name(sys.argv[2]))) as runner:
+        runner.run(main(sys.argv[1], sys.argv[3], sys.argv[4]))

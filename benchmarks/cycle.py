@@ -2,72 +2,70 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Awaitable, Callable
-
-from asynclock import Locker
 from asynclock.testing import Server
 
-from .floor import Floor
+from .contestants import PEERS
+from .figures import OURS, at_least, at_most
 from .run import Run
+from .turns import FLOOR, Turns
 
-Cycle = Callable[[str], Awaitable[None]]
+# Tasks: the ratio to the floor, and how many times faster than the best of the others.
+RATIO = {
+    "uvloop": {1: 1.10, 10: 1.25, 64: 1.6, 512: 2.0},
+    "asyncio": {1: 1.10, 10: 1.35, 64: 1.9, 512: 2.3},
+}
+FASTER = {1: 1.7, 10: 5.0, 64: 9.0, 512: 14.0}
+OF_THE_FLOOR = 6.0  # per cent of its cycle at 1 task, for a lock that passes from task to task
+
+PEERS_EVERY = 3  # rounds: they are far away, and need no second digit
+QUICK = 10  # tasks: connections for more of them take the others longer than a quick look allows
 
 
-async def spend(tasks: int, cycles: int, name: str, cycle: Cycle) -> float:
-    """µs a cycle, when so many tasks do so many of them together. A ``{}`` in the name is the task's number."""
-
-    async def work(name: str) -> None:
-        for _ in range(cycles // tasks):
-            await cycle(name)
-
-    since = time.perf_counter()
-    await asyncio.gather(*(work(name.format(number)) for number in range(tasks)))
-    return (time.perf_counter() - since) / (cycles // tasks * tasks) * 1e6
+def so_many(tasks: int) -> str:
+    return "1 task" if tasks == 1 else f"{tasks} tasks"
 
 
 async def cycle(run: Run) -> None:
-    """Acquire and release, each task its own name; and the floor, in turn with it"""
-    rounds = run.times(9, 2)
+    """Acquire and release, each task its own name"""
+    rounds = run.times(9, 1)
     with Server(run.kind) as server:
-        async with Locker(server.url) as locker:
-            floor = await Floor.open(server.port)
-
-            async def lock(name: str) -> None:
-                async with locker.with_context(name):
-                    pass
-
-            for tasks, full in {1: 2_000, 64: 20_000, 512: 40_000}.items():
-                what = "1 task" if tasks == 1 else f"{tasks} tasks"
-                cycles = run.times(full, 4 * tasks)
-                await spend(tasks, cycles // 4, "job {}", lock)
-                bare, real = [], []
-                for done in range(rounds):
-                    run.step(what, done, rounds)
-                    bare.append(await spend(tasks, cycles, "job {}", floor.cycle))
-                    real.append(await spend(tasks, cycles, "job {}", lock))
-                run.record(what, "µs", real)
-                run.record(f"{what}: the floor", "µs", bare)
-                run.record(f"{what}: ratio", "x", [r / b for r, b in zip(real, bare, strict=True)])
-            floor.close()
+        for tasks in FASTER:
+            what = so_many(tasks)
+            turns = Turns(run, server, run.seconds(0.2, 0.005))
+            at_peers: list[float] = []  # ours, in the rounds in which the others are measured too
+            for done in range(rounds):
+                run.step(what, done, rounds)
+                await turns.floor(tasks)
+                value = await turns.ours(tasks)
+                if done % PEERS_EVERY == 0 and (tasks <= QUICK or not run.quick):
+                    at_peers.append(value)
+                    await turns.peers(PEERS, tasks)
+            spent = turns.spent
+            for who, values in spent.items():
+                run.record(what, "µs", values, by=who)
+            ratios = [ours / floor for ours, floor in zip(spent[OURS], spent[FLOOR], strict=True)]
+            run.record(f"{what}: ratio to the floor", "x", ratios, at_most(RATIO[run.loop][tasks]))
+            if best := turns.best(PEERS):
+                faster = [peer / ours for peer, ours in zip(spent[best], at_peers, strict=True)]
+                run.record(f"{what}: faster than {best}, the best of the others", "x", faster, at_least(FASTER[tasks]))
 
 
 async def one_name(run: Run) -> None:
     """Acquire and release, all tasks of a process the same name"""
-    rounds = run.times(9, 2)
+    rounds = run.times(9, 1)
     with Server(run.kind) as server:
-        async with Locker(server.url) as locker:
-
-            async def lock(name: str) -> None:
-                async with locker.with_context(name):
-                    pass
-
-            for tasks in (10, 64):
-                cycles = run.times(10_000, 500)
-                await spend(tasks, cycles // 4, "job", lock)
-                values = []
-                for done in range(rounds):
-                    run.step(f"{tasks} tasks", done, rounds)
-                    values.append(await spend(tasks, cycles, "job", lock))
-                run.record(f"{tasks} tasks", "µs", values)
+        for tasks in (10, 64):
+            what = so_many(tasks)
+            turns = Turns(run, server, run.seconds(0.6, 0.05), shared=True)
+            for done in range(rounds):
+                run.step(what, done, rounds)
+                await turns.floor(1)
+                await turns.ours(tasks)
+                if done % PEERS_EVERY == 0 and (tasks <= QUICK or not run.quick):
+                    await turns.peers(PEERS, tasks)
+            spent = turns.spent
+            for who, values in spent.items():
+                if who != FLOOR:
+                    run.record(what, "µs", values, by=who)
+            shares = [ours / floor * 100 for ours, floor in zip(spent[OURS], spent[FLOOR], strict=True)]
+            run.record(f"{what}: of the floor's cycle at 1 task", "%", shares, at_most(OF_THE_FLOOR))

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from .run import Figure
-
-
-def number(value: float) -> str:
-    """Three digits that count: 0.123, 1.23, 12.3, 123, 12,345."""
-    return f"{value:,.{0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2 if abs(value) >= 0.9995 else 3}f}"
+from .figures import Figure, number
+from .results import Results
 
 
 class Display:
-    """``with`` around the measuring; ``scenario`` and ``step`` while it goes on, ``table`` at the end."""
+    """``with`` around the measuring; ``begin`` and ``step`` while it goes on, ``table`` at the end."""
 
     def __init__(self, total: int) -> None:
         self._console = Console(highlight=False)
@@ -60,7 +57,9 @@ class Display:
             print(f"{self._prefix}: cannot be measured on this system", flush=True)
         for each in figures:
             spread = f", min {number(each.min)}, p99 {number(each.p99)}, max {number(each.max)}" if each.n > 1 else ""
-            print(f"{self._prefix}: {each.what}: {number(each.median)} {each.unit} (n={each.n}{spread})", flush=True)
+            target = f"; {each.judged()}" if each.targets else ""
+            value = f"{number(each.median)} {each.unit}".rstrip()
+            print(f"{self._prefix}: {each.label}: {value} (n={each.n}{spread}){target}", flush=True)
 
     def broken(self, problem: str) -> None:
         self._progress.advance(self._all)
@@ -68,36 +67,45 @@ class Display:
         print(f"{self._prefix}: BROKEN: {problem}", file=sys.stderr, flush=True)
         self._progress.start()
 
-    def table(self, figures: Sequence[Figure], headings: dict[str, str], machine: dict[str, str | int]) -> None:
-        said = " · ".join(f"{key} {value}" for key, value in machine.items())
-        if not self._live:
-            print(said)
-            return
-        width = max((len(each.what) for each in figures), default=0) + 2
-        for scenario, heading in headings.items():
-            its = [each for each in figures if each.scenario == scenario]
-            if its:
-                self._console.print(f"[cyan]{heading}[/]")
-                self._console.print(rows(its, width))
-        self._console.print(f"[dim]{said}[/]")
+    def note(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+
+    def table(self, results: Results, headings: Mapping[str, str]) -> None:
+        if self._live and results.figures:
+            self._console.print(rows(results.figures, headings))
+        for library, why in results.absent.items():
+            self.note(f"absent: {library}: {why}")
+        wanted = sum(each.reached is not None for each in results.figures)
+        missed = results.missed()
+        if wanted and "quick" not in results.machine:
+            self.note(f"{wanted - len(missed)} of {wanted} figures reach what they must" + (", not:" if missed else ""))
+            for line in missed:
+                self.note(f"  {line}")
+        self.note(" · ".join(f"{key} {value}" for key, value in results.machine.items()))
 
 
-def rows(figures: Sequence[Figure], width: int) -> Table:
-    """The figures of one scenario; those of one figure on both loops below each other."""
+def rows(figures: Sequence[Figure], headings: Mapping[str, str]) -> Table:
+    """Those of one figure on both loops below each other."""
     table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0))
-    table.add_column("", width=width)
-    table.add_column("loop", width=7, style="dim")
+    table.add_column("")
+    table.add_column("loop", style="dim")
     for column in ("n", "min", "median", "p99", "max"):
         style = {"median": "bold", "n": "dim"}.get(column, "")
-        table.add_column(column, width=3 if column == "n" else 6, justify="right", style=style)
-    table.add_column("", width=5)
-    for what in dict.fromkeys(each.what for each in figures):
-        label = f"  {what}"
-        for each in figures:
-            if each.what == what:
+        table.add_column(column, justify="right", style=style, no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("must reach")
+    for scenario, heading in headings.items():
+        its = [each for each in figures if each.scenario == scenario]
+        if its:
+            table.add_row(Text(f"{scenario}: {heading}", style="cyan"))
+        for label in dict.fromkeys(each.label for each in its):
+            shown = f"  {label}"
+            for each in (each for each in its if each.label == label):
                 n, low, median, p99, high = str(each.n), *map(number, (each.min, each.median, each.p99, each.max))
                 if each.n == 1:
                     n = low = p99 = high = ""
-                table.add_row(label, each.loop, n, low, median, p99, high, each.unit)
-                label = ""
+                style = {None: "", True: "green", False: "red"}[each.reached]
+                said = Text(each.judged(), style=style)
+                table.add_row(Text(shown), each.loop, n, low, median, p99, high, each.unit, said)
+                shown = ""
     return table

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from asynclock import Locker, LockScope
 from asynclock.testing import Server
 
+from .figures import at_most
 from .others import Body, Crew, Outsider, key
 from .run import Run
 
@@ -20,6 +21,8 @@ COMMANDS: dict[str, tuple[str | int, ...]] = {
     "PEXPIREAT in the past": ("PEXPIREAT", key("job"), 1),
     "FLUSHALL": ("FLUSHALL",),
 }
+
+TARGETS = {"DEL": (at_most(1), at_most(10, "max"))}
 
 Act = Callable[[], Awaitable[float]]
 
@@ -37,7 +40,7 @@ async def loss(run: Run) -> None:
                     since = await harm()
                     values.append((await body.stopped() - since) * 1000)
                     await repair()
-                run.record(what, "ms", values)
+                run.record(what, "ms", values, *TARGETS.get(what, ()))
 
             for what, command in COMMANDS.items():
                 harm, repair = by_command(outsider, command)

@@ -10,16 +10,19 @@ from pathlib import Path
 from asynclock import Locker, LockScope
 from asynclock.testing import Server
 
+from .figures import at_most
 from .run import NotHereError, Run
 
+AT_ONCE = 100
 
-def resident() -> int | None:
-    """Bytes of memory that this process has; ``None`` where there is no /proc to say so."""
+
+def resident() -> int:
+    """Bytes of memory that this process has. :raises NotHereError: there is no /proc to say so"""
     gc.collect()
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
-        return None
+        raise NotHereError("no /proc") from None
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
 
 
@@ -32,58 +35,62 @@ async def longest_stall(seconds: float) -> float:
     return worst * 1000
 
 
-async def memory(run: Run) -> None:
-    """Memory of held locks, acquired 100 at a time: what is resident, less what was before"""
-    count = run.times(10_000, 1_000)
-    at_once = 100
-    with Server(run.kind) as server:
-        async with Locker(server.url) as locker:
-            # Whatever is there once, however many locks are held, is there before.
-            for scope in await asyncio.gather(*(locker.acquire(f"warm {n}") for n in range(at_once))):
-                await scope.release()
-            before = resident()
-            if before is None:
-                raise NotHereError("no /proc")
-            held: list[LockScope] = []
-            for n in range(0, count, at_once):
-                run.step("acquiring", n, count)
-                held += await asyncio.gather(*(locker.acquire(f"name {n + i}") for i in range(at_once)))
-            after = resident()
-            assert after is not None
-            run.record(f"a lock, of {count:,}", "bytes", [(after - before) / count])
-
-
 async def held(run: Run) -> None:
-    """Many locks: acquired at once, held and extended every 2.5 s, released at once"""
+    """Many names held by one process, each extended every 2.5 s"""
     count = run.times(10_000, 1_000)
-    seconds = 0.2 if run.quick else 10.0
+    seconds = run.seconds(10.0, 0.2)
     with Server(run.kind) as server:
-        async with Locker(server.url) as locker:
+        async with Locker(server.url, extend_interval=2.5) as locker:
             run.step("loop without locks", 0, 4)
-            idle = await longest_stall(seconds)
+            idle = await longest_stall(seconds / 2)
+            # Whatever is there once, however many locks are held, is there before.
+            for scope in await asyncio.gather(*(locker.acquire(f"warm {n}") for n in range(AT_ONCE))):
+                await scope.release()
 
-            run.step(f"{count:,} acquired at once", 1, 4)
-            before, since = resident(), time.monotonic()
-            scopes = await asyncio.gather(*(locker.acquire(f"name {n}") for n in range(count)))
-            run.record(f"{count:,} names acquired at once", "s", [time.monotonic() - since])
-            after = resident()
-            if before is not None and after is not None:
-                # With what so many tasks at once have left behind in the heap; `memory` has the locks alone.
-                run.record("resident for each of them", "bytes", [(after - before) / count])
+            before = resident()
+            scopes: list[LockScope] = []
+            for n in range(0, count, AT_ONCE):
+                run.step("acquiring", 1, 4)
+                scopes += await asyncio.gather(*(locker.acquire(f"name {n + i}") for i in range(AT_ONCE)))
+            run.record(f"a lock, of {count:,} just acquired", "bytes", [(resident() - before) / count])
 
             run.step("held: CPU", 2, 4)
             cpu, since = time.process_time(), time.monotonic()
             await asyncio.sleep(seconds)
             spent = (time.process_time() - cpu) / (time.monotonic() - since)
-            run.record(f"CPU of holding {count:,}, in 10 s", "s", [spent * 10])
+            run.record(f"CPU of holding {count:,}, in 10 s", "s", [spent * 10], at_most(0.6))
+            run.record(
+                f"a lock, of {count:,} held for {seconds:g} s", "bytes", [(resident() - before) / count], at_most(3_000)
+            )
 
             run.step("held: stalls", 3, 4)
-            run.record(f"longest stall, {count:,} held", "ms", [await longest_stall(seconds)])
+            run.record(f"longest stall, {count:,} held", "ms", [await longest_stall(seconds)], at_most(20))
             run.record("longest stall, none held", "ms", [idle])
             lost = sum(not scope.held for scope in scopes)
             if lost:
                 raise RuntimeError(f"{lost} of {count} locks were lost")
+            for n in range(0, count, AT_ONCE):
+                await asyncio.gather(*(scope.release() for scope in scopes[n : n + AT_ONCE]))
 
-            since = time.monotonic()
-            await asyncio.gather(*(scope.release() for scope in scopes))
-            run.record(f"{count:,} names released at once", "s", [time.monotonic() - since])
+
+async def at_once(run: Run) -> None:
+    """Many names acquired at once, and released at once"""
+    count = run.times(10_000, 1_000)
+    rounds = run.times(5, 1)
+    acquired, released = [], []
+    with Server(run.kind) as server:
+        async with Locker(server.url) as locker:
+            for done in range(rounds):
+                run.step("acquiring and releasing", done, rounds)
+                gc.collect()
+                since = time.monotonic()
+                scopes = await asyncio.gather(*(locker.acquire(f"name {n}") for n in range(count)))
+                acquired.append(time.monotonic() - since)
+                lost = sum(not scope.held for scope in scopes)
+                since = time.monotonic()
+                await asyncio.gather(*(scope.release() for scope in scopes))
+                released.append(time.monotonic() - since)
+                if lost:
+                    raise RuntimeError(f"{lost} of {count} locks were lost")
+    run.record(f"{count:,} acquired", "s", acquired, at_most(0.6))
+    run.record(f"{count:,} released", "s", released)

@@ -16,6 +16,9 @@ from asynclock import LockLostError, LockScope
 from asynclock.testing import Server
 from asynclock.testing.resp import Reply, encode_command, read_reply
 
+from .figures import OURS
+
+ROOT = Path(__file__).parents[1]
 PATIENCE = 20.0  # seconds until a benchmark is given up
 
 
@@ -72,21 +75,27 @@ class Outsider:
         raise RuntimeError(f"the server's INFO has no {field}")
 
 
+def python(code: str) -> list[str]:
+    """How to run this in an interpreter of its own, with this asynclock, from whatever directory."""
+    return [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"]
+
+
+def module(name: str, *arguments: str) -> list[str]:
+    """How to start a module of this package in a process of its own."""
+    return [*python(f"import runpy; runpy.run_module({name!r}, run_name='__main__')"), *arguments]
+
+
 class Crew:
-    """``crew.py``: a second process with a locker. Its times are ``time.monotonic()``, the same in every process."""
+    """``crew.py``: a second process with locks. Its times are ``time.monotonic()``, the same in every process."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def of(cls, server: Server, loop: str, validity: float = 5.0) -> AsyncIterator[Self]:
+    async def of(cls, server: Server, loop: str, validity: float = 5.0, by: str = OURS) -> AsyncIterator[Self]:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            str(Path(__file__).with_name("crew.py")),
-            server.url,
-            loop,
-            str(validity),
+            *module("benchmarks.crew", server.url, loop, str(validity), by),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )

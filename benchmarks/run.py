@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import multiprocessing
 import signal
-import statistics
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, Literal, Self
+from typing import Any, Literal
+
+from .figures import OURS, Figure, Target
 
 LOOPS = ("asyncio", "uvloop")
 LIMIT = 180.0  # seconds for one scenario
@@ -27,35 +30,12 @@ class NotHereError(Exception):
     """What a scenario raises if this system lacks what it measures with. It has no figures then."""
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """What was measured ``n`` times."""
+@dataclass(slots=True)
+class Outcome:
+    """What a scenario has measured, and whom it could not measure: its name, and why."""
 
-    scenario: str
-    what: str
-    loop: str
-    unit: str
-    n: int
-    min: float
-    median: float
-    p99: float  # the nearest rank: the maximum, where n < 100
-    max: float
-
-    @classmethod
-    def of(cls, scenario: str, what: str, loop: str, unit: str, values: Sequence[float]) -> Self:
-        ordered = sorted(values)
-        rank = -(-len(ordered) * 99 // 100)
-        return cls(
-            scenario,
-            what,
-            loop,
-            unit,
-            len(ordered),
-            ordered[0],
-            statistics.median(ordered),
-            ordered[rank - 1],
-            ordered[-1],
-        )
+    figures: list[Figure] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -67,14 +47,21 @@ class Run:
     loop: LoopName
     quick: bool
     sender: Connection | None = None
-    figures: list[Figure] = field(default_factory=list)
+    outcome: Outcome = field(default_factory=Outcome)
     _told: float = 0.0
 
     def times(self, full: int, quick: int) -> int:
         return quick if self.quick else full
 
-    def record(self, what: str, unit: str, values: Sequence[float]) -> None:
-        self.figures.append(Figure.of(self.scenario, what, self.loop, unit, values))
+    def seconds(self, full: float, quick: float) -> float:
+        return quick if self.quick else full
+
+    def record(self, what: str, unit: str, values: Sequence[float], *targets: Target, by: str = OURS) -> None:
+        self.outcome.figures.append(Figure.of(self.scenario, what, self.loop, unit, values, targets, by))
+
+    def leave_out(self, contestant: str, why: str) -> None:
+        """Somebody else's library does not run here: to be said, and no reason to break."""
+        self.outcome.absent.setdefault(contestant, why)
 
     def step(self, what: str, done: int, total: int) -> None:
         """Tell how far it is, between measurements; seldom enough to cost nothing."""
@@ -96,7 +83,7 @@ def loop_factory(name: LoopName) -> Callable[[], asyncio.AbstractEventLoop]:
     return uvloop.new_event_loop
 
 
-def measure(scenario: Scenario, run: Run, limit: float, on_step: OnStep) -> list[Figure]:
+def measure(scenario: Scenario, run: Run, limit: float, on_step: OnStep) -> Outcome:
     """Run it in a process of its own.
 
     :returns: its figures; none, if it cannot be measured on this system
@@ -119,7 +106,7 @@ def measure(scenario: Scenario, run: Run, limit: float, on_step: OnStep) -> list
                 raise BrokenError(f"its process ended with exit code {process.exitcode}") from None
             if isinstance(message, str):
                 raise BrokenError(message)
-            if isinstance(message, list):
+            if isinstance(message, Outcome):
                 process.join(max(0.0, end - time.monotonic()))
                 if process.exitcode != 0:
                     raise BrokenError(f"its process did not end well: exit code {process.exitcode}")
@@ -138,11 +125,24 @@ def _child(scenario: Scenario, run: Run) -> None:
         with asyncio.Runner(loop_factory=loop_factory(run.loop)) as runner:
             runner.run(_watched(scenario, run))
     except NotHereError:
-        run.sender.send([])
+        run.sender.send(Outcome())
     except BaseException:
         run.sender.send(traceback.format_exc())
     else:
-        run.sender.send(run.figures)
+        run.sender.send(run.outcome)
+
+
+@contextlib.contextmanager
+def not_ours() -> Iterator[None]:
+    """What the event loop complains of in here is another library's matter."""
+    loop = asyncio.get_running_loop()
+    handler = loop.get_exception_handler()
+    loop.set_exception_handler(lambda loop, context: None)
+    try:
+        yield
+    finally:
+        gc.collect()  # exceptions that nobody has looked at are told when their task is cleared away
+        loop.set_exception_handler(handler)
 
 
 async def _watched(scenario: Scenario, run: Run) -> None:
@@ -151,5 +151,5 @@ async def _watched(scenario: Scenario, run: Run) -> None:
     await scenario(run)
     if complaints:
         raise RuntimeError(f"the event loop complained: {complaints}")
-    if not run.figures:
+    if not run.outcome.figures:
         raise RuntimeError("it has measured nothing")

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from .cycle import cycle, one_name
-from .independent import independent
+from .imports import imports
 from .loss import loss, outage
-from .many import held, memory
+from .many import at_once, held
+from .processes import fairness, processes
+from .quorum import quorum
 from .run import Scenario
-from .waiting import waiters, waiting
+from .waiters import waiters
+from .waiting import killed, waiting
 
 SCENARIOS: dict[str, Scenario] = {
-    "loss": loss,
-    "outage": outage,
-    "waiting": waiting,
-    "waiters": waiters,
-    "held": held,
-    "memory": memory,
     "cycle": cycle,
     "one name": one_name,
-    "independent": independent,
+    "processes": processes,
+    "fairness": fairness,
+    "waiting": waiting,
+    "killed": killed,
+    "loss": loss,
+    "outage": outage,
+    "quorum": quorum,
+    "held": held,
+    "at once": at_once,
+    "waiters": waiters,
+    "import": imports,
 }
+
+ONE_LOOP = {"import"}  # it has none that could make a difference

@@ -1,0 +1,128 @@
+"""Who is measured: asynclock, and the libraries that a user would pick instead, each as its own README uses it.
+
+An opener is given the server's URL and how many tasks will be at it, each with a connection if the library wants one
+for each, and yields what is called with a name for an ``async with``: acquired inside, released behind. The lock is
+to last for 5 seconds. Whatever a library needs is imported when it is opened, so that one that is not there, or does
+not run on this Python, is left out and the others are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+Enter = Callable[[str], AbstractAsyncContextManager[Any]]
+Opener = Callable[[str, int], AbstractAsyncContextManager[Enter]]
+
+VALIDITY = 5.0  # seconds
+NOT_INSTALLED = "not installed"
+
+
+@contextlib.asynccontextmanager
+async def asynclock(url: str, tasks: int) -> AsyncIterator[Enter]:
+    """One connection for all tasks, whatever their number."""
+    from asynclock import Locker
+
+    async with Locker(url, key_validity=VALIDITY) as locker:
+        yield locker.with_context
+
+
+@contextlib.asynccontextmanager
+async def redis_py(url: str, tasks: int) -> AsyncIterator[Enter]:
+    """``Redis.lock``. A waiter asks every 0.1 s."""
+    from redis.asyncio import Redis
+
+    async with Redis.from_url(url, max_connections=tasks + 1) as client:
+        yield lambda name: client.lock(name, timeout=VALIDITY)
+
+
+@contextlib.asynccontextmanager
+async def redis_lock_py(url: str, tasks: int) -> AsyncIterator[Enter]:
+    """Does not poll: a waiter subscribes to the name's channel, on a connection of its own."""
+    from redis.asyncio import Redis
+    from redis_lock.asyncio import RedisLock
+
+    async with Redis.from_url(url, max_connections=2 * tasks + 1) as client:
+        yield lambda name: RedisLock(client, name, expire_timeout=int(VALIDITY))
+
+
+@contextlib.asynccontextmanager
+async def pottery(url: str, tasks: int) -> AsyncIterator[Enter]:
+    """With one master. A waiter asks after 0 to 0.2 s, at random."""
+    from pottery import AIORedlock
+    from redis.asyncio import Redis
+
+    async with Redis.from_url(url, max_connections=tasks + 1) as client:
+        yield lambda name: AIORedlock(key=name, masters={client}, auto_release_time=VALIDITY)
+
+
+@contextlib.asynccontextmanager
+async def aioredlock(url: str, tasks: int) -> AsyncIterator[Enter]:
+    """With one instance, and its watchdog. A waiter asks after 0.1 to 0.3 s, at random; it gives up after three times
+    unless told not to."""
+    from urllib.parse import urlsplit
+
+    from aioredlock import Aioredlock
+
+    where = {"host": "127.0.0.1", "port": urlsplit(url).port, "maxsize": tasks + 1}
+    manager = Aioredlock([where], internal_lock_timeout=VALIDITY, retry_count=1_000_000)
+
+    @contextlib.asynccontextmanager
+    async def enter(name: str) -> AsyncIterator[None]:
+        async with await manager.lock(name):
+            yield
+
+    try:
+        yield enter
+    finally:
+        await manager.destroy()
+
+
+@contextlib.asynccontextmanager
+async def coredis(url: str, tasks: int) -> AsyncIterator[Enter]:
+    """Sends the commands of several tasks over each of its connections. A waiter asks every 0.1 s."""
+    from coredis import Redis
+    from coredis.patterns.lock import Lock
+
+    async with Redis.from_url(url, max_connections=tasks + 1) as client:
+        yield lambda name: Lock(client, name, timeout=VALIDITY)
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    name: str
+    package: str  #: as pip calls it
+    open: Opener
+    poll: float = 0.0  #: seconds at most between two looks of a waiter; 0: it is told
+
+
+ASYNCLOCK = Contestant("asynclock", "asynclock", asynclock)
+PEERS = (
+    Contestant("redis-py", "redis", redis_py, poll=0.1),
+    Contestant("redis-lock-py", "redis-lock-py", redis_lock_py),
+    Contestant("pottery", "pottery", pottery, poll=0.2),
+    Contestant("aioredlock", "aioredlock", aioredlock, poll=0.3),
+    Contestant("coredis", "coredis", coredis, poll=0.1),
+)
+CONTESTANTS = {each.name: each for each in (ASYNCLOCK, *PEERS)}
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return NOT_INSTALLED
+
+
+def why_not(contestant: Contestant, error: Exception) -> str:
+    """A line for the reader who misses one in the table."""
+    installed = version(contestant.package)
+    if installed == NOT_INSTALLED:
+        return f"{NOT_INSTALLED}: pip install -e '.[bench]'"
+    if isinstance(error, TimeoutError):
+        return f"{installed} did not come to an end in time"
+    return f"{installed} fails here: {type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,142 @@
+"""The results as Markdown: the short table of README.md and docs/speed.md, and the long one of benchmarks/README.md.
+
+Each stands between two comments, ``<!-- short -->`` and ``<!-- /short -->``, or ``long``; so it is put in by
+``python -m benchmarks --readme``, and what is around it is left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from .figures import Figure, number
+from .machine import in_a_line
+from .results import ROOT, Results
+
+LOOPS = ("asyncio", "uvloop")
+PAGES = {
+    ROOT / "README.md": "short",
+    ROOT / "docs" / "speed.md": "short",
+    Path(__file__).with_name("README.md"): "long",
+}
+
+CYCLES = ("1 task", "10 tasks", "64 tasks", "512 tasks")
+
+
+def refresh(results: Results, headings: Mapping[str, str], pages: Mapping[Path, str] = PAGES) -> list[Path]:
+    """Put the tables into the pages. :returns: the pages"""
+    tables = {"short": short(results), "long": long(results, headings)}
+    for page, which in pages.items():
+        page.write_text(between(page.read_text(), which, tables[which]))
+    return list(pages)
+
+
+def between(text: str, which: str, table: str) -> str:
+    """:raises ValueError: the page has no place for it"""
+    pattern = rf"(<!-- {which} -->\n).*?(<!-- /{which} -->)"
+    if not re.search(pattern, text, re.DOTALL):
+        raise ValueError(f"the page has no <!-- {which} --> and <!-- /{which} -->")
+    return re.sub(pattern, lambda match: f"{match[1]}\n{table}\n\n{match[2]}", text, flags=re.DOTALL)
+
+
+def short(results: Results) -> str:
+    """Ratios, which say something on other machines too, and the few times that users ask for."""
+
+    def row(
+        what: str, scenario: str, names: Sequence[str | Callable[[str], bool]], form: Callable[[Figure], str]
+    ) -> str:
+        cells = []
+        for loop in LOOPS:
+            found = [results.find(scenario, name, loop) for name in names]
+            cells.append(" / ".join("-" if each is None else form(each) for each in found))
+        return f"| {what} | {cells[0]} | {cells[1]} |"
+
+    def ratio(each: Figure) -> str:
+        return f"{number(each.median)} times"
+
+    def percent(each: Figure) -> str:
+        return f"{number(each.median)} %"
+
+    def time(each: Figure) -> str:
+        return f"{number(each.median)} {each.unit} (at most {number(each.max)} {each.unit})"
+
+    def faster(tasks: str) -> Callable[[str], bool]:
+        return lambda what: what.startswith(f"{tasks}: faster than ")
+
+    return "\n".join(
+        [
+            f"On {in_a_line(results.machine)}; medians.",
+            "",
+            "| | asyncio | uvloop |",
+            "|---|---|---|",
+            row(
+                "acquire and release, 1 / 10 / 64 / 512 tasks: of the time of a bare protocol",
+                "cycle",
+                [f"{tasks}: ratio to the floor" for tasks in CYCLES],
+                ratio,
+            ),
+            row(
+                "the same, times faster than the fastest of the other libraries",
+                "cycle",
+                [faster(tasks) for tasks in CYCLES],
+                ratio,
+            ),
+            row(
+                "one name for 10 / 64 tasks: an acquisition, of a bare protocol's cycle at 1 task",
+                "one name",
+                [f"{tasks}: of the floor's cycle at 1 task" for tasks in CYCLES[1:3]],
+                percent,
+            ),
+            row(
+                "one name for 2 / 4 processes: release to acquired in another, of such a cycle",
+                "processes",
+                [f"{count} processes: its median, of a floor cycle at 1 task" for count in (2, 4)],
+                ratio,
+            ),
+            row(
+                "3 / 5 independent servers: acquire and release, of the time on one server",
+                "quorum",
+                [f"{count} servers: ratio to majority 1 on 1 server" for count in (3, 5)],
+                ratio,
+            ),
+            row("key deleted: the body is cancelled after", "loss", ["DEL"], time),
+            row(
+                "holder killed: another process has the lock, after the key's expiry",
+                "killed",
+                ["after its key's expiry"],
+                time,
+            ),
+        ]
+    )
+
+
+def long(results: Results, headings: Mapping[str, str]) -> str:
+    """Every figure. Median; in parentheses p99 and maximum where n ≥ 100, minimum to maximum elsewhere."""
+    lines = [f"On {in_a_line(results.machine)}.", "", "| | asyncio | uvloop | | must reach |", "|---|---|---|---|---|"]
+    for scenario, heading in headings.items():
+        its = [each for each in results.figures if each.scenario == scenario]
+        if its:
+            lines.append(f"| **{scenario}**: {heading} | | | | |")
+        for label in dict.fromkeys(each.label for each in its):
+            of = {each.loop: each for each in its if each.label == label}
+            some = next(iter(of.values()))
+            cells = [_cell(of.get(loop)) for loop in LOOPS]
+            targets = "; ".join(
+                dict.fromkeys(", ".join(map(str, each.targets)) for each in of.values() if each.targets)
+            )
+            lines.append(f"| {label} | {cells[0]} | {cells[1]} | {some.unit} | {targets} |")
+    lines += [f"\n{library} was not measured: {why}" for library, why in results.absent.items()]
+    return "\n".join(lines)
+
+
+def _cell(each: Figure | None) -> str:
+    if each is None:
+        return ""
+    spread = ""
+    if each.n >= 100:
+        spread = f" ({number(each.p99)}, {number(each.max)})"
+    elif each.n > 1:
+        spread = f" ({number(each.min)} to {number(each.max)})"
+    mark = {None: "", True: " ✓", False: " ✗"}[each.reached]
+    return f"{number(each.median)}{spread}{mark}"

@@ -1,0 +1,134 @@
+"""Contestants in turn: a round of the one, a round of the other, on the same server in the same event loop.
+
+So a machine that is busy with something else is so for all of them, and their ratio in a round says more than their
+times do. Each opens its connections anew for a round and closes them behind it: none has others' idle ones beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from asynclock.testing import Server
+
+from .contestants import ASYNCLOCK, Contestant, why_not
+from .floor import Floor
+from .run import Run, not_ours
+
+Cycle = Callable[[str], Awaitable[None]]
+
+FLOOR = "the floor"
+PATIENCE = 30.0  # seconds for one round of another library
+
+
+async def spend(tasks: int, cycles: int, name: str, cycle: Cycle) -> float:
+    """µs a cycle, when so many tasks do so many of them together. A ``{}`` in the name is the task's number."""
+    each = max(1, cycles // tasks)
+
+    async def work(name: str) -> None:
+        for _ in range(each):
+            await cycle(name)
+
+    since = time.perf_counter()
+    await asyncio.gather(*(work(name.format(number)) for number in range(tasks)))
+    return (time.perf_counter() - since) / (each * tasks) * 1e6
+
+
+async def crowd(tasks: int, seconds: float, name: str, cycle: Cycle) -> float:
+    """µs a cycle, when so many tasks want one name for so long.
+
+    What is through after that time does not count: a last waiter that polls an idle lock is no throughput.
+    """
+    end = time.perf_counter() + seconds
+    through = 0
+
+    async def work() -> None:
+        nonlocal through
+        while time.perf_counter() < end:
+            await cycle(name)
+            through += time.perf_counter() < end
+
+    await asyncio.gather(*(work() for _ in range(tasks)))
+    return seconds / max(1, through) * 1e6
+
+
+class Turns:
+    """µs a cycle of each, round by round: each task with its own name, or ``shared`` a single one.
+
+    With their own names, how many cycles a round has is found in the first: as many as take ``seconds``, or one for
+    each task where that is longer. One of another library that raises is left out from then on.
+    """
+
+    def __init__(self, run: Run, server: Server, seconds: float, *, shared: bool = False) -> None:
+        self._run, self._server, self._seconds, self._shared = run, server, seconds, shared
+        self._cycles: dict[str, int] = {}
+        self.spent: dict[str, list[float]] = {}
+
+    async def floor(self, tasks: int) -> float:
+        """Always with names of their own: it cannot wait."""
+        return await self._own(FLOOR, self._open_floor(), tasks)
+
+    async def ours(self, tasks: int) -> float:
+        return await self._take(ASYNCLOCK, tasks)
+
+    async def peers(self, peers: Sequence[Contestant], tasks: int) -> None:
+        for peer in peers:
+            if peer.name in self._run.outcome.absent:
+                continue
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    with not_ours():
+                        await self._take(peer, tasks)
+            except Exception as error:  # whatever another library does: it is said, and ours is measured
+                self._run.leave_out(peer.name, why_not(peer, error))
+                self.spent.pop(peer.name, None)
+
+    def best(self, peers: Sequence[Contestant]) -> str | None:
+        """The fastest of them; none, if all had to be left out."""
+        there = [peer.name for peer in peers if peer.name in self.spent]
+        return min(there, key=lambda name: statistics.median(self.spent[name]), default=None)
+
+    async def _take(self, contestant: Contestant, tasks: int) -> float:
+        way = self._one_name if self._shared else self._own
+        return await way(contestant.name, self._open_lock(contestant, tasks), tasks)
+
+    async def _own(self, who: str, opening: AbstractAsyncContextManager[Cycle], tasks: int) -> float:
+        async with opening as cycle:
+            await spend(tasks, tasks, "job {}", cycle)  # connections are opened, scripts loaded
+            estimate = await spend(tasks, max(tasks, 20), "job {}", cycle)
+            cycles = self._cycles.setdefault(who, max(tasks, round(self._seconds / estimate * 1e6)))
+            gc.collect()  # what the one has left behind is not the other's to clear away
+            return self._note(who, await spend(tasks, cycles, "job {}", cycle))
+
+    async def _one_name(self, who: str, opening: AbstractAsyncContextManager[Cycle], tasks: int) -> float:
+        async with opening as cycle:
+            await spend(tasks, tasks, "job {}", cycle)
+            gc.collect()
+            return self._note(who, await crowd(tasks, self._seconds, f"job of {who}", cycle))
+
+    def _note(self, who: str, value: float) -> float:
+        self.spent.setdefault(who, []).append(value)
+        return value
+
+    @contextlib.asynccontextmanager
+    async def _open_floor(self) -> AsyncIterator[Cycle]:
+        floor = await Floor.open(self._server.port)
+        try:
+            yield floor.cycle
+        finally:
+            floor.close()
+
+    @contextlib.asynccontextmanager
+    async def _open_lock(self, contestant: Contestant, tasks: int) -> AsyncIterator[Cycle]:
+        async with contestant.open(self._server.url, tasks) as enter:
+
+            async def cycle(name: str) -> None:
+                async with enter(name):
+                    pass
+
+            yield cycle
