@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None, scenarios: Mapping[str, Scenari
     with display:
         for name, loop in turns:
             display.begin(name, loop)
+            begun = time.monotonic()
             try:
                 outcome = measure(scenarios[name], Run(name, options.server, loop, options.quick), LIMIT, display.step)
             except BrokenError as error:
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None, scenarios: Mapping[str, Scenari
                 results.figures += outcome.figures
                 results.absent |= outcome.absent
                 display.figures(outcome.figures)
+            results.seconds[f"{name}, {loop}"] = round(time.monotonic() - begun, 1)
     results.machine["took"] = f"{(time.monotonic() - since) / 60:.1f} minutes"
     display.table(results, headings)
     if options.save is not None:

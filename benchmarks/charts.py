@@ -141,7 +141,7 @@ def handover(results: Results) -> Any:
         panel.hlines(row, figure.median, figure.p99, color=colour, linewidth=1.6)
         panel.plot(figure.median, row, "o", color=colour, markersize=10 if figure.by == OURS else 7)
         panel.annotate(
-            f"{number(figure.median)} ms", (figure.p99, row), (9, 0), textcoords="offset points", va="center"
+            f"{number(figure.median)} ms", (figure.median, row), (0, 8), textcoords="offset points", ha="center"
         )
     panel.set_yticks(range(len(figures)), [figure.by for figure in figures])
     for label, figure in zip(panel.get_yticklabels(), figures, strict=True):
@@ -153,7 +153,7 @@ def handover(results: Results) -> Any:
     )
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     panel.grid(axis="x", which="major")
-    panel.margins(x=0.08, y=0.15)
+    panel.margins(x=0.08, y=0.18)
     panel.spines["left"].set_visible(False)
     return drawn
 

@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import tempfile
 
 from .figures import at_most
 from .others import PATIENCE, python
 from .run import Run
 
-CODE = "import time; since = time.perf_counter(); import {}; print(time.perf_counter() - since)"
+# One after the other in the same interpreter: the difference of two runs would be mostly chance.
+CODE = """
+import time
+start = time.perf_counter()
+import redis.asyncio
+middle = time.perf_counter()
+import asynclock
+print(middle - start, time.perf_counter() - middle)
+"""
 
 
-async def fresh(module: str) -> float:
-    """ms, in an interpreter that has nothing yet."""
-    process = await asyncio.create_subprocess_exec(*python(CODE.format(module)), stdout=asyncio.subprocess.PIPE)
+async def fresh(cache: str) -> tuple[float, float]:
+    """ms for each, in an interpreter that has nothing yet but the compiled files in ``cache``."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    process = await asyncio.create_subprocess_exec(
+        *python(CODE), stdout=asyncio.subprocess.PIPE, env=environment | {"PYTHONPYCACHEPREFIX": cache}
+    )
     said, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
     if process.returncode:
-        raise RuntimeError(f"import {module} failed")
-    return float(said) * 1000
+        raise RuntimeError("an import failed")
+    theirs, ours = map(float, said.split())
+    return theirs * 1000, ours * 1000
 
 
 async def imports(run: Run) -> None:
     """import asynclock, in fresh interpreters"""
     rounds = run.times(21, 2)
-    theirs, ours = [], []
-    for module in ("redis.asyncio", "asynclock"):
-        await fresh(module)  # compiled, and in the file system's cache
-    for done in range(rounds):
-        run.step("import", done, rounds)
-        theirs.append(await fresh("redis.asyncio"))
-        ours.append(await fresh("asynclock"))
-    beyond = [own - base for own, base in zip(ours, theirs, strict=True)]
-    run.record("import redis.asyncio", "ms", theirs, by="redis-py")
-    run.record("import asynclock", "ms", ours)
-    run.record("import asynclock, beyond that", "ms", beyond, at_most(15))
+    values = []
+    with tempfile.TemporaryDirectory(prefix="asynclock-") as cache:
+        await fresh(cache)  # from here on all is compiled
+        for done in range(rounds):
+            run.step("import", done, rounds)
+            values.append(await fresh(cache))
+    run.record("import redis.asyncio", "ms", [theirs for theirs, _ in values], by="redis-py")
+    run.record("import asynclock, after that", "ms", [ours for _, ours in values], at_most(15))

@@ -28,7 +28,7 @@ def describe(kind: str, quick: bool) -> Machine:
         "cpu": cpu(),
         "cpus": os.cpu_count() or 0,
         "memory": memory(),
-        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "os": f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",
         "load before": f"{os.getloadavg()[0]:.1f}",
         "server": its_version,
         "python": f"{platform.python_implementation()} {platform.python_version()}",

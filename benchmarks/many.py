@@ -42,7 +42,7 @@ async def held(run: Run) -> None:
     with Server(run.kind) as server:
         async with Locker(server.url, extend_interval=2.5) as locker:
             run.step("loop without locks", 0, 4)
-            idle = await longest_stall(seconds / 2)
+            idle = await longest_stall(seconds / 4)
             # Whatever is there once, however many locks are held, is there before.
             for scope in await asyncio.gather(*(locker.acquire(f"warm {n}") for n in range(AT_ONCE))):
                 await scope.release()
@@ -64,7 +64,7 @@ async def held(run: Run) -> None:
             )
 
             run.step("held: stalls", 3, 4)
-            run.record(f"longest stall, {count:,} held", "ms", [await longest_stall(seconds)], at_most(20))
+            run.record(f"longest stall, {count:,} held", "ms", [await longest_stall(seconds * 0.75)], at_most(20))
             run.record("longest stall, none held", "ms", [idle])
             lost = sum(not scope.held for scope in scopes)
             if lost:

@@ -77,7 +77,7 @@ class Outsider:
 
 def python(code: str) -> list[str]:
     """How to run this in an interpreter of its own, with this asynclock, from whatever directory."""
-    return [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"]
+    return [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
 
 
 def module(name: str, *arguments: str) -> list[str]:

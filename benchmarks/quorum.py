@@ -21,7 +21,7 @@ TARGETS = {TWO: 1.15, "3 servers": 1.3, "5 servers": 1.4}  # on uvloop
 
 async def quorum(run: Run) -> None:
     """Acquire and release by 1 task: one key, three on one server, and 3 and 5 independent servers"""
-    rounds = run.times(15, 2)
+    rounds = run.times(11, 2)
     cycles = run.times(800, 5)
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(Server(run.kind)) for _ in range(5)]

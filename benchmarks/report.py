@@ -43,23 +43,18 @@ def between(text: str, which: str, table: str) -> str:
 def short(results: Results) -> str:
     """Ratios, which say something on other machines too, and the few times that users ask for."""
 
-    def row(
-        what: str, scenario: str, names: Sequence[str | Callable[[str], bool]], form: Callable[[Figure], str]
-    ) -> str:
+    def row(what: str, scenario: str, names: Sequence[str | Callable[[str], bool]], unit: str = "") -> str:
         cells = []
         for loop in LOOPS:
             found = [results.find(scenario, name, loop) for name in names]
-            cells.append(" / ".join("-" if each is None else form(each) for each in found))
+            values = " / ".join("-" if each is None else number(each.median) for each in found)
+            cells.append(f"{values} {unit}" if any(found) else values)
         return f"| {what} | {cells[0]} | {cells[1]} |"
 
-    def ratio(each: Figure) -> str:
-        return f"{number(each.median)} times"
-
-    def percent(each: Figure) -> str:
-        return f"{number(each.median)} %"
-
-    def time(each: Figure) -> str:
-        return f"{number(each.median)} {each.unit} (at most {number(each.max)} {each.unit})"
+    def with_maximum(what: str, scenario: str, name: str) -> str:
+        found = [results.find(scenario, name, loop) for loop in LOOPS]
+        cells = [f"{number(each.median)} {each.unit} (at most {number(each.max)})" if each else "-" for each in found]
+        return f"| {what} | {cells[0]} | {cells[1]} |"
 
     def faster(tasks: str) -> Callable[[str], bool]:
         return lambda what: what.startswith(f"{tasks}: faster than ")
@@ -74,38 +69,37 @@ def short(results: Results) -> str:
                 "acquire and release, 1 / 10 / 64 / 512 tasks: of the time of a bare protocol",
                 "cycle",
                 [f"{tasks}: ratio to the floor" for tasks in CYCLES],
-                ratio,
+                "times",
             ),
             row(
                 "the same, times faster than the fastest of the other libraries",
                 "cycle",
                 [faster(tasks) for tasks in CYCLES],
-                ratio,
+                "times",
             ),
             row(
                 "one name for 10 / 64 tasks: an acquisition, of a bare protocol's cycle at 1 task",
                 "one name",
                 [f"{tasks}: of the floor's cycle at 1 task" for tasks in CYCLES[1:3]],
-                percent,
+                "%",
             ),
             row(
                 "one name for 2 / 4 processes: release to acquired in another, of such a cycle",
                 "processes",
                 [f"{count} processes: its median, of a floor cycle at 1 task" for count in (2, 4)],
-                ratio,
+                "times",
             ),
             row(
                 "3 / 5 independent servers: acquire and release, of the time on one server",
                 "quorum",
                 [f"{count} servers: ratio to majority 1 on 1 server" for count in (3, 5)],
-                ratio,
+                "times",
             ),
-            row("key deleted: the body is cancelled after", "loss", ["DEL"], time),
-            row(
+            with_maximum("key deleted: the body is cancelled after", "loss", "DEL"),
+            with_maximum(
                 "holder killed: another process has the lock, after the key's expiry",
                 "killed",
-                ["after its key's expiry"],
-                time,
+                "after its key's expiry",
             ),
         ]
     )

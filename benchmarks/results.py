@@ -22,12 +22,14 @@ class Results:
     figures: list[Figure] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)  #: another library, and why it was not measured
     broken: dict[str, str] = field(default_factory=dict)  #: a scenario on a loop, and how it ended
+    seconds: dict[str, float] = field(default_factory=dict)  #: how long each took
 
     def write(self, path: Path) -> None:
         saved = {
             "machine": self.machine,
             "absent": self.absent,
             "broken": self.broken,
+            "seconds": self.seconds,
             "figures": [figure.to_json() for figure in self.figures],
         }
         path.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n")
@@ -37,7 +39,7 @@ class Results:
         """:raises OSError: there is no such file"""
         saved = json.loads(path.read_text())
         figures = [Figure.from_json(each) for each in saved["figures"]]
-        return cls(saved["machine"], figures, saved["absent"], saved["broken"])
+        return cls(saved["machine"], figures, saved["absent"], saved["broken"], saved.get("seconds", {}))
 
     def find(self, scenario: str, what: str | Callable[[str], bool], loop: str, by: str = OURS) -> Figure | None:
         """The figure of that name, or the first whose name passes; none, if it was not measured."""

@@ -100,10 +100,11 @@ class Turns:
     async def _own(self, who: str, opening: AbstractAsyncContextManager[Cycle], tasks: int) -> float:
         async with opening as cycle:
             await spend(tasks, tasks, "job {}", cycle)  # connections are opened, scripts loaded
-            estimate = await spend(tasks, max(tasks, 20), "job {}", cycle)
-            cycles = self._cycles.setdefault(who, max(tasks, round(self._seconds / estimate * 1e6)))
+            if who not in self._cycles:
+                estimate = await spend(tasks, max(tasks, 20), "job {}", cycle)
+                self._cycles[who] = max(tasks, round(self._seconds / estimate * 1e6))
             gc.collect()  # what the one has left behind is not the other's to clear away
-            return self._note(who, await spend(tasks, cycles, "job {}", cycle))
+            return self._note(who, await spend(tasks, self._cycles[who], "job {}", cycle))
 
     async def _one_name(self, who: str, opening: AbstractAsyncContextManager[Cycle], tasks: int) -> float:
         async with opening as cycle:

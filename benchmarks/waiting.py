@@ -17,6 +17,7 @@ from .run import Run, not_ours
 from .turns import PATIENCE as PEERS_PATIENCE
 
 ASKED = 0.005  # seconds until a waiter has asked, and waits
+CALM = 0.02  # seconds at most for which a holder keeps the lock after that, if nobody polls
 AT_ONCE = 5  # holders that are killed one after the other, while the next ones start
 APART = 0.045  # seconds between them, so that none disturbs the other's figure
 
@@ -53,7 +54,7 @@ async def _released(run: Run, server: Server, contestant: Contestant, times: int
             await crew.tell("acquire", "job")
             waiter = asyncio.create_task(acquired())
             # Whoever polls is met anywhere between two looks.
-            await asyncio.sleep(ASKED + chance.random() * contestant.poll)
+            await asyncio.sleep(ASKED + chance.random() * max(contestant.poll, CALM))
             since = await crew.tell("release")
             values.append((await asyncio.wait_for(waiter, PATIENCE) - since) * 1000)
     return values
