@@ -56,7 +56,7 @@ async def one_name(run: Run) -> None:
     with Server(run.kind) as server:
         for tasks in (10, 64):
             what = so_many(tasks)
-            turns = Turns(run, server, run.seconds(0.6, 0.05), shared=True)
+            turns = Turns(run, server, run.seconds(0.4, 0.05), shared=True)
             for done in range(rounds):
                 run.step(what, done, rounds)
                 await turns.floor(1)

@@ -34,7 +34,7 @@ def test_all_run_quickly(tmp_path: Path, kind: str) -> None:
         [sys.executable, "-m", "benchmarks", "--quick", "--loop", "asyncio", "--server", kind, "--save", str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=300,
         cwd=ROOT,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -100,7 +100,22 @@ def test_who_polls_an_idle_lock_at_the_end_is_no_throughput() -> None:
         calls += 1
         await asyncio.sleep(0.2 if calls > 5 else 0)
 
-    assert asyncio.run(crowd(1, 0.1, "job", cycle)) == pytest.approx(0.1e6 / 5)
+    assert asyncio.run(crowd(1, 0.1, "job", cycle, 5.0)) == (pytest.approx(0.1e6 / 5), 0)
+
+
+def test_who_still_waits_after_the_grace_is_cancelled_and_counted() -> None:
+    lock = asyncio.Lock()
+
+    async def cycle(name: str) -> None:
+        await lock.acquire()  # the first keeps it
+
+    assert asyncio.run(crowd(3, 0.02, "job", cycle, 0.02)) == (0.02e6, 3)
+
+    async def breaks(name: str) -> None:
+        raise ValueError("it broke")
+
+    with pytest.raises(ValueError, match="it broke"):
+        asyncio.run(crowd(3, 0.02, "job", breaks, 0.02))
 
 
 def results() -> Results:
