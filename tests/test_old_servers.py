@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -106,9 +107,9 @@ async def test_only_what_the_server_has_is_sent(server: Server, missing: str) ->
         assert b"PXAT" in words  # every server here has it
         assert b"PX" not in words
     if missing in ("compare", "both"):
-        assert b"EVAL" in words
+        assert b"EVALSHA" in words
         assert not words & {b"DELIFEQ", b"DELEX", b"IFEQ"}
-    assert not words & {b"EVALSHA", b"SCRIPT"}
+    assert not words & {b"EVAL", b"SCRIPT"}
 
 
 @pytest.mark.asyncio
@@ -143,7 +144,7 @@ async def a_restart(server: Server) -> None:
 @pytest.mark.parametrize("missing", ["nothing", "compare"])
 @pytest.mark.parametrize("what", [a_new_cache, a_restart])
 async def test_a_server_that_has_forgotten_its_scripts(kind: str, missing: str, what: Callable[[Server], Any]) -> None:
-    """Extension and release still work at the first try: a script is sent with its text, never by its hash."""
+    """Extension and release still work: the script is told again."""
     with Server(kind, persist=True) as server:
         async with (
             Tap(server, MISSING[missing]) as tap,
@@ -155,14 +156,13 @@ async def test_a_server_that_has_forgotten_its_scripts(kind: str, missing: str, 
             before = len(tap.sent)
             since, left = time.monotonic(), pttl(server, key("job"))
             await asyncio.sleep(0.5)  # through an extension, which the wait for a reconnect has brought too
-            extensions = [seen for seen in tap.sent[before:] if seen.words[0] in (b"EVAL", b"SET")]
+            extensions = [seen for seen in tap.sent[before:] if seen.words[0] in (b"EVALSHA", b"EVAL", b"SET")]
             assert extensions
             assert pttl(server, key("job")) > left - (time.monotonic() - since) * 1000 + 50  # ... which counted
             assert scope.held
             await what(server)
             await scope.release()
             await until(lambda: server.execute("EXISTS", key("job")) == 0, 1)  # it may have to wait for a reconnect
-            assert not tap.commands("EVALSHA")
             holding = await body(await locker.acquire("job"))
             server.execute("DEL", key("job"))
             error = await holding.lost_within(AT_ONCE, time.monotonic())
@@ -175,3 +175,36 @@ async def test_pxat_that_was_asked_for_and_is_not_there_is_an_error(server: Serv
         with pytest.raises(ServerError, match="leave fallback_setpx=False out"):
             async with Locker(tap.url, fallback_setpx=False):
                 pass
+
+
+def calls(server: Server, command: str) -> int:
+    info = server.execute("INFO", "commandstats")
+    assert isinstance(info, bytes)
+    found = re.search(rf"cmdstat_{command}:calls=(\d+)".encode(), info)
+    return int(found[1]) if found else 0
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("flushed_while", ["held", "idle"])
+async def test_scripts_are_run_by_their_digests_until_somebody_flushes_them(server: Server, flushed_while: str) -> None:
+    async with (
+        Tap(server, without_compare) as tap,
+        Locker(tap.url, key_validity=0.6, extend_interval=0.2) as locker,
+    ):
+        digests, told = calls(server, "evalsha"), calls(server, "eval")
+        scope = await locker.acquire("job")
+        await asyncio.sleep(0.5)  # through two extensions
+        assert calls(server, "evalsha") >= digests + 2
+        assert calls(server, "eval") == told
+        if flushed_while == "idle":
+            await scope.release()
+        server.execute("SCRIPT", "FLUSH")
+        if flushed_while == "idle":
+            scope = await locker.acquire("job")
+        else:
+            await asyncio.sleep(0.7)  # past the validity: extended all the same
+            assert scope.held and server.execute("EXISTS", key("job")) == 1
+        await scope.release()
+        assert server.execute("EXISTS", key("job")) == 0
+        assert scope.lost_reason is None
+        assert calls(server, "eval") > told

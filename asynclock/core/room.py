@@ -211,11 +211,11 @@ class Room(Generic[W]):
         if found == lease.token:
             if ask is READ:
                 lease.unread &= ~(1 << index)
-                if ttl is not None and ttl >= 0:
-                    # Somebody may have shortened its life; nobody lengthens it by reading. It ends
-                    # between the one and the other, as the question was on its way, or the answer.
-                    if now + ttl / 1000 < lease.votes[index] or not lease.votes[index]:
-                        lease.vote(index, sent + rules.term_of(ttl / 1000), rules.majority)
+                # Somebody may have shortened its life; nobody lengthens it by reading. It ends between
+                # sent + ttl and now + ttl, as it was the question that took its time, or the answer.
+                until = lease.votes[index]
+                if ttl is not None and ttl >= 0 and (now + ttl / 1000 < until or not until):
+                    lease.vote(index, sent + rules.term_of(ttl / 1000), rules.majority)
             elif ok:
                 until = sent + rules.term
                 if ttl is not None and ttl >= 0:  # somebody may have been quick to shorten it

@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from ..core.clock import ServerClock
+from ..core.rules import RELEASE
 from ..errors import ServerError, UncertainError
 from ..options import Options
-from .commands import Abilities, is_error, packed
+from .commands import LOAD, Abilities, Commands, bulk, is_error, packed
 
 log = logging.getLogger("asynclock")
 
@@ -136,11 +137,9 @@ async def learn(
             server, f"does not know SET ... PXAT ({replies['SET PXAT']}); leave fallback_setpx=False out", lasting=True
         )
     delete = b"DELIFEQ" if can["DELIFEQ"] else b"DELEX" if can["DELEX"] else b"EVAL"
+    evalsha = False
     if delete == b"EVAL" or not can["SET IFEQ"]:
-        script = packed(b"EVAL", b"return redis.call('GET',KEYS[1])", b"1", key)
-        for command, reply in (await _all(ask, {"EVAL": script})).items():
-            if is_error(reply) and not (mode == "cluster" and _elsewhere(reply)):
-                raise refused(server, command, reply)
+        evalsha = await _scripts(server, ask, key, mode)
     return Abilities(
         server=kind,
         version=version,
@@ -148,10 +147,29 @@ async def learn(
         pxat=can.get("SET PXAT", False),
         set_ifeq=can["SET IFEQ"],
         delete=delete,
+        evalsha=evalsha,
         mode=mode,
         started=started,
         run_id=run_id,
     )
+
+
+async def _scripts(server: str, ask: Ask, key: bytes, mode: str) -> bool:
+    """Let the server learn the scripts. May they be run by their digests, rather than told each time?"""
+    commands = Commands(Abilities(evalsha=True), 1.0)
+    replies = await _all(
+        ask,
+        {
+            "EVAL": packed(b"EVAL", b"return redis.call('GET',KEYS[1])", b"1", key),
+            **{f"SCRIPT LOAD {number}": load for number, load in enumerate(LOAD)},
+            "EVALSHA": commands.pack(RELEASE, bulk(key), b"asynclock:probe", b""),
+        },
+    )
+    if mode == "cluster":
+        replies = {name: None if _elsewhere(reply) else reply for name, reply in replies.items()}
+    if is_error(replies["EVAL"]):
+        raise refused(server, "EVAL", replies["EVAL"])
+    return not any(map(is_error, replies.values()))
 
 
 def _started(server: str, info: Any, now: float, options: Options) -> tuple[float | None, str]:

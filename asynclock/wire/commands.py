@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from ..errors import ServerError
 OK = b"OK"
 
 # Delete, or move the expiry, only if the value is still ours (the unlock of the Redis documentation
-# on distributed locks). EVAL rather than EVALSHA: no NOSCRIPT that would let a release fall behind.
+# on distributed locks), where no command does it.
 _DELETE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call('DEL',KEYS[1]) end return 0"
 _EXPIRE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call(ARGV[2],KEYS[1],ARGV[3]) end return 0"
 
@@ -60,6 +61,7 @@ class Abilities:
     pxat: bool = False  #: SET ... PXAT
     set_ifeq: bool = False  #: SET ... IFEQ
     delete: bytes = b"EVAL"  #: how to compare and delete: DELIFEQ, DELEX or EVAL
+    evalsha: bool = False  #: the server has the scripts, and runs them by their digests
     mode: str = "standalone"  #: or "cluster", "sentinel"
     started: float | None = None  #: when, on the client's clock and at the latest; None: was not asked
     run_id: str = ""  #: what tells this process of the server from others; empty: was not asked
@@ -68,12 +70,13 @@ class Abilities:
 class Commands:
     """Packs asks for a server with these abilities. ``key`` is a packed key: ``bulk(name)``."""
 
-    __slots__ = ("_packers", "names", "px")
+    __slots__ = ("_delete", "_expire", "_packers", "names", "px")
 
     def __init__(self, abilities: Abilities, validity: float) -> None:
         self.px = b"$2\r\nPX\r\n" + bulk(b"%d" % round(validity * 1000))
-        extend, extend_name = (_extend, "SET") if abilities.set_ifeq else (_extend_by_script, "EVAL")
-        release = _RELEASES[abilities.delete]
+        self._expire, self._delete = (_SHA_EXPIRE, _SHA_DELETE) if abilities.evalsha else (_EVAL_EXPIRE, _EVAL_DELETE)
+        extend, extend_name = (_extend, "SET") if abilities.set_ifeq else (self._extend_by_script, "EVAL")
+        release = _RELEASES.get(abilities.delete, self._delete_by_script)
         self._packers: tuple[Packer, ...] = (_take, _take_ttl, _force, extend, _read, release)
         #: What each ask is made of, a name for each reply.
         self.names = (
@@ -89,9 +92,26 @@ class Commands:
         """The bytes of ``ask``. ``expiry``: ``px``, or the result of ``pxat``."""
         return self._packers[ask](key, b"$%d\r\n%b\r\n" % (len(token), token), expiry)
 
+    def _extend_by_script(self, key: bytes, value: bytes, expiry: bytes) -> bytes:
+        how, _, when = expiry.partition(b"\r\n")[2].partition(b"\r\n")
+        command = bulk(b"PEXPIREAT" if how == b"PXAT" else b"PEXPIRE")
+        return _join((b"*7\r\n", self._expire, _ONE, key, value, command, when, _GET, key))
+
+    def _delete_by_script(self, key: bytes, value: bytes, expiry: bytes) -> bytes:
+        return _join((b"*5\r\n", self._delete, _ONE, key, value))
+
 
 Packer = Callable[[bytes, bytes, bytes], bytes]  # from key, value and expiry, all of them packed
 
+
+def _by_digest(script: bytes) -> bytes:
+    return b"$7\r\nEVALSHA\r\n" + bulk(hashlib.sha1(script, usedforsecurity=False).hexdigest().encode())
+
+
+LOAD = tuple(packed(b"SCRIPT", b"LOAD", script) for script in (_DELETE, _EXPIRE))
+_EVAL_DELETE, _EVAL_EXPIRE = (b"$4\r\nEVAL\r\n" + bulk(script) for script in (_DELETE, _EXPIRE))
+_SHA_DELETE, _SHA_EXPIRE = map(_by_digest, (_DELETE, _EXPIRE))
+_ONE = b"$1\r\n1\r\n"
 _join = b"".join
 _SET = b"*6\r\n$3\r\nSET\r\n"
 _NX = b"$2\r\nNX\r\n"
@@ -115,12 +135,6 @@ def _extend(key: bytes, value: bytes, expiry: bytes) -> bytes:
     return _join((b"*7\r\n$3\r\nSET\r\n", key, value, b"$4\r\nIFEQ\r\n", value, expiry, _GET, key))
 
 
-def _extend_by_script(key: bytes, value: bytes, expiry: bytes) -> bytes:
-    how, _, when = expiry.partition(b"\r\n")[2].partition(b"\r\n")
-    command = bulk(b"PEXPIREAT" if how == b"PXAT" else b"PEXPIRE")
-    return b"*7\r\n$4\r\nEVAL\r\n%b$1\r\n1\r\n%b%b%b%b%b%b" % (bulk(_EXPIRE), key, value, command, when, _GET, key)
-
-
 def _read(key: bytes, value: bytes, expiry: bytes) -> bytes:
     return _join((_PTTL, key, _GET, key))
 
@@ -133,11 +147,7 @@ def _delex(key: bytes, value: bytes, expiry: bytes) -> bytes:
     return _join((b"*4\r\n$5\r\nDELEX\r\n", key, b"$4\r\nIFEQ\r\n", value))
 
 
-def _delete_by_script(key: bytes, value: bytes, expiry: bytes) -> bytes:
-    return b"*5\r\n$4\r\nEVAL\r\n%b$1\r\n1\r\n%b%b" % (bulk(_DELETE), key, value)
-
-
-_RELEASES = {b"DELIFEQ": _delifeq, b"DELEX": _delex, b"EVAL": _delete_by_script}
+_RELEASES = {b"DELIFEQ": _delifeq, b"DELEX": _delex}
 
 
 def pxat(milliseconds: int) -> bytes:

@@ -8,6 +8,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from ..core.clock import ServerClock
@@ -166,7 +167,7 @@ class Node:
                     self.replicas = await Replicas.open(
                         self.door,
                         wire,
-                        self.commands,
+                        self._plain_commands(),
                         self._options,
                         self.now,
                         cluster=self.abilities.mode == "cluster",
@@ -367,6 +368,14 @@ class Node:
         else:
             request.again(self, now, asking)
             self._send_on(wire, request, now, asking)
+
+    def scripts_are_gone(self, request: Request | OwedRelease) -> None:
+        """``SCRIPT FLUSH``. From now on the scripts are told each time, in case somebody does that often."""
+        self.commands = self._plain_commands()
+        self.take_on(request, isinstance(request, Request) and request.asking)
+
+    def _plain_commands(self) -> Commands:
+        return Commands(replace(self.abilities, evalsha=False), self._options.key_validity)
 
     def owe(self, key: bytes, token: bytes) -> None:
         """Release ``key`` as soon as the server is back, unless it has expired by then."""

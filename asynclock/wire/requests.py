@@ -14,6 +14,7 @@ from .commands import OK, Commands, error_of, is_error
 MAX_HOPS = 5  # a cluster that sends a request on more often than that does not know itself whose a key is
 
 REDIRECTIONS = ("MOVED ", "ASK ", "CLUSTERDOWN")
+NO_SCRIPT = "NOSCRIPT"
 
 REPLIES = (1, 2, 2, 2, 2, 1)  # to each Ask, in their order
 _DONE = (OK, 1)  # what a command answers that did what it was to do
@@ -45,6 +46,9 @@ class Asked(Protocol):
     def owe(self, key: bytes, token: bytes) -> None: ...
     def demoted(self) -> None: ...
     def redirected(self, request: Request | OwedRelease, error: str) -> bool: ...
+    def scripts_are_gone(self, request: Request | OwedRelease) -> None:
+        """Send it again, with the script itself."""
+
     def observe_clock(self, sent: float, reply: Any) -> None: ...
 
 
@@ -118,8 +122,12 @@ class Request:
                 # Of a lease that is done only the release is sent on: whatever else came there now
                 # could come after it.
                 wanted = ask is RELEASE or not self.lease.done
-                if wanted and text.startswith(REDIRECTIONS) and self.hops < MAX_HOPS and node.redirected(self, text):
-                    return
+                if wanted and self.hops < MAX_HOPS:
+                    if text.startswith(REDIRECTIONS) and node.redirected(self, text):
+                        return
+                    if text.startswith(NO_SCRIPT):
+                        node.scripts_are_gone(self)
+                        return
                 command = node.commands.names[ask][position]
                 error = error_of(node.label, command, node.key_text(self.room, self.index), reply)
                 if error is not None:
@@ -220,8 +228,12 @@ class OwedRelease:
         node.owe(self.key, self.token)
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
-        if is_error(reply) and (text := str(reply)).startswith(REDIRECTIONS) and self.hops < MAX_HOPS:
-            self.node.redirected(self, text)
+        if is_error(reply) and self.hops < MAX_HOPS:
+            text = str(reply)
+            if text.startswith(REDIRECTIONS):
+                self.node.redirected(self, text)
+            elif text.startswith(NO_SCRIPT):
+                self.node.scripts_are_gone(self)
 
     def dropped(self) -> None:
         self.node.owe(self.key, self.token)
