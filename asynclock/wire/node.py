@@ -129,6 +129,8 @@ class Node:
         if self.wire is None:
             problem = self._problem or ServerError(self.label, "disconnected, and being reconnected")
             return problem.again()
+        if self.wire.full:
+            return ServerError(self.label, "does not read what is sent to it; does the server hang?")
         left = self.quarantined_until - self.now()
         if left > 0:
             return ServerError(
@@ -145,7 +147,7 @@ class Node:
             writer = await self.door.open()
         finally:
             self.label = self.door.label  # behind Sentinels, perhaps another server's
-        wire = Wire(writer, loop, self.now, on_push=self._pushed, on_lost=self._lost)
+        wire = Wire(writer, loop, self.now, on_push=self._pushed, on_lost=self._lost, on_drained=self._drained)
         second: Invalidations | None = None
         try:
             async with asyncio.timeout(self.door.timeout):
@@ -272,14 +274,23 @@ class Node:
         self.wire = wire
         self._reconnecting = None
         self._watch()
-        now = self.now()
-        for (key, token), until in self._owed.items():
-            if until > now:
-                self.release(key, token)
-        self._owed = {}
+        self._release_owed()
         if first is not None and not first.done():
             first.set_result(None)
         self._listener.reconnected(self)
+
+    def _drained(self) -> None:
+        """The server reads again, before it counted as dead: what could not be asked meanwhile can be now."""
+        if self.wire is not None:
+            self._release_owed()
+            self._listener.reconnected(self)
+
+    def _release_owed(self) -> None:
+        owed, self._owed = self._owed, {}
+        now = self.now()
+        for (key, token), until in owed.items():
+            if until > now:
+                self.release(key, token)
 
     def _missing(self) -> None:
         """A reconnect was refused: the server is gone, now or when the grace is over."""
@@ -321,7 +332,7 @@ class Node:
         """As ``core.room.Port.ask``."""
         wire = self.wire
         key = room.keys[index]
-        if wire is None:
+        if wire is None or wire.full:
             if ask is RELEASE:
                 self.owe(key, lease.token)
             return False

@@ -15,6 +15,7 @@ import hiredis
 
 _MORE = object()  # what the reader answers when it wants more bytes
 _PUSH = hiredis.PushNotification
+MAX_UNSENT = 1 << 20  # bytes that may wait here while the kernel takes no more
 
 OnPush = Callable[[list[Any], float], None]  # with the time when it was read
 
@@ -60,15 +61,19 @@ class Wire(asyncio.Protocol):
         *,
         on_push: OnPush,
         on_lost: Callable[[Wire, Exception | None], None],
+        on_drained: Callable[[], None] | None = None,
     ) -> None:
         self._writer = writer  # kept: a forgotten one closes the transport
         self._loop = loop
         self.clock = clock
         self._on_push = on_push
         self._on_lost = on_lost
+        self._on_drained = on_drained
         self._reader = hiredis.Reader(notEnoughData=_MORE)
         self._out: list[bytes] = []
         self._paused = False
+        self._unsent = 0  # bytes in ``_out``, while paused
+        self.full = False  #: nothing should be sent until ``on_drained``: the other side does not read
         self._flushing = False
         self.problem: Exception | None = None  # why it was dropped from this side
         self.waiting: deque[Expects | None] = deque()
@@ -88,7 +93,10 @@ class Wire(asyncio.Protocol):
             waiting.append(None)
         waiting.append(expects)
         self._out.append(data)
-        if not self._flushing:
+        if self._paused:
+            self._unsent += len(data)
+            self.full = self._unsent > MAX_UNSENT
+        elif not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
@@ -137,7 +145,12 @@ class Wire(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
+        self._unsent = 0
         self._flush()
+        if self.full:
+            self.full = False
+            if self._on_drained is not None:
+                self._on_drained()
 
     def eof_received(self) -> bool:
         return False  # close

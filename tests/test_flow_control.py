@@ -1,0 +1,67 @@
+"""A server that does not read: what is kept for it is bounded, what cannot be sent fails in time, and it goes on after."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from asynclock import AcquireTimeoutError, Locker
+from asynclock.testing import Server
+from asynclock.wire.protocol import MAX_UNSENT
+from tests.helpers import key, until
+
+LONG = 60_000  # characters of a name: so that few names fill the buffers of both kernels
+NAMES = [f"{number} ".ljust(LONG, "x") for number in range(400)]
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_does_not_read_takes_no_memory_without_bound(own_server: Server) -> None:
+    # With this validity the connection counts as dead after 2 s without an answer: it is resumed before that.
+    async with Locker(own_server.url, key_validity=60) as locker:
+        held = await locker.acquire("held")
+        (node,) = locker._keeper.topology.nodes
+        wire = node.wire
+        assert wire is not None
+        own_server.pause()
+        try:
+            failures = await asyncio.gather(
+                *(locker.acquire(name, timeout=0.2) for name in NAMES), return_exceptions=True
+            )
+            assert {type(failure) for failure in failures} == {AcquireTimeoutError}
+            assert wire.full, "the buffers of the kernels have taken it all: more names are needed"
+            kept = sum(map(len, wire._out))
+            assert MAX_UNSENT < kept < MAX_UNSENT + 2 * LONG
+            # Who is not asked any more is told why.
+            with pytest.raises(AcquireTimeoutError, match="does not read what is sent to it"):
+                await locker.acquire("another", timeout=0.05)
+            waiting = asyncio.create_task(locker.acquire("waiting"))
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+        finally:
+            own_server.resume()
+        async with await asyncio.wait_for(waiting, 5) as scope:
+            assert node.wire is wire, "the connection was not lost"
+            assert scope.held and held.held
+        # Whatever was sent late was released late.
+        await until(lambda: own_server.execute("DBSIZE") == 1, 5)
+        assert own_server.execute("EXISTS", key("held")) == 1
+        await held.release()
+        async with locker.with_context(NAMES[0]):
+            pass
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_never_reads_again_is_left(own_server: Server) -> None:
+    async with Locker(own_server.url, key_validity=2) as locker:
+        (node,) = locker._keeper.topology.nodes
+        held = await locker.acquire("held")
+        own_server.pause()
+        try:
+            tasks = [asyncio.create_task(locker.acquire(name)) for name in NAMES]
+            assert await asyncio.wait_for(held.wait_lost(), 4) in ("expired", "disconnected")
+            await until(lambda: node.wire is None, 4)
+        finally:
+            own_server.resume()
+        for scope in await asyncio.wait_for(asyncio.gather(*tasks), 20):
+            await scope.release()
