@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,6 +62,8 @@ def check_options(
 ) -> Options:
     """Return the checked options. :raises ConfigurationError: naming option, value and rule."""
     for word in unknown:
+        import difflib  # 1 ms of every start, otherwise
+
         close = difflib.get_close_matches(word, Options.__slots__, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(Options.__slots__)}"
         raise ConfigurationError(f"unknown option {word}={unknown[word]!r}{hint}")

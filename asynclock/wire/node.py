@@ -8,7 +8,6 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Protocol
 
 from ..core.clock import ServerClock
@@ -386,7 +385,7 @@ class Node:
         self.take_on(request, isinstance(request, Request) and request.asking)
 
     def _plain_commands(self) -> Commands:
-        return Commands(replace(self.abilities, evalsha=False), self._options.key_validity)
+        return Commands(self.abilities._replace(evalsha=False), self._options.key_validity)
 
     def owe(self, key: bytes, token: bytes) -> None:
         """Release ``key`` as soon as the server is back, unless it has expired by then."""

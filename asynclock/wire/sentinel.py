@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
@@ -27,8 +26,7 @@ MINORITY = 0.3  # ... and after the first answer, as long as it has not
 CONNECT_TIMEOUT = 1.0  # seconds for the primary, unless the URL or client says: another one may be named by then
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
+class _View(NamedTuple):
     """What one Sentinel says."""
 
     host: str
