@@ -1,4 +1,4 @@
-"""A server that does not read: what is kept for it is bounded, what cannot be sent fails in time, and all goes on after."""
+"""A server that does not read: what is kept for it is bounded, it fails in time, and all goes on after."""
 
 from __future__ import annotations
 
