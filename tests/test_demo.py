@@ -16,7 +16,21 @@ from pathlib import Path
 
 import pytest
 
-from asynclock.cli.demo_figures import SERVER, Event, Figures, What, judge, measure, surprises, verdict
+from asynclock.cli.demo_crew import Crew
+from asynclock.cli.demo_figures import (
+    SERVER,
+    Event,
+    Figures,
+    Log,
+    What,
+    holds_in,
+    judge,
+    measure,
+    surprises,
+    verdict,
+)
+from asynclock.testing import Server
+from tests.helpers import until
 
 LIMIT = 20.0
 DEMO = [sys.executable, "-m", "asynclock", "demo"]
@@ -154,6 +168,27 @@ def test_two_holders_at_once_are_found() -> None:
     assert row.measured == "two at once for 100 ms"
 
 
+def test_two_holders_at_once_are_found_before_either_of_them_is_through() -> None:
+    events = [
+        Event(1.0, What.ACQUIRED, "worker 1"),
+        Event(1.2, What.ACQUIRED, "worker 2"),
+        Event(1.3, What.WAITING, "worker 3"),  # as far as is known
+    ]
+    assert judge(measure(events))[5].measured == "two at once for 100 ms"
+
+
+def test_a_worker_that_died_no_longer_holds_the_lock() -> None:
+    """The next one has it when the key has expired, and may have it still when the demo is broken off."""
+    events = [
+        Event(1.0, What.ACQUIRED, "worker 1"),
+        Event(1.2, What.DIED, "worker 1"),
+        Event(2.0, What.ACQUIRED, "worker 2"),
+        Event(2.1, What.WAITING, "worker 3"),
+    ]
+    assert judge(measure(events))[5].measured == "never two in 2 holds"
+    assert not judge(measure([events[0], *events[2:]]))[5].ok  # had it not died
+
+
 def test_a_loss_without_a_fault_is_found() -> None:
     events = [Event(1.0, What.ACQUIRED, "worker 1"), Event(1.2, What.CANCELLED, "worker 1", "expired")]
     assert surprises(events) == ["worker 1 lost its lock, and nobody knows why: expired."]
@@ -217,6 +252,24 @@ def test_interrupted_it_leaves_nothing_behind(family: Family, number: signal.Sig
         assert process.returncode == expected[number]
         assert "Traceback" not in output
     assert family.gone()
+
+
+@pytest.mark.asyncio
+async def test_the_end_of_a_worker_is_the_end_of_its_hold(server: Server) -> None:
+    log = Log(time.monotonic())
+    crew = Crew(log)
+    await crew.start("worker 1", server.url)
+    try:
+        crew.order("hold 30")  # so that it holds the lock when it is killed
+        await until(lambda: any(event.what is What.ACQUIRED and event.seconds == 30 for event in log.events), 20)
+        os.kill(crew._processes["worker 1"].pid, signal.SIGKILL)
+        await until(lambda: log.problems)
+    finally:
+        await crew.kill_all()
+    assert log.problems == ["worker 1 ended by itself, with exit status -9."]
+    assert log.events[-1].what is What.DIED and log.events[-1].who == "worker 1"
+    hold = holds_in(log.events)[-1]
+    assert hold.end == log.events[-1].at
 
 
 @pytest.mark.slow

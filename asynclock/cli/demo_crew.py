@@ -95,6 +95,7 @@ class Crew:
         code = await process.wait()
         if name not in self._leaving:
             self._leaving.add(name)
+            self._log.add(time.monotonic(), What.DIED, name)
             self._log.problems.append(f"{name} ended by itself, with exit status {code}.")
 
     def _note(self, name: str, line: bytes) -> None:

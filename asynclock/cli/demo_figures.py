@@ -28,6 +28,7 @@ class What(StrEnum):
     RELEASED = "released"
     CANCELLED = "cancelled"
     BYE = "bye"
+    DIED = "died"  # a worker, by itself: it has ended by then, and its hold with it
     KILLED = "killed"
     DELETED = "deleted"  # the key that ``who`` holds
     STARTED = "started"
@@ -126,9 +127,10 @@ def measure(events: Sequence[Event]) -> Figures:
         figures.start_to_next = max(0.0, next_holder.at - started.at)
 
     holds = holds_in(events)
+    known = events[-1].at if events else 0.0  # nobody knows what is after that: not how long two go on, either
     figures.holds = len(holds)
-    figures.overlap = overlap((hold.who, hold.start, hold.rightful_end) for hold in holds)
-    figures.overlap_after_delete = overlap((hold.who, hold.start, hold.end) for hold in holds)
+    figures.overlap = overlap((hold.who, hold.start, min(hold.rightful_end, known)) for hold in holds)
+    figures.overlap_after_delete = overlap((hold.who, hold.start, min(hold.end, known)) for hold in holds)
     return figures
 
 
@@ -161,7 +163,7 @@ def holds_in(events: Iterable[Event]) -> list[Hold]:
             began[event.who] = event.at
         elif event.what is What.DELETED:
             deleted[event.who] = event.at
-        elif event.what in (What.RELEASED, What.CANCELLED, What.KILLED) and event.who in began:
+        elif event.what in (What.RELEASED, What.CANCELLED, What.DIED, What.KILLED) and event.who in began:
             rightful_end = min(event.at, deleted.pop(event.who, forever))
             holds.append(Hold(event.who, began.pop(event.who), event.at, rightful_end))
     holds += [Hold(who, start, forever, deleted.get(who, forever)) for who, start in began.items()]

@@ -89,6 +89,7 @@ STATES: dict[What, tuple[str, str, str]] = {  # what a worker does from then on:
     What.ACQUIRED: ("█", GREEN, "holds"),
     What.RELEASED: ("·", DIM, "rests"),
     What.CANCELLED: ("·", DIM, "rests"),
+    What.DIED: (" ", "", "died"),
     What.KILLED: (" ", "", "killed"),
     What.BYE: (" ", "", "done"),
     What.STARTED: ("━", "cyan", "up"),
@@ -110,7 +111,7 @@ def strips(events: Sequence[Event], start: float, cell: float, count: int, label
     lines = [Text(" " * LABEL) + _faults(events, start, cell, count)]
     for who in (SERVER, *WORKERS):
         word = labels.get(who, "")
-        style = {"holds": "bold green", "killed": "red", "up": "cyan"}.get(word, "")
+        style = {"holds": "bold green", "died": "red", "killed": "red", "up": "cyan"}.get(word, "")
         label = Text(f"{who:<9}{word}".ljust(LABEL), style)
         lines.append(label + _strip([event for event in events if event.who == who], start, cell, count))
     return Text("\n", no_wrap=True, overflow="crop").join(lines)
@@ -128,6 +129,8 @@ def _strip(events: Sequence[Event], start: float, cell: float, count: int) -> Te
             if event.seconds:
                 turns += [(event.at, "▒", "red"), (event.at + event.seconds, " ", "")]
                 continue
+        elif event.what is What.DIED:
+            marks[number] = ("✗", "bold red")
         elif event.what is What.CANCELLED and event.text != STOPPED:
             marks[number] = ("!", "bold yellow")
         turns.append((event.at, *STATES[event.what][:2]))

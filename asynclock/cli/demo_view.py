@@ -119,6 +119,10 @@ class Plain:
                 return f"{who} has its work cancelled: lock lost, {event.text}"
             case What.BYE:
                 return f"{who} ends"
+            case What.DIED:
+                self._cause = None
+                self._waiting.discard(who)
+                return f"{who} has ended by itself"
             case What.KILLED if who == SERVER:
                 self._cause = None
                 return "the server is killed"
