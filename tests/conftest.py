@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -19,6 +21,10 @@ try:
 except ImportError:  # pragma: no cover - in the test extra, except where there is no uvloop
     uvloop = None  # type: ignore[assignment]
 
+LOOPS: dict[str, Callable[[], Any]] = {"asyncio": asyncio.new_event_loop}
+if uvloop is not None:
+    LOOPS["uvloop"] = uvloop.new_event_loop
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -26,13 +32,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="valkey-9.1",
         help=f"which server to test against: {', '.join(KINDS)}, or the path of a redis-server",
     )
+    parser.addoption("--loop", choices=LOOPS, help="on this event loop only, instead of on both")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """What ``-n auto`` means, which is the default: the tests mostly wait, so two for each core."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # the user's word; xdist reads it
+    if all("::" in argument for argument in config.args):
+        return 0  # single tests start sooner without workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(2 * cores, 8)
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
-    loops: dict[str, Callable[[], Any]] = {"asyncio": asyncio.new_event_loop}
-    if uvloop is not None:
-        loops["uvloop"] = uvloop.new_event_loop
-    return loops
+    only = config.getoption("--loop")
+    chosen = {name: make for name, make in LOOPS.items() if only in (None, name)}
+    if item.get_closest_marker("one_loop") is not None:
+        return dict(itertools.islice(chosen.items(), 1))
+    return chosen
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,9 @@ from asynclock import AcquireTimeoutError, ConfigurationError, Locker, LossReaso
 from asynclock.testing import Cluster, Server
 from asynclock.testing.ports import HeldPort
 from tests.cluster import execute, keys, names, no_keys, on_one, owner_of, primaries, spread
-from tests.helpers import body, key, until
+from tests.helpers import AT_ONCE, body, key, until
 
 # 10 ms are meant and 1 to 3 are typical; two cores with other work need room.
-AT_ONCE = 0.1
 
 
 @pytest_asyncio.fixture

@@ -17,10 +17,7 @@ from asynclock import topology as topologies
 from asynclock.testing import Cluster, Proxy, Server
 from asynclock.testing.nodes import text, view
 from tests.cluster import asking, counted, execute, moves_at_once, no_keys, owner_of, primaries, spread
-from tests.helpers import body, key, until
-
-# 10 ms are meant and 1 to 5 are typical; two cores with other work need room.
-AT_ONCE = 0.1
+from tests.helpers import AT_ONCE, body, key, until
 
 FRESH = {"cluster-enabled": "yes", "cluster-announce-ip": "127.0.0.1"}
 

@@ -16,9 +16,7 @@ from redis.credentials import CredentialProvider, StreamingCredentialProvider
 
 from asynclock import Locker, LossReason, ServerError
 from asynclock.testing import Server
-from tests.helpers import body, key, until
-
-AT_ONCE = 0.1
+from tests.helpers import AT_ONCE, body, key, until
 
 
 @pytest.fixture
@@ -116,7 +114,7 @@ async def test_a_password_that_is_not_renewed_is_reported(users: Server, caplog:
             users.execute("ACL", "SETUSER", "app", "resetpass", ">changed")
             since = time.monotonic()
             kill(users)
-            error = await holding.lost_within(5 * AT_ONCE, since)
+            error = await holding.lost_within(AT_ONCE, since)
             assert error.reason is LossReason.DISCONNECTED
             assert "check username and password" in str(error)
             with pytest.raises(ServerError, match="password"):
@@ -173,7 +171,7 @@ async def test_deleted_while_the_subscriber_logs_in(users: Server) -> None:
         await asyncio.sleep(0.02)
         assert holding.scope.held
         await provider.announce("next")
-        await holding.lost_within(2 * AT_ONCE, since)
+        await holding.lost_within(AT_ONCE, since)
     await client.aclose()
 
 

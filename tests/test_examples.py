@@ -22,10 +22,9 @@ from starlette.types import ASGIApp
 
 from asynclock.testing import Server
 from examples import aiohttp_app, fastapi_app
-from tests.helpers import key, until
+from tests.helpers import AT_ONCE, key, until
 
 WORK = 8.0  # seconds: of work that is to be cut short
-AT_ONCE = 1.0  # milliseconds are typical
 
 pytestmark = pytest.mark.asyncio
 

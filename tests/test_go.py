@@ -12,9 +12,8 @@ import pytest
 from asynclock import Locker, NotLockedError
 from asynclock.testing import Proxy, Server
 from tests.go import Go
-from tests.helpers import body, until
+from tests.helpers import AT_ONCE, body, until
 
-AT_ONCE = 0.1  # a millisecond or two is typical; two cores with other work need room
 NAMES = ["job", "a:b::c", "0:job", "{user}:{1} of {", "with spaces  in it", "Zürich 锁 🔒", "\r\n*1\r\n"]
 
 each_library = pytest.mark.parametrize(("prefix", "majority"), [("rueidislock", 2), ("valkeylock", 1)])
@@ -212,7 +211,7 @@ async def test_asynclock_takes_over_by_force(server: Server, prefix: str, majori
 async def test_two_of_three_keys_exclude_the_other_side(server: Server, missing: int) -> None:
     async with (
         Go(server.port, majority=2) as go,
-        Locker(server.url, key_prefix="rueidislock", key_majority=2) as locker,
+        Locker(server.url, key_prefix="rueidislock", key_majority=2, key_validity=2.0) as locker,
     ):
         lock = await go.acquire("job")
         server.execute("DEL", lock.keys[missing])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import re
 import statistics
 import time
@@ -16,7 +15,7 @@ from asynclock import AcquireTimeoutError, ConfigurationError, Locker, LossReaso
 from asynclock.testing import Proxy, Server
 from asynclock.wire.node import Node
 
-from .helpers import body, contend, key, until
+from .helpers import AT_ONCE, body, contend, key, until
 
 PATIENCE = 0.02  # try_next_after
 
@@ -59,6 +58,11 @@ async def proxies(servers: list[Server]) -> AsyncIterator[list[Proxy]]:
 
 def values(servers: list[Server], name: str) -> list[object]:
     return [server.execute("GET", key(name, index)) for index, server in enumerate(servers)]
+
+
+async def voted(servers: list[Server]) -> None:
+    """Until all have: a majority is enough to hold a lock, and the other votes may come later."""
+    await until(lambda: None not in values(servers, "job"))
 
 
 def keys_left(servers: list[Server]) -> int:
@@ -115,13 +119,14 @@ async def test_five_servers_need_three(three: list[Server], kind: str) -> None:
         servers = [*three, fourth, fifth]
         async with locker_on(servers) as locker:
             scope = await body(await locker.acquire("job"))
+            await voted(servers)
             for index in (0, 3):
                 servers[index].execute("DEL", key("job", index))
             await asyncio.sleep(0.05)
             assert scope.scope.held
             since = time.monotonic()
             servers[4].execute("DEL", key("job", 4))
-            assert (await scope.lost_within(0.1, since)).reason == "deleted"
+            assert (await scope.lost_within(AT_ONCE, since)).reason == "deleted"
         assert keys_left(servers) == 0
 
 
@@ -267,6 +272,7 @@ async def test_a_scope_is_lost_with_its_majority_and_not_before(own_three: list[
         nodes = locker._keeper.topology.nodes
         await until(lambda: all(node.wire is not None for node in nodes))  # it starts with two, if one is late
         scope = await body(await locker.acquire("job"))
+        await voted(own_three)
         reasons = {
             "killed": LossReason.DISCONNECTED,
             "forgotten": LossReason.FORGOTTEN,
@@ -286,8 +292,7 @@ async def test_a_scope_is_lost_with_its_majority_and_not_before(own_three: list[
         assert scope.scope.held
         since = time.monotonic()
         await harm(2)
-        # Gone is told within tens of milliseconds; a restart takes some itself, and a busy machine more.
-        lost = await scope.lost_within(1.0, since)
+        lost = await scope.lost_within(AT_ONCE, since)
         expected = {reasons[fault], LossReason.DISCONNECTED} if fault == "forgotten" else {reasons[fault]}
         assert lost.reason in expected
 
@@ -299,7 +304,7 @@ async def test_a_loss_names_the_servers_that_are_gone_not_one_that_refuses(own_t
     async with locker_on(own_three, restart_quarantine=False) as locker:
         holder = await body(await locker.acquire("job"))
         own_three[0].kill()
-        lost = await holder.lost_within(1, time.monotonic())
+        lost = await holder.lost_within(AT_ONCE, time.monotonic())
     assert lost.reason is LossReason.DISCONNECTED
     assert f":{own_three[0].port}/" in lost.detail and "cannot be reached" in lost.detail
 
@@ -308,6 +313,7 @@ async def test_a_loss_names_the_servers_that_are_gone_not_one_that_refuses(own_t
 async def test_a_server_that_comes_back_gets_its_key_back_at_the_next_extension(own_three: list[Server]) -> None:
     async with locker_on(own_three, key_validity=1.0) as locker:
         async with locker.with_context("job") as scope:
+            await voted(own_three)
             await asyncio.to_thread(restart, own_three[1])
             await until(lambda: values(own_three, "job")[1] is not None, 3)
             assert len(set(values(own_three, "job"))) == 1
@@ -422,7 +428,7 @@ async def test_force_takes_a_majority_over(three: list[Server]) -> None:
         scope = await body(await locker.acquire("job"))
         since = time.monotonic()
         async with other.force_with_context("job") as forced:
-            assert (await scope.lost_within(0.2, since)).reason == "taken over"
+            assert (await scope.lost_within(AT_ONCE, since)).reason == "taken over"
             assert forced.held
             with pytest.raises(NotLockedError):
                 await locker.try_acquire("job")
@@ -430,26 +436,28 @@ async def test_force_takes_a_majority_over(three: list[Server]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.one_loop
 @pytest.mark.asyncio
-async def test_eight_processes_share_the_lock_without_splitting_the_votes(
-    three: list[Server], caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.WARNING)
-    commands: dict[int, float] = {}
+async def test_eight_processes_share_the_lock_without_splitting_the_votes(three: list[Server]) -> None:
+    """Whoever gets the first key gets the others, and who does not leaves those alone: the servers count it."""
+    asked: list[list[float]] = []
     for servers in (three[:1], three):
-        before = sum(processed(server) for server in servers)
-        waits = await contend(urls(servers), processes=8, times=250)
-        commands[len(servers)] = (sum(processed(server) for server in servers) - before) / len(waits)
-        assert len(waits) == 2000
+        before = [times_set(server) for server in servers]
+        waits = await contend(urls(servers), processes=8, times=125)
+        after = [times_set(server) for server in servers]
+        assert len(waits) == 1000
+        asked.append([(now - then) / len(waits) for then, now in zip(before, after, strict=True)])
+        # Counts hardly know how busy the machine is; waits do, but the longest stays one of the same turns.
         median = statistics.median(waits)
         assert max(waits) < max(100 * median, 0.05), f"{max(waits):.3f} s, at a median of {median:.5f} s"
         assert keys_left(servers) == 0
-    assert commands[3] < 2 * commands[1], f"{commands} commands for each acquisition"
+    (alone,), (first, *others) = asked
+    assert first < 2 * alone, f"{asked} attempts for each acquisition"  # 3 to 4 both
+    assert max(others) < 1.5, f"{asked} attempts for each acquisition"  # 1.05 to 1.15; asked all at once, 5
 
 
-def processed(server: Server) -> int:
-    """How many commands clients have sent: not those that a release by script consists of (GET and DEL)."""
+def times_set(server: Server) -> int:
     info = server.execute("INFO", "commandstats")
     assert isinstance(info, bytes)
-    calls = {name: int(count) for name, count in re.findall(rb"cmdstat_([^:]+):calls=(\d+)", info)}
-    return sum(calls.values()) - calls.get(b"eval", 0) - calls.get(b"del", 0)
+    found = re.search(rb"cmdstat_set:calls=(\d+)", info)
+    return int(found[1]) if found else 0

@@ -12,10 +12,8 @@ import pytest
 
 from asynclock import Locker, NotLockedError, ServerError
 from asynclock.testing import Server
-from tests.helpers import body, key, until
+from tests.helpers import AT_ONCE, body, key, until
 from tests.tap import Rewrite, Tap, without_compare, without_pxat
-
-AT_ONCE = 0.1
 
 
 def without_both(words: list[bytes]) -> list[bytes]:
@@ -43,21 +41,20 @@ def pttl(server: Server, name: str) -> int:
 @pytest.mark.parametrize("majority", [1, 2])
 async def test_everything_works_all_the_same(server: Server, missing: str, majority: int) -> None:
     keys = [key("job", index) for index in range(2 * majority - 1)]
-    options: dict[str, Any] = {"key_validity": 0.6, "extend_interval": 0.2, "key_majority": majority}
     async with (
         Tap(server, MISSING[missing]) as tap,
-        Locker(tap.url, **options) as locker,
-        Locker(tap.url, **options) as other,
+        Locker(tap.url, key_validity=2.4, extend_interval=0.3, key_majority=majority) as locker,
+        Locker(tap.url, key_majority=majority) as other,
     ):
         # Acquired, excluded, extended
         scope = await locker.acquire("job")
-        assert all(500 < pttl(server, name) <= 605 for name in keys)
+        assert all(1900 < pttl(server, name) <= 2405 for name in keys)
         with pytest.raises(NotLockedError):
             await other.try_acquire("job")
         waiting = asyncio.create_task(other.acquire("job"))
-        for _ in range(35):
+        for _ in range(45):  # 0.9 s: not extended, 1500 ms would be left
             await asyncio.sleep(0.02)
-            assert all(200 < pttl(server, name) <= 605 for name in keys)
+            assert all(1550 < pttl(server, name) <= 2405 for name in keys)
         assert scope.held
         assert not waiting.done()
         # Released, and the waiter is told
@@ -74,7 +71,7 @@ async def test_everything_works_all_the_same(server: Server, missing: str, major
         await scope.release()
         assert server.execute("DBSIZE") == 0
         # Lost
-        holding = await body(await locker.acquire("job"))
+        holding = await body(await other.acquire("job"))
         server.execute("DEL", *keys)
         error = await holding.lost_within(AT_ONCE, time.monotonic())
         assert error.reason == "deleted"

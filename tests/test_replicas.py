@@ -16,7 +16,7 @@ from asynclock import AcquireTimeoutError, ConfigurationError, Locker, NotLocked
 from asynclock.testing import Cluster, Sentinels, Server
 from asynclock.wire.commands import bulk
 from asynclock.wire.replicas import _tag_of
-from tests.helpers import body, key, until
+from tests.helpers import AT_ONCE, body, key, until
 
 SOON = {"repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0"}
 NOT_ENOUGH = r"0 of 1 replicas have key 'asynclock:0:job' within 20 ms \(min_replicas\); is replication up\?"
@@ -112,14 +112,14 @@ async def test_no_lock_without_its_replica_and_nothing_left_behind(pair: list[Se
         since = time.monotonic()
         with pytest.raises(AcquireTimeoutError, match=NOT_ENOUGH):
             await locker.acquire("job", timeout=0.3)
-        assert 0.29 < time.monotonic() - since < 0.6  # on time; the rest is what a busy machine may take
+        assert 0.29 < time.monotonic() - since < 0.3 + AT_ONCE
         assert keys(primary) == []
         for attempt in (locker.try_acquire, locker.force_acquire):
             since = time.monotonic()
             with pytest.raises(ServerError, match=NOT_ENOUGH) as caught:
                 await attempt("job")
             assert not caught.value.lasting
-            assert time.monotonic() - since < 0.02 + 0.01 + 0.15  # try_next_after, a little, and the machine
+            assert time.monotonic() - since < AT_ONCE  # try_next_after and a little are meant
             await until(lambda: keys(primary) == [])
         await acquired(careless)  # which does not wait for replicas
         waiting = asyncio.create_task(locker.acquire("job"))
@@ -182,7 +182,7 @@ async def test_a_held_lock_outlives_a_short_gap(pair: list[Server]) -> None:
 @pytest.mark.asyncio
 async def test_a_cancelled_wait_leaves_nothing(pair: list[Server]) -> None:
     primary, replica = pair
-    async with Locker(primary.url, min_replicas=1, try_next_after=1) as locker:
+    async with Locker(primary.url, min_replicas=1, try_next_after=3) as locker:
         replica.pause()
         tasks = [asyncio.create_task(locker.acquire(f"job {number}")) for number in range(20)]
         await until(lambda: info(primary, "clients")["blocked_clients"] == "1")
@@ -191,7 +191,7 @@ async def test_a_cancelled_wait_leaves_nothing(pair: list[Server]) -> None:
             task.cancel()
         since = time.monotonic()
         await asyncio.wait(tasks)
-        assert time.monotonic() - since < 0.3  # not for as long as the WAIT may take
+        assert time.monotonic() - since < AT_ONCE  # not for as long as the WAIT may take
         assert all(task.cancelled() for task in tasks)
         assert keys(primary) == []
         replica.resume()
@@ -203,13 +203,13 @@ async def test_a_cancelled_wait_leaves_nothing(pair: list[Server]) -> None:
 @pytest.mark.asyncio
 async def test_closed_in_the_middle_of_a_wait(pair: list[Server]) -> None:
     primary, replica = pair
-    async with Locker(primary.url, min_replicas=1, try_next_after=1) as locker:
+    async with Locker(primary.url, min_replicas=1, try_next_after=3) as locker:
         held = await body(await locker.acquire("held"))
         replica.pause()
         waiting = asyncio.create_task(locker.acquire("job"))
         await until(lambda: info(primary, "clients")["blocked_clients"] == "1")
         since = time.monotonic()
-    assert time.monotonic() - since < 0.8
+    assert time.monotonic() - since < 2 * AT_ONCE  # not for as long as the WAIT may take
     await asyncio.wait([held.task, waiting])
     assert waiting.exception() is not None
     await until(lambda: keys(primary) == [])
@@ -270,11 +270,11 @@ async def test_a_wait_that_is_never_answered(pair: list[Server]) -> None:
         since = time.monotonic()
         with pytest.raises(ServerError, match=r"WAIT for 1 replicas was not answered within 20 ms"):
             await locker.try_acquire("job")
-        assert 0.02 < time.monotonic() - since < 0.032 + 0.15  # and what a busy machine may take
+        assert 0.02 < time.monotonic() - since < AT_ONCE
         since = time.monotonic()
         with pytest.raises(ServerError, match=r"does the server hang\?"):
             await locker.try_acquire("job")
-        assert time.monotonic() - since < 0.15
+        assert time.monotonic() - since < AT_ONCE
         scope = await locker.acquire("job", timeout=10)
         assert len(connections(primary).keys() - before) == 2
         await scope.release()
@@ -337,7 +337,8 @@ async def test_nobody_else_pays_for_a_wait(pair: list[Server]) -> None:
             times.append(time.perf_counter() - since)
         return statistics.median(times)
 
-    async with Locker(primary.url, min_replicas=1) as locker, Locker(primary.url) as careless:
+    options = {"min_replicas": 1, "try_next_after": 0.1}
+    async with Locker(primary.url, **options) as locker, Locker(primary.url) as careless:  # type: ignore[arg-type]
         await acquired(locker)
         free = await cycles(careless), await round_trips(locker)
         replica.pause()
@@ -345,15 +346,15 @@ async def test_nobody_else_pays_for_a_wait(pair: list[Server]) -> None:
         waiting = [asyncio.create_task(locker.acquire(f"job {number}")) for number in range(50)]
         blocked = await cycles(careless), await round_trips(locker)
         waits = calls(primary, "WAIT") - before
-        assert waits >= 5
+        assert waits >= 3
         assert not any(task.done() for task in waiting)
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
         for what, one, other in zip(("another locker's cycle", "main connection"), free, blocked, strict=True):
             print(f"{what}: {one * 1e6:.0f} µs, while {waits} WAITs block {other * 1e6:.0f} µs")
-            # A WAIT takes up to 20 ms; a tenth of that is more than a busy machine adds to a median.
-            assert other < max(one * 3, 0.002)
+            # A WAIT takes up to 100 ms; whoever came behind one would wait for half of that.
+            assert other < max(one * 3, 0.02)
 
 
 @pytest.mark.asyncio

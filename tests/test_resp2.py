@@ -16,10 +16,7 @@ import redis.asyncio as redis
 from asynclock import Locker, LossReason, ServerError
 from asynclock.testing import Server
 from tests.fronts import Front, NoHello, TwoServers
-from tests.helpers import Body, body, key, until
-
-# As in test_loss.py: 1 to 2 ms are typical; two cores with other work need room.
-AT_ONCE = 0.1
+from tests.helpers import AT_ONCE, Body, body, key, until
 
 
 @pytest_asyncio.fixture(params=["protocol=2", "no HELLO"])
@@ -108,7 +105,7 @@ async def test_own_writes_are_silent(server: Server, kind: str, route: str) -> N
         (node,) = locker._keeper.topology.nodes
         pushes: list[object] = []
         assert node._second is not None
-        node._second._on_push = pushes.append
+        node._second._on_push = lambda *push: pushes.append(push)
         scopes = await asyncio.gather(*(locker.acquire(f"job {number}") for number in range(10)))
         await asyncio.sleep(0.3)
         await asyncio.gather(*(scope.release() for scope in scopes))
@@ -151,7 +148,7 @@ async def test_deleted_while_the_second_one_was_gone(server: Server, route: str)
         except RuntimeError:  # no CLIENT in scripts here: back to back, then
             kill(server, "second")
             server.execute("DEL", key("job"))
-        error = await holding.lost_within(2 * AT_ONCE, since)
+        error = await holding.lost_within(AT_ONCE, since)
         assert error.reason in ("forgotten", "deleted")
 
 

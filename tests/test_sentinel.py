@@ -28,9 +28,8 @@ from asynclock import (
 from asynclock.testing import Proxy, Sentinels, Server
 from asynclock.topology import sentinel as topology
 from asynclock.wire.sentinel import ANSWER_TIMEOUT, SentinelDoor
-from tests.helpers import body, key, until
+from tests.helpers import AT_ONCE, body, key, until
 
-AT_ONCE = 0.1
 FAILOVER = 12.0  # seconds; it takes two or three
 
 
@@ -45,15 +44,24 @@ def group(kind: str) -> Iterator[Sentinels]:
 @pytest.fixture
 def sentinels(group: Sentinels) -> Sentinels:
     """All of them in good health, and no key."""
-    for server in [*group.servers, *group.sentinels]:
-        if not server.running:
-            server.start()
-        elif not server.awake:
-            server.resume()
+    for sentinel in group.sentinels:
+        come_back(group, sentinel)
+    for server in group.servers:
+        come_back(group, server)
     group.wait_until_ok(30)
     group.primary.execute("FLUSHALL")
     group.primary.execute("WAIT", len(group.replicas), 2000)
     return group
+
+
+def come_back(group: Sentinels, server: Server) -> None:
+    """It goes on, and follows the primary. The Sentinels would tell it to as well, but two seconds later."""
+    if server.running:
+        server.resume()
+    else:
+        server.start()
+    if server in group.servers and server is not group.primary:
+        server.execute("REPLICAOF", "127.0.0.1", group.primary.port)
 
 
 def copied(sentinels: Sentinels) -> None:
@@ -141,8 +149,8 @@ async def test_all_replicas_have_the_key_and_the_primary_is_killed(sentinels: Se
         await until(lambda: at(locker, new) and up(locker), FAILOVER)
         assert scope.held
         with pytest.raises(AcquireTimeoutError):  # one of them is the primary now, the old one is away
-            await locker.acquire("another", timeout=2.5)
-        old.start()
+            await locker.acquire("another", timeout=1.5)
+        await asyncio.to_thread(come_back, sentinels, old)
         await asyncio.to_thread(sentinels.wait_until_ok, 30)
         await (await locker.acquire("another", timeout=FAILOVER)).release()
         assert scope.held

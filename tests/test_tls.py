@@ -18,9 +18,7 @@ import trustme
 from asynclock import Locker, ServerError
 from asynclock.testing import Server
 from tests.fronts import Front
-from tests.helpers import body, key, until
-
-AT_ONCE = 0.1
+from tests.helpers import AT_ONCE, body, key, until
 
 
 class Papers:

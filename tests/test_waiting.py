@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import statistics
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from asynclock import AcquireTimeoutError, Locker, LockLostError, NotLockedError
 from asynclock.testing import Proxy, Server
-from tests.helpers import body, key, until, worker
+from tests.helpers import AT_ONCE, body, key, until, worker
 
 
 @pytest.mark.asyncio
@@ -36,28 +37,35 @@ async def test_acquires_at_once_when_a_holder_elsewhere_releases(locker: Locker,
 
 
 @pytest.mark.asyncio
-@pytest.mark.slow
-async def test_acquires_when_the_key_of_a_killed_holder_expires(server: Server) -> None:
+async def test_acquires_when_the_keys_of_a_killed_holder_expire(own_server: Server) -> None:
+    """Twenty keys, one after the other. The server does not look for what has expired, so nobody is told of it."""
+    own_server.execute("DEBUG", "SET-ACTIVE-EXPIRE", "0")
     late = []
-    async with Locker(server.url) as locker:
-        for _ in range(20):
-            async with worker(server, "0.5", "hold", "job") as holder:
-                await holder.event()
-                waiting = asyncio.create_task(locker.acquire("job"))
-                await asyncio.sleep(0.02)
-                holder.process.kill()
+    async with Locker(own_server.url) as locker:
+
+        async def take(name: str) -> float:
+            async with locker.with_context(name):
+                return time.monotonic()
+
+        async with worker(own_server, "1", "hold_many", "job", "20") as holder:
+            await holder.event()
+            names = [f"job {number}" for number in range(20)]
+            waiting = [asyncio.create_task(take(name)) for name in names]
+            await until(lambda: all((room := locker._keeper.rooms.get(name)) and room.contended for name in names))
+            holder.process.kill()
+            await holder.process.wait()
+            expiries = []
+            for name in names:
                 asked = time.monotonic()
-                ttl = server.execute("PTTL", key("job"))
+                ttl = own_server.execute("PTTL", key(name))
                 assert isinstance(ttl, int)
                 assert ttl > 0
-                expiry = time.monotonic() + ttl / 1000
-                scope = await asyncio.wait_for(waiting, 2)
-                acquired = time.monotonic()
-                late.append(acquired - expiry)
-                assert acquired > asked + ttl / 1000 - 0.005  # not before it was free
-                await scope.release()
-    # The table says within 20 ms, 20 times out of 20; twice that for a machine that does other things.
-    assert max(late) < 0.04, late
+                expiries.append((asked + ttl / 1000, time.monotonic() + ttl / 1000))
+            for acquired, (earliest, latest) in zip(await asyncio.gather(*waiting), expiries, strict=True):
+                assert acquired > earliest - 0.005  # not before it was free
+                late.append(acquired - latest)
+    # The table says within 20 ms, 20 times out of 20. The machine may be busy: for a moment, or with all of it.
+    assert statistics.median(late) < 0.04 and max(late) < 0.25, late
 
 
 @pytest.mark.asyncio
@@ -70,7 +78,7 @@ async def test_a_lost_push_costs_the_ttl_at_most(server: Server, locker: Locker)
         await asyncio.sleep(0.1)
         server.execute("DEL", key("job"))  # nobody hears of it
         scope = await asyncio.wait_for(waiting, 5)
-        assert 0.5 < time.monotonic() - since < 0.7 + 0.1
+        assert 0.5 < time.monotonic() - since < 0.7 + AT_ONCE
         await scope.release()
 
 
@@ -207,12 +215,13 @@ async def test_waiters_of_a_process_are_served_in_order(locker: Locker) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.slow
+@pytest.mark.one_loop
 @pytest.mark.parametrize("handoffs", [0, 100])
 async def test_two_processes_hand_one_lock_back_and_forth(server: Server, handoffs: int) -> None:
     """10,000 acquisitions by two processes with ten tasks each; a counter that only the lock guards is exact."""
-    times = 5000
-    async with worker(server, "5", "count", "job", "10", str(times)) as one:
-        async with worker(server, "5", "count", "job", "10", str(times)) as two:
+    times, options = 5000, json.dumps({"local_handoffs": handoffs})
+    async with worker(server, options, "count", "job", "10", str(times)) as one:
+        async with worker(server, options, "count", "job", "10", str(times)) as two:
             for each in (one, two):
                 assert (await each.event())["event"] == "ready"
             for each in (one, two):
@@ -295,12 +304,17 @@ async def test_acquire_times_out(locker: Locker, other: Locker) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("caching", [True, False])
 async def test_ten_thousand_names_at_once(server: Server, caching: bool) -> None:
-    async with Locker(server.url, client_side_caching=caching) as locker:
+    each = "for _, key in ipairs(redis.call('KEYS', '*')) do least = math.min(least, redis.call('PTTL', key)) end"
+    options = {"client_side_caching": caching, "key_validity": 20.0, "extend_interval": 2.0}
+    async with Locker(server.url, **options) as locker:
         since = time.monotonic()
         scopes = await asyncio.gather(*(locker.acquire(f"name {number}") for number in range(10_000)))
         assert time.monotonic() - since < 10
         assert server.execute("DBSIZE") == 10_000
-        await asyncio.sleep(6)  # longer than the validity: all were extended
+        await asyncio.sleep(3.5)
+        left = server.execute("EVAL", f"local least = 1e9 {each} return least", "0")
+        assert isinstance(left, int)
+        assert left > 16_600  # all were extended, 2 s ago or less, and what a busy machine adds
         assert all(scope.held for scope in scopes)
         assert server.execute("DBSIZE") == 10_000
         await asyncio.gather(*(scope.release() for scope in scopes))
@@ -316,7 +330,7 @@ async def test_waiting_without_tracking_polls(server: Server, other: Locker) -> 
         await scope.release()
         since = time.monotonic()
         taken = await asyncio.wait_for(waiting, 2)
-        assert time.monotonic() - since < 0.3 + 0.1  # at least every extend_interval
+        assert time.monotonic() - since < 0.3 + AT_ONCE  # at least every extend_interval
         await taken.release()
 
 
@@ -326,7 +340,7 @@ async def test_force_while_others_wait(locker: Locker, other: Locker, server: Se
     waiters = [asyncio.create_task(each.acquire("job")) for each in (locker, other)]
     await asyncio.sleep(0.05)
     taken = await other.force_acquire("job")
-    await holder.lost_within(1, time.monotonic())
+    await holder.lost_within(AT_ONCE, time.monotonic())
     assert not any(task.done() for task in waiters)
     await taken.release()
     for task in asyncio.as_completed(waiters, timeout=2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import statistics
 import time
 from collections.abc import Iterator
 
@@ -11,10 +12,8 @@ import pytest
 
 from asynclock import Locker, NotLockedError, ServerError
 from asynclock.testing import Server
-from tests.helpers import body, key, until
+from tests.helpers import AT_ONCE, body, key, until
 from tests.tap import Tap
-
-AT_ONCE = 0.1  # what a busy machine with two cores may take beyond the time that is meant
 
 each_majority = pytest.mark.parametrize("majority", [1, 2])
 
@@ -40,7 +39,7 @@ async def test_no_tracking_command_is_ever_sent(server: Server, caching: bool) -
         first = connections()
         assert [*first.values()] == [caching, caching]
         server.execute("DEL", key("job"))
-        await holding.lost_within(0.3, time.monotonic())
+        await holding.lost_within(AT_ONCE, time.monotonic())
         scope = await asyncio.wait_for(waiting, 2)
         for client in first:
             server.execute("CLIENT", "KILL", "ID", client)
@@ -70,9 +69,10 @@ async def test_a_waiter_asks_at_least_every_interval_and_not_much_more(server: S
         times = [seen.at for seen in tap.commands("SET") if seen.words[1] == key("job").encode()]
         assert not any(task.done() for task in waiting)
         # Each pause is 0.1 to 0.2 s, by chance; the first two attempts are one, which then asks for the TTL.
-        assert 7 <= len(times) <= 17
+        assert 4 <= len(times) <= 17
         pauses = [later - earlier for earlier, later in itertools.pairwise(times[1:])]
         assert all(0.095 < pause < 0.2 + AT_ONCE for pause in pauses), pauses
+        assert statistics.median(pauses) < 0.25, pauses
         assert max(pauses) - min(pauses) > 0.01, pauses  # many clients do not ask all at once
         for index in range(keys):
             server.execute("DEL", key("job", index))
@@ -98,13 +98,13 @@ async def test_a_waiter_asks_when_the_holders_time_is_over(server: Server, major
 @pytest.mark.asyncio
 @each_majority
 async def test_a_release_is_found_within_the_interval(server: Server, majority: int) -> None:
-    options = {"client_side_caching": False, "key_validity": 0.6, "key_majority": majority}
+    options = {"client_side_caching": False, "extend_interval": 0.3, "key_majority": majority}
     async with Locker(server.url, **options) as locker, Locker(server.url, **options) as other:
         scope = await other.acquire("job")
         with pytest.raises(NotLockedError):
             await locker.try_acquire("job")
         waiting = asyncio.create_task(locker.acquire("job"))
-        await asyncio.sleep(0.7)  # longer than the validity: the holder extends
+        await asyncio.sleep(0.7)  # the holder extends
         assert not waiting.done()
         await scope.release()
         since = time.monotonic()
@@ -121,7 +121,7 @@ async def test_a_release_is_found_within_the_interval(server: Server, majority: 
 async def test_a_loss_is_found_at_the_next_extension(server: Server, what: str, reason: str, majority: int) -> None:
     options = {"client_side_caching": False, "key_majority": majority}
     async with (
-        Locker(server.url, key_validity=1.2, extend_interval=0.3, **options) as locker,
+        Locker(server.url, extend_interval=0.3, **options) as locker,
         Locker(server.url, **options) as other,
     ):
         holding = await body(await locker.acquire("job"))

@@ -1,6 +1,7 @@
 """A process of its own that uses locks: what another service does while a test looks on.
 
 ``hold``   acquire, say so; at each line on stdin release and acquire again
+``hold_many``  acquire so many names, NAME and a number, 20 ms apart; say so, and hold them until stdin ends
 ``force``  take the lock over, say so, hold it until stdin ends
 ``contend``  acquire and release TIMES times in a row; tell how long each acquisition took
 ``count``  TASKS tasks together acquire TIMES times, and add 1 to a counter that only the lock guards
@@ -9,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -34,6 +36,15 @@ async def hold(locker: Locker, name: str) -> None:
         tell("released")
         if not await line():
             return
+
+
+async def hold_many(locker: Locker, name: str, count: str) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(int(count)):
+            await stack.enter_async_context(locker.with_context(f"{name} {number}"))
+            await asyncio.sleep(0.02)
+        tell("held")
+        await line()
 
 
 async def force(locker: Locker, name: str) -> None:
@@ -73,10 +84,15 @@ async def contend(locker: Locker, name: str, times: str) -> None:
     tell("through", waits=waits)
 
 
-async def main(url: str, validity: str, what: str, name: str, *more: str) -> None:
+async def main(url: str, how: str, what: str, name: str, *more: str) -> None:
+    """``how``: options as JSON, or just the validity."""
     servers = url.split(",")
-    async with Locker(servers, key_validity=float(validity), restart_quarantine=False) as locker:
-        await {"hold": hold, "force": force, "contend": contend, "count": count}[what](locker, name, *more)
+    options = json.loads(how)
+    if not isinstance(options, dict):
+        options = {"key_validity": options}
+    async with Locker(servers, restart_quarantine=False, **options) as locker:
+        do = {"hold": hold, "hold_many": hold_many, "force": force, "contend": contend, "count": count}[what]
+        await do(locker, name, *more)
 
 
 asyncio.run(main(*sys.argv[1:]))
