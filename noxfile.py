@@ -9,6 +9,14 @@ nox.options.sessions = ["lint", "tests", "servers", "oldest", "demo", "docs"]
 # What goes through redis-py.
 OLDEST = ("door", "resp2", "credentials", "tls", "cluster", "sentinel", "loss", "exit", "bad_input")
 
+# What asks no server, or chooses its servers itself.
+SERVERLESS = (
+    "core",
+    "simulation",
+    "test_testing*",
+    *(f"test_{name}.py" for name in ("benchmarks", "compose", "demo", "docs", "examples", "readme")),
+)
+
 
 @nox.session
 def lint(session: nox.Session) -> None:
@@ -27,11 +35,12 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("server", ["redis-6.2", "redis-8.2"])
-def servers(session: nox.Session, server: str) -> None:
-    """The tests on the other servers."""
+@nox.parametrize("server,loop", [("redis-6.2", "asyncio"), ("redis-8.2", "uvloop")])
+def servers(session: nox.Session, server: str, loop: str) -> None:
+    """The tests on the other servers, which know nothing of event loops: one of these each is enough."""
     session.install("-e", ".[test]")
-    session.run("pytest", "--server", server, *session.posargs)
+    ignored = [argument for path in SERVERLESS for argument in ("--ignore-glob", f"tests/{path}")]
+    session.run("pytest", "--server", server, "--loop", loop, *ignored, *session.posargs)
 
 
 @nox.session
