@@ -33,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"which server to test against: {', '.join(KINDS)}, or the path of a redis-server",
     )
     parser.addoption("--loop", choices=LOOPS, help="on this event loop only, instead of on both")
+    parser.addoption("--handoffs", type=int, help="local_handoffs for all lockers of tests that do not choose it")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
@@ -43,6 +44,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
         return 0  # single tests start sooner without workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(2 * cores, 8)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def handoffs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """``--handoffs N``: what ``local_handoffs`` is where a test does not say it."""
+    number = request.config.getoption("--handoffs")
+    with pytest.MonkeyPatch.context() as patch:
+        if number is not None:
+            patch.setitem(Locker.__init__.__kwdefaults__, "local_handoffs", number)
+        yield
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, Callable[[], Any]]:
