@@ -130,7 +130,8 @@ class Keeper:
     def time_out(self, waiter: Waiter, timeout: float) -> None:
         if not waiter.future.done():
             waiter.error = AcquireTimeoutError(waiter.room.name, timeout, self.why_not(waiter.room))
-            waiter.error.__cause__ = self.unreachable(waiter.room)  # for those who treat an outage differently
+            # For those who treat an outage differently.
+            waiter.error.__cause__ = self.unreachable(waiter.room) or self._last_error(waiter.room)
             waiter.lease = waiter.room.leave(waiter, self.now())
             waiter.done()
 
@@ -445,6 +446,11 @@ class Keeper:
         servers = ", ".join(dict.fromkeys(trouble.server for trouble in troubles))
         return ServerError(servers, "; ".join(texts), lasting=all(trouble.lasting for trouble in troubles))
 
+    def _last_error(self, room: Room[Waiter]) -> Exception | None:
+        """What a server said to the last attempt, if that failed because of servers rather than of others."""
+        lease = room.fruitless
+        return None if lease is None or lease.refused_by_others(self.rules) else lease.error
+
     def why_not(self, room: Room[Waiter]) -> str:
         unreachable = self.unreachable(room)
         if unreachable is not None:
@@ -453,6 +459,8 @@ class Keeper:
             return "this process is taking it over by force"
         if room.holder is not None:
             return "this process holds it"
+        if (error := self._last_error(room)) is not None:
+            return str(error)
         if room.contended or room.attempt is None:
             return f"somebody else holds it on {self.where()}"
         return f"{self.where()} has not answered yet"

@@ -18,6 +18,7 @@ import redis.asyncio as redis
 
 from asynclock import AcquireTimeoutError, AsyncLockError, ConfigurationError, Locker, LockerClosedError, ServerError
 from asynclock.testing import Server
+from asynclock.testing.resp import encode_command
 from tests.helpers import AT_ONCE, key
 
 URL = "redis://127.0.0.1:1"
@@ -453,3 +454,22 @@ async def test_a_credential_provider_that_fails(server: Server) -> None:
     client = redis.Redis.from_url(server.url, credential_provider=Failing())
     await refused(Locker(client), "credential provider failed", "no such secret")
     await client.aclose()
+
+
+@pytest.mark.asyncio
+async def test_a_timeout_says_what_the_server_has_said(own_server: Server) -> None:
+    """A server that is busy with a script refuses everything: that is why, and not another holder."""
+    own_server.execute("CONFIG", "SET", "lua-time-limit", 20)
+    async with Locker(own_server.url) as locker:
+        with socket.create_connection(("127.0.0.1", own_server.port)) as busy:
+            busy.sendall(encode_command("EVAL", "while true do end", 0))
+            await asyncio.sleep(0.1)
+            with pytest.raises(AcquireTimeoutError, match="BUSY") as failure:
+                await locker.acquire("job", timeout=0.3)
+            assert isinstance(failure.value.__cause__, ServerError)
+            assert "somebody else" not in str(failure.value)
+            with socket.create_connection(("127.0.0.1", own_server.port)) as killer:
+                killer.sendall(encode_command("SCRIPT", "KILL"))
+                assert killer.recv(100) == b"+OK\r\n"
+        async with locker.with_context("job", timeout=5):
+            pass
