@@ -239,6 +239,23 @@ async def test_a_server_that_is_hung_from_the_start_is_told_of(
 
 
 @pytest.mark.asyncio
+async def test_a_server_that_turns_out_to_be_a_clusters_gives_no_votes(
+    kind: str, own_three: list[Server], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is hung when the locker starts, so that nobody knows by then."""
+    with Server(kind, config={"cluster-enabled": "yes"}) as stray:
+        servers = [*own_three[:2], stray]
+        stray.pause()
+        async with Locker(urls(servers), restart_quarantine=False) as locker:
+            stray.resume()
+            await until(lambda: "is part of a cluster" in caplog.text)
+            assert f":{stray.port}/0" in caplog.text
+            async with locker.with_context("job"):
+                assert stray.execute("DBSIZE") == 0
+            assert locker._keeper.topology.nodes[2].wire is None
+
+
+@pytest.mark.asyncio
 async def test_with_a_majority_down_who_waits_waits_and_who_does_not_is_told(own_three: list[Server]) -> None:
     async with locker_on(own_three) as locker:
         for server in own_three[:2]:

@@ -48,6 +48,8 @@ async def connect(
                 )
             monitored = any(isinstance(door, SentinelDoor) for door in doors)
             topology = (Monitored if monitored else Fixed)(nodes, options.key_majority)
+            for node in nodes:
+                node.alone = True
             _warn_of_one_server_twice(connected)
         elif len(clusters) == len(connected):
             topology = cluster = Cluster(nodes, options, owner, clock, remap)

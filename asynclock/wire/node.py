@@ -80,6 +80,7 @@ class Node:
         self.wire: Wire | None = None
         self.replicas: Replicas | None = None  #: with min_replicas: who waits for them, as long as there is a wire
         self.first: asyncio.Future[ServerError | ConfigurationError | None]  #: what start returned
+        self.alone = False  #: it must not be part of a cluster: the others are not
         self.quarantined_until = 0.0  #: no new votes before that: it may have forgotten some
         self._problem: ServerError | None = None  # why there is no connection, once that is known
         self._second: Invalidations | None = None  # without RESP3, the wire's companion
@@ -163,6 +164,13 @@ class Node:
                     redirect=None if second is None else second.redirect,
                     uptime=self._quarantine,
                 )
+                if self.alone and self.abilities.mode == "cluster":
+                    raise ServerError(
+                        self.label,
+                        "is part of a cluster, and the other servers are not; give a cluster's nodes, or "
+                        "independent servers",
+                        lasting=True,
+                    )
                 self.commands = Commands(self.abilities, self._options.key_validity)
                 if self._options.min_replicas:
                     self.replicas = await Replicas.open(
