@@ -31,6 +31,7 @@ else:  # pragma: no cover - macOS: its monotonic clock stops in a suspend, as do
 MAX_RESTED = 1000  # empty rooms that are kept, for who comes back to their names
 MAX_RESTED_NAME = 1000  # characters in the name of one that is
 LOOK_AFTER = 0.001  # seconds after a lock was acquired, if it is still held: have its keys tracked
+LOOKS_AT_ONCE = 200  # such locks, at most, in one turn of the event loop
 CONTENDED_FOR = 1.0  # seconds for which an empty room remembers that others want its lock
 
 _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
@@ -296,7 +297,11 @@ class Keeper:
         self._unread.append((room, lease))
 
     def _look(self) -> None:
-        unread, self._unread = self._unread, []
+        unread = self._unread[:LOOKS_AT_ONCE]
+        del self._unread[:LOOKS_AT_ONCE]
+        if self._unread:  # after thousands of acquisitions at once: let others run in between
+            assert self.loop is not None
+            self.loop.call_soon(self._look)
         now = self.now()
         for room, lease in unread:
             if not lease.done:

@@ -38,7 +38,7 @@ async def waiters(run: Run) -> None:
                 return commands / elapsed, cpu / elapsed * 10
 
             run.step("holder alone", 0, 2)
-            alone, _ = await watch(seconds / 2)
+            alone, _ = await watch(seconds)
             run.step(f"{count:,} waiters", 1, 2)
             tasks = [asyncio.create_task(locker.acquire("job")) for _ in range(count)]
             await asyncio.sleep(SETTLED)
@@ -46,7 +46,8 @@ async def waiters(run: Run) -> None:
             if any(task.done() for task in tasks):
                 raise RuntimeError("a waiter got a lock that another process holds")
             run.record("commands, no waiters", "1/s", [alone])
-            run.record(f"commands, {count:,} waiters", "1/s", [crowded], at_most(1))
+            run.record(f"commands, {count:,} waiters", "1/s", [crowded])
+            run.record(f"commands, what {count:,} waiters add", "1/s", [crowded - alone], at_most(1))
             run.record(f"CPU of {count:,} waiters, in 10 s", "s", [cpu])
             since = await crew.tell("release")
             for task in tasks:
