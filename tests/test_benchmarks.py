@@ -225,7 +225,7 @@ async def throws_behind_its_back(url: str, tasks: int) -> AsyncIterator[Enter]:
 
 
 async def with_bad_peers(run: Run) -> None:
-    turns.PATIENCE = 0.2
+    turns.PATIENCE = 2.0
     openers = {"refuses": refuses, "waits": waits_for_ever, "throws": throws_behind_its_back}
     peers = [Contestant(name, "no-such" if name == "throws" else "pytest", each) for name, each in openers.items()]
     with Server(run.kind) as server:
