@@ -8,15 +8,13 @@ from typing import Any, Generic, TypeVar
 from .lease import Lease, when_enough_free
 from .port import Port
 from .rules import EXTEND, FORCE, READ, RELEASE, TAKE, TAKE_TTL, Ask, LossReason, Rules
+from .turns import Turns
 
 W = TypeVar("W")
 
 NEVER = float("inf")
 MAX_BACKOFF = 1.0  # seconds between attempts while a server answers with passing errors
 MAX_HASTE = 3  # attempts in a row without a pause, before pausing all the same
-CONTENDED = 8  # acquisitions without a refusal after which nobody else is expected to want the lock
-MAX_RIVALS = 8  # refusals before an acquisition that count for how long is held back after it
-MIN_HOLD_BACK = 0.0005  # seconds: the least that lets a waiter elsewhere win
 
 
 class Room(Generic[W]):
@@ -37,8 +35,6 @@ class Room(Generic[W]):
 
     __slots__ = (
         "attempt",
-        "back_at",
-        "contended",
         "failures",
         "forced",
         "forces",
@@ -52,12 +48,10 @@ class Room(Generic[W]):
         "places",
         "port",
         "queue",
-        "quiet",
-        "refusals",
-        "rivals",
         "rules",
         "slot",
         "timer",
+        "turns",
         "wake",
     )
 
@@ -76,12 +70,8 @@ class Room(Generic[W]):
         self.impatient: W | None = None  # the first in the queue, if it does not wait
         self.forces: dict[W, None] = {}
         self.forced = False  # is the attempt on behalf of the first in forces?
-        self.contended = 0  # others are known to want it: for how many more acquisitions that is remembered
+        self.turns: Turns | None = None  # while others are known to want it
         self.fruitless: Lease | None = None  # the last attempt, while the time for another is waited for
-        self.refusals = 0  # since the last acquisition
-        self.rivals = 0  # before it: how often others were quicker
-        self.quiet: Lease | None = None  # held back for others until the release of this lease is answered
-        self.back_at = 0.0  # ... and a little longer, until then
         self.haste = 0
         self.failures = 0
         self.wake = NEVER
@@ -151,7 +141,9 @@ class Room(Generic[W]):
             return False
         self.holder = None
         if self.queue or self.contended:
-            self.quiet = lease
+            if self.turns is None:
+                self.turns = Turns()
+            self.turns.hold_back(lease)
         self._release(lease, now)
         if self.queue or self.forces:
             self._next(now)
@@ -287,12 +279,12 @@ class Room(Generic[W]):
                 self.attempt.free_at[index] = now
         if self.holder is not None:
             self._verify_holder(index, now)
-        elif self.attempt is None and self.queue and self.quiet is None:
+        elif self.attempt is None and self.queue and not self._waits_for_its_release():
             self._attempt(now)
 
     def shut_out(self, now: float) -> None:
         """A server will not have this client any more: whoever waits for nothing else is to know."""
-        if self.queue and self.holder is None and self.attempt is None and self.quiet is None:
+        if self.queue and self.holder is None and self.attempt is None and not self._waits_for_its_release():
             self._attempt(now)
 
     def gone(self, index: int, now: float) -> None:
@@ -331,8 +323,8 @@ class Room(Generic[W]):
             # In order, a first key that never becomes free would keep us from a majority of the others.
             self._attempt(now, in_order=False)
         else:
-            self.quiet = None
-            self.back_at = 0.0
+            if self.turns is not None:
+                self.turns.over()
             self._next(now)
 
     # Whose turn it is
@@ -354,10 +346,8 @@ class Room(Generic[W]):
             return
         elif not self.queue:
             self._rest()
-        elif self.quiet is not None and self.impatient is None:
-            self._wake_at(now + self.rules.try_next_after)
-        elif now < self.back_at and self.impatient is None:
-            self._wake_at(self.back_at)
+        elif self.turns is not None and self.impatient is None and (again := self.turns.back_at(now, self.rules)) > now:
+            self._wake_at(again)
         else:
             self._attempt(now)
 
@@ -468,8 +458,11 @@ class Room(Generic[W]):
         if self.forces or not self.queue:
             self._next(now)
             return
-        known, self.contended = self.contended, CONTENDED if refused else self.contended
-        self.refusals += refused
+        known = self.contended
+        if refused:
+            if self.turns is None:
+                self.turns = Turns()
+            self.turns.refused()
         if refused and not known:
             # The first attempt did not ask how long the holder has left. Ask, while trying again.
             self._attempt(now, in_order=False)
@@ -494,11 +487,9 @@ class Room(Generic[W]):
         """The lease is won: hold it on behalf of ``waiter``."""
         self.holder = lease
         self.haste = self.failures = 0
-        self.fruitless = self.quiet = None
-        self.back_at = 0.0
-        if self.contended:
-            self.contended -= 1
-        self.rivals, self.refusals = min(self.refusals, MAX_RIVALS), 0
+        self.fruitless = None
+        if self.turns is not None and not self.turns.won():
+            self.turns = None
         lease.acquired_at = now
         lease.handoffs = 0
         lease.cause = None
@@ -551,15 +542,10 @@ class Room(Generic[W]):
 
     def _released(self, lease: Lease, now: float) -> None:
         """Every RELEASE is answered, or never will be."""
-        if lease is self.quiet:
-            # A waiter elsewhere has heard of it by now: leave it the time of one more round trip. In
-            # order it takes two, and the more there are, the longer coming back is only to be refused.
-            self.quiet = None
-            trips = 1 if self.rules.keys == 1 else 2 * max(1, self.rivals)
-            pause = max(now - lease.released_at, MIN_HOLD_BACK) * trips
-            self.back_at = now + min(pause, self.rules.try_next_after)
-            if self.queue and self.holder is None and self.attempt is None:
-                self._wake_at(self.back_at)
+        turns = self.turns
+        waited_for = turns is not None and turns.heard(lease, now, self.rules)
+        if turns is not None and waited_for and self.queue and self.holder is None and self.attempt is None:
+            self._wake_at(turns.back_at(now, self.rules))
         self.port.settled(lease)
 
     def _extend(self, lease: Lease, now: float) -> None:
@@ -705,13 +691,21 @@ class Room(Generic[W]):
     def _empty(self) -> None:
         self.fruitless = None
         self.haste = self.failures = 0
-        if not self.contended:
-            self.quiet = None
+        if self.turns is not None and not self.contended:
+            self.turns = None
         self._wake_at(NEVER)
         self.port.idle(self)
 
+    # Others
+
+    @property
+    def contended(self) -> bool:
+        """Are others expected to want the lock?"""
+        return self.turns is not None and self.turns.contended > 0
+
+    def _waits_for_its_release(self) -> bool:
+        return self.turns is not None and self.turns.waits
+
     def expect_nobody(self) -> None:
         """That others wanted the lock is too long ago to say anything."""
-        self.contended = self.refusals = 0
-        self.quiet = None
-        self.back_at = 0.0
+        self.turns = None

@@ -2,8 +2,9 @@
 
 import pytest
 
-from asynclock.core.room import CONTENDED, MIN_HOLD_BACK, NEVER
+from asynclock.core.room import NEVER
 from asynclock.core.rules import GRID, Ask, LossReason, Rules, on_grid
+from asynclock.core.turns import MIN_HOLD_BACK, REMEMBERED
 
 from ..simulation.servers import Trouble
 from .bench import OTHER, OURS, STRANGER, Bench
@@ -414,7 +415,7 @@ def test_who_does_not_wait_does_not_hold_back() -> None:
 def test_others_are_forgotten_when_they_have_not_been_met_for_a_while() -> None:
     bench = shared_lock()
     bench.answer(Ask.RELEASE)
-    for _ in range(CONTENDED):
+    for _ in range(REMEMBERED):
         bench.wait(0.1)
         bench.join("again")
         bench.answer(bench.asks[0][0])

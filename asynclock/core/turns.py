@@ -1,0 +1,69 @@
+"""Turns: how a process that has had a lock makes room for those who want it elsewhere."""
+
+from __future__ import annotations
+
+from .lease import Lease
+from .rules import Rules
+
+REMEMBERED = 8  # acquisitions without a refusal after which nobody else is expected to want the lock
+MAX_RIVALS = 8  # refusals before an acquisition that count for how long is held back after it
+MIN_HOLD_BACK = 0.0005  # seconds: the least that lets a waiter elsewhere win
+
+
+class Turns:
+    """What a room knows of the others who want its lock, and how long it holds back for them.
+
+    There is one from the first refusal, or the first time that the lock goes back to its server although
+    somebody waits here, until nobody else has been met for a while.
+    """
+
+    __slots__ = ("_back_at", "_quiet", "_refusals", "_rivals", "contended")
+
+    def __init__(self, contended: int = 0) -> None:
+        self.contended = contended  #: for how many more acquisitions others are expected
+        self._refusals = 0  # since the last acquisition
+        self._rivals = 0  # before it: how often others were quicker
+        self._quiet: Lease | None = None  # held back until its release is answered
+        self._back_at = 0.0  # ... and a little longer, until then
+
+    def refused(self) -> None:
+        """Somebody else was quicker."""
+        self.contended = REMEMBERED
+        self._refusals += 1
+
+    def won(self) -> bool:
+        """The lock was acquired. False: nobody else is expected any more."""
+        self.contended -= self.contended > 0
+        self._rivals, self._refusals = min(self._refusals, MAX_RIVALS), 0
+        self.over()
+        return self.contended > 0 or self._rivals > 0
+
+    def hold_back(self, lease: Lease) -> None:
+        """The lock goes back to its server: until that has heard of it, and those who wait there too."""
+        self._quiet = lease
+
+    def heard(self, lease: Lease, now: float, rules: Rules) -> bool:
+        """The release of ``lease`` is answered. Was that waited for?"""
+        if lease is not self._quiet:
+            return False
+        # A waiter elsewhere has heard of it by now: leave it the time of one more round trip. In order
+        # it takes two, and the more there are, the longer coming back is only to be refused.
+        self._quiet = None
+        trips = 1 if rules.keys == 1 else 2 * max(1, self._rivals)
+        pause = max(now - lease.released_at, MIN_HOLD_BACK) * trips
+        self._back_at = now + min(pause, rules.try_next_after)
+        return True
+
+    def over(self) -> None:
+        """That was long enough."""
+        self._quiet = None
+        self._back_at = 0.0
+
+    @property
+    def waits(self) -> bool:
+        """Is a release to be answered first?"""
+        return self._quiet is not None
+
+    def back_at(self, now: float, rules: Rules) -> float:
+        """When it is this process's turn again, at the latest; now or earlier: it is."""
+        return self._back_at if self._quiet is None else now + rules.try_next_after
