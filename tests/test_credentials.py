@@ -164,6 +164,7 @@ async def test_deleted_while_the_subscriber_logs_in(users: Server) -> None:
     async with Locker(client) as locker:
         (node,) = locker._keeper.topology.nodes
         holding = await body(await locker.acquire("job"))
+        await until(lambda: not locker._keeper.rooms["job"].holder.unread)  # type: ignore[union-attr]
         assert node._second is not None
         node._second._on_push = lambda push, now: None  # as if lost
         since = time.monotonic()
