@@ -19,6 +19,8 @@ from asynclock.testing.nodes import text, view
 from tests.cluster import asking, counted, execute, moves_at_once, no_keys, owner_of, primaries, spread
 from tests.helpers import AT_ONCE, body, key, until
 
+BY_PUSH = 0.2  # seconds: a busy machine is slow, but the next extension would be a second later
+
 FRESH = {"cluster-enabled": "yes", "cluster-announce-ip": "127.0.0.1"}
 
 MOMENTS = ["begun", "key moved", "finished"]
@@ -87,7 +89,7 @@ async def test_a_loss_is_told_at_once_wherever_the_key_is(
         assert error.reason == "deleted" and holding.stopped is not None
         took.append(holding.stopped - since)
         await move.finish()
-    assert statistics.median(took) < 0.05, took
+    assert statistics.median(took) < BY_PUSH, took
     await no_keys(cluster)
 
 
@@ -113,7 +115,7 @@ async def test_who_waits_gets_it_wherever_the_key_is(
             await move.finish()
             await asyncio.sleep(0.02)
             assert second.held
-    assert statistics.median(took) < 0.05, took
+    assert statistics.median(took) < BY_PUSH, took
     await no_keys(cluster)
 
 
@@ -183,7 +185,7 @@ async def test_every_key_moves_and_the_lock_stays(cluster: Cluster) -> None:
             took.append(holding.stopped - since)
             async with await asyncio.wait_for(waiting, 1) as scope:
                 assert scope.held
-    assert min(took) < 0.05, took
+    assert min(took) < BY_PUSH, took
     await no_keys(cluster)
 
 

@@ -269,7 +269,7 @@ def test_interrupted_it_leaves_nothing_behind(family: Family, number: signal.Sig
         assert len(family.members("demo_worker")) == 4
         assert len(family.members("valkey-server")) == 1
         os.killpg(process.pid, number)
-        output = process.communicate(timeout=5)[0]
+        output = process.communicate(timeout=20)[0]
         expected = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
         assert process.returncode == expected[number]
         assert "Traceback" not in output

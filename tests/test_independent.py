@@ -391,7 +391,7 @@ async def test_with_quarantine_a_forgotten_vote_does_not(own_three: list[Server]
     await asyncio.sleep(2.5)  # uptime is told in whole seconds: now they are older than a validity
     both, took = await both_hold(own_three, quarantine)
     assert not both
-    assert took > 0.9
+    assert took > 0.5  # most of a validity; without quarantine it is some milliseconds
 
 
 @pytest.mark.asyncio

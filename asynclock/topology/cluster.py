@@ -303,7 +303,17 @@ class Cluster:
                 owner.release(key, token)
         await node.aclose()
 
+    def _busy(self, node: Node) -> bool:
+        """Are there answers still to come, as far as can be seen?"""
+        if node.wire is None or not node.wire.waiting:
+            return False
+        return not node.silent(self._clock(), self._options.try_next_after)
+
     async def aclose(self) -> None:
+        # A release that is under way may have to be sent on. A server that says nothing is not waited for.
+        until = self._clock() + PATIENCE
+        while self._clock() < until and any(self._busy(node) for node in self._nodes.values()):
+            await asyncio.sleep(0.001)
         self._closed = True
         nodes: set[Node] = set()
         # As long as a task runs, it may start a node, or begin to leave one: each time, look again what there is.
