@@ -353,8 +353,8 @@ async def test_to_a_node_that_had_no_slots(kind: str) -> None:
             fresh.execute("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
             source.execute("CLUSTER", "SETSLOT", slot, "MIGRATING", fresh_id)
             source.execute("MIGRATE", "127.0.0.1", fresh.port, key("job"), 0, 5000)
-            await until(lambda: str(fresh.execute("CLIENT", "LIST")).count("name=asynclock") == 2)
-            await asyncio.sleep(0.2)
+            # Until both have found it there, and it is tracked for them.
+            await until(lambda: "tracking_total_items:2" in text(fresh.execute("INFO", "stats")), 10)
             assert holding.scope.held and not waiting.done()
             since = time.monotonic()
             assert asking(fresh, "DEL", key("job")) == 1
