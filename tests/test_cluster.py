@@ -272,3 +272,10 @@ async def test_many_names_at_once(cluster: Cluster, locker: Locker, other: Locke
     async with asyncio.timeout(30):
         await asyncio.gather(*(work(each, name) for name in some for each in (locker, other)))
     await no_keys(cluster)
+
+
+@pytest.mark.asyncio
+async def test_px_by_choice(cluster: Cluster) -> None:
+    """``SET ... PXAT`` is not even tried then, and is not missed."""
+    async with Locker(cluster.url, fallback_setpx=True) as locker, locker.with_context("job") as scope:
+        assert scope.held

@@ -64,6 +64,7 @@ class Lease:
         "done",
         "error",
         "extend_at",
+        "extending",
         "free_at",
         "handoffs",
         "missed",
@@ -100,6 +101,7 @@ class Lease:
         self.unasked = 0  # keys that an attempt in order has not come to yet: the last ones
         self.unread = 0  # bit i: key i is set, but not tracked yet
         self.extend_at = 0.0
+        self.extending = 0  # bit i: an extension of key i is under way
         self.unreleased = 0  # keys that are not yet known to be released
         self.missed = 0  # ... that turned out not to be ours any more
         self.settled: Any = None  # the shell's: who waits for the release

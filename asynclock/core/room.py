@@ -195,6 +195,8 @@ class Room(Generic[W]):
                 self._released(lease, now)
             return
         lease.asked[index] -= 1
+        if lease.extending and ask != READ:
+            lease.extending &= ~(1 << index)
         if lease.done:
             if lease is self.fruitless and self.attempt is None and self.queue:
                 self._answered_late(lease, index, found, ttl, now)
@@ -244,6 +246,8 @@ class Room(Generic[W]):
                 self._released(lease, now)
             return
         lease.asked[index] -= 1
+        if lease.extending and ask != READ:
+            lease.extending &= ~(1 << index)
         if lease.done:
             return
         lease.error = error
@@ -552,7 +556,7 @@ class Room(Generic[W]):
         """Extend every vote, and try to get the keys back that do not count (only if they are free)."""
         lease.extend_at = self.rules.extension(now)
         for index in range(self.rules.keys):
-            if not lease.asked[index]:
+            if not lease.extending >> index & 1:  # a silent server is not asked again and again
                 self._ask(lease, index, EXTEND if lease.owed >> index & 1 else TAKE, now)
 
     def _extend_in_time(self, lease: Lease, now: float) -> None:
@@ -611,6 +615,7 @@ class Room(Generic[W]):
         lease.asked[index] += 1
         if ask is not READ:
             lease.owed |= 1 << index
+            lease.extending |= 1 << index
         return True
 
     # When to look again

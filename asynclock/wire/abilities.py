@@ -126,7 +126,8 @@ async def learn(
             raise refused(server, must, replies[must])
     can = {name: not is_error(reply) for name, reply in replies.items()}
     if mode == "cluster":  # options of SET that were perhaps not looked at
-        can["SET PXAT"] = can.get("SET PXAT", False) and version >= PXAT_SINCE
+        if "SET PXAT" in can:
+            can["SET PXAT"] = can["SET PXAT"] and version >= PXAT_SINCE
         can["SET IFEQ"] = can["SET IFEQ"] and kind == "valkey" and version >= IFEQ_SINCE
     for may in ("SET PXAT", "SET IFEQ", "DELIFEQ", "DELEX"):
         # "unknown command" and "syntax error" are answers; a missing permission is not.

@@ -459,3 +459,19 @@ def test_a_vote_that_comes_after_the_lock_is_held_is_looked_at_at_once() -> None
     bench.answer(Ask.READ, 2, ttl=5000)
     bench.room.look(bench.looks[0], bench.now)
     assert bench.asks == [(Ask.READ, 0), (Ask.READ, 1)]
+
+
+def test_an_extension_that_is_due_while_a_key_is_looked_at_is_not_left_out() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    due = bench.when
+    bench.wait(due - bench.now - 0.01)
+    bench.room.pushed(0, bench.now)
+    assert bench.asks == [(Ask.READ, 0)]
+    bench.wait(0.02)
+    assert bench.asks == [(Ask.READ, 0), (Ask.EXTEND, 0)]
+    bench.wait(2.5)  # nothing is answered: no more is asked
+    assert bench.asks == [(Ask.READ, 0), (Ask.EXTEND, 0)]
+    bench.answer(Ask.READ, ttl=3700)
+    bench.answer(Ask.EXTEND)
+    assert bench.told == [] and lease.deadline > bench.now
