@@ -46,15 +46,15 @@ async def test_everything_works_all_the_same(server: Server, missing: str, major
         Locker(tap.url, key_validity=2.4, extend_interval=0.3, key_majority=majority) as locker,
         Locker(tap.url, key_majority=majority) as other,
     ):
-        # Acquired, excluded, extended
+        # Acquired, excluded, extended (a key lives longer by the round trip in which the clock was read)
         scope = await locker.acquire("job")
-        assert all(1550 < pttl(server, name) <= 2405 for name in keys)
+        assert all(1550 < pttl(server, name) <= 2900 for name in keys)
         with pytest.raises(NotLockedError):
             await other.try_acquire("job")
         waiting = asyncio.create_task(other.acquire("job"))
         for _ in range(45):  # 0.9 s: not extended, 1500 ms would be left
             await asyncio.sleep(0.02)
-            assert all(1550 < pttl(server, name) <= 2405 for name in keys)
+            assert all(1550 < pttl(server, name) <= 2900 for name in keys)
         assert scope.held
         assert not waiting.done()
         # Released, and the waiter is told
@@ -119,7 +119,7 @@ async def test_fallback_setpx(server: Server, fallback: bool | None, expiry: byt
         scope = await locker.acquire("job")
         await asyncio.sleep(0.5)
         assert scope.held
-        assert 2500 < pttl(server, key("job")) <= 3005
+        assert 2500 < pttl(server, key("job")) <= 3500
         await scope.release()
         await (await locker.force_acquire("job")).release()
         sent = [seen.words for seen in tap.sent if b"PXAT" in seen.words or b"PEXPIREAT" in seen.words]

@@ -26,7 +26,7 @@ async def test_keys_live_for_the_validity_and_are_extended(server: Server, optio
         for name in keys:
             ttl = server.execute("PTTL", name)
             assert isinstance(ttl, int)
-            assert 300 < ttl <= 605
+            assert 300 < ttl <= 700  # with a time, longer by the round trip in which the server's clock was read
         lowest = 600
         end = time.monotonic() + 1.5
         while time.monotonic() < end:
