@@ -123,6 +123,22 @@ def test_persist_keeps_the_keys_over_a_kill(kind: str) -> None:
         assert server.execute("GET", "key") == b"value"
 
 
+@pytest.mark.parametrize("kind", ["valkey-9.1", REDIS_6_2])
+def test_a_server_that_was_wiped_finds_nothing_and_writes_on(kind: str) -> None:
+    with Server(kind, persist=True) as server:
+        server.execute("SET", "key", "value")
+        with pytest.raises(RuntimeError, match="is running"):
+            server.wipe()
+        server.kill()
+        server.wipe()
+        server.start()
+        assert server.execute("GET", "key") is None
+        server.execute("SET", "other", "value")
+        server.kill()
+        server.start()
+        assert server.execute("KEYS", "*") == [b"other"]
+
+
 def test_a_paused_server_is_silent_until_resumed() -> None:
     with Server() as server:
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
@@ -503,6 +519,24 @@ async def test_delay_is_added_each_way_and_keeps_the_order(server: Server) -> No
         proxy.delay = 60
         client.send("PING")  # under way at the end
         await client.expect_silence()
+
+
+@pytest.mark.asyncio
+async def test_a_slow_wire_takes_its_time_for_each_byte(server: Server) -> None:
+    async with proxied(server) as (proxy, client):
+        proxy.rate = 10_000
+        start = time.monotonic()
+        for letter in "ab":
+            client.send("ECHO", letter * 1000)
+            await asyncio.sleep(0.02)
+        # There and back again; the second one there, behind the first, while that comes back.
+        await client.expect(b"".join(b"$1000\r\n%b\r\n" % (letter * 1000) for letter in (b"a", b"b")))
+        assert 0.3 < time.monotonic() - start < 1.0
+        proxy.rate = 0
+        start = time.monotonic()
+        client.send("ECHO", "c" * 10_000)
+        await client.expect(b"$10000\r\n%b\r\n" % (b"c" * 10_000))
+        assert time.monotonic() - start < 0.5
 
 
 @pytest.mark.asyncio

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from asynclock.testing import KINDS, Server, clock_off, clocks
+from asynclock.testing import KINDS, Clock, Server, clock_off, clocks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no libfaketime elsewhere")
 
@@ -36,6 +36,23 @@ def test_the_time_of_day_is_off_and_passes_as_always(kind: str, seconds: float) 
         assert server.execute("GET", "key") is None
         passed, here = now() - theirs, time.time() - before
         assert 0.19 <= passed <= here + 0.01
+
+
+def test_a_clock_jumps_while_its_server_runs() -> None:
+    with Clock() as clock, Server(environment=clock.environment) as server:
+        assert server.execute("SET", "key", "value", "PX", 5000) == "OK"
+        for off in (3.0, -2.0):
+            clock.set(off)
+            time.sleep(0.01)  # the server looks at the time once in a turn of its loop
+            reply = server.execute("TIME")
+            assert isinstance(reply, list) and isinstance(reply[0], bytes) and isinstance(reply[1], bytes)
+            assert abs(int(reply[0]) + int(reply[1]) / 1e6 - time.time() - off) < 0.1
+            assert abs(server.execute("PTTL", "key") - (5000 - off * 1000)) < 1000  # type: ignore[operator]
+        clock.set(7200)
+        time.sleep(0.01)
+        assert server.execute("GET", "key") is None
+    with pytest.raises(RuntimeError, match=r"before start\(\)"):
+        clock.set(1)
 
 
 @pytest.fixture

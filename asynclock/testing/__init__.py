@@ -14,14 +14,14 @@
 Where the server itself is to fail, there are ``server.kill()``, ``server.pause()`` and ``server.restart()``.
 A :class:`Cluster` is several of them, whose slots and roles move when told to; :class:`Sentinels` are a
 primary with replicas, and those who watch them. ``Server(environment=clock_off(+3600))`` is an hour ahead,
-and :class:`TLSFront` puts TLS in front of a server.
+a :class:`Clock` jumps when it is told to, and :class:`TLSFront` puts TLS in front of a server.
 """
 
-from .clocks import clock_off
+from .clocks import Clock, clock_off
 from .cluster import Cluster
 from .proxy import Proxy
 from .sentinels import Sentinels
 from .servers import KINDS, Server
 from .tls import TLSFront
 
-__all__ = ["KINDS", "Cluster", "Proxy", "Sentinels", "Server", "TLSFront", "clock_off"]
+__all__ = ["KINDS", "Clock", "Cluster", "Proxy", "Sentinels", "Server", "TLSFront", "clock_off"]

@@ -17,6 +17,9 @@ class Faults:
     delay: float = 0.0
     """Seconds that bytes take, in each direction. Their order is kept through any change."""
 
+    rate: float = 0.0
+    """Bytes a second that each direction of a connection can carry; 0: as many as there are."""
+
     split: int = 0
     """Bytes from the server come in pieces of at most so many, each in its own turn of the loop; 0: whole."""
 

@@ -108,6 +108,7 @@ class _Flow:
         self._target = target
         self._passed_on = passed_on
         self._to_client = to_client
+        self._carried = 0.0  # when a slow wire has carried all that was put on it
         self._queue: deque[tuple[float, bytes]] = deque()  # when due, and what; no bytes: the source's end
         self._reading = False
         self._read_all = False
@@ -142,6 +143,9 @@ class _Flow:
         passed_on = self._passed_on(data)
         if passed_on or self._read_all:
             due = self._loop.time() + self._faults.delay
+            if self._faults.rate:
+                # What is on the wire already goes first.
+                due = self._carried = max(due, self._carried) + len(passed_on) / self._faults.rate
             if self._queue:
                 due = max(due, self._queue[-1][0])  # the delay may have become less
             self._queue.append((due, passed_on))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -114,6 +115,19 @@ class Server(Started):
         """``stop()``, if it is running, and ``start()``: same port, same data directory."""
         self.stop()
         self.start()
+
+    def wipe(self) -> None:
+        """Removes what it has written to disk, so that it finds nothing when it is started again.
+
+        :raises RuntimeError: it is running.
+        """
+        if self.running:
+            raise RuntimeError("the server is running: stop() or kill() it before wipe()")
+        if self._guard is not None:
+            shutil.rmtree(self._guard.directory / "appendonlydir", ignore_errors=True)
+            for pattern in ("*.rdb", "*.aof"):
+                for file in self._guard.directory.glob(pattern):
+                    file.unlink()
 
     def pause(self) -> None:
         """Stops the process (SIGSTOP): connections stay, connecting works, but nothing is answered."""
