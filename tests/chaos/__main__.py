@@ -1,0 +1,63 @@
+"""``python -m tests.chaos``: break things, look at what the locks did, and say whether they kept their word."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from . import report
+from .deployments import DEPLOYMENTS
+from .progress import Progress
+from .run import Outcome, run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 1 if anything was violated."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Locks on real servers under faults.")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of faults, for all deployments together")
+    parser.add_argument("--only", choices=list(DEPLOYMENTS), action="append", help="this deployment; may be repeated")
+    parser.add_argument("--fault", metavar="NAME", action="append", help="this fault; may be repeated")
+    parser.add_argument("--seed", type=int, help="of the plan of faults (default: a new one, which is shown)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="write the logs there, and leave them")
+    options = parser.parse_args(arguments)
+    seed = random.randrange(1_000_000) if options.seed is None else options.seed
+    chosen = options.only or list(DEPLOYMENTS)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)
+    outcomes: list[Outcome] = []
+    directory = options.keep or Path(tempfile.mkdtemp(prefix="asynclock-chaos-"))
+    try:
+        for name in chosen:
+            seconds = options.minutes * 60 / len(chosen)
+            logs = directory / f"{name}-{seed}-{time.time():.0f}"
+            logs.mkdir(parents=True)
+            with Progress(console, DEPLOYMENTS[name].title, seconds) as progress:
+                outcome = asyncio.run(run(name, seconds, seed, logs, progress.say, options.fault))
+            outcomes.append(outcome)
+            report.show(console, outcome)
+        console.print(f"Seed {seed}" + (f", logs in {directory}" if options.keep else ""))
+    finally:
+        if not options.keep:
+            shutil.rmtree(directory, ignore_errors=True)
+    if options.json is not None:
+        options.json.write_text(json.dumps([report.as_json(outcome) for outcome in outcomes], indent=1) + "\n")
+    return int(any(outcome.verdict.violations for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

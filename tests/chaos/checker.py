@@ -1,0 +1,191 @@
+"""The verdict on a history: who held a lock together with somebody else, for how long, and whose fault it was."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from .history import Fault, History, Hold
+
+IN_FLIGHT = 0.5  # seconds between a server's granting a lock and the holder's knowing, at most (delayed wires)
+NOTICED = 0.05  # seconds from when a worker's loop runs again until it has noticed that its lock is over
+RECONNECT = 1.5  # seconds for which a client may stay away from a server that is there again (its pause, and room)
+FORCED = "taken over by force"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What was promised, in seconds. ``told``: by kind of fault, the time for which two may hold a lock after servers
+    forgot its keys. ``wait``: how long nobody may hold a lock that is waited for, after a fault."""
+
+    told: dict[str, float]
+    wait: float
+    validity: float
+    keys: int
+    majority: int
+
+
+@dataclass
+class Row:
+    """What is known of a kind of fault."""
+
+    injected: int = 0
+    broken: int = 0
+    """Overlaps though the servers kept their word: there may be none."""
+    forgotten: int = 0
+    """Overlaps because servers forgot."""
+    longest: float = 0.0
+    """... of these, the longest, without times in which one of both did not run."""
+    stale: int = 0
+    """Overlaps of a holder that did not run when its time was over."""
+    noticed: float = 0.0
+    """... and the longest that it took from when it ran again until it knew."""
+    wait: float = 0.0
+    """The longest that nobody held a lock after the fault was over. Only of those that were alone, as the next ones."""
+    lost: int = 0
+    told: float = 0.0
+    """From the fault's beginning until the last of those who lost a lock knew."""
+
+
+@dataclass
+class Verdict:
+    rows: dict[str, Row] = field(default_factory=lambda: defaultdict(Row))
+    violations: list[str] = field(default_factory=list)
+
+
+def judge(history: History, bounds: Bounds) -> Verdict:
+    verdict = Verdict()
+    for fault in history.faults.values():
+        verdict.rows[fault.kind].injected += 1
+    for first, second in history.overlaps:
+        _judge_overlap(history, bounds, verdict, first, second)
+    _judge_waits(history, bounds, verdict)
+    _judge_losses(history, bounds, verdict)
+    verdict.violations += (f"an error that is not asynclock's own: {text}" for text in history.errors)
+    verdict.violations += (
+        f"{hold.who} never ended its hold of {hold.name!r} from {hold.held:.3f}" for hold in history.open.values()
+    )
+    return verdict
+
+
+def _judge_overlap(history: History, bounds: Bounds, verdict: Verdict, first: Hold, second: Hold) -> None:
+    since, until = second.held, min(first.ended, second.ended)
+    idle = [*_within(history.stalls[first.who], since, until), *_within(history.stalls[second.who], since, until)]
+    awake = _uncovered(since, until, idle)
+    excuse = FORCED if second.forced else _excuse(history, bounds, first, second)
+    if excuse is not None:
+        row = verdict.rows[excuse]
+        row.forgotten += 1
+        row.longest = max(row.longest, awake)
+        if awake > bounds.told[excuse]:
+            verdict.violations.append(
+                f"{_both(first, second)}: for {awake * 1000:.1f} ms after {excuse!r}, "
+                f"where {bounds.told[excuse] * 1000:.0f} ms are the bound"
+            )
+        return
+    around = [fault for fault in history.faults.values() if fault.since <= until and first.held <= fault.until]
+    rows = {fault.kind: verdict.rows[fault.kind] for fault in around} or {"none": verdict.rows["none"]}
+    # A worker that does not run cannot know that its time is over. It may not have acted after that, and nobody
+    # may have got the lock before.
+    late = second if second.held >= second.due else first
+    other = first if late is second else second
+    problem = ""
+    if late is first and second.held < first.due:
+        problem = f"{(first.due - second.held) * 1000:.1f} ms before the first one's time was over"
+    elif late is first and first.acted > second.held:
+        problem = f"the first one acted on it {(first.acted - second.held) * 1000:.1f} ms after that"
+    elif not _within(history.stalls[late.who], other.held if late is second else late.acted, until):
+        problem = f"for {(until - since) * 1000:.1f} ms, and its loop did run"
+    if problem:
+        for row in rows.values():
+            row.broken += 1
+        what = ", ".join(rows)
+        verdict.violations.append(f"{_both(first, second)}: {problem}. Faults around: {what}")
+        return
+    noticed = _uncovered(max(since, late.due), until, history.stalls[late.who])
+    for row in rows.values():
+        row.stale += 1
+        row.noticed = max(row.noticed, noticed)
+    if noticed > NOTICED:
+        verdict.violations.append(f"{_both(first, second)}: noticed {noticed * 1000:.1f} ms after the loop ran again")
+
+
+def _excuse(history: History, bounds: Bounds, first: Hold, second: Hold) -> str | None:
+    """The fault after which the guarantee does not hold for these two: too few of the lock's keys stayed where they
+    were. The last one that made a server forget counts, if with the keys that were forgotten, and those that the
+    first one may never have had, there is no majority left."""
+    name, forgot, away = first.name, set(), set()
+    last: Fault | None = None
+    for fault in history.faults.values():
+        if fault.since > second.held:
+            continue
+        if fault.until >= first.held - IN_FLIGHT and (mine := {key for key in fault.forgot if key[0] == name}):
+            forgot |= mine
+            if last is None or fault.since >= last.since:
+                last = fault
+        if fault.until >= first.held - IN_FLIGHT - bounds.validity - RECONNECT:
+            away |= {key for key in fault.away if key[0] == name}
+    if last is not None and len(forgot | away) > bounds.keys - bounds.majority:
+        return last.kind
+    return None
+
+
+def _judge_waits(history: History, bounds: Bounds, verdict: Verdict) -> None:
+    faults = sorted(history.faults.values(), key=lambda fault: fault.since)
+    gaps = sorted(history.gaps, key=lambda gap: gap[1])
+    for number, fault in enumerate(faults):
+        if not fault.solo:
+            continue
+        next_one = faults[number + 1].since if number + 1 < len(faults) else history.closing
+        row = verdict.rows[fault.kind]
+        for name, free, taken in gaps:
+            if free < next_one and taken > fault.until:
+                # What lasts into the next fault is that one's.
+                wait = min(taken, next_one) - max(free, fault.until)
+                row.wait = max(row.wait, wait)
+                if wait > bounds.wait:
+                    verdict.violations.append(
+                        f"{name!r} was waited for, and nobody had it for {wait:.2f} s after {fault.kind!r} "
+                        f"({max(free, fault.until):.3f}); {bounds.wait:g} s are the bound"
+                    )
+    for name, free, taken in gaps:
+        since = max(free, history.calm)
+        if taken - since > bounds.wait:
+            verdict.violations.append(f"{name!r}: nobody had it for {taken - since:.2f} s though all was well")
+
+
+def _judge_losses(history: History, bounds: Bounds, verdict: Verdict) -> None:
+    faults = sorted(history.faults.values(), key=lambda fault: fault.since)
+    for hold in history.lost:
+        before = [fault for fault in faults if fault.since <= hold.ended]
+        if not before or min(hold.ended - fault.until for fault in before) > bounds.validity + RECONNECT:
+            if not _within(history.stalls[hold.who], hold.acted - bounds.validity, hold.ended):
+                verdict.violations.append(
+                    f"{hold.who} lost {hold.name!r} ({hold.why}) at {hold.ended:.3f} though all was well"
+                )
+        elif before[-1].solo:
+            row = verdict.rows[before[-1].kind]
+            row.lost += 1
+            row.told = max(row.told, hold.ended - before[-1].since)
+
+
+def _both(first: Hold, second: Hold) -> str:
+    return (
+        f"{first.name!r} had two holders: {first.who} from {first.held:.4f} to {first.ended:.4f} ({first.why}; due "
+        f"{first.due:.4f}) and {second.who} from {second.held:.4f} to {second.ended:.4f} ({second.why})"
+    )
+
+
+def _within(spans: Iterable[tuple[float, float]], since: float, until: float) -> list[tuple[float, float]]:
+    return [(max(start, since), min(end, until)) for start, end in spans if start < until and end > since]
+
+
+def _uncovered(since: float, until: float, spans: Iterable[tuple[float, float]]) -> float:
+    """How much of the time from ``since`` to ``until`` is in none of these."""
+    left = max(0.0, until - since)
+    covered = since
+    for start, end in sorted(_within(spans, since, until)):
+        left -= max(0.0, end - max(start, covered))
+        covered = max(covered, end)
+    return left

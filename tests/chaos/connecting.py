@@ -1,0 +1,47 @@
+"""How a worker reaches the servers: what it gives to ``Locker``, through the proxies that are its own."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection
+
+HOST = "127.0.0.1"
+
+
+class Servers:
+    """``how`` says what they are:
+
+    - ``{"urls": [...]}``: one server, or independent ones;
+    - ``{"cluster": [port, ...], "fronts": {port: port of the proxy}}``;
+    - ``{"sentinels": [port, ...], "primary": name, "fronts": {...}}``.
+    """
+
+    _clients: ClassVar[list[Any]] = []
+
+    def __init__(self, how: dict[str, Any]) -> None:
+        self.argument: Any
+        fronts = {int(port): front for port, front in how.get("fronts", {}).items()}
+        if urls := how.get("urls"):
+            self.argument = urls
+        elif ports := how.get("cluster"):
+            self.argument = RedisCluster(
+                startup_nodes=[ClusterNode(HOST, fronts[port]) for port in ports],
+                address_remap=lambda address: (address[0], fronts.get(address[1], address[1])),
+            )
+            self._clients.append(self.argument)
+        else:
+
+            class ThroughProxy(SentinelManagedConnection):
+                async def connect_to(self, address: tuple[str, int]) -> None:
+                    await super().connect_to((address[0], fronts[address[1]]))
+
+            manager = Sentinel([(HOST, port) for port in how["sentinels"]])
+            self.argument = manager.master_for(how["primary"], connection_class=ThroughProxy)
+            self._clients += [self.argument, *manager.sentinels]
+
+    @classmethod
+    async def close_all(cls) -> None:
+        for client in cls._clients:
+            await client.aclose()

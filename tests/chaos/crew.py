@@ -1,0 +1,151 @@
+"""The worker processes: starts, orders, kills, stops and replaces them, and notes when one is not running."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
+from pathlib import Path
+
+from .logs import Log
+from .worker import Spec
+
+ROOT = Path(__file__).parent.parent.parent
+CLOSE_LIMIT = 15.0  # seconds for a worker that was told to end
+
+
+class Crew:
+    """``places`` workers at any time, but for the moments after one was killed. A worker's name is that of its
+    place and how many have been there before: ``w2-0``, ``w2-1``.
+    """
+
+    def __init__(self, log: Log, directory: Path, places: int, spec: Callable[[int, str], Spec]) -> None:
+        self.problems: list[str] = []
+        self.started = 0
+        self._log = log
+        self._directory = directory
+        self._spec = spec
+        self._places = places
+        self._processes: list[Process | None] = [None] * places
+        self._names = [""] * places
+        self._paused: set[int] = set()
+
+    @property
+    def working(self) -> list[int]:
+        """The places of those who run."""
+        return [place for place, process in enumerate(self._processes) if process and place not in self._paused]
+
+    @property
+    def empty(self) -> list[int]:
+        """The places where nobody is."""
+        return [place for place, process in enumerate(self._processes) if process is None]
+
+    @property
+    def names(self) -> list[str]:
+        """Of those who are, or were last, in each place."""
+        return list(self._names)
+
+    async def start_all(self) -> None:
+        for place in range(self._places):
+            await self.start(place)
+
+    async def start(self, place: int) -> None:
+        who = f"w{place}-{self.started}"
+        self.started += 1
+        spec = dataclasses.asdict(self._spec(place, who))
+        with (self._directory / f"{who}.stderr").open("wb") as stderr:
+            self._processes[place] = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-W", "default"),
+                *("-m", "tests.chaos.worker"),
+                json.dumps(spec),
+                stdin=PIPE,
+                stdout=stderr,
+                stderr=stderr,
+                cwd=ROOT,
+                start_new_session=True,  # keeps the terminal's Ctrl-C away
+            )
+        self._names[place] = who
+
+    def name(self, place: int) -> str:
+        return self._names[place]
+
+    def order(self, place: int, line: str) -> None:
+        process = self._processes[place]
+        assert process is not None and process.stdin is not None
+        process.stdin.write(f"{line}\n".encode())
+
+    async def kill(self, place: int) -> None:
+        process = self._processes[place]
+        assert process is not None
+        self._processes[place] = None
+        self._paused.discard(place)
+        self._log("killed", target=self._names[place])
+        process.kill()
+        await process.wait()
+
+    def pause(self, place: int) -> None:
+        self._paused.add(place)
+        self._log("paused", target=self._names[place])
+        self._signal(place, signal.SIGSTOP)
+
+    def resume(self, place: int) -> None:
+        self._signal(place, signal.SIGCONT)
+        self._paused.discard(place)
+
+    async def stop_all(self) -> None:
+        """Lets them close their lockers and end."""
+        for place, process in enumerate(self._processes):
+            if process is not None and process.stdin is not None:
+                self.resume(place)
+                process.stdin.close()
+        await asyncio.gather(*(self._stopped(place) for place in range(self._places)))
+
+    async def _stopped(self, place: int) -> None:
+        process, who = self._processes[place], self._names[place]
+        if process is None:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_LIMIT):
+                code = await process.wait()
+        except TimeoutError:
+            self.problems.append(f"{who} did not end within {CLOSE_LIMIT:g} s of being told to")
+            return
+        self._processes[place] = None
+        if code:
+            self.problems.append(f"{who} ended with exit status {code}")
+
+    def look(self) -> None:
+        """Whoever ended by himself is a problem."""
+        for place, process in enumerate(self._processes):
+            if process is not None and process.returncode is not None:
+                self.problems.append(f"{self._names[place]} ended by itself, with exit status {process.returncode}")
+                self._log("killed", target=self._names[place])
+                self._processes[place] = None
+
+    async def kill_all(self) -> None:
+        """None of them is left afterwards."""
+        for process in self._processes:
+            if process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+
+    def complaints(self) -> list[str]:
+        """What they said that nobody should ever hear: an error that nobody retrieved, a warning."""
+        found = []
+        for file in sorted(self._directory.glob("*.stderr")):
+            if text := file.read_text(errors="replace").strip():
+                found.append(f"{file.stem}: {text[-2000:]}")
+        return found
+
+    def _signal(self, place: int, number: signal.Signals) -> None:
+        process = self._processes[place]
+        assert process is not None
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)

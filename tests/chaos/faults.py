@@ -1,0 +1,38 @@
+"""What is done to the workers, the servers and the wires, and what was promised for each."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from .field import Field
+
+Run = Callable[[Field, random.Random, str], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    name: str
+    track: str
+    """Faults of one track come one after the other, those of several tracks at the same time."""
+    run: Run
+    told: float
+    """Where it makes servers forget keys: seconds for which two may hold a lock then. 0: they keep their word."""
+    only: tuple[str, ...]
+    """The deployments that it is for; none: all."""
+
+
+KINDS: dict[str, Kind] = {}
+
+
+def kind(name: str, track: str, *, told: float = 0.0, only: tuple[str, ...] = ()) -> Callable[[Run], Run]:
+    def register(run: Run) -> Run:
+        KINDS[name] = Kind(name, track, run, told, only)
+        return run
+
+    return register
+
+
+def kinds_for(deployment: str) -> list[Kind]:
+    return [kind for kind in KINDS.values() if not kind.only or deployment in kind.only]

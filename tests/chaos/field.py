@@ -1,0 +1,78 @@
+"""Where faults happen: the servers, the wires and the workers of a run; and what is written down of each fault."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from asynclock.testing import Proxy, Server
+
+from .crew import Crew
+from .deployments import Deployment, Key
+from .logs import Log
+
+
+@dataclass
+class Mark:
+    """What a fault did to the keys."""
+
+    forgot: set[Key] = field(default_factory=set)
+    """Those that may be gone or changed, without their holders having done it."""
+
+    away: set[Key] = field(default_factory=set)
+    """Those that somebody may not have been able to reach."""
+
+
+class Field:
+    def __init__(self, deployment: Deployment, crew: Crew, log: Log) -> None:
+        self.deployment = deployment
+        self.crew = crew
+        self.log = log
+        self.active: list[str] = []
+        self.solo = False  # no other fault happens at the same time
+        self._count = 0
+
+    @property
+    def validity(self) -> float:
+        return self.deployment.validity
+
+    @contextlib.asynccontextmanager
+    async def fault(self, kind: str, *on: object) -> AsyncIterator[Mark]:
+        """It lasts as long as the block. ``on``: what it was done to, for people."""
+        number = self._count
+        self._count += 1
+        self.active.append(kind)
+        self.log("fault", number=number, kind=kind, on=" ".join(map(str, on)), solo=self.solo)
+        mark = Mark()
+        try:
+            yield mark
+        finally:
+            self.active.remove(kind)
+            self.log("over", number=number, forgot=sorted(mark.forgot), away=sorted(mark.away))
+
+    def pick_server(self, chance: random.Random) -> Server | None:
+        """One that runs and may be harmed."""
+        servers = [server for server in self.deployment.homes() if server.awake]
+        return chance.choice(servers) if servers else None
+
+    def pick_worker(self, chance: random.Random) -> int | None:
+        working = self.crew.working
+        return chance.choice(working) if working else None
+
+    def wires(self, chance: random.Random) -> list[Proxy]:
+        """Some of the connections: all of one worker, all to one server, or all."""
+        proxies = self.deployment.proxies
+        match chance.randrange(3):
+            case 0:
+                return list(chance.choice(proxies).values())
+            case 1:
+                port = chance.choice(self.deployment.servers).port
+                return [of_place[port] for of_place in proxies]
+            case _:
+                return [proxy for of_place in proxies for proxy in of_place.values()]
+
+    async def keys_on(self, *servers: Server) -> list[Key]:
+        return [key for server in servers for key in await asyncio.to_thread(self.deployment.keys_on, server)]

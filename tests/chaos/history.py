@@ -1,0 +1,141 @@
+"""What happened, put together from the logs of all: holds, overlaps, times when nobody held, faults, stalls."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from .deployments import Key
+from .logs import Event
+
+LONG_GAP = 0.1  # seconds without a holder that are remembered
+
+
+@dataclass(slots=True, eq=False)
+class Hold:
+    """From ``held`` to ``ended`` its worker thought that it had the lock. It last acted on that at ``acted``, and
+    was told then that the lock would be its own until ``due`` at least."""
+
+    who: str
+    name: str
+    held: float
+    due: float
+    acted: float
+    ended: float = math.inf
+    why: str = ""
+    forced: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Fault:
+    kind: str
+    on: str
+    solo: bool
+    since: float
+    until: float = math.inf
+    forgot: frozenset[Key] = frozenset()
+    away: frozenset[Key] = frozenset()
+
+
+@dataclass
+class History:
+    faults: dict[int, Fault] = field(default_factory=dict)
+    overlaps: list[tuple[Hold, Hold]] = field(default_factory=list)  # the earlier one first
+    lost: list[Hold] = field(default_factory=list)  # by somebody's doing but the holder's
+    gaps: list[tuple[str, float, float]] = field(default_factory=list)  # name, and when nobody had it
+    stalls: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    errors: list[str] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    lost_why: Counter[str] = field(default_factory=Counter)
+    holds: int = 0
+    longest_wait: float = 0.0  # of a single acquisition that succeeded
+    longest_close: float = 0.0
+    open: dict[tuple[str, int], Hold] = field(default_factory=dict)  # those that have not ended
+    calm: float = math.inf  # from here on there were no faults
+    closing: float = math.inf
+    at_rest: set[tuple[str, str]] = field(default_factory=set)  # who held what while it was calm
+    since: float = math.nan
+    until: float = math.nan
+
+
+KEPT = ("released", "cancelled", "closed")  # how a hold ends that was not lost
+
+
+def tell(events: Iterable[Event]) -> History:
+    """``events`` in the order of their times. Memory grows with what went wrong, not with what went well."""
+    history = History()
+    by_name: dict[str, list[Hold]] = defaultdict(list)
+    free_since: dict[str, float] = {}
+    paused: dict[str, float] = {}
+
+    def end(key: tuple[str, int], at: float, why: str) -> Hold | None:
+        hold = history.open.pop(key, None)
+        if hold is None:
+            return None
+        hold.ended, hold.why = at, why
+        holders = by_name[hold.name]
+        holders.remove(hold)
+        if not holders:
+            free_since[hold.name] = at
+        return hold
+
+    for at, who, what, details in events:
+        if math.isnan(history.since):
+            history.since = at
+        history.until = at
+        match what:
+            case "held":
+                name = details["name"]
+                hold = Hold(who, name, at, details["due"], at, forced=details.get("forced", False))
+                history.holds += 1
+                history.longest_wait = max(history.longest_wait, details["waited"])
+                history.overlaps += ((other, hold) for other in by_name[name])
+                if not by_name[name]:
+                    free = free_since.pop(name, history.since)
+                    if at - free > LONG_GAP:
+                        history.gaps.append((name, free, at))
+                by_name[name].append(hold)
+                history.open[who, details["hold"]] = hold
+                if history.calm < at < history.closing:
+                    history.at_rest.add((who, name))
+            case "ended":
+                ended = end((who, details["hold"]), at, details["why"])
+                if ended is None:
+                    history.errors.append(f"{who} ended a hold that it never had: {details}")
+                    continue
+                ended.acted, ended.due = details["acted"], max(ended.due, details["due"])
+                if ended.why not in KEPT:
+                    history.lost.append(ended)
+                    history.lost_why[ended.why] += 1
+            case "stall":
+                history.stalls[who].append((details["since"], at))
+            case "paused":
+                paused[details["target"]] = at
+            case "killed":
+                target = details["target"]
+                if target in paused:  # it never came to tell
+                    history.stalls[target].append((paused[target], at))
+                for key in [key for key in history.open if key[0] == target]:
+                    end(key, at, "killed")
+            case "refused":
+                history.refused[details["why"]] += 1
+            case "closed":
+                history.longest_close = max(history.longest_close, details["took"])
+            case "error":
+                history.errors.append(f"{who}: {details['text']}")
+            case "fault":
+                history.faults[details["number"]] = Fault(details["kind"], details["on"], details["solo"], at)
+            case "over":
+                fault = history.faults[details["number"]]
+                fault.until = at
+                fault.forgot, fault.away = (
+                    frozenset((name, index) for name, index in details[which]) for which in ("forgot", "away")
+                )
+            case "calm":
+                history.calm = at
+            case "closing":
+                history.closing = at
+    history.gaps += ((name, free, history.closing) for name, free in free_since.items() if free < history.closing)
+    return history

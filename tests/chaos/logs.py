@@ -1,0 +1,53 @@
+"""What workers and the injector write down: a file each, a JSON line an event, with the time on the system's
+monotonic clock, which all processes share."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+now = time.monotonic
+
+INJECTOR = "injector"  # whose file has the faults, and when a worker was killed
+
+
+class Event(NamedTuple):
+    at: float
+    who: str  # which process, of all that there were in a run
+    what: str
+    details: dict[str, Any]
+
+
+class Log:
+    """Each event is in the file, as far as other processes can tell, when the call returns. So a process that is
+    killed has told all up to then."""
+
+    def __init__(self, directory: Path, who: str) -> None:
+        self._file = os.open(directory / f"{who}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def __call__(self, what: str, *, at: float | None = None, **details: Any) -> None:
+        line = json.dumps({"at": now() if at is None else at, "what": what, **details}, separators=(",", ":"))
+        os.write(self._file, f"{line}\n".encode())
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def read(path: Path) -> Iterator[Event]:
+    with path.open() as lines:
+        for line in lines:
+            if not line.endswith("\n"):
+                return  # killed within the write
+            details = json.loads(line)
+            yield Event(details.pop("at"), path.stem, details.pop("what"), details)
+
+
+def merged(directory: Path) -> Iterator[Event]:
+    """All that was written in a run, in the order in which it happened."""
+    files: Iterable[Path] = sorted(directory.glob("*.jsonl"))
+    yield from heapq.merge(*(read(file) for file in files), key=lambda event: event.at)

@@ -1,0 +1,74 @@
+"""What a run has shown: a table for people, JSON for machines."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .deployments import DEPLOYMENTS
+from .run import Outcome
+
+
+def show(console: Console, outcome: Outcome) -> None:
+    history, bounds, verdict = outcome.history, outcome.bounds, outcome.verdict
+    table = Table(title=f"{DEPLOYMENTS[outcome.deployment].title}, {outcome.seconds:.0f} s of faults", min_width=100)
+    table.add_column("fault")
+    for column in ("times", "two holders", "… servers forgot", "longest", "bound", "stale", "noticed in"):
+        table.add_column(column, justify="right")
+    for column in ("locks lost", "told in", "longest wait"):
+        table.add_column(column, justify="right")
+    for kind, row in sorted(verdict.rows.items()):
+        table.add_row(
+            kind,
+            str(row.injected),
+            f"[bold red]{row.broken}[/]" if row.broken else "0",
+            str(row.forgotten or "-"),
+            _ms(row.longest) if row.forgotten else "-",
+            _ms(bounds.told.get(kind, 0.0)) if bounds.told.get(kind) else "none allowed",
+            str(row.stale or "-"),
+            _ms(row.noticed) if row.stale else "-",
+            str(row.lost or "-"),
+            _ms(row.told) if row.lost else "-",
+            f"{row.wait:.2f} s",
+        )
+    console.print(table)
+    console.print(
+        f"{history.holds:,} holds by {outcome.workers} workers, {sum(history.refused.values()):,} turned away or timed "
+        f"out; waits are bound by {bounds.wait:g} s, the longest of one acquisition was {history.longest_wait:.1f} s, "
+        f"of a close {history.longest_close:.2f} s. Locks lost: {_counted(history.lost_why)}. "
+        f"Keys left when all had closed: {outcome.left_at_once}."
+    )
+    for violation in verdict.violations[:20]:
+        console.print(f"[bold red]violated[/] {violation}", markup=True, highlight=False)
+    if len(verdict.violations) > 20:
+        console.print(f"... and {len(verdict.violations) - 20} more")
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    history, verdict = outcome.history, outcome.verdict
+    return {
+        "deployment": outcome.deployment,
+        "seed": outcome.seed,
+        "seconds": outcome.seconds,
+        "workers": outcome.workers,
+        "holds": history.holds,
+        "refused": dict(history.refused),
+        "lost": dict(history.lost_why),
+        "longest wait": history.longest_wait,
+        "longest close": history.longest_close,
+        "keys left at once": outcome.left_at_once,
+        "bounds": dataclasses.asdict(outcome.bounds),
+        "faults": {kind: dataclasses.asdict(row) for kind, row in sorted(verdict.rows.items())},
+        "violations": verdict.violations,
+    }
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:,.1f} ms" if seconds < 0.1 else f"{seconds * 1000:,.0f} ms"
+
+
+def _counted(counter: dict[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in sorted(counter.items())) or "none"

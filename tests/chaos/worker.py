@@ -1,0 +1,259 @@
+"""One worker process: takes locks, works under them, gives them back, and writes down what it knew when.
+
+    python -m tests.chaos.worker SPEC
+
+SPEC is JSON (see ``Spec``). Obeys lines on stdin: ``block 1.5`` blocks the event loop for so many seconds, ``force
+NAME`` takes a lock over, ``reopen`` closes the locker and opens another, ``hurry`` makes every hold short from then
+on. The end of stdin closes the locker, and that ends the process.
+
+What it writes: ``held`` as soon as it knows that it holds a lock, and ``ended`` as soon as it knows that it no longer
+does: its body was cancelled, a check failed, or it is about to release. ``acted`` in there is the last time that it
+was told that it still had the lock, and ``due`` the deadline that it was told then. ``stall`` is a time in which its
+loop did not run, for whatever reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asynclock import (
+    AcquireTimeoutError,
+    AsyncLockError,
+    Locker,
+    LockerClosedError,
+    LockLostError,
+    LockScope,
+    NotLockedError,
+)
+
+from .connecting import Servers
+from .logs import Log, now
+
+STEP = 0.02  # seconds between two checks of a worker that works under a lock
+TICK = 0.005  # seconds between two looks at whether the loop runs
+STALL = 0.012  # seconds between two of them that count as one that it did not
+SELF = 5.0  # seconds between two looks at its own memory and descriptors
+CLOSE_LIMIT = 10.0  # seconds that closing may take
+
+
+@dataclass
+class Spec:
+    who: str
+    directory: str
+    seed: int
+    servers: dict[str, Any]  # see connecting.py
+    options: dict[str, Any]  # of the locker
+    names: list[tuple[str, tuple[float, float]]]  # and for how many seconds each is held
+    tasks: int  # for each name; with ``roam`` for all of them
+    rest: tuple[float, float]  # seconds between turns
+    roam: bool = False  # every turn takes any name
+    uvloop: bool = False
+    patience: float = field(default=0.3)  # of those who do not wait for ever
+
+
+class Worker:
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.log = Log(Path(spec.directory), spec.who)
+        self.random = random.Random(spec.seed)
+        self.locker: Locker
+        self._closing = False
+        self._hurry = False
+        self._holds = 0
+        self._started = asyncio.Event()
+        self._forcing: set[asyncio.Task[None]] = set()
+
+    # Turns
+
+    async def take_turns(self, number: int) -> None:
+        spec = self.spec
+        await self._started.wait()
+        name, hold = spec.names[number % len(spec.names)]
+        while not self._closing:
+            if spec.roam:
+                name, hold = self.random.choice(spec.names)
+            await self.turn(name, self.random.uniform(*hold), self.random.random())
+            await asyncio.sleep(self.random.uniform(*spec.rest))
+
+    async def turn(self, name: str, hold: float, how: float) -> None:
+        since = now()
+        locker = self.locker
+        try:
+            if how < 0.7:
+                async with locker.with_context(name) as scope:
+                    await self.work(scope, hold, since)
+            elif how < 0.82:
+                async with locker.with_context(name, timeout=self.spec.patience) as scope:
+                    await self.work(scope, hold, since)
+            elif how < 0.9:
+                async with locker.try_with_context(name) as scope:
+                    await self.work(scope, hold, since)
+            else:
+                await self.by_hand(await locker.acquire(name), hold, since)
+        except LockLostError:
+            pass  # written down where it was noticed
+        except LockerClosedError:
+            self.log("turned away", name=name, waited=now() - since)
+        except (AcquireTimeoutError, NotLockedError) as error:
+            self.log("refused", name=name, why=type(error).__name__, waited=now() - since)
+        except AsyncLockError as error:
+            self.log("refused", name=name, why=type(error).__name__, waited=now() - since, text=str(error))
+            await asyncio.sleep(0.05)
+        except Exception:
+            self.log("error", text=traceback.format_exc())
+
+    async def by_hand(self, scope: LockScope, hold: float, since: float) -> None:
+        try:
+            await self.work(scope, hold, since, told=scope.wait_lost())
+        finally:
+            await scope.release()
+
+    async def force(self, name: str) -> None:
+        since = now()
+        try:
+            async with self.locker.force_with_context(name) as scope:
+                await self.work(scope, 0.05, since, forced=True)
+        except AsyncLockError as error:
+            self.log("refused", name=name, why=type(error).__name__, waited=now() - since)
+        except Exception:
+            self.log("error", text=traceback.format_exc())
+
+    async def work(
+        self, scope: LockScope, seconds: float, since: float, told: Any = None, forced: bool = False
+    ) -> None:
+        """In a block it is cancelled when the lock is lost; with ``told`` it waits for that itself."""
+        self._holds += 1
+        hold = self._holds
+        at = acted = now()
+        due = at + scope.remaining()
+        more = {"forced": True} if forced else {}
+        self.log("held", at=at, name=scope.name, hold=hold, waited=at - since, due=due, **more)
+        told = told and asyncio.ensure_future(told)
+        why = "released"
+        try:
+            while (left := at + seconds - now()) > 0 and not self._hurry:
+                if told is None:
+                    await asyncio.sleep(min(left, STEP))
+                else:
+                    await asyncio.wait([told], timeout=min(left, STEP))
+                looked = now()
+                scope.check()
+                acted, due = looked, looked + scope.remaining()
+        except LockLostError as error:
+            why = error.reason
+            raise
+        except asyncio.CancelledError:
+            why = scope.lost_reason or "cancelled"
+            raise
+        finally:
+            self.log("ended", name=scope.name, hold=hold, why=why, acted=acted, due=due)
+            if told is not None:
+                told.cancel()
+
+    # Its own state
+
+    async def watch_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        last = now()
+
+        def tick() -> None:
+            nonlocal last
+            at = now()
+            if at - last > STALL:
+                self.log("stall", at=at, since=last)
+            last = at
+            loop.call_later(TICK, tick)
+
+        tick()
+
+    async def watch_self(self) -> None:
+        page = os.sysconf("SC_PAGE_SIZE")
+        while True:
+            await asyncio.sleep(SELF)
+            with open("/proc/self/statm") as sizes:  # noqa: ASYNC230 - it is memory
+                resident = int(sizes.read().split()[1]) * page
+            open_files = len(os.listdir("/proc/self/fd")) - 1  # less the one that lists them
+            self.log("self", resident=resident, files=open_files, tasks=len(asyncio.all_tasks()))
+
+    # Orders
+
+    async def obey(self) -> None:
+        """Returns when there will be no more orders."""
+        loop = asyncio.get_running_loop()
+        orders = asyncio.StreamReader()
+        pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+        while line := await orders.readline():
+            match line.decode().split():
+                case ["block", seconds]:
+                    time.sleep(float(seconds))  # noqa: ASYNC251 - this is what it is for
+                case ["force", name]:
+                    task = asyncio.create_task(self.force(name))
+                    self._forcing.add(task)
+                    task.add_done_callback(self._forcing.discard)
+                case ["reopen"]:
+                    before, self.locker = self.locker, self.new_locker()
+                    await self.close(before)
+                case ["hurry"]:
+                    self._hurry = True
+                case _:
+                    raise ValueError(line)
+        pipe.close()
+
+    def new_locker(self) -> Locker:
+        self._servers = Servers(self.spec.servers)
+        return Locker(self._servers.argument, **self.spec.options)
+
+    async def close(self, locker: Locker) -> None:
+        since = now()
+        await locker.aclose()
+        self.log("closed", took=now() - since)
+
+    async def run(self) -> None:
+        self.locker = self.new_locker()
+        count = self.spec.tasks if self.spec.roam else self.spec.tasks * len(self.spec.names)
+        await self.watch_loop()
+        own = asyncio.create_task(self.watch_self())
+        turns = [asyncio.create_task(self.take_turns(number)) for number in range(count)]
+        self.log("started")
+        self._started.set()
+        await self.obey()
+        self._closing = True
+        await self.close(self.locker)
+        async with asyncio.timeout(CLOSE_LIMIT):
+            await asyncio.gather(*turns, *self._forcing)
+        own.cancel()
+        await Servers.close_all()
+        self.log("bye")
+
+
+def _die_with_parent() -> None:
+    """A stopped process would not see the end of its input."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def main() -> None:
+    _die_with_parent()
+    spec = Spec(**json.loads(sys.argv[1]))
+    factory = asyncio.new_event_loop
+    if spec.uvloop:
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(Worker(spec).run())
+
+
+if __name__ == "__main__":
+    main()
