@@ -78,10 +78,13 @@ def _judge_overlap(history: History, bounds: Bounds, verdict: Verdict, first: Ho
         row = verdict.rows[excuse]
         row.forgotten += 1
         row.longest = max(row.longest, awake)
-        if awake > bounds.told[excuse]:
+        bound = bounds.told[excuse]
+        if not _alone(history, bounds, second.held, until):
+            bound += bounds.validity  # the message may be what another fault keeps from coming
+        if awake > bound:
             verdict.violations.append(
                 f"{_both(first, second)}: for {awake * 1000:.1f} ms after {excuse!r}, "
-                f"where {bounds.told[excuse] * 1000:.0f} ms are the bound"
+                f"where {bound * 1000:.0f} ms are the bound"
             )
         return
     around = [fault for fault in history.faults.values() if fault.since <= until and first.held <= fault.until]
@@ -129,6 +132,12 @@ def _excuse(history: History, bounds: Bounds, first: Hold, second: Hold) -> str 
     if last is not None and len(forgot | away) > bounds.keys - bounds.majority:
         return last.kind
     return None
+
+
+def _alone(history: History, bounds: Bounds, since: float, until: float) -> bool:
+    """Was there just one fault around that time?"""
+    around = since - bounds.validity - RECONNECT
+    return sum(fault.since <= until and fault.until >= around for fault in history.faults.values()) <= 1
 
 
 def _judge_waits(history: History, bounds: Bounds, verdict: Verdict) -> None:

@@ -35,11 +35,11 @@ class Servers:
 
             class ThroughProxy(SentinelManagedConnection):
                 async def connect_to(self, address: tuple[str, int]) -> None:
-                    await super().connect_to((address[0], fronts[address[1]]))
+                    await super().connect_to((address[0], fronts[address[1]]))  # type: ignore[no-untyped-call]
 
-            manager = Sentinel([(HOST, port) for port in how["sentinels"]])
+            manager = Sentinel([(HOST, port) for port in how["sentinels"]])  # type: ignore[no-untyped-call]
             self.argument = manager.master_for(how["primary"], connection_class=ThroughProxy)
-            self._clients += [self.argument, *manager.sentinels]
+            self._clients.extend([self.argument, *manager.sentinels])
 
     @classmethod
     async def close_all(cls) -> None:

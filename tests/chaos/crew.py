@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from asynclock.testing import Clock
 
 from .logs import Log
 from .worker import Spec
@@ -24,7 +27,16 @@ class Crew:
     place and how many have been there before: ``w2-0``, ``w2-1``.
     """
 
-    def __init__(self, log: Log, directory: Path, places: int, spec: Callable[[int, str], Spec]) -> None:
+    def __init__(
+        self,
+        log: Log,
+        directory: Path,
+        places: int,
+        spec: Callable[[int, str], Spec],
+        clocks: Mapping[int, Clock] | None = None,
+    ) -> None:
+        """:param clocks: by which the workers in these places go"""
+        self.clocks = dict(clocks or {})
         self.problems: list[str] = []
         self.started = 0
         self._log = log
@@ -58,6 +70,7 @@ class Crew:
         who = f"w{place}-{self.started}"
         self.started += 1
         spec = dataclasses.asdict(self._spec(place, who))
+        clock = self.clocks.get(place)
         with (self._directory / f"{who}.stderr").open("wb") as stderr:
             self._processes[place] = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -68,6 +81,7 @@ class Crew:
                 stdout=stderr,
                 stderr=stderr,
                 cwd=ROOT,
+                env=os.environ | (clock.environment if clock is not None else {}),
                 start_new_session=True,  # keeps the terminal's Ctrl-C away
             )
         self._names[place] = who

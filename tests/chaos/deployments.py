@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from asynclock.testing import Proxy, Server
+from asynclock.testing import Clock, Cluster, Proxy, Sentinels, Server
+from asynclock.testing.nodes import view
 
 PREFIX = "asynclock"
 Key = tuple[str, int]  # a lock's name, and which of its keys
@@ -22,8 +24,8 @@ class Deployment(ABC):
     majority: ClassVar[int] = 1
     options: ClassVar[dict[str, Any]] = {}
     """Of the locker."""
-    settled: ClassVar[float] = 0.0
-    """Seconds that the servers themselves need after a fault until a lock can be had: an election, a quarantine."""
+    patience: ClassVar[float] = math.inf
+    """Seconds for which a server may be silent without being replaced by another one."""
     pause: ClassVar[float] = 1.0
     """Seconds between a client's attempts to reconnect, at most."""
 
@@ -31,6 +33,8 @@ class Deployment(ABC):
         self.names = list(names)
         self.validity = validity
         self.servers: list[Server] = []
+        self.clocks: dict[int, Clock] = {}  # of each server, by its port, where it has one
+        self.offsets: dict[int, float] = {}  # ... and how far it is off
         self.proxies: list[dict[int, Proxy]] = []  # for each worker's place: by the server's port
         self._stack = contextlib.AsyncExitStack()
         self._resources = contextlib.ExitStack()
@@ -68,6 +72,11 @@ class Deployment(ABC):
         return 2 * self.majority - 1
 
     @property
+    def settled(self) -> float:
+        """Seconds that the servers themselves need after a fault until a lock can be had: an election, a quarantine."""
+        return 0.0
+
+    @property
     def recovery(self) -> float:
         """Seconds after a fault until all should be as before."""
         return self.validity + self.settled + 1.0
@@ -79,6 +88,10 @@ class Deployment(ABC):
 
     def fronts(self, place: int) -> dict[int, int]:
         return {port: proxy.port for port, proxy in self.proxies[place].items()}
+
+    def wait_until_replaced(self, server: Server) -> None:
+        """Blocks."""
+        raise NotImplementedError(f"{self.title}: there is no other server in place of one")
 
     def repair(self) -> None:
         """All servers run, and are well. Blocks."""
@@ -102,7 +115,7 @@ class One(Deployment):
     title = "one server"
 
     def _start(self) -> None:
-        self.servers = [self._resources.enter_context(Server(persist=True))]
+        self._start_servers(1)
 
     def how(self, place: int) -> dict[str, Any]:
         return {"urls": [proxy.url for proxy in self.proxies[place].values()]}
@@ -110,5 +123,118 @@ class One(Deployment):
     def keys_on(self, server: Server) -> list[Key]:
         return [(name, 0) for name in self.names]
 
+    def _start_servers(self, count: int) -> None:
+        """Each with its own clock, which may jump, and with its keys on disk."""
+        for _ in range(count):
+            clock = self._resources.enter_context(Clock())
+            server = self._resources.enter_context(Server(persist=True, environment=clock.environment))
+            self.clocks[server.port] = clock
+            self.servers.append(server)
 
-DEPLOYMENTS: dict[str, type[Deployment]] = {kind.name: kind for kind in (One,)}
+
+class Three(One):
+    name = "three"
+    title = "three independent servers"
+    majority = 2
+
+    @property
+    def settled(self) -> float:
+        return self.validity  # the quarantine of one that was started anew
+
+    def _start(self) -> None:
+        self._start_servers(3)
+
+    def keys_on(self, server: Server) -> list[Key]:
+        return [(name, self.servers.index(server)) for name in self.names]
+
+
+class Clustered(Deployment):
+    name = "cluster"
+    title = "a cluster of three shards, each with a replica"
+    majority = 2
+    patience = 1.0
+
+    @property
+    def settled(self) -> float:
+        return 5.0  # until a node counts as failed, an election, and a look at the slots
+
+    def _start(self) -> None:
+        self.cluster = self._resources.enter_context(Cluster())
+        self.servers = self.cluster.servers
+
+    def how(self, place: int) -> dict[str, Any]:
+        fronts = self.fronts(place)
+        return {"cluster": list(fronts)[:3], "fronts": fronts}
+
+    def keys_on(self, server: Server) -> list[Key]:
+        slots = self._slots()
+        keys = [(name, index) for name in self.names for index in range(self.keys)]
+        return [key for key in keys if slots.get(self.cluster.slot_of(self.key(key))) is server]
+
+    def homes(self) -> list[Server]:
+        owners = set(self._slots().values())
+        return [server for server in self.servers if server in owners]
+
+    def repair(self) -> None:
+        super().repair()
+        self.cluster.wait_until_ok(20.0)
+
+    def wait_until_replaced(self, server: Server) -> None:
+        self.cluster.wait_until_ok(15.0)
+
+    def failover(self, server: Server) -> None:
+        if replicas := self.cluster.replicas_of(server):
+            self.cluster.failover(replicas[0])
+
+    def migrate(self, key: Key, where: float, atomically: bool) -> None:
+        """The key's slot, to another shard."""
+        slot = self.cluster.slot_of(self.key(key))
+        others = [server for server in self.homes() if server is not self.cluster.owner(slot)]
+        to = others[int(where * len(others))]
+        if atomically:
+            self.cluster.migrate_atomically(slot, to)
+        else:
+            self.cluster.migrate(slot, to)
+
+    def _slots(self) -> dict[int, Server]:
+        """Whose each slot of a key is, as far as the nodes have heard."""
+        by_port = {server.port: server for server in self.servers}
+        claims = [node for server in self.servers if server.awake for node in view(server) if node.slots]
+        claims.sort(key=lambda node: node.epoch)
+        wanted = {self.cluster.slot_of(self.key((name, index))) for name in self.names for index in range(self.keys)}
+        return {slot: by_port[node.port] for node in claims for slot in wanted if node.has(slot)}
+
+
+class Monitored(Deployment):
+    name = "sentinel"
+    title = "a primary with two replicas, and three Sentinels"
+    patience = 0.4
+    pause = 0.15
+
+    @property
+    def settled(self) -> float:
+        return 5.0  # until the primary counts as down, and another one is at work
+
+    def _start(self) -> None:
+        self.sentinels = self._resources.enter_context(Sentinels())
+        self.servers = self.sentinels.servers
+
+    def how(self, place: int) -> dict[str, Any]:
+        ports = [port for _, port in self.sentinels.addresses]
+        return {"sentinels": ports, "primary": self.sentinels.name, "fronts": self.fronts(place)}
+
+    def keys_on(self, server: Server) -> list[Key]:
+        return [(name, 0) for name in self.names] if server is self.sentinels.primary else []
+
+    def homes(self) -> list[Server]:
+        return [self.sentinels.primary]
+
+    def repair(self) -> None:
+        super().repair()
+        self.sentinels.wait_until_ok(20.0)
+
+    def wait_until_replaced(self, server: Server) -> None:
+        self.sentinels.wait_for_failover(server)
+
+
+DEPLOYMENTS: dict[str, type[Deployment]] = {kind.name: kind for kind in (One, Three, Clustered, Monitored)}

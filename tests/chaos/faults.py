@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from .field import Field
 
-Run = Callable[[Field, random.Random, str], Awaitable[None]]
+PUSH = 0.05  # seconds: a push takes a millisecond or two, and two cores do other work besides
+AWAY = 0.1  # reset, and refused when it reconnects: tens of milliseconds
+
+Run = Callable[[Field, random.Random, str], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,13 @@ class Field:
         number = self._count
         self._count += 1
         self.active.append(kind)
-        self.log("fault", number=number, kind=kind, on=" ".join(map(str, on)), solo=self.solo)
+        self.log(
+            "fault",
+            number=number,
+            kind=kind,
+            on=" ".join(str(each.port if isinstance(each, Server) else each) for each in on),
+            solo=self.solo,
+        )
         mark = Mark()
         try:
             yield mark
@@ -53,10 +59,29 @@ class Field:
             self.active.remove(kind)
             self.log("over", number=number, forgot=sorted(mark.forgot), away=sorted(mark.away))
 
-    def pick_server(self, chance: random.Random) -> Server | None:
-        """One that runs and may be harmed."""
-        servers = [server for server in self.deployment.homes() if server.awake]
-        return chance.choice(servers) if servers else None
+    async def homes(self) -> list[Server]:
+        """The servers whose keys count now."""
+        return await asyncio.to_thread(self.deployment.homes)
+
+    async def pick_servers(self, chance: random.Random) -> list[Server]:
+        """Mostly one of those whose keys count now, sometimes several."""
+        servers = await self.homes()
+        count = chance.choice((1, 1, 1, self.deployment.majority, len(servers)))
+        return chance.sample(servers, min(count, len(servers)))
+
+    async def execute(self, server: Server, *command: str | int) -> None:
+        """What comes to nothing because of another fault is no harm."""
+        with contextlib.suppress(OSError, RuntimeError):
+            await asyncio.to_thread(server.execute, *command)
+
+    async def on_key(self, key: Key, *command: str | int) -> None:
+        for server in await self.homes():
+            if key in await self.keys_on(server):
+                await self.execute(server, *command)
+
+    async def keys_behind(self, proxies: list[Proxy]) -> list[Key]:
+        ports = {proxy.target_port for proxy in proxies}
+        return await self.keys_on(*(server for server in self.deployment.servers if server.port in ports))
 
     def pick_worker(self, chance: random.Random) -> int | None:
         working = self.crew.working

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import server_faults, worker_faults  # noqa: F401 - they register their kinds
+from asynclock.testing import Clock
+
+from . import server_faults, wire_faults, worker_faults  # noqa: F401 - they register their kinds
 from .checker import FORCED, Bounds, Verdict, judge
 from .crew import Crew
 from .deployments import DEPLOYMENTS, Deployment
-from .faults import Kind, kinds_for
+from .faults import PUSH, Kind, kinds_for
 from .field import Field
 from .history import History, tell
 from .logs import INJECTOR, Event, Log, merged, now, read
@@ -54,12 +56,15 @@ async def run(
     """:param say: is told what happens, for people to watch"""
     deployment = DEPLOYMENTS[name]([each for each, _ in NAMES], VALIDITY)
     log = Log(directory, INJECTOR)
-    crew = Crew(log, directory, PLACES, lambda place, who: _spec(deployment, directory, seed, place, who))
+    clocks = {PLACES - 1: Clock()}
+    crew = Crew(log, directory, PLACES, lambda place, who: _spec(deployment, directory, seed, place, who), clocks)
     field = Field(deployment, crew, log)
     violations = []
     left_at_once = 0
     try:
         say("starting")
+        for clock in clocks.values():
+            clock.start()
         await deployment.start(PLACES)
         await crew.start_all()
         await _until_all_hold(directory, crew)
@@ -83,6 +88,8 @@ async def run(
     finally:
         await crew.kill_all()
         await deployment.aclose()
+        for clock in clocks.values():
+            clock.close()
         log.close()
     say("judging")
     history = tell(merged(directory))
@@ -95,7 +102,7 @@ async def run(
 
 
 def bounds_of(deployment: Deployment) -> Bounds:
-    told = {kind.name: kind.told for kind in kinds_for(deployment.name)} | {FORCED: server_faults.PUSH}
+    told = {kind.name: kind.told for kind in kinds_for(deployment.name)} | {FORCED: PUSH}
     wait = VALIDITY + deployment.settled + deployment.pause + ROOM
     return Bounds(told, wait, VALIDITY, deployment.keys, deployment.majority)
 
@@ -162,6 +169,8 @@ async def _storm(
         await asyncio.sleep(0)
         say(" + ".join(field.active) or "nothing")
         await task
+        if kind.track == "servers":
+            await asyncio.to_thread(field.deployment.repair)
         field.crew.look()
 
 

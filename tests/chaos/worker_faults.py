@@ -5,16 +5,77 @@ from __future__ import annotations
 import asyncio
 import random
 
-from .faults import kind
+from .checker import FORCED
+from .faults import PUSH, kind
 from .field import Field
 
 
 @kind("worker SIGKILL", "workers")
 async def killed(field: Field, chance: random.Random, name: str) -> None:
-    place = field.pick_worker(chance)
-    if place is None:
+    if (place := field.pick_worker(chance)) is None:
         return
     async with field.fault(name, field.crew.name(place)):
         await field.crew.kill(place)
     await asyncio.sleep(chance.uniform(0.0, 1.5) * field.validity)
     await field.crew.start(place)
+
+
+@kind("worker SIGSTOP past the validity", "workers")
+async def stopped_for_long(field: Field, chance: random.Random, name: str) -> None:
+    await _stopped(field, chance, name, chance.uniform(1.05, 2.0) * field.validity)
+
+
+@kind("worker SIGSTOP for a moment", "workers")
+async def stopped(field: Field, chance: random.Random, name: str) -> None:
+    await _stopped(field, chance, name, chance.uniform(0.1, 0.7) * field.validity)
+
+
+async def _stopped(field: Field, chance: random.Random, name: str, seconds: float) -> None:
+    if (place := field.pick_worker(chance)) is None:
+        return
+    async with field.fault(name, field.crew.name(place), f"{seconds:.1f} s"):
+        field.crew.pause(place)
+        await asyncio.sleep(seconds)
+        field.crew.resume(place)
+
+
+@kind("event loop blocked", "workers")
+async def blocked(field: Field, chance: random.Random, name: str) -> None:
+    if (place := field.pick_worker(chance)) is None:
+        return
+    seconds = chance.choice((0.3, 0.9, 1.2, 2.0)) * field.validity
+    async with field.fault(name, field.crew.name(place), f"{seconds:.1f} s"):
+        field.crew.order(place, f"block {seconds:.3f}")
+        await asyncio.sleep(seconds)
+
+
+@kind("locker closed and reopened", "workers")
+async def reopened(field: Field, chance: random.Random, name: str) -> None:
+    if (place := field.pick_worker(chance)) is None:
+        return
+    async with field.fault(name, field.crew.name(place)):
+        field.crew.order(place, "reopen")
+        await asyncio.sleep(0.2)
+
+
+@kind(FORCED, "workers", told=PUSH)
+async def forced(field: Field, chance: random.Random, name: str) -> None:
+    if (place := field.pick_worker(chance)) is None:
+        return
+    lock = chance.choice(field.deployment.names)
+    async with field.fault(name, field.crew.name(place), lock):
+        field.crew.order(place, f"force {lock}")
+        await asyncio.sleep(0.2)
+
+
+@kind("worker's time of day jumps", "workers")
+async def worker_clock_jumps(field: Field, chance: random.Random, name: str) -> None:
+    """It is to have no effect whatsoever."""
+    if not field.crew.clocks:
+        return
+    place, clock = chance.choice(sorted(field.crew.clocks.items()))
+    off = chance.choice((-7200.0, -1.5, 1.5, 7200.0))
+    async with field.fault(name, field.crew.name(place), f"{off:+g} s"):
+        clock.set(off)
+        await asyncio.sleep(field.validity)
+        clock.set(0.0)
