@@ -38,7 +38,8 @@ class Row:
     longest: float = 0.0
     """... of these, the longest, without times in which one of both did not run."""
     stale: int = 0
-    """Overlaps of a holder that did not run when its time was over."""
+    """Holders that did not run when their time was over, and thought later than somebody else's hold began that they
+    had the lock."""
     noticed: float = 0.0
     """... and the longest that it took from when it ran again until it knew."""
     wait: float = 0.0
@@ -58,8 +59,9 @@ def judge(history: History, bounds: Bounds) -> Verdict:
     verdict = Verdict()
     for fault in history.faults.values():
         verdict.rows[fault.kind].injected += 1
+    stale: dict[str, set[Hold]] = defaultdict(set)
     for first, second in history.overlaps:
-        _judge_overlap(history, bounds, verdict, first, second)
+        _judge_overlap(history, bounds, verdict, first, second, stale)
     _judge_waits(history, bounds, verdict)
     _judge_losses(history, bounds, verdict)
     verdict.violations += (f"an error that is not asynclock's own: {text}" for text in history.errors)
@@ -69,7 +71,9 @@ def judge(history: History, bounds: Bounds) -> Verdict:
     return verdict
 
 
-def _judge_overlap(history: History, bounds: Bounds, verdict: Verdict, first: Hold, second: Hold) -> None:
+def _judge_overlap(
+    history: History, bounds: Bounds, verdict: Verdict, first: Hold, second: Hold, seen: dict[str, set[Hold]]
+) -> None:
     since, until = second.held, min(first.ended, second.ended)
     idle = [*_within(history.stalls[first.who], since, until), *_within(history.stalls[second.who], since, until)]
     awake = _uncovered(since, until, idle)
@@ -107,9 +111,12 @@ def _judge_overlap(history: History, bounds: Bounds, verdict: Verdict, first: Ho
         verdict.violations.append(f"{_both(first, second)}: {problem}. Faults around: {what}")
         return
     noticed = _uncovered(max(since, late.due), until, history.stalls[late.who])
-    for row in rows.values():
-        row.stale += 1
-        row.noticed = max(row.noticed, noticed)
+    own = [kind for kind in rows if any(fault.kind == kind and late.who in fault.on.split() for fault in around)]
+    for kind in own or rows:
+        if late not in seen[kind]:
+            seen[kind].add(late)
+            rows[kind].stale += 1
+        rows[kind].noticed = max(rows[kind].noticed, noticed)
     if noticed > NOTICED:
         verdict.violations.append(f"{_both(first, second)}: noticed {noticed * 1000:.1f} ms after the loop ran again")
 
@@ -123,7 +130,9 @@ def _excuse(history: History, bounds: Bounds, first: Hold, second: Hold) -> str 
     for fault in history.faults.values():
         if fault.since > second.held:
             continue
-        if fault.until >= first.held - IN_FLIGHT and (mine := {key for key in fault.forgot if key[0] == name}):
+        # Who has not been told yet may have passed the lock on within his process.
+        over = fault.until + bounds.told.get(fault.kind, 0.0)
+        if over >= first.held - IN_FLIGHT and (mine := {key for key in fault.forgot if key[0] == name}):
             forgot |= mine
             if last is None or fault.since >= last.since:
                 last = fault

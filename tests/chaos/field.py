@@ -83,6 +83,11 @@ class Field:
         ports = {proxy.target_port for proxy in proxies}
         return await self.keys_on(*(server for server in self.deployment.servers if server.port in ports))
 
+    def pick_name(self, chance: random.Random) -> str:
+        """Rather one that is held for long: another may be free just then."""
+        names = self.deployment.names
+        return chance.choice([*names, *[name for name in names if name.startswith("long")] * 3])
+
     def pick_worker(self, chance: random.Random) -> int | None:
         working = self.crew.working
         return chance.choice(working) if working else None

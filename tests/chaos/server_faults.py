@@ -133,7 +133,7 @@ async def overwritten(field: Field, chance: random.Random, name: str) -> None:
 
 def _some_keys(field: Field, chance: random.Random) -> list[Key]:
     """Of one lock."""
-    lock = chance.choice(field.deployment.names)
+    lock = field.pick_name(chance)
     return [(lock, index) for index in chance.sample(range(field.deployment.keys), field.deployment.majority)]
 
 

@@ -62,7 +62,7 @@ async def reopened(field: Field, chance: random.Random, name: str) -> None:
 async def forced(field: Field, chance: random.Random, name: str) -> None:
     if (place := field.pick_worker(chance)) is None:
         return
-    lock = chance.choice(field.deployment.names)
+    lock = field.pick_name(chance)
     async with field.fault(name, field.crew.name(place), lock):
         field.crew.order(place, f"force {lock}")
         await asyncio.sleep(0.2)
