@@ -3,11 +3,11 @@
 import functools
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from .guard import Guard
 from .started import Started
 
 _DEBIAN = "/usr/lib"
@@ -37,20 +37,20 @@ class Clock(Started):
     """
 
     def __init__(self) -> None:
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._guard: Guard | None = None
 
     def start(self) -> None:
         """:raises RuntimeError: as :func:`clock_off`"""
-        if self._directory is None:
+        if self._guard is None:
             _library()
-            self._directory = tempfile.TemporaryDirectory(prefix="asynclock-clock-")
+            self._guard = Guard()
             self.set(0.0)
 
     def close(self) -> None:
         """Once the processes that go by it have ended. Idempotent."""
-        if self._directory is not None:
-            self._directory.cleanup()
-            self._directory = None
+        if self._guard is not None:
+            self._guard.close()
+            self._guard = None
 
     def set(self, seconds: float) -> None:
         """It is so many seconds ahead of the real one from now on, or, negative, behind."""
@@ -66,9 +66,9 @@ class Clock(Started):
 
     @property
     def _file(self) -> Path:
-        if self._directory is None:
+        if self._guard is None:
             raise RuntimeError("the clock has no file before start()")
-        return Path(self._directory.name) / "faketimerc"
+        return self._guard.directory / "faketimerc"
 
 
 def _environment() -> dict[str, str]:

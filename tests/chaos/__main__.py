@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fault", metavar="NAME", action="append", help="this fault; may be repeated")
     parser.add_argument("--seed", type=int, help="of the plan of faults (default: a new one, which is shown)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--svg", type=Path, metavar="DIRECTORY", help="write a picture of each deployment there")
     parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="write the logs there, and leave them")
     options = parser.parse_args(arguments)
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 outcome = asyncio.run(run(name, seconds, seed, logs, progress.say, options.fault))
             outcomes.append(outcome)
             report.show(console, outcome)
+            if options.svg is not None:
+                (options.svg / f"chaos-{name}.svg").write_text(report.picture(outcome))
         console.print(f"Seed {seed}" + (f", logs in {directory}" if options.keep else ""))
     finally:
         if not options.keep:

@@ -58,13 +58,15 @@ class History:
     at_rest: set[tuple[str, str]] = field(default_factory=set)  # who held what while it was calm
     since: float = math.nan
     until: float = math.nan
+    kept: list[Hold] = field(default_factory=list)  # all of the stretch that was asked for
 
 
 KEPT = ("released", "cancelled", "closed")  # how a hold ends that was not lost
 
 
-def tell(events: Iterable[Event]) -> History:
+def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) -> History:
     """``events`` in the order of their times. Memory grows with what went wrong, not with what went well."""
+    begin, finish = stretch or (math.inf, -math.inf)
     history = History()
     by_name: dict[str, list[Hold]] = defaultdict(list)
     free_since: dict[str, float] = {}
@@ -75,6 +77,8 @@ def tell(events: Iterable[Event]) -> History:
         if hold is None:
             return None
         hold.ended, hold.why = at, why
+        if hold.held < finish and at > begin:
+            history.kept.append(hold)
         holders = by_name[hold.name]
         holders.remove(hold)
         if not holders:

@@ -8,8 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from . import timeline
 from .deployments import DEPLOYMENTS
+from .faults import KINDS
+from .history import tell
+from .logs import merged
 from .run import Outcome
+
+PICTURED = ("long-1", "long-2", "middle-1", "middle-2")
 
 
 def show(console: Console, outcome: Outcome) -> None:
@@ -45,6 +51,14 @@ def show(console: Console, outcome: Outcome) -> None:
         console.print(f"[bold red]violated[/] {violation}", markup=True, highlight=False)
     if len(verdict.violations) > 20:
         console.print(f"... and {len(verdict.violations) - 20} more")
+
+
+def picture(outcome: Outcome) -> str:
+    stretch = timeline.interesting(outcome.history)
+    history = tell(merged(outcome.directory), stretch)
+    faults = [(fault, KINDS[fault.kind].track) for fault in history.faults.values()]
+    title = f"{DEPLOYMENTS[outcome.deployment].title}: {timeline.SECONDS:g} seconds, seed {outcome.seed}"
+    return timeline.draw(title, PICTURED, history.kept, faults, stretch)
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
