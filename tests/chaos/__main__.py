@@ -17,6 +17,7 @@ from rich.console import Console
 
 from . import report
 from .deployments import DEPLOYMENTS
+from .plan import CHAOS
 from .progress import Progress
 from .run import Outcome, run
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logs = directory / f"{name}-{seed}-{time.time():.0f}"
             logs.mkdir(parents=True)
             with Progress(console, DEPLOYMENTS[name].title, seconds) as progress:
-                outcome = asyncio.run(run(name, seconds, seed, logs, progress.say, options.fault))
+                outcome = asyncio.run(run(CHAOS, name, seconds, seed, logs, progress.say, options.fault))
             outcomes.append(outcome)
             report.show(console, outcome)
             if options.svg is not None:

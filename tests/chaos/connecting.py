@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.sentinel import Sentinel, SentinelManagedConnection
@@ -18,10 +18,9 @@ class Servers:
     - ``{"sentinels": [port, ...], "primary": name, "fronts": {...}}``.
     """
 
-    _clients: ClassVar[list[Any]] = []
-
     def __init__(self, how: dict[str, Any]) -> None:
         self.argument: Any
+        self._clients: list[Any] = []
         fronts = {int(port): front for port, front in how.get("fronts", {}).items()}
         if urls := how.get("urls"):
             self.argument = urls
@@ -41,7 +40,7 @@ class Servers:
             self.argument = manager.master_for(how["primary"], connection_class=ThroughProxy)
             self._clients.extend([self.argument, *manager.sentinels])
 
-    @classmethod
-    async def close_all(cls) -> None:
-        for client in cls._clients:
+    async def aclose(self) -> None:
+        """After the locker."""
+        for client in self._clients:
             await client.aclose()

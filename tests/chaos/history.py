@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .deployments import Key
 from .logs import Event
@@ -39,6 +40,15 @@ class Fault:
     away: frozenset[Key] = frozenset()
 
 
+class Sample(NamedTuple):
+    """What a worker saw of itself."""
+
+    at: float
+    resident: int  # bytes
+    files: int
+    tasks: int
+
+
 @dataclass
 class History:
     faults: dict[int, Fault] = field(default_factory=dict)
@@ -49,8 +59,9 @@ class History:
     errors: list[str] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     lost_why: Counter[str] = field(default_factory=Counter)
+    samples: dict[str, list[Sample]] = field(default_factory=lambda: defaultdict(list))
     holds: int = 0
-    longest_wait: float = 0.0  # of a single acquisition that succeeded
+    longest_wait: float = 0.0  # of a single acquisition
     longest_close: float = 0.0
     open: dict[tuple[str, int], Hold] = field(default_factory=dict)  # those that have not ended
     calm: float = math.inf  # from here on there were no faults
@@ -123,6 +134,10 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
                     history.stalls[target].append((paused[target], at))
                 for key in [key for key in history.open if key[0] == target]:
                     end(key, at, "killed")
+            case "self":
+                history.samples[who].append(Sample(at, **details))
+            case "turned away":  # the locker was closed
+                history.longest_wait = max(history.longest_wait, details["waited"])
             case "refused":
                 history.refused[details["why"]] += 1
             case "closed":

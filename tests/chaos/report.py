@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from rich.console import Console
@@ -38,13 +39,13 @@ def show(console: Console, outcome: Outcome) -> None:
             _ms(row.noticed) if row.stale else "-",
             str(row.lost or "-"),
             _ms(row.told) if row.lost else "-",
-            f"{row.wait:.2f} s",
+            f"{row.wait:.2f} s" if bounds.wait < math.inf else "-",
         )
     console.print(table)
+    waits = f"Nobody may have a lock for {bounds.wait:g} s after a fault at most. " if bounds.wait < math.inf else ""
     console.print(
         f"{history.holds:,} holds by {outcome.workers} workers, {sum(history.refused.values()):,} turned away or timed "
-        f"out; waits are bound by {bounds.wait:g} s, the longest of one acquisition was {history.longest_wait:.1f} s, "
-        f"of a close {history.longest_close:.2f} s. Locks lost: {_counted(history.lost_why)}. "
+        f"out. {waits}The longest wait of one acquisition was {history.longest_wait:.1f} s, of a close {history.longest_close:.2f} s. Locks lost: {_counted(history.lost_why)}. "
         f"Keys left when all had closed: {outcome.left_at_once}."
     )
     for violation in verdict.violations[:20]:

@@ -45,7 +45,7 @@ def draw(
     rows = _rows([fault for fault, _ in shown])
     head = TOP + 16 * (max(rows, default=0) + 1) + 10
     height = head + len(names) * (places * LANE + GAP) + 66
-    parts = [_text(LEFT, 26, title, size=15, bold=True)]
+    parts = [text(LEFT, 26, title, size=15, bold=True)]
 
     def x(at: float) -> float:
         return LEFT + (min(max(at, since), until) - since) / (until - since) * (WIDTH - LEFT - 20)
@@ -53,14 +53,14 @@ def draw(
     for (fault, track), row in zip(shown, rows, strict=True):
         a, b = x(fault.since), max(x(fault.until), x(fault.since) + 2)
         y = TOP + 16 * row
-        parts.append(_rect(a, head - 6, b - a, height - head - 54, TRACKS[track], opacity=0.55))
-        parts.append(_rect(a, y, b - a, 13, TRACKS[track], stroke=SOFT))
-        parts.append(_text(a + 3, y + 10, f"{fault.kind} {_short(fault.on)}", size=10))
+        parts.append(rect(a, head - 6, b - a, height - head - 54, TRACKS[track], opacity=0.55))
+        parts.append(rect(a, y, b - a, 13, TRACKS[track], stroke=SOFT))
+        parts.append(text(a + 3, y + 10, f"{fault.kind} {_short(fault.on)}", size=10))
     for number, name in enumerate(names):
         top = head + number * (places * LANE + GAP)
-        parts.append(_text(LEFT - 10, top + places * LANE / 2 + 4, name, anchor="end", bold=True))
+        parts.append(text(LEFT - 10, top + places * LANE / 2 + 4, name, anchor="end", bold=True))
         for lane in range(places):
-            parts.append(_rect(LEFT, top + lane * LANE, WIDTH - LEFT - 20, LANE - 2, WHITE, opacity=0.6))
+            parts.append(rect(LEFT, top + lane * LANE, WIDTH - LEFT - 20, LANE - 2, WHITE, opacity=0.6))
         for hold in holds:
             if hold.name == name:
                 parts += _hold(hold, top, x, [other for other in holds if other.name == name])
@@ -68,38 +68,33 @@ def draw(
     for second in range(int(until - since) + 1):
         at = x(since + second)
         parts.append(f'<line x1="{at:.1f}" y1="{bottom - 8}" x2="{at:.1f}" y2="{bottom - 2}" stroke="{SOFT}"/>')
-        parts.append(_text(at, bottom + 10, f"{second} s", size=10, fill=SOFT, anchor="middle"))
+        parts.append(text(at, bottom + 10, f"{second} s", size=10, fill=SOFT, anchor="middle"))
     at = float(LEFT)
     for place, color in enumerate(WORKERS):
-        parts.append(_rect(at, height - 28, 12, 10, color))
-        parts.append(_text(at + 17, height - 19, f"worker {place}", size=11, fill=SOFT))
+        parts.append(rect(at, height - 28, 12, 10, color))
+        parts.append(text(at + 17, height - 19, f"worker {place}", size=11, fill=SOFT))
         at += 84
     for color, words in (
         (RED, "somebody else has it by now: it does not run, or is not told yet"),
         ("none", "lost (a red end)"),
     ):
-        parts.append(_rect(at, height - 28, 12, 10, color, stroke=RED))
-        parts.append(_text(at + 17, height - 19, words, size=11, fill=SOFT))
+        parts.append(rect(at, height - 28, 12, 10, color, stroke=RED))
+        parts.append(text(at + 17, height - 19, words, size=11, fill=SOFT))
         at += 30 + 6.2 * len(words)
-    body = "\n".join(parts)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
-        f' role="img" aria-labelledby="title">\n<title id="title">{escape(title)}</title>\n'
-        f'<rect width="{WIDTH}" height="{height}" rx="12" fill="{PANEL}"/>\n{body}\n</svg>\n'
-    )
+    return svg(title, WIDTH, height, parts)
 
 
 def _hold(hold: Hold, top: float, x: Callable[[float], float], others: Sequence[Hold]) -> list[str]:
     place = int(hold.who[1 : hold.who.index("-")])
     y = top + place * LANE
     a, b = x(hold.held), x(hold.ended)
-    parts = [_rect(a, y, max(b - a, 1.2), LANE - 2, WORKERS[place % len(WORKERS)])]
+    parts = [rect(a, y, max(b - a, 1.2), LANE - 2, WORKERS[place % len(WORKERS)])]
     for other in others:
         if hold.held < other.held < hold.ended:
             a, until = x(other.held), x(min(hold.ended, other.ended))
-            parts.append(_rect(a, y + 3, max(until - a, 1.2), LANE - 8, RED))
+            parts.append(rect(a, y + 3, max(until - a, 1.2), LANE - 8, RED))
     if hold.why not in ("released", "closed", "cancelled"):
-        parts.append(_rect(b - 1.2, y - 1, 2.4, LANE, RED))
+        parts.append(rect(b - 1.2, y - 1, 2.4, LANE, RED))
     return parts
 
 
@@ -119,14 +114,23 @@ def _short(on: str) -> str:
     return on if len(on) < 24 else ""
 
 
-def _rect(
+def svg(title: str, width: int, height: int, parts: Sequence[str]) -> str:
+    body = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+        f' role="img" aria-labelledby="title">\n<title id="title">{escape(title)}</title>\n'
+        f'<rect width="{width}" height="{height}" rx="12" fill="{PANEL}"/>\n{body}\n</svg>\n'
+    )
+
+
+def rect(
     x: float, y: float, w: float, h: float, fill: str, *, opacity: float | None = None, stroke: str | None = None
 ) -> str:
     more = (f' fill-opacity="{opacity:g}"' if opacity else "") + (f' stroke="{stroke}"' if stroke else "")
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:.1f}" fill="{fill}"{more}/>'
 
 
-def _text(
+def text(
     x: float, y: float, words: str, *, size: int = 12, fill: str = INK, bold: bool = False, anchor: str = "start"
 ) -> str:
     weight = ' font-weight="600"' if bold else ""

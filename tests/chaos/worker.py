@@ -68,6 +68,7 @@ class Worker:
         self.log = Log(Path(spec.directory), spec.who)
         self.random = random.Random(spec.seed)
         self.locker: Locker
+        self.servers: Servers
         self._closing = False
         self._hurry = False
         self._holds = 0
@@ -202,25 +203,27 @@ class Worker:
                     self._forcing.add(task)
                     task.add_done_callback(self._forcing.discard)
                 case ["reopen"]:
-                    before, self.locker = self.locker, self.new_locker()
-                    await self.close(before)
+                    before = self.locker, self.servers
+                    self.open()
+                    await self.close(*before)
                 case ["hurry"]:
                     self._hurry = True
                 case _:
                     raise ValueError(line)
         pipe.close()
 
-    def new_locker(self) -> Locker:
-        self._servers = Servers(self.spec.servers)
-        return Locker(self._servers.argument, **self.spec.options)
+    def open(self) -> None:
+        self.servers = Servers(self.spec.servers)
+        self.locker = Locker(self.servers.argument, **self.spec.options)
 
-    async def close(self, locker: Locker) -> None:
+    async def close(self, locker: Locker, servers: Servers) -> None:
         since = now()
         await locker.aclose()
         self.log("closed", took=now() - since)
+        await servers.aclose()
 
     async def run(self) -> None:
-        self.locker = self.new_locker()
+        self.open()
         count = self.spec.tasks if self.spec.roam else self.spec.tasks * len(self.spec.names)
         await self.watch_loop()
         own = asyncio.create_task(self.watch_self())
@@ -229,11 +232,10 @@ class Worker:
         self._started.set()
         await self.obey()
         self._closing = True
-        await self.close(self.locker)
+        await self.close(self.locker, self.servers)
         async with asyncio.timeout(CLOSE_LIMIT):
             await asyncio.gather(*turns, *self._forcing)
         own.cancel()
-        await Servers.close_all()
         self.log("bye")
 
 

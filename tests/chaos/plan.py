@@ -1,0 +1,62 @@
+"""What chaos does: which locks, and which faults when."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from .faults import Kind
+from .field import Field
+from .logs import now
+from .run import Say, Work
+
+
+async def inject(field: Field, kinds: list[Kind], seed: int, until: float, say: Say) -> None:
+    """First one fault at a time, so that it is clear what each does; for the second half of the time several at
+    once. The seed says what comes when and to whom, as far as that is there then."""
+    chance = random.Random(seed)
+    since = now()
+    field.solo = True
+    bag: list[Kind] = []
+    while now() < since + (until - since) / 2:
+        bag = bag or chance.sample(kinds, len(kinds))
+        kind = bag.pop()
+        say(kind.name)
+        await kind.run(field, random.Random(chance.random()), kind.name)
+        await asyncio.to_thread(field.deployment.repair)
+        field.crew.look()
+        await asyncio.sleep(field.deployment.recovery * chance.uniform(0.3, 1.0))
+    field.solo = False
+    tracks = {kind.track for kind in kinds}
+    async with asyncio.TaskGroup() as group:
+        for track in sorted(tracks):
+            of_track = [kind for kind in kinds if kind.track == track]
+            group.create_task(_storm(field, of_track, random.Random(chance.random()), until, say))
+
+
+async def _storm(field: Field, kinds: list[Kind], chance: random.Random, until: float, say: Say) -> None:
+    while now() < until:
+        kind = chance.choice(kinds)
+        await asyncio.sleep(chance.uniform(0.0, 1.0) * field.validity)
+        task = asyncio.create_task(kind.run(field, random.Random(chance.random()), kind.name))
+        await asyncio.sleep(0)
+        say(" + ".join(field.active) or "nothing")
+        await task
+        if kind.track == "servers":
+            await asyncio.to_thread(field.deployment.repair)
+        field.crew.look()
+
+
+CHAOS = Work(
+    names=[
+        ("long-1", (0.5, 3.0)),
+        ("long-2", (0.5, 3.0)),
+        ("middle-1", (0.02, 0.4)),
+        ("middle-2", (0.02, 0.4)),
+        ("short-1", (0.0, 0.01)),
+        ("short-2", (0.0, 0.01)),
+    ],
+    tasks=2,
+    rest=(0.02, 0.3),
+    inject=inject,
+)
