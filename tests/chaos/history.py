@@ -156,5 +156,6 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
                 history.calm = at
             case "closing":
                 history.closing = at
-    history.gaps += ((name, free, history.closing) for name, free in free_since.items() if free < history.closing)
+    until = min(history.closing, history.until)
+    history.gaps += ((name, free, until) for name, free in free_since.items() if free < until)
     return history

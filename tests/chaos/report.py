@@ -45,8 +45,9 @@ def show(console: Console, outcome: Outcome) -> None:
     waits = f"Nobody may have a lock for {bounds.wait:g} s after a fault at most. " if bounds.wait < math.inf else ""
     console.print(
         f"{history.holds:,} holds by {outcome.workers} workers, {sum(history.refused.values()):,} turned away or timed "
-        f"out. {waits}The longest wait of one acquisition was {history.longest_wait:.1f} s, of a close {history.longest_close:.2f} s. Locks lost: {_counted(history.lost_why)}. "
-        f"Keys left when all had closed: {outcome.left_at_once}."
+        f"out. {waits}The longest wait of one acquisition was {history.longest_wait:.1f} s, of a close "
+        f"{history.longest_close:.2f} s. Locks lost: {_counted(history.lost_why)}. Keys left when all had closed: "
+        f"{outcome.left_at_once}."
     )
     for violation in verdict.violations[:20]:
         console.print(f"[bold red]violated[/] {violation}", markup=True, highlight=False)

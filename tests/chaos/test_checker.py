@@ -1,0 +1,161 @@
+"""The checker finds what is wrong in a history, and lets pass what nobody promised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .checker import FORCED, Bounds, judge
+from .history import tell
+from .logs import INJECTOR, Event, Log, merged
+
+BOUNDS = Bounds({"DEL": 0.05, "SIGKILL": 0.0, FORCED: 0.05}, wait=3.0, validity=2.0, keys=1, majority=1)
+QUORUM = Bounds({"DEL": 0.05}, wait=3.0, validity=2.0, keys=3, majority=2)
+
+
+def held(at: float, who: str, hold: int = 1, *, due: float = 2.0, **more: Any) -> Event:
+    return Event(at, who, "held", {"name": "x", "hold": hold, "waited": 0.0, "due": at + due, **more})
+
+
+def ended(at: float, who: str, hold: int = 1, *, why: str = "released", acted: float, due: float) -> Event:
+    return Event(at, who, "ended", {"name": "x", "hold": hold, "why": why, "acted": acted, "due": due})
+
+
+def fault(since: float, until: float, kind: str, forgot: Sequence[Any] = (), away: Sequence[Any] = ()) -> list[Event]:
+    return [
+        Event(since, INJECTOR, "fault", {"number": int(since * 1000), "kind": kind, "on": "", "solo": True}),
+        Event(until, INJECTOR, "over", {"number": int(since * 1000), "forgot": forgot, "away": away}),
+    ]
+
+
+def verdict(*events: Event | list[Event], bounds: Bounds = BOUNDS) -> Any:
+    flat = [event for each in events for event in ([each] if isinstance(each, Event) else each)]
+    return judge(tell(sorted(flat, key=lambda event: event.at)), bounds)
+
+
+def turn(who: str, since: float, until: float, hold: int = 1) -> list[Event]:
+    return [held(since, who, hold), ended(until, who, hold, acted=until, due=since + 2)]
+
+
+def test_one_after_the_other_is_well() -> None:
+    assert not verdict(turn("a", 0, 1), turn("b", 1, 2), turn("a", 2.1, 3, hold=2)).violations
+
+
+def test_two_at_once() -> None:
+    found = verdict(turn("a", 10, 11), turn("b", 10.9999, 12))
+    assert "two holders" in found.violations[0]
+    assert found.rows["none"].broken == 1
+
+
+def test_a_server_that_forgot_excuses_for_as_long_as_was_promised() -> None:
+    late = [held(10, "a"), ended(11.04, "a", why="deleted", acted=11.03, due=12)]
+    told = verdict(late, fault(11, 11.001, "DEL", forgot=[["x", 0]]), turn("b", 11.002, 12))
+    assert not told.violations
+    assert (told.rows["DEL"].broken, told.rows["DEL"].forgotten) == (0, 1)
+    assert told.rows["DEL"].longest == pytest.approx(0.038)
+    too_late = [held(10, "a"), ended(11.3, "a", why="deleted", acted=11.3, due=12)]
+    found = verdict(too_late, fault(11, 11.001, "DEL", forgot=[["x", 0]]), turn("b", 11.002, 12)).violations
+    assert "50 ms are the bound" in found[0]
+
+
+def test_a_fault_that_did_nothing_to_this_lock_is_no_excuse() -> None:
+    for no_excuse in (
+        fault(11, 11.001, "DEL", forgot=[["y", 0]]),
+        fault(11, 11.001, "SIGKILL", away=[["x", 0]]),
+        fault(8, 8.1, "DEL", forgot=[["x", 0]]),  # before the first one had it
+        fault(11.5, 11.6, "DEL", forgot=[["x", 0]]),  # after the second one had it
+    ):
+        found = verdict(no_excuse, turn("a", 10, 11.03), turn("b", 11.002, 12))
+        assert "two holders" in found.violations[0], no_excuse
+
+
+def test_in_a_quorum_it_takes_more_than_a_minority_to_forget() -> None:
+    holders = [held(10, "a"), ended(11.01, "a", why="deleted", acted=11, due=12), *turn("b", 11.002, 12)]
+    for forgot, away, excused in (
+        ([0], [], False),
+        ([], [0, 1], False),  # they were away, and forgot nothing
+        ([0], [0], False),
+        ([0], [2], True),
+        ([0, 1], [], True),
+    ):
+        of_x = [[["x", index] for index in indexes] for indexes in (forgot, away)]
+        found = verdict(holders, fault(11, 11.001, "DEL", *of_x), bounds=QUORUM)
+        assert bool(found.violations) != excused, (forgot, away)
+
+
+def test_a_worker_that_did_not_run_could_not_know() -> None:
+    stalled = [held(10, "a"), Event(15, "a", "stall", {"since": 11.0}), held(12.03, "b"), *turn("c", 20, 21)]
+    stalled.append(ended(13, "b", acted=13, due=14.03))
+    told = verdict(stalled, ended(15.01, "a", why="expired", acted=10.99, due=12))
+    assert not told.violations
+    assert told.rows["none"].stale == 1
+    # ... but when it runs again, it has to notice before it does anything,
+    found = verdict(stalled, ended(15.01, "a", why="expired", acted=15.005, due=12)).violations
+    assert "acted on it" in found[0]
+    # ... and nobody may have had the lock before its time was over,
+    found = verdict(stalled, ended(15.01, "a", why="expired", acted=10.99, due=12.5)).violations
+    assert "before the first one's time was over" in found[0]
+
+
+def test_it_has_to_notice_soon() -> None:
+    stalled = [held(10, "a"), Event(13, "a", "stall", {"since": 11.0}), *turn("b", 12.03, 14)]
+    assert not verdict(stalled, ended(13.02, "a", why="expired", acted=10.99, due=12)).violations
+    found = verdict(stalled, ended(13.2, "a", why="expired", acted=10.99, due=12)).violations
+    assert "noticed 200.0 ms" in found[0]
+
+
+def test_who_did_run_has_no_excuse() -> None:
+    events = [held(10, "a"), Event(10.6, "a", "stall", {"since": 10.5}), *turn("b", 12.03, 14)]
+    found = verdict(events, ended(12.04, "a", why="expired", acted=11.99, due=12)).violations
+    assert "its loop did run" in found[0]
+
+
+def test_the_dead_hold_nothing() -> None:
+    killed = Event(11, INJECTOR, "killed", {"target": "a"})
+    assert not verdict(held(10, "a"), killed, turn("b", 12.1, 13)).violations
+    assert verdict(held(10, "a"), killed, turn("b", 10.9, 13)).violations
+
+
+def test_a_lock_that_nobody_gets_for_too_long() -> None:
+    events = [*turn("a", 10, 11), *turn("b", 15, 16), Event(18, INJECTOR, "closing", {})]
+    assert "nobody had it for 3.80 s" in verdict(events, fault(11, 11.2, "SIGKILL")).violations[0]
+    assert not verdict(events, fault(11, 12.2, "SIGKILL")).violations
+    at_rest = verdict(turn("a", 10, 11), Event(12, INJECTOR, "calm", {}), Event(16, INJECTOR, "closing", {}))
+    assert "though all was well" in at_rest.violations[0]
+
+
+def test_a_loss_without_a_fault() -> None:
+    lost = [held(10, "a"), ended(10.5, "a", why="disconnected", acted=10.4, due=12)]
+    assert "though all was well" in verdict(lost).violations[0]
+    told = verdict(lost, fault(10.45, 10.49, "SIGKILL", away=[["x", 0]]))
+    assert not told.violations
+    assert told.rows["SIGKILL"].lost == 1
+    assert told.rows["SIGKILL"].told == pytest.approx(0.05)
+
+
+def test_errors_and_holds_without_an_end() -> None:
+    error = Event(10, "a", "error", {"text": "KeyError"})
+    assert "KeyError" in verdict(error).violations[0]
+    assert "never ended" in verdict(held(10, "a")).violations[0]
+
+
+def test_by_force() -> None:
+    events = [*turn("a", 10, 11.01), held(11, "b", forced=True), ended(12, "b", acted=12, due=13)]
+    told = verdict(events)
+    assert not told.violations
+    assert told.rows[FORCED].forgotten == 1
+
+
+def test_logs_are_read_in_the_order_of_time_and_to_where_they_were_cut_off(tmp_path: Path) -> None:
+    logs = {who: Log(tmp_path, who) for who in "ab"}
+    logs["a"]("one", at=1.0, more=1)
+    logs["b"]("two", at=2.0)
+    logs["a"]("three", at=3.0)
+    for log in logs.values():
+        log.close()
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('{"at":4.0,"wh')
+    assert [*merged(tmp_path)] == [(1.0, "a", "one", {"more": 1}), (2.0, "b", "two", {}), (3.0, "a", "three", {})]
