@@ -11,7 +11,7 @@ HOST = "127.0.0.1"
 
 
 class Servers:
-    """``how`` says what they are:
+    """``how`` says what they are, and the ``protocol`` (2 or 3) to speak with them:
 
     - ``{"urls": [...]}``: one server, or independent ones;
     - ``{"cluster": [port, ...], "fronts": {port: port of the proxy}}``;
@@ -21,13 +21,15 @@ class Servers:
     def __init__(self, how: dict[str, Any]) -> None:
         self.argument: Any
         self._clients: list[Any] = []
+        protocol = how["protocol"]
         fronts = {int(port): front for port, front in how.get("fronts", {}).items()}
         if urls := how.get("urls"):
-            self.argument = urls
+            self.argument = [f"{url}?protocol={protocol}" for url in urls]
         elif ports := how.get("cluster"):
             self.argument = RedisCluster(
                 startup_nodes=[ClusterNode(HOST, fronts[port]) for port in ports],
                 address_remap=lambda address: (address[0], fronts.get(address[1], address[1])),
+                protocol=protocol,
             )
             self._clients.append(self.argument)
         else:
@@ -37,7 +39,7 @@ class Servers:
                     await super().connect_to((address[0], fronts[address[1]]))  # type: ignore[no-untyped-call]
 
             manager = Sentinel([(HOST, port) for port in how["sentinels"]])  # type: ignore[no-untyped-call]
-            self.argument = manager.master_for(how["primary"], connection_class=ThroughProxy)
+            self.argument = manager.master_for(how["primary"], connection_class=ThroughProxy, protocol=protocol)
             self._clients.extend([self.argument, *manager.sentinels])
 
     async def aclose(self) -> None:

@@ -22,8 +22,6 @@ class Deployment(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     majority: ClassVar[int] = 1
-    options: ClassVar[dict[str, Any]] = {}
-    """Of the locker."""
     patience: ClassVar[float] = math.inf
     """Seconds for which a server may be silent without being replaced by another one."""
     pause: ClassVar[float] = 1.0

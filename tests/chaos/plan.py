@@ -59,4 +59,6 @@ CHAOS = Work(
     tasks=2,
     rest=(0.02, 0.3),
     inject=inject,
+    resp2=(2,),
+    options={1: {"fallback_setpx": True, "local_handoffs": 0}},
 )

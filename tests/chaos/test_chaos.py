@@ -11,6 +11,7 @@ import pytest
 
 from . import report
 from . import run as running
+from .deployments import DEPLOYMENTS
 from .faults import KINDS, kinds_for
 from .plan import CHAOS
 
@@ -45,8 +46,8 @@ def test_without_locks_it_is_found_out(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_every_deployment_has_faults_of_all_tracks() -> None:
-    for name in running.DEPLOYMENTS:
+    for name in DEPLOYMENTS:
         kinds = kinds_for(name)
         assert {kind.track for kind in kinds} == {"servers", "wires", "workers"}
         assert len(kinds) > 20
-    assert {deployment for kind in KINDS.values() for deployment in kind.only} <= set(running.DEPLOYMENTS)
+    assert {deployment for kind in KINDS.values() for deployment in kind.only} <= set(DEPLOYMENTS)

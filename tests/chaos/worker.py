@@ -51,7 +51,7 @@ CLOSE_LIMIT = 10.0  # seconds that closing may take
 class Spec:
     who: str
     directory: str
-    seed: int
+    seed: str
     servers: dict[str, Any]  # see connecting.py
     options: dict[str, Any]  # of the locker
     names: list[tuple[str, tuple[float, float]]]  # and for how many seconds each is held
