@@ -69,3 +69,17 @@ def bench(session: nox.Session) -> None:
     """The figures."""
     session.install("-e", ".[bench]")
     session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Locks on real servers while things break; ``nox -s chaos -- --minutes 60``."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "tests.chaos", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Many locks for long; an hour, or ``nox -s soak -- --minutes 10``."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "tests.soak", *session.posargs)

@@ -22,7 +22,6 @@ class Bounds:
     told: dict[str, float]
     wait: float
     validity: float
-    keys: int
     majority: int
 
 
@@ -122,23 +121,21 @@ def _judge_overlap(
 
 
 def _excuse(history: History, bounds: Bounds, first: Hold, second: Hold) -> str | None:
-    """The fault after which the guarantee does not hold for these two: too few of the lock's keys stayed where they
-    were. The last one that made a server forget counts, if with the keys that were forgotten, and those that the
-    first one may never have had, there is no majority left."""
-    name, forgot, away = first.name, set(), set()
+    """The fault after which the guarantee does not hold for these two: the first one's keys were not on a majority
+    any more. A holder may have had just that to begin with, since others who try have the rest for a moment."""
+    name, forgot = first.name, set()
     last: Fault | None = None
     for fault in history.faults.values():
-        if fault.since > second.held:
-            continue
         # Who has not been told yet may have passed the lock on within his process.
         over = fault.until + bounds.told.get(fault.kind, 0.0)
-        if over >= first.held - IN_FLIGHT and (mine := {key for key in fault.forgot if key[0] == name}):
+        if fault.since > second.held or over < first.held - IN_FLIGHT:
+            continue
+        if mine := {key for key in fault.forgot if key[0] == name}:
             forgot |= mine
             if last is None or fault.since >= last.since:
                 last = fault
-        if fault.until >= first.held - IN_FLIGHT - bounds.validity - RECONNECT:
-            away |= {key for key in fault.away if key[0] == name}
-    if last is not None and len(forgot | away) > bounds.keys - bounds.majority:
+    votes = sum(until > second.held for until in first.votes)
+    if last is not None and votes - len(forgot) < bounds.majority:
         return last.kind
     return None
 

@@ -6,24 +6,12 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 
 from asynclock.testing import Proxy, Server
 
 from .crew import Crew
 from .deployments import Deployment, Key
 from .logs import Log
-
-
-@dataclass
-class Mark:
-    """What a fault did to the keys."""
-
-    forgot: set[Key] = field(default_factory=set)
-    """Those that may be gone or changed, without their holders having done it."""
-
-    away: set[Key] = field(default_factory=set)
-    """Those that somebody may not have been able to reach."""
 
 
 class Field:
@@ -40,7 +28,7 @@ class Field:
         return self.deployment.validity
 
     @contextlib.asynccontextmanager
-    async def fault(self, kind: str, *on: object) -> AsyncIterator[Mark]:
+    async def fault(self, kind: str, *on: object) -> AsyncIterator[set[Key]]:
         """It lasts as long as the block. ``on``: what it was done to, for people."""
         number = self._count
         self._count += 1
@@ -52,12 +40,12 @@ class Field:
             on=" ".join(str(each.port if isinstance(each, Server) else each) for each in on),
             solo=self.solo,
         )
-        mark = Mark()
+        forgot: set[Key] = set()
         try:
-            yield mark
+            yield forgot
         finally:
             self.active.remove(kind)
-            self.log("over", number=number, forgot=sorted(mark.forgot), away=sorted(mark.away))
+            self.log("over", number=number, forgot=sorted(forgot))
 
     async def homes(self) -> list[Server]:
         """The servers whose keys count now."""
@@ -78,10 +66,6 @@ class Field:
         for server in await self.homes():
             if key in await self.keys_on(server):
                 await self.execute(server, *command)
-
-    async def keys_behind(self, proxies: list[Proxy]) -> list[Key]:
-        ports = {proxy.target_port for proxy in proxies}
-        return await self.keys_on(*(server for server in self.deployment.servers if server.port in ports))
 
     def pick_name(self, chance: random.Random) -> str:
         """Rather one that is held for long: another may be free just then."""

@@ -17,13 +17,14 @@ LONG_GAP = 0.1  # seconds without a holder that are remembered
 @dataclass(slots=True, eq=False)
 class Hold:
     """From ``held`` to ``ended`` its worker thought that it had the lock. It last acted on that at ``acted``, and
-    was told then that the lock would be its own until ``due`` at least."""
+    was told then that the lock would be its own until ``due`` at least, and its keys until ``votes``."""
 
     who: str
     name: str
     held: float
     due: float
     acted: float
+    votes: list[float]
     ended: float = math.inf
     why: str = ""
     forced: bool = False
@@ -37,7 +38,6 @@ class Fault:
     since: float
     until: float = math.inf
     forgot: frozenset[Key] = frozenset()
-    away: frozenset[Key] = frozenset()
 
 
 class Sample(NamedTuple):
@@ -103,7 +103,7 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
         match what:
             case "held":
                 name = details["name"]
-                hold = Hold(who, name, at, details["due"], at, forced=details.get("forced", False))
+                hold = Hold(who, name, at, details["due"], at, details["votes"], forced=details.get("forced", False))
                 history.holds += 1
                 history.longest_wait = max(history.longest_wait, details["waited"])
                 history.overlaps += ((other, hold) for other in by_name[name])
@@ -121,6 +121,7 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
                     history.errors.append(f"{who} ended a hold that it never had: {details}")
                     continue
                 ended.acted, ended.due = details["acted"], max(ended.due, details["due"])
+                ended.votes = details["votes"]
                 if ended.why not in KEPT:
                     history.lost.append(ended)
                     history.lost_why[ended.why] += 1
@@ -149,9 +150,7 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
             case "over":
                 fault = history.faults[details["number"]]
                 fault.until = at
-                fault.forgot, fault.away = (
-                    frozenset((name, index) for name, index in details[which]) for which in ("forgot", "away")
-                )
+                fault.forgot = frozenset((name, index) for name, index in details["forgot"])
             case "calm":
                 history.calm = at
             case "closing":

@@ -112,7 +112,7 @@ async def run(
 def bounds_of(deployment: Deployment, work: Work) -> Bounds:
     told = {kind.name: kind.told for kind in kinds_for(deployment.name)} | {FORCED: PUSH}
     wait = math.inf if work.roam else VALIDITY + deployment.settled + deployment.pause + ROOM
-    return Bounds(told, wait, VALIDITY, deployment.keys, deployment.majority)
+    return Bounds(told, wait, VALIDITY, deployment.majority)
 
 
 def _spec(work: Work, deployment: Deployment, directory: Path, seed: int, place: int, who: str) -> Spec:

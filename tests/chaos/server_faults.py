@@ -24,8 +24,7 @@ def _downtime(field: Field, chance: random.Random) -> float:
 @kind("server SIGKILL, back with its data", "servers", only=WITH_DISK)
 async def killed(field: Field, chance: random.Random, name: str) -> None:
     servers = await field.pick_servers(chance)
-    async with field.fault(name, *servers) as mark:
-        mark.away.update(await field.keys_on(*servers))
+    async with field.fault(name, *servers):
         for server in servers:
             server.kill()
         await asyncio.sleep(_downtime(field, chance))
@@ -42,8 +41,7 @@ async def killed_in_quarantine(field: Field, chance: random.Random, name: str) -
 async def stopped(field: Field, chance: random.Random, name: str) -> None:
     servers = await field.pick_servers(chance)
     seconds = chance.choice((0.1, 0.6, 1.3)) * field.validity
-    async with field.fault(name, *servers, f"{seconds:.1f} s") as mark:
-        mark.away.update(await field.keys_on(*servers))
+    async with field.fault(name, *servers, f"{seconds:.1f} s"):
         for server in servers:
             server.pause()
         await asyncio.sleep(seconds)
@@ -54,8 +52,7 @@ async def stopped(field: Field, chance: random.Random, name: str) -> None:
 @kind("CLIENT KILL", "servers")
 async def clients_killed(field: Field, chance: random.Random, name: str) -> None:
     servers = await field.pick_servers(chance)
-    async with field.fault(name, *servers) as mark:
-        mark.away.update(await field.keys_on(*servers))
+    async with field.fault(name, *servers):
         for server in servers:
             await field.execute(server, "CLIENT", "KILL", "TYPE", "normal")
 
@@ -65,8 +62,7 @@ async def clients_paused(field: Field, chance: random.Random, name: str) -> None
     servers = await field.pick_servers(chance)
     seconds = chance.choice((0.1, 0.4, 1.2)) * field.validity
     which = chance.choice(("ALL", "WRITE"))
-    async with field.fault(name, *servers, which, f"{seconds:.1f} s") as mark:
-        mark.away.update(await field.keys_on(*servers))
+    async with field.fault(name, *servers, which, f"{seconds:.1f} s"):
         for server in servers:
             await field.execute(server, "CLIENT", "PAUSE", int(seconds * 1000), which)
         await asyncio.sleep(seconds)
@@ -77,8 +73,7 @@ async def slept(field: Field, chance: random.Random, name: str) -> None:
     servers = await field.pick_servers(chance)
     longest = field.deployment.patience  # or there is a failover, which is another fault
     seconds = min(chance.choice((0.1, 0.4, 1.2)) * field.validity, longest)
-    async with field.fault(name, *servers, f"{seconds:.1f} s") as mark:
-        mark.away.update(await field.keys_on(*servers))
+    async with field.fault(name, *servers, f"{seconds:.1f} s"):
         await asyncio.gather(*(field.execute(server, "DEBUG", "SLEEP", f"{seconds:.3f}") for server in servers))
 
 
@@ -92,11 +87,10 @@ async def killed_and_emptied(field: Field, chance: random.Random, name: str) -> 
 
 async def _emptied(field: Field, chance: random.Random, name: str, forgets: bool) -> None:
     servers = await field.pick_servers(chance)
-    async with field.fault(name, *servers) as mark:
+    async with field.fault(name, *servers) as forgot:
         keys = await field.keys_on(*servers)
-        mark.away.update(keys)
         if forgets:
-            mark.forgot.update(keys)
+            forgot.update(keys)
         for server in servers:
             server.kill()
             server.wipe()
@@ -108,24 +102,24 @@ async def _emptied(field: Field, chance: random.Random, name: str, forgets: bool
 @kind("FLUSHALL", "servers", told=PUSH)
 async def flushed(field: Field, chance: random.Random, name: str) -> None:
     servers = await field.pick_servers(chance)
-    async with field.fault(name, *servers) as mark:
-        mark.forgot.update(await field.keys_on(*servers))
+    async with field.fault(name, *servers) as forgot:
+        forgot.update(await field.keys_on(*servers))
         for server in servers:
             await field.execute(server, "FLUSHALL")
 
 
 @kind("DEL", "servers", told=PUSH)
 async def deleted(field: Field, chance: random.Random, name: str) -> None:
-    async with field.fault(name, *(keys := _some_keys(field, chance))) as mark:
-        mark.forgot.update(keys)
+    async with field.fault(name, *(keys := _some_keys(field, chance))) as forgot:
+        forgot.update(keys)
         for key in keys:
             await field.on_key(key, "DEL", field.deployment.key(key))
 
 
 @kind("key overwritten", "servers", told=PUSH)
 async def overwritten(field: Field, chance: random.Random, name: str) -> None:
-    async with field.fault(name, *(keys := _some_keys(field, chance))) as mark:
-        mark.forgot.update(keys)
+    async with field.fault(name, *(keys := _some_keys(field, chance))) as forgot:
+        forgot.update(keys)
         for key in keys:
             await field.on_key(key, "SET", field.deployment.key(key), "somebody else's", "PX", 300)
         await asyncio.sleep(0.3)
@@ -152,10 +146,10 @@ async def clock_jumps_back(field: Field, chance: random.Random, name: str) -> No
 async def _clock_jumps(field: Field, chance: random.Random, name: str, off: float) -> None:
     server = (await field.pick_servers(chance))[0]
     clock = field.deployment.clocks[server.port]
-    async with field.fault(name, server, f"{off:+.1f} s") as mark:
+    async with field.fault(name, server, f"{off:+.1f} s") as forgot:
         keys = await field.keys_on(server)
         if off > 0:
-            mark.forgot.update(keys)
+            forgot.update(keys)
         # It stays: going back would be the other fault.
         field.deployment.offsets[server.port] = offset = field.deployment.offsets.get(server.port, 0.0) + off
         clock.set(offset)
@@ -177,10 +171,9 @@ async def primary_stopped(field: Field, chance: random.Random, name: str) -> Non
 
 async def _replaced(field: Field, chance: random.Random, name: str, stop: bool) -> None:
     server = (await field.pick_servers(chance))[0]
-    async with field.fault(name, server) as mark:
+    async with field.fault(name, server) as forgot:
         keys = await field.keys_on(server)
-        mark.away.update(keys)
-        mark.forgot.update(keys)
+        forgot.update(keys)
         if stop:
             server.pause()
         else:
@@ -197,9 +190,9 @@ async def failed_over(field: Field, chance: random.Random, name: str) -> None:
     """The old primary accepts writes until it is told, and its clients look once a second."""
     deployment = field.deployment
     assert isinstance(deployment, Monitored)
-    async with field.fault(name) as mark:
+    async with field.fault(name) as forgot:
         keys = await field.keys_on(*await field.homes())
-        mark.forgot.update(keys)
+        forgot.update(keys)
         await asyncio.to_thread(deployment.sentinels.failover)
 
 
@@ -208,8 +201,7 @@ async def shard_failed_over(field: Field, chance: random.Random, name: str) -> N
     deployment = field.deployment
     assert isinstance(deployment, Clustered)
     server = (await field.pick_servers(chance))[0]
-    async with field.fault(name, server) as mark:
-        mark.away.update(await field.keys_on(server))
+    async with field.fault(name, server):
         await asyncio.to_thread(deployment.failover, server)
 
 
@@ -227,7 +219,6 @@ async def _migrated(field: Field, chance: random.Random, name: str, atomically: 
     deployment = field.deployment
     assert isinstance(deployment, Clustered)
     key = chance.choice(deployment.names), chance.randrange(deployment.keys)
-    async with field.fault(name, *key) as mark:
-        mark.away.add(key)
+    async with field.fault(name, *key):
         with contextlib.suppress(RuntimeError, TimeoutError):  # in a storm it may fail; that is a fault too
             await asyncio.to_thread(deployment.migrate, key, chance.random(), atomically)

@@ -69,8 +69,7 @@ async def mute(field: Field, chance: random.Random, name: str) -> None:
 
 async def _at_once(field: Field, chance: random.Random, name: str, do: Callable[[Proxy], None]) -> None:
     proxies = field.wires(chance)
-    async with field.fault(name, len(proxies)) as mark:
-        mark.away.update(await field.keys_behind(proxies))
+    async with field.fault(name, len(proxies)):
         for proxy in proxies:
             do(proxy)
 
@@ -98,8 +97,7 @@ async def _for_a_while(
 ) -> None:
     proxies = field.wires(chance)
     seconds = chance.choice((0.1, 0.5, 1.5)) * field.validity
-    async with field.fault(name, len(proxies), *about, f"{seconds:.1f} s") as mark:
-        mark.away.update(await field.keys_behind(proxies))
+    async with field.fault(name, len(proxies), *about, f"{seconds:.1f} s"):
         for proxy in proxies:
             begin(proxy)
         try:

@@ -8,8 +8,8 @@ on. The end of stdin closes the locker, and that ends the process.
 
 What it writes: ``held`` as soon as it knows that it holds a lock, and ``ended`` as soon as it knows that it no longer
 does: its body was cancelled, a check failed, or it is about to release. ``acted`` in there is the last time that it
-was told that it still had the lock, and ``due`` the deadline that it was told then. ``stall`` is a time in which its
-loop did not run, for whatever reason.
+was told that it still had the lock, ``due`` the deadline that it was told then, and ``votes`` are those of its keys.
+``stall`` is a time in which its loop did not run, for whatever reason.
 """
 
 from __future__ import annotations
@@ -137,9 +137,9 @@ class Worker:
         self._holds += 1
         hold = self._holds
         at = acted = now()
-        due = at + scope.remaining()
+        due, votes = at + scope.remaining(), _votes(scope)
         more = {"forced": True} if forced else {}
-        self.log("held", at=at, name=scope.name, hold=hold, waited=at - since, due=due, **more)
+        self.log("held", at=at, name=scope.name, hold=hold, waited=at - since, due=due, votes=votes, **more)
         told = told and asyncio.ensure_future(told)
         why = "released"
         try:
@@ -150,7 +150,7 @@ class Worker:
                     await asyncio.wait([told], timeout=min(left, STEP))
                 looked = now()
                 scope.check()
-                acted, due = looked, looked + scope.remaining()
+                acted, due, votes = looked, looked + scope.remaining(), _votes(scope)
         except LockLostError as error:
             why = error.reason
             raise
@@ -158,7 +158,7 @@ class Worker:
             why = scope.lost_reason or "cancelled"
             raise
         finally:
-            self.log("ended", name=scope.name, hold=hold, why=why, acted=acted, due=due)
+            self.log("ended", name=scope.name, hold=hold, why=why, acted=acted, due=due, votes=votes)
             if told is not None:
                 told.cancel()
 
@@ -237,6 +237,12 @@ class Worker:
             await asyncio.gather(*turns, *self._forcing)
         own.cancel()
         self.log("bye")
+
+
+def _votes(scope: LockScope) -> list[float]:
+    """Until when it counts on each key: a look behind the curtain, to know how many may be lost and not the lock."""
+    lease, keeper = scope._lease, scope._keeper
+    return [] if lease is None else [round(until - keeper.now() + now(), 4) for until in lease.votes if until]
 
 
 def _die_with_parent() -> None:
