@@ -10,6 +10,7 @@ from .history import Fault, History, Hold
 
 IN_FLIGHT = 0.5  # seconds between a server's granting a lock and the holder's knowing, at most (delayed wires)
 NOTICED = 0.05  # seconds from when a worker's loop runs again until it has noticed that its lock is over
+EXIT = 0.1  # seconds from a loss until the block is left, which waits for no server
 RECONNECT = 1.5  # seconds for which a client may stay away from a server that is there again (its pause, and room)
 FORCED = "taken over by force"
 
@@ -52,6 +53,8 @@ class Row:
 class Verdict:
     rows: dict[str, Row] = field(default_factory=lambda: defaultdict(Row))
     violations: list[str] = field(default_factory=list)
+    longest_exit: float = 0.0
+    """Seconds from a loss until the block was left."""
 
 
 def judge(history: History, bounds: Bounds) -> Verdict:
@@ -63,6 +66,11 @@ def judge(history: History, bounds: Bounds) -> Verdict:
         _judge_overlap(history, bounds, verdict, first, second, stale)
     _judge_waits(history, bounds, verdict)
     _judge_losses(history, bounds, verdict)
+    for who, since, until in history.exits:
+        took = _uncovered(since, until, history.stalls[who])
+        verdict.longest_exit = max(verdict.longest_exit, took)
+        if took > EXIT:
+            verdict.violations.append(f"{who} left a block {took * 1000:.0f} ms after its lock was lost ({since:.3f})")
     verdict.violations += (f"an error that is not asynclock's own: {text}" for text in history.errors)
     verdict.violations += (
         f"{hold.who} never ended its hold of {hold.name!r} from {hold.held:.3f}" for hold in history.open.values()

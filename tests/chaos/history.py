@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .deployments import Key
-from .logs import Event
+from .logs import KEPT, Event
 
 LONG_GAP = 0.1  # seconds without a holder that are remembered
 
@@ -56,6 +56,7 @@ class History:
     lost: list[Hold] = field(default_factory=list)  # by somebody's doing but the holder's
     gaps: list[tuple[str, float, float]] = field(default_factory=list)  # name, and when nobody had it
     stalls: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    exits: list[tuple[str, float, float]] = field(default_factory=list)  # from a loss until the block was left
     errors: list[str] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     lost_why: Counter[str] = field(default_factory=Counter)
@@ -70,9 +71,6 @@ class History:
     since: float = math.nan
     until: float = math.nan
     kept: list[Hold] = field(default_factory=list)  # all of the stretch that was asked for
-
-
-KEPT = ("released", "cancelled", "closed")  # how a hold ends that was not lost
 
 
 def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) -> History:
@@ -141,6 +139,8 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
                 history.longest_wait = max(history.longest_wait, details["waited"])
             case "refused":
                 history.refused[details["why"]] += 1
+            case "left":
+                history.exits.append((who, details["since"], at))
             case "closed":
                 history.longest_close = max(history.longest_close, details["took"])
             case "error":

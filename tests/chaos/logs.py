@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 now = time.monotonic
 
+KEPT = ("released", "cancelled", "closed")  # how a hold ends that was not lost
 INJECTOR = "injector"  # whose file has the faults, and when a worker was killed
 
 

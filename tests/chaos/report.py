@@ -45,9 +45,9 @@ def show(console: Console, outcome: Outcome) -> None:
     waits = f"Nobody may have a lock for {bounds.wait:g} s after a fault at most. " if bounds.wait < math.inf else ""
     console.print(
         f"{history.holds:,} holds by {outcome.workers} workers, {sum(history.refused.values()):,} turned away or timed "
-        f"out. {waits}The longest wait of one acquisition was {history.longest_wait:.1f} s, of a close "
-        f"{history.longest_close:.2f} s. Locks lost: {_counted(history.lost_why)}. Keys left when all had closed: "
-        f"{outcome.left_at_once}."
+        f"out. Locks lost: {_counted(history.lost_why)}. {waits}The longest wait of one acquisition was "
+        f"{history.longest_wait:.1f} s, of a close {history.longest_close:.2f} s, of leaving a block whose lock was lost "
+        f"{_ms(verdict.longest_exit)}. Keys left when all had closed: {outcome.left_at_once}."
     )
     for violation in verdict.violations[:20]:
         console.print(f"[bold red]violated[/] {violation}", markup=True, highlight=False)
@@ -75,6 +75,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "lost": dict(history.lost_why),
         "longest wait": history.longest_wait,
         "longest close": history.longest_close,
+        "longest exit": verdict.longest_exit,
         "keys left at once": outcome.left_at_once,
         "bounds": dataclasses.asdict(outcome.bounds),
         "faults": {kind: dataclasses.asdict(row) for kind, row in sorted(verdict.rows.items())},

@@ -38,7 +38,7 @@ from asynclock import (
 )
 
 from .connecting import Servers
-from .logs import Log, now
+from .logs import KEPT, Log, now
 
 STEP = 0.02  # seconds between two checks of a worker that works under a lock
 TICK = 0.005  # seconds between two looks at whether the loop runs
@@ -73,6 +73,7 @@ class Worker:
         self._hurry = False
         self._holds = 0
         self._started = asyncio.Event()
+        self._lost: dict[asyncio.Task[Any], float] = {}  # when whose lock was
         self._forcing: set[asyncio.Task[None]] = set()
 
     # Turns
@@ -91,9 +92,11 @@ class Worker:
         since = now()
         locker = self.locker
         try:
-            if how < 0.7:
+            if how < 0.6:
                 async with locker.with_context(name) as scope:
                     await self.work(scope, hold, since)
+            elif how < 0.7:
+                await self.interrupted(locker, name, hold, since)
             elif how < 0.82:
                 async with locker.with_context(name, timeout=self.spec.patience) as scope:
                     await self.work(scope, hold, since)
@@ -103,7 +106,7 @@ class Worker:
             else:
                 await self.by_hand(await locker.acquire(name), hold, since)
         except LockLostError:
-            pass  # written down where it was noticed
+            self.left(name)
         except LockerClosedError:
             self.log("turned away", name=name, waited=now() - since)
         except (AcquireTimeoutError, NotLockedError) as error:
@@ -113,6 +116,23 @@ class Worker:
             await asyncio.sleep(0.05)
         except Exception:
             self.log("error", text=traceback.format_exc())
+
+    async def interrupted(self, locker: Locker, name: str, hold: float, since: float) -> None:
+        """A cancellation from outside, while it waits, acquires, holds or releases."""
+        try:
+            async with asyncio.timeout(self.random.uniform(0.0, self.spec.patience)):
+                async with locker.with_context(name) as scope:
+                    await self.work(scope, hold, since)
+        except TimeoutError:
+            pass
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            self.log("error", text=f"{name}: the task counts as cancelled after its block was left")
+
+    def left(self, name: str) -> None:
+        """A block, after a loss that was written down where it was noticed."""
+        if (task := asyncio.current_task()) in self._lost:
+            self.log("left", name=name, since=self._lost.pop(task))
 
     async def by_hand(self, scope: LockScope, hold: float, since: float) -> None:
         try:
@@ -125,6 +145,8 @@ class Worker:
         try:
             async with self.locker.force_with_context(name) as scope:
                 await self.work(scope, 0.05, since, forced=True)
+        except LockLostError:
+            self.left(name)
         except AsyncLockError as error:
             self.log("refused", name=name, why=type(error).__name__, waited=now() - since)
         except Exception:
@@ -158,6 +180,8 @@ class Worker:
             why = scope.lost_reason or "cancelled"
             raise
         finally:
+            if why not in KEPT and (task := asyncio.current_task()) is not None:
+                self._lost[task] = now()
             self.log("ended", name=scope.name, hold=hold, why=why, acted=acted, due=due, votes=votes)
             if told is not None:
                 told.cancel()
