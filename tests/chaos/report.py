@@ -46,7 +46,7 @@ def show(console: Console, outcome: Outcome) -> None:
     console.print(
         f"{history.holds:,} holds by {outcome.workers} workers, {sum(history.refused.values()):,} turned away or timed "
         f"out. Locks lost: {_counted(history.lost_why)}. {waits}The longest wait of one acquisition was "
-        f"{history.longest_wait:.1f} s, of a close {history.longest_close:.2f} s, of leaving a block whose lock was lost "
+        f"{history.longest_wait:.1f} s, of a close {history.longest_close:.2f} s, of leaving a block after a loss "
         f"{_ms(verdict.longest_exit)}. Keys left when all had closed: {outcome.left_at_once}."
     )
     for violation in verdict.violations[:20]:
