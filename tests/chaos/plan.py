@@ -25,7 +25,8 @@ async def inject(field: Field, kinds: list[Kind], seed: int, until: float, say: 
         await kind.run(field, random.Random(chance.random()), kind.name)
         await asyncio.to_thread(field.deployment.repair)
         field.crew.look()
-        await asyncio.sleep(field.deployment.recovery * chance.uniform(0.3, 1.0))
+        # Only after the long pause can it be seen that a wait was too long; short ones bring more faults.
+        await asyncio.sleep(field.deployment.longest_gap * chance.choice((0.3, 0.3, 0.5, 1.1)))
     field.solo = False
     tracks = {kind.track for kind in kinds}
     async with asyncio.TaskGroup() as group:

@@ -24,7 +24,6 @@ from .worker import Spec
 PLACES = 4
 VALIDITY = 2.0
 FIRST_HOLDS = 20.0  # seconds until everybody has begun
-ROOM = 1.0  # seconds that a busy machine needs on top of all that was promised of waits
 
 Say = Callable[[str], None]
 Inject = Callable[[Field, list[Kind], int, float, Say], Coroutine[Any, Any, None]]
@@ -111,7 +110,7 @@ async def run(
 
 def bounds_of(deployment: Deployment, work: Work) -> Bounds:
     told = {kind.name: kind.told for kind in kinds_for(deployment.name)} | {FORCED: PUSH}
-    wait = math.inf if work.roam else VALIDITY + deployment.settled + deployment.pause + ROOM
+    wait = math.inf if work.roam else deployment.longest_gap
     return Bounds(told, wait, VALIDITY, deployment.majority)
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from tests.chaos import report
 from tests.chaos.deployments import DEPLOYMENTS
 from tests.chaos.progress import Progress
-from tests.chaos.run import PLACES, ROOM, VALIDITY, Outcome, run
+from tests.chaos.run import PLACES, VALIDITY, Outcome, run
 
 from .chart import draw
 from .growth import ALLOWED, WARM_UP, Growth, growth
@@ -77,9 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def longest_wait(name: str) -> float:
     """Seconds: a fault, what the servers need after it, the time of a lock that nobody gave back, and a queue."""
-    deployment = DEPLOYMENTS[name]([], VALIDITY)
-    after = VALIDITY + deployment.settled + deployment.pause + ROOM
-    return LONGEST_FAULT + after + QUEUE * LONGEST_HOLD
+    return LONGEST_FAULT + DEPLOYMENTS[name]([], VALIDITY).longest_gap + QUEUE * LONGEST_HOLD
 
 
 def judge(outcome: Outcome, grown: list[Growth], limit: float) -> list[str]:
