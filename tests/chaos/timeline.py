@@ -55,7 +55,11 @@ def draw(
         y = TOP + 16 * row
         parts.append(rect(a, head - 6, b - a, height - head - 54, TRACKS[track], opacity=0.55))
         parts.append(rect(a, y, b - a, 13, TRACKS[track], stroke=SOFT))
-        parts.append(text(a + 3, y + 10, f"{fault.kind} {_short(fault.on)}", size=10))
+        label = f"{fault.kind} {_short(fault.on)}"
+        if a + 6 * len(label) < WIDTH - 10:
+            parts.append(text(a + 3, y + 10, label, size=10))
+        else:
+            parts.append(text(WIDTH - 14, y + 10, label, size=10, anchor="end"))
     for number, name in enumerate(names):
         top = head + number * (places * LANE + GAP)
         parts.append(text(LEFT - 10, top + places * LANE / 2 + 4, name, anchor="end", bold=True))

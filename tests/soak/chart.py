@@ -20,26 +20,26 @@ def draw(title: str, history: History, warm: float) -> str:
         return LEFT + (at - begin) / max(finish - begin, 1e-9) * (WIDTH - LEFT - RIGHT)
 
     parts = [text(LEFT, 28, title, size=15, bold=True)]
-    highest = max(sample.resident for sample in samples) / 2**20 * 1.15
-    most = max(sample.files for sample in samples) * 1.15
-    for top, what, limit in ((TOP, "MB resident", highest), (TOP + TALL + 40, "open files", most)):
+    memory = [sample.resident / 2**20 for sample in samples]
+    most = max(sample.files for sample in samples)
+    for top, what, low, high in (
+        (TOP, "MB resident", min(memory) * 0.95, max(memory) * 1.05),
+        (TOP + TALL + 40, "open files", 0.0, most * 1.15),
+    ):
 
-        def y(value: float, top: float = top, limit: float = limit) -> float:
-            return top + TALL - value / limit * TALL
+        def y(value: float, top: float = top, low: float = low, high: float = high) -> float:
+            return top + TALL - (value - low) / (high - low) * TALL
 
         parts.append(rect(LEFT, top, WIDTH - LEFT - RIGHT, TALL, WHITE))
         for fault in history.faults.values():
             parts.append(rect(x(fault.since), top, 1.0, TALL, "#f3d9d6"))
-        for step in range(0, 5):
-            value = limit * step / 4
-            parts.append(text(LEFT - 8, y(value) + 4, f"{value:.0f}", size=10, fill=SOFT, anchor="end"))
+        for step in range(5):
+            value = low + (high - low) * step / 4
+            parts.append(text(LEFT - 8, y(value) + 4, f"{value:.1f}", size=10, fill=SOFT, anchor="end"))
         parts.append(text(LEFT, top - 6, what, size=11, fill=SOFT))
         parts.append(rect(x(warm), top, 1.2, TALL, INK))
         for number, of_one in enumerate(history.samples.values()):
-            values = [
-                (sample.at, sample.resident / 2**20 if what.startswith("MB") else float(sample.files))
-                for sample in of_one
-            ]
+            values = [(sample.at, sample.resident / 2**20 if top == TOP else float(sample.files)) for sample in of_one]
             parts.append(_line(values, x, y, WORKERS[number % len(WORKERS)]))
     for minutes in _ticks((finish - begin) / 60):
         parts.append(
