@@ -25,6 +25,8 @@ class Deployment(ABC):
     majority: ClassVar[int] = 1
     patience: ClassVar[float] = math.inf
     """Seconds for which a server may be silent without being replaced by another one."""
+    has_roles: ClassVar[bool] = False
+    """A server may take another one's place."""
     pause: ClassVar[float] = 1.0
     """Seconds between a client's attempts to reconnect, at most."""
 
@@ -152,6 +154,7 @@ class Clustered(Deployment):
     name = "cluster"
     title = "a cluster of three shards, each with a replica"
     majority = 2
+    has_roles = True
     patience = 1.0
 
     @property
@@ -208,7 +211,8 @@ class Clustered(Deployment):
 class Monitored(Deployment):
     name = "sentinel"
     title = "a primary with two replicas, and three Sentinels"
-    patience = 0.4
+    has_roles = True
+    patience = 0.2
     pause = 0.15
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 from collections.abc import AsyncIterator
 
@@ -11,7 +12,11 @@ from asynclock.testing import Proxy, Server
 
 from .crew import Crew
 from .deployments import Deployment, Key
-from .logs import Log
+from .logs import Log, now
+
+UNASKED = "failover that nobody asked for"
+WATCH_EVERY = 0.2  # seconds between two looks at who is who
+BEGUN = 1.5  # seconds before that, at most, in which a new primary has begun to accept what the old one does not know
 
 
 class Field:
@@ -22,6 +27,7 @@ class Field:
         self.active: list[str] = []
         self.solo = False  # no other fault happens at the same time
         self._count = 0
+        self._moved = -math.inf  # when there was a fault last that moves roles
 
     @property
     def validity(self) -> float:
@@ -30,8 +36,8 @@ class Field:
     @contextlib.asynccontextmanager
     async def fault(self, kind: str, *on: object) -> AsyncIterator[set[Key]]:
         """It lasts as long as the block. ``on``: what it was done to, for people."""
-        number = self._count
         self._count += 1
+        number = self._count
         self.active.append(kind)
         self.log(
             "fault",
@@ -45,7 +51,29 @@ class Field:
             yield forgot
         finally:
             self.active.remove(kind)
+            if _moves(kind):
+                self._moved = now()
             self.log("over", number=number, forgot=sorted(forgot))
+
+    async def watch_roles(self) -> None:
+        """Writes it down as a fault when other servers than before have the keys that count, and no fault that is under
+        way means them to."""
+        before = await self.homes()
+        while True:
+            await asyncio.sleep(WATCH_EVERY)
+            with contextlib.suppress(OSError, RuntimeError, ValueError):
+                homes = await self.homes()
+                new = [server for server in homes if server not in before]
+                before = homes
+                seen = now()
+                if any(_moves(kind) for kind in self.active):
+                    self._moved = seen
+                elif new and seen - self._moved > 3 * WATCH_EVERY:
+                    self._count += 1
+                    self.log(
+                        "fault", at=seen - BEGUN, number=self._count, kind=UNASKED, on=str(new[0].port), solo=False
+                    )
+                    self.log("over", number=self._count, forgot=sorted(await self.keys_on(*new)))
 
     async def homes(self) -> list[Server]:
         """The servers whose keys count now."""
@@ -90,3 +118,7 @@ class Field:
 
     async def keys_on(self, *servers: Server) -> list[Key]:
         return [key for server in servers for key in await asyncio.to_thread(self.deployment.keys_on, server)]
+
+
+def _moves(kind: str) -> bool:
+    return "failover" in kind or "replaced" in kind

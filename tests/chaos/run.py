@@ -15,8 +15,8 @@ from . import server_faults, wire_faults, worker_faults  # noqa: F401 - they reg
 from .checker import FORCED, Bounds, Verdict, judge
 from .crew import Crew
 from .deployments import DEPLOYMENTS, Deployment
-from .faults import PUSH, Kind, kinds_for
-from .field import Field
+from .faults import LOOK, PUSH, Kind, kinds_for
+from .field import UNASKED, Field
 from .history import History, tell
 from .logs import INJECTOR, Event, Log, merged, now, read
 from .worker import Spec
@@ -67,6 +67,7 @@ async def run(
     scene = Field(deployment, crew, log)
     violations = []
     left_at_once = 0
+    watch = None
     try:
         say("starting")
         for clock in clocks.values():
@@ -74,6 +75,7 @@ async def run(
         await deployment.start(PLACES)
         await crew.start_all()
         await _until_all_hold(directory, crew)
+        watch = asyncio.create_task(scene.watch_roles()) if deployment.has_roles else None
         since = now()
         kinds = [kind for kind in kinds_for(name) if kind.name not in work.unwanted]
         await work.inject(scene, [kind for kind in kinds if not only or kind.name in only], seed, since + seconds, say)
@@ -92,6 +94,9 @@ async def run(
         if left := await asyncio.to_thread(deployment.left):
             violations.append(f"{len(left)} keys left behind: {left[:5]}")
     finally:
+        if watch is not None:
+            watch.cancel()
+            await asyncio.wait([watch])
         await crew.kill_all()
         await deployment.aclose()
         for clock in clocks.values():
@@ -109,7 +114,7 @@ async def run(
 
 
 def bounds_of(deployment: Deployment, work: Work) -> Bounds:
-    told = {kind.name: kind.told for kind in kinds_for(deployment.name)} | {FORCED: PUSH}
+    told = {kind.name: kind.told for kind in kinds_for(deployment.name)} | {FORCED: PUSH, UNASKED: LOOK}
     wait = math.inf if work.roam else deployment.longest_gap
     return Bounds(told, wait, VALIDITY, deployment.majority)
 

@@ -7,7 +7,7 @@ import contextlib
 import random
 
 from .deployments import Clustered, Key, Monitored
-from .faults import AWAY, PUSH, kind
+from .faults import AWAY, LOOK, PUSH, kind
 from .field import Field
 
 WITH_DISK = ("one", "three")
@@ -185,7 +185,7 @@ async def _replaced(field: Field, chance: random.Random, name: str, stop: bool) 
             await asyncio.to_thread(server.start)
 
 
-@kind("planned failover", "servers", told=1.5, only=("sentinel",))
+@kind("planned failover", "servers", told=LOOK, only=("sentinel",))
 async def failed_over(field: Field, chance: random.Random, name: str) -> None:
     """The old primary accepts writes until it is told, and its clients look once a second."""
     deployment = field.deployment

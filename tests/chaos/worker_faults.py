@@ -63,7 +63,9 @@ async def forced(field: Field, chance: random.Random, name: str) -> None:
     if (place := field.pick_worker(chance)) is None:
         return
     lock = field.pick_name(chance)
-    async with field.fault(name, field.crew.name(place), lock):
+    async with field.fault(name, field.crew.name(place), lock) as forgot:
+        # Who had it, or was just getting it, may be told after the next one has it who waited for the usurper.
+        forgot.update((lock, index) for index in range(field.deployment.keys))
         field.crew.order(place, f"force {lock}")
         await asyncio.sleep(0.2)
 
