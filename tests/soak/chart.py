@@ -38,7 +38,7 @@ def draw(title: str, history: History, warm: float) -> str:
             parts.append(text(LEFT - 8, y(value) + 4, f"{value:.1f}", size=10, fill=SOFT, anchor="end"))
         parts.append(text(LEFT, top - 6, what, size=11, fill=SOFT))
         parts.append(rect(x(warm), top, 1.2, TALL, INK))
-        for number, of_one in enumerate(history.samples.values()):
+        for number, (_, of_one) in enumerate(sorted(history.samples.items())):
             values = [(sample.at, sample.resident / 2**20 if top == TOP else float(sample.files)) for sample in of_one]
             parts.append(_line(values, x, y, WORKERS[number % len(WORKERS)]))
     for minutes in _ticks((finish - begin) / 60):

@@ -26,7 +26,7 @@ class Growth:
 
 
 def growth(history: History, who: str) -> Growth:
-    samples = history.samples[who]
+    samples = [sample for sample in history.samples[who] if sample.at < history.closing]
     begin, finish = samples[0].at, samples[-1].at
     warm = begin + min(WARM_UP, (finish - begin) / 3)
     width = max(12.0, min(60.0, (finish - warm) / 10))
