@@ -9,8 +9,8 @@ from typing import Any
 
 from .field import UNASKED, Field
 
-PUSH = 0.05  # seconds: a push takes a millisecond or two, and two cores do other work besides
-AWAY = 0.1  # reset, and refused when it reconnects: tens of milliseconds
+PUSH = 0.1  # seconds: a push takes a millisecond or two, but two cores do the work of a dozen processes
+AWAY = 0.2  # reset, and refused when it reconnects: tens of milliseconds, and the same
 
 Run = Callable[[Field, random.Random, str], Coroutine[Any, Any, None]]
 
