@@ -121,8 +121,6 @@ def bounds_of(deployment: Deployment, work: Work) -> Bounds:
 
 def _spec(work: Work, deployment: Deployment, directory: Path, seed: int, place: int, who: str) -> Spec:
     options = {"key_validity": VALIDITY, **work.options.get(place, {})}
-    if deployment.name == "cluster":
-        options.pop("fallback_setpx", None)  # it cannot do that yet: test_found.py
     return Spec(
         who=who,
         directory=str(directory),
