@@ -316,6 +316,8 @@ def started(family: Family) -> Iterator[subprocess.Popen[str]]:
         text=True,
         env=family.env,
         start_new_session=True,
+        # What a shell starts in the background is to ignore it, and so is all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
