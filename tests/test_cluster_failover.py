@@ -266,7 +266,7 @@ async def test_a_shard_without_a_replica_is_down_and_comes_back_slowly(kind: str
     ):
         victim = primaries(cluster)[1]
         tag = next(f"{{{number}}}" for number in itertools.count() if owner_of(cluster)(f"{{{number}}}") is victim)
-        much = {f"{tag} {number}": "x" * 100 for number in range(500)}
+        much = {f"{tag} {number}": "x" * 100 for number in range(1500)}
         victim.execute("MSET", *itertools.chain(*much.items()))
         victim.execute("SAVE")
         name = next(on_one(cluster, victim, 2))
