@@ -117,27 +117,28 @@ class Sentinels(Started):
         """Makes a replica the primary, and returns it as ``wait_for_failover()`` does."""
         old = self.primary
 
-        def is_accepted() -> bool:
-            try:
-                self._awake_sentinels[0].execute("SENTINEL", "FAILOVER", self.name)
-            except RuntimeError as error:
-                if not str(error).startswith(("NOGOODSLAVE", "INPROG")):
-                    raise
-                return False
-            return True
+        def is_over() -> bool:
+            if self._is_over(old):
+                return True
+            if set(self._answers()) == {old}:  # not begun, or accepted and broken off: for want of a good replica
+                try:
+                    self._awake_sentinels[0].execute("SENTINEL", "FAILOVER", self.name)
+                except RuntimeError as error:
+                    if not str(error).startswith(("NOGOODSLAVE", "INPROG")):
+                        raise
+            return False
 
-        self._wait(is_accepted, _CHANGE_LIMIT)
-        return self.wait_for_failover(old)
+        self._wait(is_over, 2 * _CHANGE_LIMIT)
+        return self.primary
 
     def wait_for_failover(self, old: Server, seconds: float = _CHANGE_LIMIT) -> Server:
         """Waits until all Sentinels name another primary than ``old`` and it accepts writes; returns it."""
-
-        def is_over() -> bool:
-            answers = self._answers()
-            return len(answers) == 1 and old not in answers and _is_primary(*answers)
-
-        self._wait(is_over, seconds)
+        self._wait(lambda: self._is_over(old), seconds)
         return self.primary
+
+    def _is_over(self, old: Server) -> bool:
+        answers = self._answers()
+        return len(answers) == 1 and old not in answers and _is_primary(*answers)
 
     def wait_until_ok(self, seconds: float = 10.0) -> None:
         """Until all Sentinels name the same primary, it runs as one, all running servers follow it, and every
