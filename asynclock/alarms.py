@@ -16,7 +16,7 @@ class Alarms:
     """Calls ``room.woken`` when the time ``room.wake`` has come.
 
     That time changes several times with each acquisition, and mostly nothing comes of it. So a room
-    is put into a slot of 10 ms, for which the loop has one timer, and stays there when its time is
+    is put into a slot of 8 ms (``rules.GRID``), for which the loop has one timer, and stays there when its time is
     put off: when the slot's time comes, it is put into the one that it then belongs to.
 
     Invariant: a room whose ``wake`` is finite has a ``timer`` for that instant, or is in the slot

@@ -208,6 +208,7 @@ class Keeper:
             self._alarms.close()
         if self._look_timer is not None:
             self._look_timer.cancel()
+        self._unread.clear()
         if self._settling_timer is not None:
             self._settling_timer.cancel()
 
@@ -357,8 +358,9 @@ class Keeper:
 
     def idle(self, room: Room[Waiter]) -> None:
         name = room.name
-        if self.rooms.pop(name, None) is None:
-            return
+        if self.rooms.get(name) is not room:
+            return  # it rests, or had to make room for others, and somebody is in a new one
+        del self.rooms[name]
         if room.contended:
             room.left_at = self.now()
         if len(name) <= MAX_RESTED_NAME:

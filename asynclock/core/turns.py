@@ -19,8 +19,8 @@ class Turns:
 
     __slots__ = ("_back_at", "_quiet", "_refusals", "_rivals", "contended")
 
-    def __init__(self, contended: int = 0) -> None:
-        self.contended = contended  #: for how many more acquisitions others are expected
+    def __init__(self) -> None:
+        self.contended = 0  #: for how many more acquisitions others are expected
         self._refusals = 0  # since the last acquisition
         self._rivals = 0  # before it: how often others were quicker
         self._quiet: Lease | None = None  # held back until its release is answered

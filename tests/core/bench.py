@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from asynclock.core.lease import Lease, Tokens
 from asynclock.core.room import NEVER, Room
 from asynclock.core.rules import Ask, LossReason, Rules
+from asynclock.core.turns import Turns
 
 OURS: Any = object()  # "the token of whoever asked"
 OTHER = b"asynclock:n:ff:1"  # of another process
@@ -65,6 +66,11 @@ class Bench:
         for index in range(self.rules.keys):
             self.answer(Ask.TAKE_TTL, index, OTHER, ttl)
         self.sent.clear()
+
+    def expect_others(self) -> None:
+        """Somebody else was quicker before."""
+        self.room.turns = Turns()
+        self.room.turns.refused()
 
     def look(self) -> None:
         """What was to be looked at soon is looked at now, and is as it should be."""

@@ -4,7 +4,6 @@ import pytest
 
 from asynclock.core.room import NEVER
 from asynclock.core.rules import Ask, LossReason
-from asynclock.core.turns import Turns
 
 from ..simulation.servers import Trouble
 from .bench import OTHER, STRANGER, Bench
@@ -37,7 +36,7 @@ def test_the_deadline_is_that_of_the_second_longest_vote() -> None:
 
 def test_a_lost_majority_is_given_back_and_what_refused_is_watched() -> None:
     bench = Bench(2)
-    bench.room.turns = Turns(1)
+    bench.expect_others()
     bench.join("me")
     bench.answer(Ask.TAKE_TTL, 0)
     bench.answer(Ask.TAKE_TTL, 1, found=OTHER, ttl=3000)
@@ -83,7 +82,7 @@ def test_a_first_key_that_never_becomes_free_does_not_keep_the_others_from_being
 @pytest.mark.parametrize("trouble", ["down", "hung", "late", "error"])
 def test_in_order_a_first_server_that_fails_is_passed_over(trouble: str) -> None:
     bench = Bench(2)
-    bench.room.turns = Turns(1)
+    bench.expect_others()
     if trouble == "down":
         bench.down.add(0)
     elif trouble == "hung":
@@ -118,7 +117,7 @@ def test_in_order_a_majority_that_is_down_ends_the_attempt_before_all_are_asked(
 
 def test_in_order_silent_servers_are_passed_over_one_after_the_other() -> None:
     bench = Bench(3)
-    bench.room.turns = Turns(1)
+    bench.expect_others()
     bench.join("me")
     for index in range(3):
         assert bench.asks[-1] == (Ask.TAKE_TTL, index)
@@ -133,7 +132,7 @@ def test_in_order_silent_servers_are_passed_over_one_after_the_other() -> None:
 
 def test_who_does_not_wait_asks_for_all_at_once_and_is_not_refused_by_a_minority() -> None:
     bench = Bench(2)
-    bench.room.turns = Turns(1)
+    bench.expect_others()
     bench.room.try_join("me", bench.now)
     bench.answer(Ask.TAKE_TTL, 0, found=STRANGER, ttl=-1)
     assert bench.told == []
@@ -220,7 +219,7 @@ def test_a_deadline_that_a_lost_vote_brings_near_is_extended_before_it() -> None
 
 def test_a_silent_server_is_waited_for_no_longer_than_it_takes_to_try_the_next() -> None:
     bench = Bench(2)
-    bench.room.turns = Turns(1)
+    bench.expect_others()
     bench.join("me")
     bench.answer(Ask.TAKE_TTL, 0)
     bench.answer(Ask.TAKE_TTL, 1, found=OTHER, ttl=3000)
@@ -317,7 +316,7 @@ def test_a_vote_of_a_server_that_is_back_with_the_key_counts_again() -> None:
 
 def test_one_lasting_error_does_not_fail_waiters_that_a_majority_can_serve() -> None:
     bench = Bench(2)
-    bench.room.turns = Turns(1)
+    bench.expect_others()
     bench.join("me")
     bench.fail(Ask.TAKE_TTL, 0, error=Trouble(lasting=True))
     bench.answer(Ask.TAKE_TTL, 1, found=OTHER, ttl=200)
