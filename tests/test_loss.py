@@ -335,3 +335,24 @@ async def test_a_demoted_server_is_left(own_server: Server, kind: str) -> None:
             scope = await locker.acquire("job", timeout=3)
             assert new.execute("EXISTS", key("job")) == 1
             await scope.release()
+
+
+@pytest.mark.asyncio
+async def test_a_room_that_was_given_up_takes_no_part_any_more(
+    server: Server, locker: Locker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Empty rooms are kept, but not without end. A late word from one does not shut the new room of that name."""
+    monkeypatch.setattr("asynclock.keeper.MAX_RESTED", 1)
+    keeper = locker._keeper
+    async with locker.with_context("job"):
+        old = keeper.rooms["job"]
+    for name in ("one", "two"):
+        async with locker.with_context(name):
+            pass
+    holding = await body(await locker.acquire("job"))
+    assert keeper.rooms["job"] is not old
+    await until(lambda: not keeper.rooms["job"].holder.unread)  # its key is tracked: only a push tells now
+    keeper.idle(old)
+    server.execute("DEL", key("job"))
+    error = await holding.lost_within(AT_ONCE, time.monotonic())
+    assert error.reason == "deleted"
