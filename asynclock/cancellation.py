@@ -70,7 +70,7 @@ class Cancellation:
             if task._must_cancel:  # type: ignore[attr-defined]  # as above: asyncio's own, long-standing names
                 self._loop.call_soon(self._let_go)  # not thrown yet
             else:
-                task._cancel_message = None  # type: ignore[attr-defined]
+                task._cancel_message = None  # type: ignore[attr-defined]  # likewise
 
     def _died(self, _: object) -> None:
         # In whichever thread the garbage was collected.

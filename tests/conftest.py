@@ -19,7 +19,7 @@ from asynclock.testing import KINDS, Cluster, Server
 try:
     import uvloop
 except ImportError:  # pragma: no cover - in the test extra, except where there is no uvloop
-    uvloop = None  # type: ignore[assignment]
+    uvloop = None  # type: ignore[assignment]  # a module otherwise
 
 LOOPS: dict[str, Callable[[], Any]] = {"asyncio": asyncio.new_event_loop}
 if uvloop is not None:

@@ -91,6 +91,7 @@ class TLSFront:
             task = asyncio.create_task(self._serve(client))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
+            # mypy infers no lambda with a default; the name is the loop's, which goes on to the next
             task.add_done_callback(lambda task, client=client: client.close())  # type: ignore[misc]
 
     async def _serve(self, client: socket.socket) -> None:

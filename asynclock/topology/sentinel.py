@@ -88,6 +88,7 @@ def client_of(url: str) -> tuple[redis.Redis, Sentinel]:
     for timeout in ("socket_timeout", "socket_connect_timeout"):
         of_sentinels.setdefault(timeout, ANSWER_TIMEOUT)
     try:
+        # redis-py's own gap
         manager = Sentinel(sentinels, sentinel_kwargs=of_sentinels, **options)  # type: ignore[no-untyped-call]
         return manager.master_for(name), manager
     except TypeError:

@@ -181,7 +181,7 @@ class SentinelDoor(Door):
         """None: it does not know the name."""
         try:
             masters: Any = await sentinel.sentinel_masters()
-            address = await sentinel.execute_command(  # type: ignore[no-untyped-call]
+            address = await sentinel.execute_command(  # type: ignore[no-untyped-call]  # redis-py's own gap
                 "SENTINEL GET-MASTER-ADDR-BY-NAME", self._name
             )
             state = masters.get(self._name)

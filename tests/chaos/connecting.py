@@ -36,9 +36,9 @@ class Servers:
 
             class ThroughProxy(SentinelManagedConnection):
                 async def connect_to(self, address: tuple[str, int]) -> None:
-                    await super().connect_to((address[0], fronts[address[1]]))  # type: ignore[no-untyped-call]
+                    await super().connect_to((address[0], fronts[address[1]]))  # type: ignore[no-untyped-call]  # redis-py's own gap
 
-            manager = Sentinel([(HOST, port) for port in how["sentinels"]])  # type: ignore[no-untyped-call]
+            manager = Sentinel([(HOST, port) for port in how["sentinels"]])  # type: ignore[no-untyped-call]  # redis-py's own gap
             self.argument = manager.master_for(how["primary"], connection_class=ThroughProxy, protocol=protocol)
             self._clients.extend([self.argument, *manager.sentinels])
 
