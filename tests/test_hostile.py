@@ -270,12 +270,12 @@ async def test_a_reply_that_nobody_asked_for_among_those_that_are_waited_for(ser
 
 @pytest.mark.asyncio
 async def test_a_reply_that_nobody_asked_for_while_none_is_waited_for(server: Server, kind: str) -> None:
-    async with scene(server, kind) as (turncoat, _, held, *_):
+    async with scene(server, kind) as (turncoat, locker, held, *_):
         for extra in KINDS.values():
+            await usable(locker, "new")  # all that was asked before it is answered by now
             since = turncoat.connections
             turncoat.say(extra)
             await until(lambda since=since: turncoat.connections > since)
-            await asyncio.sleep(0.02)
             assert held.held
 
 
