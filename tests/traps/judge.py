@@ -1,0 +1,108 @@
+"""What may come out of a scope's block, given what went on inside and around it: guarantee by guarantee.
+
+The judge sees one block at a time, so that a program of any shape can be judged. Where asyncio or anyio
+themselves leave it open what becomes of a cancellation (a body that swallowed one, an ``anyio`` scope that took
+one for its own), it does not insist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from asynclock import AcquireTimeoutError, LockLostError, LockScope, NotLockedError
+
+
+class Wrong(AssertionError):
+    """A guarantee does not hold."""
+
+
+@dataclass(slots=True)
+class Record:
+    """What one block saw."""
+
+    name: str
+    cancelling: int  # of its task, before it
+    scope: LockScope | None = None  # entered
+    ended: bool = False  # the body has come to its end
+    error: BaseException | None = None  # how
+    error_was: tuple[object, bool] = (None, False)  # its __cause__ and __suppress_context__ then
+    cancelling_at_error: int = 0
+    failures: list[BaseException] = field(default_factory=list)  # of its tasks
+    tasks: list[asyncio.Task[object]] = field(default_factory=list)
+    stopped: bool = False  # scope.cancel() was called before a loss was known
+    swallowed: bool = False  # a cancellation of its task got lost in the body
+    out: BaseException | None = None
+    cancelling_after: int = 0
+    still_pending: bool = False  # an outside cancellation comes at the next await
+
+
+def judge(block: Record) -> None:
+    """:raises Wrong: saying which guarantee"""
+    if block.cancelling_after < block.cancelling:
+        raise Wrong(f"{block.name}: a cancellation from outside was taken back: {_counts(block)}")
+    if block.scope is None:
+        _judge_acquiring(block)
+        return
+    if any(not task.done() for task in block.tasks):
+        raise Wrong(f"{block.name}: a task of the scope runs on after its block")
+    if block.scope.held:
+        raise Wrong(f"{block.name}: still held after its block")
+    own = block.error is not None and not isinstance(block.error, asyncio.CancelledError)
+    if block.failures:
+        _judge_failures(block, [*block.failures, *([block.error] if own and block.error is not None else [])])
+    elif own:
+        if block.out is not block.error:
+            raise Wrong(f"{block.name}: the body raised {block.error!r}, and {block.out!r} came out")
+        assert block.error is not None
+        if (block.error.__cause__, block.error.__suppress_context__) != block.error_was:
+            raise Wrong(f"{block.name}: the body's own exception was changed")
+    else:
+        _judge_quiet(block)
+
+
+def _judge_acquiring(block: Record) -> None:
+    """It was not held, or not long enough to be entered."""
+    if isinstance(block.out, asyncio.CancelledError):
+        if not block.cancelling_after:
+            raise Wrong(f"{block.name}: acquiring was cancelled by nobody")
+    elif not isinstance(block.out, AcquireTimeoutError | NotLockedError | LockLostError):
+        raise Wrong(f"{block.name}: acquiring ended with {block.out!r}")
+
+
+def _judge_failures(block: Record, expected: list[BaseException]) -> None:
+    assert block.scope is not None
+    group = block.out
+    if isinstance(group, LockLostError) and block.scope.lost_reason is not None:
+        group = group.__cause__  # lost first, failed while they were stopped
+    if not isinstance(group, BaseExceptionGroup) or {id(e) for e in group.exceptions} != {id(e) for e in expected}:
+        raise Wrong(f"{block.name}: {expected!r} failed, and {block.out!r} came out")
+
+
+def _judge_quiet(block: Record) -> None:
+    """Neither the body nor a task raised anything of its own."""
+    assert block.scope is not None
+    reason, out = block.scope.lost_reason, block.out
+    outside = block.cancelling_after > block.cancelling
+    if isinstance(out, asyncio.CancelledError):
+        # From outside; or the body awaited something that was cancelled, and so was cancelled itself.
+        if not block.cancelling_after and not (block.error is out and not block.cancelling_at_error):
+            raise Wrong(f"{block.name}: cancelled by nobody, or by the scope itself")
+        return
+    if outside and not block.swallowed and not block.still_pending:
+        raise Wrong(f"{block.name}: a cancellation from outside was lost: {out!r} came out, {_counts(block)}")
+    if isinstance(out, LockLostError):
+        if reason is None or (out.name, out.reason) != (block.name, reason):
+            raise Wrong(f"{block.name}: {out!r} came out, and the reason is {reason!r}")
+        if out.__cause__ is not None or not (out.__suppress_context__ or out.__context__ is None):
+            raise Wrong(f"{block.name}: the loss does not come bare: {out.__cause__ or out.__context__!r}")
+    elif out is not None:
+        raise Wrong(f"{block.name}: nobody raised it, and {out!r} came out")
+    elif reason is not None and not block.stopped:
+        raise Wrong(f"{block.name}: lost ({reason}), and nothing came out")
+    elif isinstance(block.error, asyncio.CancelledError) and not (block.stopped or block.swallowed or outside):
+        raise Wrong(f"{block.name}: a cancellation that is nobody's business here was swallowed")
+
+
+def _counts(block: Record) -> str:
+    return f"cancelling() {block.cancelling} before and {block.cancelling_after} after"

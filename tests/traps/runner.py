@@ -1,0 +1,430 @@
+"""Runs programs: many at a time on one locker, each judged block by block, and what is left of them looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import anyio
+
+from asynclock import Locker, LockScope
+from asynclock.testing import Server
+from asynclock.testing.resp import encode_command
+from tests.helpers import key, until
+
+from . import programs as p
+from .judge import Record, Wrong, judge
+
+AT_ONCE = 48
+LIMIT = 20.0  # seconds for one program that takes milliseconds: a busy machine, and a wait that never ends
+
+
+LINGER = 0.3  # seconds: longer than a push takes, and than the pauses in which a cancellation insists
+
+
+class OwnError(Exception):
+    """A program's own."""
+
+
+@dataclass(slots=True)
+class Place:
+    """Where in a program something runs. ``blocks`` are those of the same task."""
+
+    scopes: list[LockScope] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)  # of these scopes
+    blocks: list[Record] = field(default_factory=list)
+
+    def swallowed(self) -> None:
+        for block in self.blocks:
+            block.swallowed = True
+
+    def elsewhere(self) -> Place:
+        """In another task."""
+        return replace(self, blocks=[])
+
+
+class World:
+    """What programs of one run share: a locker, another one, and somebody who takes keys away."""
+
+    def __init__(self, locker: Locker, other: Locker, saboteur: asyncio.StreamWriter) -> None:
+        self.locker = locker
+        self.other = other
+        self.saboteur = saboteur
+        self.holders: dict[str, LockScope] = {}  # of the names that nobody takes away
+        self.runs = 0
+        self.seen: Counter[str] = Counter()  # what came out of blocks: so that one can tell what was tried
+
+
+class Run:
+    """One program. ``wrong`` is what the judge had to say."""
+
+    def __init__(self, world: World, program: p.Program) -> None:
+        self.world = world
+        world.runs += 1
+        self.number = world.runs  # names are this run's own: one program may run several times at once
+        self.program = program
+        self.wrong: list[str] = []
+        self.anyio_cancelled = False
+        self.spawned: list[asyncio.Task[Any]] = []
+        self.background: set[asyncio.Future[Any]] = set()
+        self.raw: Counter[asyncio.Task[Any]] = Counter()  # cancellations by the program itself
+
+    async def run(self) -> list[str]:
+        self.main = asyncio.create_task(self.block(self.program.body, Place()))
+        canceller = asyncio.create_task(self.cancel())
+        end = time.monotonic() + LIMIT
+        done, _ = await asyncio.wait([self.main], timeout=LIMIT)
+        if not done:
+            self.wrong.append(f"does not end: {self.main.get_stack()}")
+            while not self.main.done():
+                self.main.cancel()
+                await asyncio.wait([self.main], timeout=0.1)
+        canceller.cancel()
+        await asyncio.wait([canceller])
+        while left := [task for task in self.background if not task.done()]:
+            for task in left:  # shielded, or abandoned: nobody's any more
+                task.cancel()
+            await asyncio.wait(left, timeout=0.1)
+            if time.monotonic() > end + LIMIT:
+                break
+        if not self.main.cancelled():
+            self.main.exception()
+        expected = self.raw[self.main]
+        counts = (
+            {expected} if not self.anyio_cancelled else set(range(expected + 1))
+        )  # anyio may take back one too many
+        if done and self.main.cancelling() not in counts:
+            self.wrong.append(f"Task.cancelling() is {self.main.cancelling()}, and it was cancelled {expected} times")
+        if left := [task for task in (*self.spawned, *self.background) if not task.done()]:
+            self.wrong.append(f"left running: {left}")
+        return self.wrong
+
+    async def cancel(self) -> None:
+        for step in self.program.cancel_after:
+            await self.step(step, Place())
+            self.cancel_raw(self.main)
+
+    def cancel_raw(self, task: asyncio.Task[Any]) -> None:
+        if not task.done() and task.cancel():
+            self.raw[task] += 1
+
+    async def block(self, block: p.Block, place: Place) -> None:
+        for step in block:
+            await self.step(step, place)
+
+    def task(self, block: p.Block, place: Place) -> asyncio.Task[None]:
+        task = asyncio.create_task(self.block(block, place.elsewhere()))
+        self.background.add(task)
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, or nobody's
+        return task
+
+    async def step(self, step: p.Step, place: Place) -> None:
+        if getattr(step, "level", -1) >= len(place.scopes):
+            return  # what was around it has been left out
+        match step:
+            case p.Sleep(ms):
+                await asyncio.sleep(ms / 1000)
+            case p.Turns(count):
+                for _ in range(count):
+                    await asyncio.sleep(0)
+            case p.Linger():
+                await self.linger(place)
+            case p.Fail(number):
+                raise OwnError(number)
+            case p.CancelMyself():
+                task = asyncio.current_task()
+                assert task is not None
+                self.cancel_raw(task)
+            case p.CancelTask(back):
+                if len(self.spawned) > back:
+                    self.cancel_raw(self.spawned[-1 - back])
+            case p.Lose(level, how):
+                self.lose(place.scopes[-1 - level].name, how)
+            case p.Stop(level):
+                scope, record = place.scopes[-1 - level], place.records[-1 - level]
+                record.stopped |= scope.lost_reason is None
+                scope.cancel()
+            case p.Release(level):
+                await place.scopes[-1 - level].release()
+            case p.Check(level):
+                place.scopes[-1 - level].check()
+            case p.Lock():
+                await self.lock(step, place)
+            case _:
+                await self.around(step, place)
+
+    async def around(self, step: p.Step, place: Place) -> None:
+        caught = contextlib.suppress(TimeoutError) if getattr(step, "catch", False) else contextlib.nullcontext()
+        match step:
+            case p.Spawn(level, body):
+                self.spawn(level, body, place)
+            case p.Timeout(ms, body, _):
+                with caught:
+                    async with asyncio.timeout(ms / 1000):
+                        await self.block(body, place)
+            case p.WaitFor(ms, body, _):
+                if sys.version_info < (3, 12):
+                    place.swallowed()  # python/cpython#86296
+                with caught:
+                    await asyncio.wait_for(self.task(body, place), ms / 1000)
+            case p.FailAfter(ms, body, _):
+                with caught, anyio.fail_after(ms / 1000) as around:
+                    await self.anyio(around, body, place)
+            case p.MoveOn(ms, body):
+                with anyio.move_on_after(ms / 1000) as around:
+                    await self.anyio(around, body, place)
+            case p.AnyioShield(body):
+                with anyio.CancelScope(shield=True):
+                    await self.block(body, place)
+            case p.Group(tasks, body):
+                await self.group(tasks, body, place)
+            case p.AnyioGroup(tasks, body, cancel):
+                async with anyio.create_task_group() as nursery:
+                    for each in tasks:
+                        nursery.start_soon(self.block, each, place.elsewhere())
+                    try:
+                        await self.anyio(nursery.cancel_scope, body, place)
+                    finally:
+                        if cancel:
+                            nursery.cancel_scope.cancel()
+                            self.anyio_cancelled = True
+                            place.swallowed()
+            case p.Shield(body):
+                await asyncio.shield(self.task(body, place))
+            case p.Gather(tasks):
+                await asyncio.gather(*(self.task(each, place) for each in tasks))
+            case p.Finally(body, cleanup):
+                try:
+                    await self.block(body, place)
+                finally:
+                    await self.block(cleanup, place)
+            case p.Swallow(body):
+                try:
+                    await self.block(body, place)
+                except asyncio.CancelledError:
+                    place.swallowed()
+            case p.Catch(body):
+                try:
+                    await self.block(body, place)
+                except Exception:
+                    if self.cancelling():
+                        place.swallowed()  # an error went before it, as in asyncio.TaskGroup before 3.13
+            case _:
+                raise AssertionError(step)
+
+    async def group(self, tasks: list[p.Block], body: p.Block, place: Place) -> None:
+        group = asyncio.TaskGroup()
+        inside = True
+        try:
+            async with group:
+                for each in tasks:
+                    self.spawned.append(group.create_task(self.block(each, place.elsewhere())))
+                try:
+                    await self.block(body, place)
+                finally:
+                    inside = not group._parent_cancel_requested  # type: ignore[attr-defined]
+        finally:
+            if sys.version_info < (3, 13) and inside and group._parent_cancel_requested:  # type: ignore[attr-defined]
+                # A task that failed while the group waited for it: its own cancellation is not taken back there.
+                task = asyncio.current_task()
+                assert task is not None
+                task.uncancel()
+
+    async def anyio(self, around: anyio.CancelScope, body: p.Block, place: Place) -> None:
+        try:
+            await self.block(body, place)
+        finally:
+            self.anyio_cancelled |= around.cancel_called
+            if around.cancel_called or self.raw:
+                place.swallowed()  # it may take another's cancellation for its own, if both come at once
+
+    async def linger(self, place: Place) -> None:
+        await asyncio.sleep(LINGER)
+        if self.goes_on_lost(place):
+            # It may have been lost a moment ago. And who swallows a cancellation is told again once nothing refers
+            # to that any more: where a cycle does, with the next collection (test_traps.py).
+            gc.collect()
+            await asyncio.sleep(LINGER)
+            if self.goes_on_lost(place):
+                self.wrong.append(f"a body goes on with a lost lock: {list(place.scopes)}")
+
+    def goes_on_lost(self, place: Place) -> bool:
+        lost = any(block.scope is not None and block.scope.lost_reason is not None for block in place.blocks)
+        return lost and sys.exc_info()[1] is None  # else it cleans up, and is to be left in peace
+
+    def spawn(self, level: int, body: p.Block, place: Place) -> None:
+        scope, record = place.scopes[-1 - level], place.records[-1 - level]
+        depth = len(place.scopes) - level
+        inside = Place(place.scopes[:depth], place.records[:depth])
+
+        async def run() -> None:
+            try:
+                await self.block(body, inside)
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                record.failures.append(error)
+                raise
+
+        # RuntimeError: the block is being left, as asyncio.TaskGroup says it too
+        with contextlib.suppress(RuntimeError):
+            task = scope.create_task(run())
+            record.tasks.append(task)
+            self.spawned.append(task)
+
+    def cancelling(self) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+
+    def lose(self, name: str, how: str) -> None:
+        if name.startswith("~"):
+            return
+        if how == "take":
+            self.background.add(asyncio.ensure_future(self.take(name)))
+        elif how == "delete":
+            self.world.saboteur.write(encode_command("DEL", key(name)))
+        else:
+            self.world.saboteur.write(encode_command("SET", key(name), "somebody's", "PX", 10))
+
+    async def take(self, name: str) -> None:
+        await (await self.world.other.force_acquire(name)).release()
+
+    def acquiring(self, step: p.Lock) -> Any:
+        locker = self.world.locker
+        name = self.name(step)
+        match step.how:
+            case "try":
+                return locker.try_with_context(name)
+            case "force":
+                return locker.force_with_context(name)
+            case "hand":
+                return _ByHand(locker.acquire(name, timeout=step.timeout))
+        return locker.with_context(name, timeout=step.timeout)
+
+    def name(self, step: p.Lock) -> str:
+        return step.name if step.name.startswith("~") else f"{step.name} {self.number}"
+
+    async def lock(self, step: p.Lock, place: Place) -> None:
+        block = Record(self.name(step), self.cancelling())
+        inside: Place | None = None
+        try:
+            async with self.acquiring(step) as scope:
+                block.scope = scope
+                inside = Place([*place.scopes, scope], [*place.records, block], [*place.blocks, block])
+                self.alone(scope)
+                try:
+                    await self.block(step.body, inside)
+                except BaseException as error:
+                    block.error = error
+                    block.error_was = error.__cause__, error.__suppress_context__
+                    block.cancelling_at_error = self.cancelling()
+                    raise
+        except BaseException as error:
+            block.out = error
+            raise
+        finally:
+            block.cancelling_after = self.cancelling()
+            if block.cancelling_after > block.cancelling and not isinstance(block.out, asyncio.CancelledError):
+                block.still_pending = await self.pending()
+            try:
+                judge(block)
+            except Wrong as wrong:
+                self.wrong.append(str(wrong))
+            self.world.seen[_kind(block.out)] += 1
+            block.error = block.out = None  # no cycles through tracebacks
+            block.failures.clear()
+
+    async def pending(self) -> bool:
+        """Does a cancellation come at the next await? Then have it come at the one after that."""
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            assert task is not None
+            task.uncancel()
+            task.cancel(*error.args)
+            return True
+        return False
+
+    def alone(self, scope: LockScope) -> None:
+        if scope.name.startswith("~"):
+            before = self.world.holders.get(scope.name)
+            if before is not None and before.held and scope.held:
+                self.wrong.append(f"{scope.name}: two hold it")
+            self.world.holders[scope.name] = scope
+
+
+class _ByHand:
+    def __init__(self, acquiring: Awaitable[LockScope]) -> None:
+        self._acquiring = acquiring
+
+    async def __aenter__(self) -> LockScope:
+        self._scope = await self._acquiring
+        return await self._scope.__aenter__()
+
+    async def __aexit__(self, *error: Any) -> bool | None:
+        return await self._scope.__aexit__(*error)
+
+
+def _kind(out: BaseException | None) -> str:
+    return "nothing" if out is None else type(out).__name__
+
+
+@dataclass
+class Report:
+    programs: int = 0
+    seconds: float = 0.0
+    seen: Counter[str] = field(default_factory=Counter)
+    failed: dict[int, list[str]] = field(default_factory=dict)  # by seed
+    left: list[str] = field(default_factory=list)  # by all of them
+
+
+async def run_all(server: Server, programs: Iterable[p.Program], at_once: int = AT_ONCE) -> Report:
+    """Run them, ``at_once`` at a time, and look what is left."""
+    report = Report()
+    loop = asyncio.get_running_loop()
+    before = asyncio.all_tasks()
+    handler = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: report.left.append(f"the event loop complained: {context}"))
+    since = time.monotonic()
+    try:
+        _, saboteur = await asyncio.open_connection("127.0.0.1", server.port)
+        async with Locker(server.url) as locker, Locker(server.url) as other:
+            saboteur.write(encode_command("CLIENT", "REPLY", "OFF"))
+            world = World(locker, other, saboteur)
+            turns = iter(programs)
+
+            async def work() -> None:
+                for program in turns:
+                    report.programs += 1
+                    if wrong := await Run(world, program).run():
+                        report.failed[program.seed] = wrong
+
+            await asyncio.gather(*(work() for _ in range(at_once)))
+            report.seen = world.seen
+            # Clean-up that goes on behind a block (a release that is not waited for) is over soon.
+            for what, gone in (
+                ("rooms", lambda: not locker._keeper.rooms and not other._keeper.rooms),
+                ("keys", lambda: server.execute("DBSIZE") == 0),
+                ("tasks", lambda: len(asyncio.all_tasks()) <= len(before)),
+            ):
+                try:
+                    await until(gone, 2.0)
+                except AssertionError:
+                    keys, tasks = server.execute("KEYS", "*"), asyncio.all_tasks() - before
+                    report.left.append(f"{what}: {locker._keeper.rooms}, {keys}, {tasks}")
+        saboteur.close()
+        with contextlib.suppress(OSError):
+            await saboteur.wait_closed()
+    finally:
+        loop.set_exception_handler(handler)
+    report.seconds = time.monotonic() - since
+    return report

@@ -1,0 +1,50 @@
+"""A failing program, made as short as it fails all the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+from .programs import Block, Program
+
+
+def shrink(program: Program, fails: Callable[[Program], bool]) -> Program:
+    """Leave out step after step, and what is around others, as long as ``fails`` says that it still does."""
+    again = True
+    while again:
+        again = False
+        for shorter in _shorter(program):
+            if fails(shorter):
+                program, again = shorter, True
+                break
+    return program
+
+
+def _shorter(program: Program) -> Iterator[Program]:
+    """From those with most left out to those with least."""
+    for number in range(len(_places(program))):
+        without = copy.deepcopy(program)
+        block, index = _places(without)[number]
+        del block[index]
+        yield without
+    for number, (block, index) in enumerate(_places(program)):
+        for inner in range(len(block[index].blocks())):
+            unwrapped = copy.deepcopy(program)
+            block, index = _places(unwrapped)[number]
+            block[index : index + 1] = block[index].blocks()[inner]
+            yield unwrapped
+
+
+def _places(program: Program) -> list[tuple[Block, int]]:
+    """Every step: the block that it is in, and where. Outer ones come first."""
+    found: list[tuple[Block, int]] = []
+
+    def look(block: Block) -> None:
+        found.extend((block, index) for index in range(len(block)))
+        for step in block:
+            for inner in step.blocks():
+                look(inner)
+
+    look(program.body)
+    look(program.cancel_after)
+    return found
