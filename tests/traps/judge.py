@@ -31,6 +31,7 @@ class Record:
     failures: list[BaseException] = field(default_factory=list)  # of its tasks
     tasks: list[asyncio.Task[object]] = field(default_factory=list)
     stopped: bool = False  # scope.cancel() was called before a loss was known
+    released: bool = False  # by hand, in the body or a task
     swallowed: bool = False  # a cancellation of its task got lost in the body
     out: BaseException | None = None
     cancelling_after: int = 0
@@ -39,7 +40,7 @@ class Record:
 
 def judge(block: Record) -> None:
     """:raises Wrong: saying which guarantee"""
-    if block.cancelling_after < block.cancelling:
+    if block.cancelling_after < block.cancelling and not block.swallowed:
         raise Wrong(f"{block.name}: a cancellation from outside was taken back: {_counts(block)}")
     if block.scope is None:
         _judge_acquiring(block)
@@ -94,8 +95,8 @@ def _judge_quiet(block: Record) -> None:
     if isinstance(out, LockLostError):
         if reason is None or (out.name, out.reason) != (block.name, reason):
             raise Wrong(f"{block.name}: {out!r} came out, and the reason is {reason!r}")
-        if out.__cause__ is not None or not (out.__suppress_context__ or out.__context__ is None):
-            raise Wrong(f"{block.name}: the loss does not come bare: {out.__cause__ or out.__context__!r}")
+        if out.__cause__ is not None:
+            raise Wrong(f"{block.name}: the loss does not come bare: {out.__cause__!r}")
     elif out is not None:
         raise Wrong(f"{block.name}: nobody raised it, and {out!r} came out")
     elif reason is not None and not block.stopped:
