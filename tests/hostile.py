@@ -48,6 +48,9 @@ class Turncoat:
             await asyncio.wait(self._tasks)
         await asyncio.sleep(0)  # closed transports
 
+    def heard(self, command: bytes | None, reply: bytes) -> None:
+        """The server's reply to that command, or a push."""
+
     def mute(self) -> None:
         self._muted.update(self._clients)
 
@@ -88,13 +91,13 @@ class Turncoat:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, commands: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
-        instead: deque[bytes | None] = deque()  # of the replies to come
+        asked: deque[tuple[bytes, bytes | None]] = deque()  # without a reply so far, and what to say instead of it
         server: asyncio.StreamWriter | None = None
         ways: list[asyncio.Task[None]] = []
         self._clients.add(client)
         try:
             replies, server = await asyncio.open_connection("127.0.0.1", self._port)
-            up, down = self._up(commands, server, instead), self._down(replies, client, instead)
+            up, down = self._up(commands, server, asked), self._down(replies, client, asked)
             ways = [asyncio.create_task(up), asyncio.create_task(down)]
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -109,22 +112,21 @@ class Turncoat:
                     end.transport.abort()
 
     async def _up(
-        self, commands: asyncio.StreamReader, server: asyncio.StreamWriter, instead: deque[bytes | None]
+        self, commands: asyncio.StreamReader, server: asyncio.StreamWriter, asked: deque[tuple[bytes, bytes | None]]
     ) -> None:
         async for _, command in _frames(commands):
-            instead.append(None if self.answer is None else self.answer(command))
+            asked.append((command, None if self.answer is None else self.answer(command)))
             server.write(command)
 
     async def _down(
-        self, replies: asyncio.StreamReader, client: asyncio.StreamWriter, instead: deque[bytes | None]
+        self, replies: asyncio.StreamReader, client: asyncio.StreamWriter, asked: deque[tuple[bytes, bytes | None]]
     ) -> None:
         async for kind, reply in _frames(replies):
-            said = reply
-            if kind != PUSH and (other := instead.popleft()) is not None:
-                said = other
+            command, instead = (None, None) if kind == PUSH else asked.popleft()
+            self.heard(command, reply)
             await self._goes_on.wait()
             if client not in self._muted:
-                client.write(said)
+                client.write(reply if instead is None else instead)
 
 
 async def _frames(stream: asyncio.StreamReader) -> AsyncIterator[tuple[int, bytes]]:

@@ -1,0 +1,98 @@
+"""``python -m tests.fuzz --minutes M``: replies that were recorded from a real server, changed at random.
+
+A failing case is told with its seed and with what was said; ``--seed N`` runs that one again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+from asynclock.testing import Server
+
+from .recording import Recording, record
+from .target import Case
+
+AT_ONCE = 100  # most of a case's time is waited for
+TOLD = 30  # of what was said last, in a report
+
+
+class Report:
+    def __init__(self) -> None:
+        self.cases = 0
+        self.replies = 0
+        self.seconds = 0.0
+        self.failed: dict[int, list[str]] = {}
+        self.left: list[str] = []
+
+    def __str__(self) -> str:
+        kinds = Counter(wrong for each in self.failed.values() for wrong in each)
+        lines = [
+            f"{self.cases} cases, {self.replies} replies in {self.seconds:.0f} s: {len(self.failed)} failed",
+            *(f"{count:6} x {kind}" for kind, count in kinds.most_common(20)),
+            f"seeds: {list(self.failed)[:20]}" if self.failed else "",
+            *self.left,
+        ]
+        return "\n".join(line for line in lines if line)
+
+
+async def fuzz(server: Server, seeds: Iterator[int], seconds: float, show: bool = False) -> Report:
+    """Run cases until the time is over, or there are no more seeds."""
+    report = Report()
+    loop = asyncio.get_running_loop()
+    before = asyncio.all_tasks()
+    handler = loop.get_exception_handler()
+    since = time.monotonic()
+    try:
+        recording = await record(server)
+        loop.set_exception_handler(lambda _, context: report.left.append(f"the event loop complained: {context}"))
+
+        async def work() -> None:
+            for seed in seeds:
+                if time.monotonic() - since > seconds:
+                    return
+                await _one(seed, recording, server, report, show)
+
+        await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+    finally:
+        loop.set_exception_handler(handler)
+    await asyncio.sleep(0)
+    report.left += [f"left running: {task}" for task in asyncio.all_tasks() - before]
+    if keys := server.execute("DBSIZE"):
+        report.left.append(f"left: {keys} keys")
+    report.seconds = time.monotonic() - since
+    return report
+
+
+async def _one(seed: int, recording: Recording, server: Server, report: Report, show: bool) -> None:
+    case = Case(seed, recording, server.url)
+    wrong = await case.run()
+    report.cases += 1
+    report.replies += len(case.told)
+    if wrong:
+        report.failed[seed] = wrong
+        if show:
+            for command, said in case.told[-TOLD:]:
+                print(f"{command!r:.160}\n    {said!r:.200}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--seed", type=int, help="only this one, and show what was said")
+    arguments = parser.parse_args()
+    seeds = itertools.count(arguments.first) if arguments.seed is None else iter([arguments.seed])
+    with Server() as server:
+        report = asyncio.run(fuzz(server, seeds, arguments.minutes * 60, show=arguments.seed is not None))
+    print(report)
+    return 1 if report.failed or report.left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""What a real server said to a locker, to be said again, more or less."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections import defaultdict
+
+from asynclock import AcquireTimeoutError, Locker, NotLockedError
+from asynclock.testing import Server
+from tests.hostile import Turncoat
+
+TOKEN = re.compile(rb"asynclock:[nf]:[0-9a-f]+:[0-9a-f]+")
+_NUMBER = re.compile(rb"\d{4,}")
+_KEY = re.compile(rb"asynclock:\d+:\w*")
+
+
+def shape(command: bytes) -> bytes:
+    """What two commands have in common that differ in key, value and time."""
+    words = [word for word in command.split(b"\r\n") if word[:1] not in (b"*", b"$")]
+    return b" ".join(_NUMBER.sub(b"N", _KEY.sub(b"K", TOKEN.sub(b"T", word))) for word in words).strip()
+
+
+class Recording:
+    """``replies``: for each shape of command, every reply that came to one; ``pushes``: every push."""
+
+    def __init__(self) -> None:
+        self.replies: dict[bytes, list[bytes]] = defaultdict(list)
+        self.pushes: list[bytes] = []
+
+    def add(self, command: bytes, reply: bytes) -> None:
+        known = self.replies[shape(command)]
+        if reply not in known and len(known) < 20:
+            known.append(reply)
+
+    @property
+    def everything(self) -> list[bytes]:
+        return [reply for replies in self.replies.values() for reply in replies] + self.pushes
+
+
+class _Recorder(Turncoat):
+    def __init__(self, port: int, into: Recording) -> None:
+        super().__init__(port)
+        self._into = into
+
+    def heard(self, command: bytes | None, reply: bytes) -> None:
+        if command is None:
+            self._into.pushes.append(reply)
+        else:
+            self._into.add(command, reply)
+
+
+async def record(server: Server) -> Recording:
+    """All that a locker does: alone, with another that wants the same, taken over, extended, lost."""
+    recording = Recording()
+    for majority in (1, 2):
+        async with (
+            _Recorder(server.port, recording) as recorder,
+            Locker(recorder.url, key_validity=0.2, key_majority=majority) as locker,
+            Locker(server.url, key_majority=majority) as other,
+        ):
+            async with locker.with_context("job"):
+                await asyncio.sleep(0.25)  # through two extensions
+            busy = await other.acquire("busy")
+            with contextlib.suppress(NotLockedError):
+                await locker.try_acquire("busy")
+            with contextlib.suppress(AcquireTimeoutError):
+                await locker.acquire("busy", timeout=0.05)
+            waiting = asyncio.create_task(locker.acquire("busy"))
+            await asyncio.sleep(0.02)
+            await busy.release()
+            scope = await waiting
+            taken = await other.force_acquire("busy")
+            await scope.release()
+            await (await locker.force_acquire("busy")).release()
+            await taken.release()
+            scope = await locker.acquire("job")
+            server.execute("FLUSHALL")
+            await scope.wait_lost()
+    return recording
