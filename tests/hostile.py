@@ -96,7 +96,10 @@ class Turncoat:
         ways: list[asyncio.Task[None]] = []
         self._clients.add(client)
         try:
-            replies, server = await asyncio.open_connection("127.0.0.1", self._port)
+            with contextlib.suppress(OSError):  # the server is not there: so is this one
+                replies, server = await asyncio.open_connection("127.0.0.1", self._port)
+            if server is None:
+                return
             up, down = self._up(commands, server, asked), self._down(replies, client, asked)
             ways = [asyncio.create_task(up), asyncio.create_task(down)]
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
