@@ -1,10 +1,9 @@
-"""Real servers for the tests, on both event loops, and a look at what every test leaves behind."""
+"""Real servers for the tests, on both event loops."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,6 +14,8 @@ import pytest_asyncio
 
 from asynclock import Locker
 from asynclock.testing import KINDS, Cluster, Server
+
+pytest_plugins = ["tests.leftovers"]
 
 try:
     import uvloop
@@ -105,23 +106,6 @@ def cluster(shared_cluster: Cluster) -> Cluster:
         with contextlib.suppress(RuntimeError):  # a replica refuses
             server.execute("FLUSHALL")
     return shared_cluster
-
-
-@pytest_asyncio.fixture(autouse=True)
-async def nothing_left() -> AsyncIterator[None]:
-    """After every test: no task, and nothing that the loop complained about."""
-    loop = asyncio.get_running_loop()
-    complaints: list[dict[str, Any]] = []
-    loop.set_exception_handler(lambda loop, context: complaints.append(context))
-    before = asyncio.all_tasks()
-    yield
-    for _ in range(3):
-        await asyncio.sleep(0)
-    gc.collect()
-    await asyncio.sleep(0)
-    left = [task for task in asyncio.all_tasks() - before if not task.done() and task is not asyncio.current_task()]
-    assert not left, f"tasks left running: {left}"
-    assert not complaints, f"the event loop complained: {complaints}"
 
 
 @pytest_asyncio.fixture

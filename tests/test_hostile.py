@@ -15,6 +15,8 @@ import pytest
 
 from asynclock import AcquireTimeoutError, Locker, LockLostError, LockScope, ServerError
 from asynclock.testing import Server
+from asynclock.topology.opening import _first_connections
+from asynclock.wire.commands import Abilities
 from tests.helpers import key, until
 from tests.hostile import Turncoat, Watch, complaints, to
 from tests.test_bad_input import HELLO, says
@@ -50,6 +52,13 @@ SKIPPED = pytest.mark.xfail(
 QUADRATIC = pytest.mark.xfail(strict=True, reason="each flush is a look at every lock, in one loop turn")
 VERBOSE = pytest.mark.xfail(strict=True, reason="what a server says becomes part of the error whatever its length")
 HASTY = pytest.mark.xfail(strict=True, reason="a reconnect that worked is not counted: no pause before the next one")
+
+
+LOST_AT_ONCE = pytest.mark.xfail(
+    strict=True,
+    reason="a server whose connection is set up and gone again before that is looked at has told no problem, and "
+    "problems[0] is an IndexError, which comes out of acquire",
+)
 
 
 def marked(mark: pytest.MarkDecorator, *values: object) -> list[object]:
@@ -498,6 +507,36 @@ async def test_hostile_from_the_start(answer: bytes, greets: bool) -> None:
     assert heard == []
     assert watch.blocked < BLOCKED
     assert watch.grown < GROWN
+
+
+@pytest.mark.asyncio
+@LOST_AT_ONCE
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_connection_that_is_lost_as_soon_as_it_is_set_up(count: int) -> None:
+    class Gone:
+        label = "127.0.0.1:1/0"
+        wire = None
+        abilities = Abilities()
+
+        def start(self) -> asyncio.Future[None]:
+            first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            first.set_result(None)  # connected, then
+            return first
+
+    with pytest.raises(ServerError, match=r"127\.0\.0\.1:1/0"):
+        await _first_connections([Gone() for _ in range(count)], 0.02)  # type: ignore[misc]
+
+
+@pytest.mark.asyncio
+@pytest.mark.xfail(
+    strict=True, reason="an expiry that no number can hold is an OverflowError, which comes out of acquire"
+)
+async def test_a_clock_beyond_all_numbers(server: Server) -> None:
+    async with Turncoat(server.port) as turncoat:
+        turncoat.answer = to(b"TIME", b"*2\r\n$306\r\n%b\r\n$1\r\n0\r\n" % (b"9" * 306))
+        with pytest.raises(ServerError, match=f"127.0.0.1:{turncoat.port}"):
+            async with Locker(turncoat.url) as locker:
+                await locker.acquire("job", timeout=2.0)
 
 
 @pytest.mark.asyncio

@@ -8,7 +8,7 @@ import random
 import time
 from typing import Any
 
-from asynclock import AsyncLockError, Locker, ServerError
+from asynclock import AsyncLockError, Locker, LockLostError, ServerError
 from asynclock.testing.resp import FrameSplitter
 
 from .mutations import mutated
@@ -180,6 +180,8 @@ class Case:
                 async with locker.with_context(name, timeout=max(0.5, end - time.monotonic())) as scope:
                     scope.check()
                 return
+            except LockLostError:  # the machine is busy, and its validity short
+                await asyncio.sleep(0.02)
             except ServerError:  # what was known of the server until the next reconnect
                 if time.monotonic() > end:
                     raise

@@ -1,0 +1,106 @@
+"""What a test leaves behind: no task, no timer, no socket, no child process, and no complaint of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import time
+from collections.abc import AsyncIterator, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+# What outlives a test on purpose: that of the fixtures of the whole session.
+_lasting_sockets: set[str] = set()
+_lasting_children: set[int] = set()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+    sockets, children = _sockets(), _children()
+    result = yield
+    if fixturedef.scope == "session":
+        _lasting_sockets.update(_sockets() - sockets)
+        _lasting_children.update(_children() - children)
+    return result
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def nothing_left(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    loop = asyncio.get_running_loop()
+    complaints: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda loop, context: complaints.append(context))
+    before = asyncio.all_tasks()
+    sockets, children = _sockets(), _children()
+    yield
+    for _ in range(3):
+        await asyncio.sleep(0)
+    gc.collect()
+    await asyncio.sleep(0)
+    left = [task for task in asyncio.all_tasks() - before if not task.done() and task is not asyncio.current_task()]
+    assert not left, f"tasks left running: {left}"
+    assert not complaints, f"the event loop complained: {complaints}"
+    assert not (timers := _timers(loop)), f"timers left: {timers}"
+    if "shared_cluster" in request.fixturenames:  # its servers are started again, by whoever needs them
+        cluster = request.getfixturevalue("shared_cluster")
+        _lasting_children.update(server.pid for server in cluster.servers if server.running)
+    # A transport closes its socket a little after it was closed, and a process that was killed takes its time to die.
+    end = time.monotonic() + 2.0
+    while (more := _sockets() - sockets - _lasting_sockets - _pairs()) and time.monotonic() < end:
+        await asyncio.sleep(0.01)
+    assert not more, f"sockets left open: {more}"
+    while (others := _children() - children - _lasting_children) and time.monotonic() < end:
+        await asyncio.sleep(0.01)
+    assert not others, f"processes left: {[_command(pid) for pid in others]}"
+
+
+def _sockets() -> set[str]:
+    """The sockets that this process has open, by the names that the kernel has for them. (Where there is no
+    ``/proc``, as on macOS: none that one could see.)"""
+    found = set()
+    for each in Path("/proc/self/fd").glob("*"):
+        try:
+            name = os.readlink(each)
+        except OSError:
+            continue  # closed meanwhile, or what the directory was read with
+        if name.startswith("socket:"):
+            found.add(name)
+    return found
+
+
+def _pairs() -> set[str]:
+    """Unix sockets without a name: socket pairs of event loops (uvloop makes one whenever it runs)."""
+    rows = [line.split() for line in _read(Path("/proc/self/net/unix")).splitlines()[1:]]
+    return {f"socket:[{row[6]}]" for row in rows if len(row) == 7}
+
+
+def _children() -> set[int]:
+    return {
+        int(pid)
+        for thread in Path("/proc/self/task").glob("*/children")
+        for pid in _read(thread).split()
+        if pid.isdigit()
+    }
+
+
+def _timers(loop: asyncio.AbstractEventLoop) -> list[object]:
+    """The library's, as far as a loop shows them: asyncio's does."""
+    return [
+        handle
+        for handle in getattr(loop, "_scheduled", ())
+        if not handle.cancelled() and str(getattr(handle._callback, "__module__", "")).startswith("asynclock")
+    ]
+
+
+def _command(pid: int) -> str:
+    return f"{pid}: {_read(Path(f'/proc/{pid}/cmdline'))}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").replace("\0", " ")
+    except OSError:
+        return ""
