@@ -13,23 +13,28 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-# What outlives a test on purpose: that of the fixtures of the whole session.
+from asynclock.testing import Server
+
+# What outlives a test on purpose: that of the fixtures of a module or of the whole session. Their servers may be
+# killed by a test and started again, so it is the fixtures themselves that are remembered.
 _lasting_sockets: set[str] = set()
 _lasting_children: set[int] = set()
+_lasting: list[object] = []
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
     sockets, children = _sockets(), _children()
     result = yield
-    if fixturedef.scope == "session":
+    if fixturedef.scope != "function":
+        _lasting.append(result)
         _lasting_sockets.update(_sockets() - sockets)
         _lasting_children.update(_children() - children)
     return result
 
 
 @pytest_asyncio.fixture(autouse=True)
-async def nothing_left(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+async def nothing_left() -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     complaints: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda loop, context: complaints.append(context))
@@ -44,9 +49,7 @@ async def nothing_left(request: pytest.FixtureRequest) -> AsyncIterator[None]:
     assert not left, f"tasks left running: {left}"
     assert not complaints, f"the event loop complained: {complaints}"
     assert not (timers := _timers(loop)), f"timers left: {timers}"
-    if "shared_cluster" in request.fixturenames:  # its servers are started again, by whoever needs them
-        cluster = request.getfixturevalue("shared_cluster")
-        _lasting_children.update(server.pid for server in cluster.servers if server.running)
+    _lasting_children.update(pid for each in _lasting for pid in _pids(each))
     # A transport closes its socket a little after it was closed, and a process that was killed takes its time to die.
     end = time.monotonic() + 2.0
     while (more := _sockets() - sockets - _lasting_sockets - _pairs()) and time.monotonic() < end:
@@ -56,6 +59,14 @@ async def nothing_left(request: pytest.FixtureRequest) -> AsyncIterator[None]:
         await asyncio.sleep(0.01)
     commands = [command for pid in others if "multiprocessing.resource_tracker" not in (command := _command(pid))]
     assert not commands, f"processes left: {commands}"  # that one is Python's own, and stays
+
+
+def _pids(fixture: object) -> set[int]:
+    """Those of the servers that a fixture is, or is made of."""
+    if isinstance(fixture, Server):
+        return {fixture.pid} if fixture.running else set()
+    parts = fixture if isinstance(fixture, list | tuple) else getattr(fixture, "servers", ())
+    return {pid for part in parts for pid in _pids(part)}
 
 
 def _sockets() -> set[str]:
