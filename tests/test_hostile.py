@@ -44,11 +44,6 @@ KEPT = pytest.mark.xfail(strict=True, reason="a reply is kept until it is whole,
 HEARD = pytest.mark.xfail(
     strict=True, reason="any byte counts as a sign of life, so a server that never ends a reply is never given up"
 )
-SKIPPED = pytest.mark.xfail(
-    strict=True,
-    reason="an extension that is due while the key is being looked at is left out, and the next one is due after "
-    "the deadline: the lock expires though its server answers",
-)
 QUADRATIC = pytest.mark.xfail(strict=True, reason="each flush is a look at every lock, in one loop turn")
 VERBOSE = pytest.mark.xfail(strict=True, reason="what a server says becomes part of the error whatever its length")
 HASTY = pytest.mark.xfail(strict=True, reason="a reconnect that worked is not counted: no pause before the next one")
@@ -400,7 +395,6 @@ async def test_a_million_invalidations_in_a_burst(server: Server, kind: str, bur
 
 
 @pytest.mark.asyncio
-@SKIPPED
 async def test_an_invalidation_in_the_moment_of_an_extension(server: Server) -> None:
     """The key is looked at, and extended all the same: if not then, so after it. The server answers all along, a
     little slowly: that is no reason to lose a lock."""
