@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from .core.room import NEVER, Room
-from .core.rules import on_grid
+from .core.room import Room
+from .core.rules import NEVER, on_grid
 
 NEAR = 0.01  # seconds: what is due so soon gets a timer of its own
 
@@ -19,8 +19,8 @@ class Alarms:
     is put into a slot of 8 ms (``rules.GRID``), for which the loop has one timer, and stays there when its time is
     put off: when the slot's time comes, it is put into the one that it then belongs to.
 
-    Invariant: a room whose ``wake`` is finite has a ``timer`` for that instant, or is in the slot
-    ``room.slot``, which begins no later than that; no room is in two slots.
+    Invariant: ``room.due`` is no later than ``room.wake``. It is when the ``timer`` of the room goes off,
+    if it has one, or else its ``slot``, in which it is (no room is in two), or else never.
     """
 
     __slots__ = ("_clock", "_loop", "_slots")
@@ -31,21 +31,17 @@ class Alarms:
         self._slots: dict[float, tuple[dict[Room[Any], None], asyncio.TimerHandle]] = {}
 
     def set(self, room: Room[Any], when: float) -> None:
-        """``room.wake`` is ``when`` now."""
+        """``room.wake`` is ``when`` now, and that is before ``room.due``."""
         if room.timer is not None:
             room.timer.cancel()
             room.timer = None
-        if when == NEVER:
-            return
-        slot = on_grid(when)
-        if room.slot <= slot:
-            return  # it will be looked at by then
         left = when - self._clock()
         if left < NEAR:
             room.timer = self._loop.call_later(max(0.0, left), self._ring, room)
+            room.due = when
             return
         self._leave(room)
-        room.slot = slot
+        slot = room.slot = room.due = on_grid(when)
         if slot not in self._slots:
             self._slots[slot] = {}, self._loop.call_later(max(0.0, left - (when - slot)), self._open, slot)
         self._slots[slot][0][room] = None
@@ -56,14 +52,7 @@ class Alarms:
             room.timer.cancel()
             room.timer = None
         self._leave(room)
-
-    def close(self) -> None:
-        """Wake nobody any more."""
-        for rooms, timer in self._slots.values():
-            timer.cancel()
-            for room in rooms:
-                room.slot = NEVER
-        self._slots.clear()
+        room.due = NEVER
 
     def _leave(self, room: Room[Any]) -> None:
         if room.slot != NEVER:
@@ -79,17 +68,19 @@ class Alarms:
         rooms, _ = self._slots.pop(slot)
         for room in rooms:
             room.slot = NEVER
+            if room.timer is None:
+                room.due = NEVER
         now = self._clock()
         for room in rooms:
-            if room.wake <= now:
-                room.woken(now)
-            elif room.slot == NEVER and room.timer is None:  # nor was it woken by another in the meantime
-                self.set(room, room.wake)
+            self._look(room, now)
 
     def _ring(self, room: Room[Any]) -> None:
         room.timer = None
-        now = self._clock()
+        room.due = room.slot
+        self._look(room, self._clock())
+
+    def _look(self, room: Room[Any], now: float) -> None:
         if room.wake <= now:
             room.woken(now)
-        else:
+        elif room.wake < room.due:
             self.set(room, room.wake)

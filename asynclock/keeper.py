@@ -28,11 +28,10 @@ if hasattr(time, "CLOCK_BOOTTIME"):
 else:  # pragma: no cover - macOS: its monotonic clock stops in a suspend, as do its servers
     clock = time.monotonic
 
-MAX_RESTED = 1000  # empty rooms that are kept, for who comes back to their names
-MAX_RESTED_NAME = 1000  # characters in the name of one that is
+MIN_SWEEP = 2_000_000  # bytes that rooms may take, about, before those that are empty are given up
+ROOM = 1000  # bytes, about, that one takes beside its name
 LOOK_AFTER = 0.001  # seconds after a lock was acquired, if it is still held: have its keys tracked
 LOOKS_AT_ONCE = 200  # such locks, at most, in one turn of the event loop
-CONTENDED_FOR = 1.0  # seconds for which an empty room remembers that others want its lock
 
 _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
 
@@ -79,11 +78,10 @@ class Keeper:
     """What rooms ask goes to the servers, what servers tell goes to the rooms, what rooms decide
     goes to waiters and scopes. It is the rooms' port, the nodes' listener, and the scopes' keeper.
 
-    State: ``rooms`` are those where somebody is. They are entered in ``room`` and left in ``idle``,
-    nowhere else, and rest in ``_rested`` then, the latest last, until somebody comes back or there are
-    too many. ``loop`` is set while the locker is in use; ``topology``, ``rules`` and what follows from
-    them once it is connected, and there are no rooms before. In a forked child nothing is ever sent
-    again: ``forked``.
+    State: ``rooms`` are those where somebody is, or was: they are made in ``room``, and given up in
+    ``_sweep`` if they are empty, nowhere else. ``loop`` is set while the locker is in use; ``topology``,
+    ``rules`` and what follows from them once it is connected, and there are no rooms before. In a forked
+    child nothing is ever sent again: ``forked``.
     """
 
     topology: Topology
@@ -100,7 +98,8 @@ class Keeper:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.forked = False
         self.now = clock
-        self._rested: dict[str, Room[Waiter]] = {}
+        self._room_bytes = 0  # about
+        self._sweep_at = MIN_SWEEP
         self._prefixes: list[bytes] = []
         self.token = Tokens(os.urandom(16)).next
         self.chance = random.random
@@ -113,7 +112,7 @@ class Keeper:
         _keepers.add(self)
 
     def __repr__(self) -> str:
-        return f"<Keeper of {len(self.rooms)} rooms on {self.where()}>"
+        return f"<Keeper of {len(self.rooms)} rooms, {len(self.busy())} of them busy, on {self.where()}>"
 
     async def connect(self) -> None:
         """:raises ServerError, ConfigurationError: and nothing is left running"""
@@ -148,25 +147,32 @@ class Keeper:
         return lease if lease is not None and lease.done else None
 
     def room(self, name: str) -> Room[Waiter]:
-        """The room of that name, in which somebody is from now on.
+        """Make the room of that name.
 
         :raises ConfigurationError: a lock cannot have that name
         """
-        room = self.rooms.get(name)
-        if room is not None:
-            return room
-        room = self._rested.pop(name, None)
-        if room is not None:
-            if room.contended and self.now() - room.left_at > CONTENDED_FOR:
-                room.expect_nobody()
-            self.rooms[name] = room
-            return room
         raw = check_name(name)
+        self._room_bytes += ROOM + len(raw)
+        if self._room_bytes > self._sweep_at:
+            self._sweep()
         keys = tuple([bulk(prefix + raw) for prefix in self._prefixes])
         room = Room(name, self.rules, self, keys)
         room.places = self.topology.places(keys)
         self.rooms[name] = room
         return room
+
+    def busy(self) -> list[str]:
+        """The names that somebody holds or waits for."""
+        return [name for name, room in self.rooms.items() if not room.empty]
+
+    def _sweep(self) -> None:
+        """Give the empty rooms up, so that names that nobody comes back to take no memory for ever. What
+        is left may double before it is done again, so it costs each new room the same however many there are."""
+        for room in [room for room in self.rooms.values() if room.empty]:
+            del self.rooms[room.name]
+            self._alarms.forget(room)
+        self._room_bytes = sum(ROOM + len(room.keys[0]) for room in self.rooms.values())
+        self._sweep_at = max(MIN_SWEEP, 2 * self._room_bytes)
 
     async def close(self, caller: asyncio.Task[Any] | None, hurry: asyncio.Future[None], why: str) -> None:
         """Take every lock from its scope, and send every waiter away. Give the keys back when the
@@ -205,7 +211,8 @@ class Keeper:
         """Close every connection; nothing of this keeper runs on."""
         if self.connected:
             await self.topology.aclose()
-            self._alarms.close()
+            for room in self.rooms.values():
+                self._alarms.forget(room)
         if self._look_timer is not None:
             self._look_timer.cancel()
         self._unread.clear()
@@ -355,20 +362,6 @@ class Keeper:
         future = lease.settled
         if future is not None and not future.done():
             future.set_result(None)
-
-    def idle(self, room: Room[Waiter]) -> None:
-        name = room.name
-        if self.rooms.get(name) is not room:
-            return  # it rests, or had to make room for others, and somebody is in a new one
-        del self.rooms[name]
-        if room.contended:
-            room.left_at = self.now()
-        if len(name) <= MAX_RESTED_NAME:
-            self._rested[name] = room
-            if len(self._rested) <= MAX_RESTED:
-                return
-            room = self._rested.pop(next(iter(self._rested)))
-        self._alarms.forget(room)
 
     # What servers tell (wire.node.Listener)
 

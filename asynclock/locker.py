@@ -11,7 +11,8 @@ from typing import Any, Never
 import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
 
-from .core.room import NEVER, Room
+from .core.room import Room
+from .core.rules import NEVER
 from .errors import AcquireTimeoutError, ConfigurationError, LockerClosedError, NotLockedError, ServerError
 from .keeper import Keeper, Waiter
 from .options import Seconds, check_name, check_options, check_timeout
@@ -181,7 +182,7 @@ class Locker:
             now = keeper.now()
         assert loop is not None
         while True:
-            room = keeper.room(name)
+            room = keeper.rooms.get(name) or keeper.room(name)
             waiter = Waiter(room, loop.create_future())
             timer = None
             if seconds:

@@ -514,7 +514,7 @@ async def test_a_closed_coroutine_releases(locker: Locker, server: Server, where
         coroutine.send(None)
         assert inside
     coroutine.close()
-    await until(lambda: free(server) and not locker._keeper.rooms)
+    await until(lambda: free(server) and not locker._keeper.busy())
     assert cancelling() == 0
 
 

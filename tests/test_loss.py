@@ -338,21 +338,21 @@ async def test_a_demoted_server_is_left(own_server: Server, kind: str) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_room_that_was_given_up_takes_no_part_any_more(
+async def test_empty_rooms_are_kept_but_not_without_end(
     server: Server, locker: Locker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Empty rooms are kept, but not without end. A late word from one does not shut the new room of that name."""
-    monkeypatch.setattr("asynclock.keeper.MAX_RESTED", 1)
+    monkeypatch.setattr("asynclock.keeper.MIN_SWEEP", 100_000)
     keeper = locker._keeper
-    async with locker.with_context("job"):
-        old = keeper.rooms["job"]
-    for name in ("one", "two"):
-        async with locker.with_context(name):
-            pass
+    keeper._sweep_at = 100_000
     holding = await body(await locker.acquire("job"))
-    assert keeper.rooms["job"] is not old
-    await until(lambda: not keeper.rooms["job"].holder.unread)  # its key is tracked: only a push tells now
-    keeper.idle(old)
+    room = keeper.rooms["job"]
+    for number in range(300):
+        async with locker.with_context(f"{number}"):
+            pass
+        assert len(keeper.rooms) <= 100
+    async with locker.with_context("x" * 60_000), locker.with_context("y" * 60_000):
+        assert len(keeper.rooms) == 3
+    assert keeper.rooms["job"] is room  # somebody is there
     server.execute("DEL", key("job"))
     error = await holding.lost_within(AT_ONCE, time.monotonic())
     assert error.reason == "deleted"

@@ -219,7 +219,7 @@ async def forgotten(heard: Heard, listener: Listener) -> None:
             del scope
             gc.collect()
         listener.shown += [str(warning.message) for warning in caught]
-        await until(lambda: not locker._keeper.rooms)
+        await until(lambda: not locker._keeper.busy())
 
 
 def unknown(command: bytes) -> bytes:

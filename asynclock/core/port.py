@@ -31,10 +31,12 @@ class Port(Protocol[W]):
         """Have that server's answers been missing for ``try_next_after``?"""
 
     def wake(self, room: Room[W], when: float, /) -> None:
-        """Call ``woken`` then, instead of when was said before."""
+        """Look at ``room.wake`` again then or earlier, and call ``woken`` once it has come; ``room.due``
+        says when that will be, and until then is not called for what comes later."""
 
     def look_soon(self, room: Room[W], lease: Lease, /) -> None:
-        """Call ``look`` with it in about a millisecond, unless it is ``done`` by then."""
+        """Call ``look`` with it in about a millisecond, unless it is ``done`` by then: nothing else
+        will come back to it before."""
 
     def chance(self) -> float:
         """A random number in [0, 1)."""
@@ -50,6 +52,3 @@ class Port(Protocol[W]):
     def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None: ...
     def settled(self, lease: Lease) -> None:
         """Every RELEASE of the lease was answered, or never will be."""
-
-    def idle(self, room: Room[W]) -> None:
-        """Nobody holds, contends or waits any more: the room can be forgotten."""

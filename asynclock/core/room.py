@@ -7,12 +7,11 @@ from typing import Any, Generic, TypeVar
 
 from .lease import Lease, when_enough_free
 from .port import Port
-from .rules import EXTEND, FORCE, READ, RELEASE, TAKE, TAKE_TTL, Ask, LossReason, Rules
+from .rules import EXTEND, FORCE, NEVER, READ, RELEASE, TAKE, TAKE_TTL, Ask, LossReason, Rules
 from .turns import Turns
 
 W = TypeVar("W")
 
-NEVER = float("inf")
 MAX_BACKOFF = 1.0  # seconds between attempts while a server answers with passing errors
 MAX_HASTE = 3  # attempts in a row without a pause, before pausing all the same
 
@@ -35,6 +34,7 @@ class Room(Generic[W]):
 
     __slots__ = (
         "attempt",
+        "due",
         "failures",
         "forced",
         "forces",
@@ -43,7 +43,6 @@ class Room(Generic[W]):
         "holder",
         "impatient",
         "keys",
-        "left_at",
         "name",
         "places",
         "port",
@@ -63,7 +62,7 @@ class Room(Generic[W]):
         self.places: tuple[int, ...] = ()
         self.timer: Any = None
         self.slot = NEVER
-        self.left_at = 0.0
+        self.due = NEVER  # by when the shell looks at ``wake`` again
         self.holder: Lease | None = None
         self.attempt: Lease | None = None
         self.queue: OrderedDict[W, None] = OrderedDict()
@@ -82,6 +81,8 @@ class Room(Generic[W]):
         """Queue for the lock."""
         self.queue[waiter] = None
         if len(self.queue) == 1:
+            if self.turns is not None and self.turns.outdated(now):
+                self.turns = None
             self._next(now)
 
     def try_join(self, waiter: W, now: float) -> None:
@@ -112,7 +113,7 @@ class Room(Generic[W]):
                 abandoned = self.attempt
             del self.forces[waiter]
         if abandoned is None:
-            self._rest()
+            self._rest(now)
             return None
         self.attempt = None
         if self.forced:
@@ -148,7 +149,7 @@ class Room(Generic[W]):
         if self.queue or self.forces:
             self._next(now)
         elif self.attempt is None:
-            self._empty()
+            self._empty(now)
         return True
 
     def give_back(self, lease: Lease, now: float) -> None:
@@ -169,7 +170,7 @@ class Room(Generic[W]):
             lease, self.holder = self.holder, None
             lease.done = True
             self.port.lost(lease, LossReason.CLOSED, None)
-        self._rest()
+        self._rest(now)
         return waiters
 
     # What the servers say
@@ -301,12 +302,15 @@ class Room(Generic[W]):
             self._attempt(now)  # what was waited for there will not be told; the others may do
 
     def look(self, lease: Lease, now: float) -> None:
-        """The lease is held for a moment now. Many are released before that; this one is worth
-        having its keys tracked, and looked at: what happened to them until now was not told."""
+        """The lease is held for a moment now. Many are released before that; this one is worth being
+        extended, and having its keys tracked and looked at: what happened to them until now was not told."""
         if lease is self.holder:
             for index in range(self.rules.keys):
                 if lease.unread >> index & 1 and not lease.asked[index]:
                     self._ask(lease, index, READ, now)
+            if lease.extend_at == NEVER:
+                self._begin_extending(lease, now)
+            self._judge(lease, None, None, now)
 
     def woken(self, now: float) -> None:
         """The time that was asked for has come, or the clock has jumped."""
@@ -349,7 +353,7 @@ class Room(Generic[W]):
         elif self.holder is not None:
             return
         elif not self.queue:
-            self._rest()
+            self._rest(now)
         elif self.turns is not None and self.impatient is None and (again := self.turns.back_at(now, self.rules)) > now:
             self._wake_at(again)
         else:
@@ -366,8 +370,8 @@ class Room(Generic[W]):
         lease = self.attempt = Lease(self.port.token(False), self.rules.keys)
         if self.rules.keys > 1:
             self._wake_at(now + self.rules.try_next_after)
-        elif self.wake != NEVER:
-            self._wake_at(NEVER)
+        else:
+            self.wake = NEVER
         if in_order and self.contended and self.rules.keys > 1 and self.impatient is None:
             lease.unasked = self.rules.keys
             lease.decides = -1
@@ -499,16 +503,22 @@ class Room(Generic[W]):
         lease.cause = None
         if lease.free_at:
             lease.free_at.clear()
+        if lease.unread:
+            lease.extend_at = NEVER  # until it is looked at
+            self.wake = NEVER
+            self.port.look_soon(self, lease)
+        else:
+            self._begin_extending(lease, now)
+        self.port.granted(waiter, lease)
+
+    def _begin_extending(self, lease: Lease, now: float) -> None:
         # The first extension comes early by chance, so that locks acquired together are not all
         # extended in the same loop turn for ever.
-        lease.extend_at = extend_at = self.rules.extension(now, 0.5 + self.port.chance() / 2)
-        if extend_at <= lease.deadline - self.rules.reserve:
-            self._wake_at(extend_at)
-        else:
+        lease.extend_at = self.rules.extension(now, 0.5 + self.port.chance() / 2)
+        if lease.extend_at > lease.deadline - self.rules.reserve:
             self._extend_in_time(lease, now)
-        if lease.unread:
-            self.port.look_soon(self, lease)
-        self.port.granted(waiter, lease)
+        else:
+            self._wake_at(lease.extend_at)
 
     # What becomes of a lease
 
@@ -684,22 +694,29 @@ class Room(Generic[W]):
         return pause * (0.5 + self.port.chance() / 2)
 
     def _wake_at(self, when: float) -> None:
-        if when != self.wake:
-            self.wake = when
+        self.wake = when
+        if when < self.due:
             self.port.wake(self, when)
 
-    def _rest(self) -> None:
-        """Forget what only matters while somebody is here; say so if nobody is."""
-        if self.holder is None and self.attempt is None and not self.queue and not self.forces:
-            self._empty()
+    @property
+    def empty(self) -> bool:
+        """Does nobody hold, contend or wait?"""
+        return self.holder is None and self.attempt is None and not self.queue and not self.forces
 
-    def _empty(self) -> None:
+    def _rest(self, now: float) -> None:
+        """Forget what only matters while somebody is here, if nobody is."""
+        if self.empty:
+            self._empty(now)
+
+    def _empty(self, now: float) -> None:
         self.fruitless = None
         self.haste = self.failures = 0
-        if self.turns is not None and not self.contended:
-            self.turns = None
-        self._wake_at(NEVER)
-        self.port.idle(self)
+        self.wake = NEVER
+        if self.turns is not None:
+            if self.turns.contended:
+                self.turns.leave(now)
+            else:
+                self.turns = None
 
     # Others
 
@@ -710,7 +727,3 @@ class Room(Generic[W]):
 
     def _waits_for_its_release(self) -> bool:
         return self.turns is not None and self.turns.waits
-
-    def expect_nobody(self) -> None:
-        """That others wanted the lock is too long ago to say anything."""
-        self.turns = None

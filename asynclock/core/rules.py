@@ -37,6 +37,7 @@ class LossReason(StrEnum):
     RELEASED = "released"  #: nobody took it: this scope gave the lock back itself
 
 
+NEVER = float("inf")
 GRID = 1 / 128  # seconds; a power of two, so that what is on the grid stays there
 COARSE = 0.1  # seconds: shorter intervals between extensions are kept to exactly
 

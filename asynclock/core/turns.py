@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from .lease import Lease
-from .rules import Rules
+from .rules import NEVER, Rules
 
 REMEMBERED = 8  # acquisitions without a refusal after which nobody else is expected to want the lock
 MAX_RIVALS = 8  # refusals before an acquisition that count for how long is held back after it
+REMEMBERED_FOR = 1.0  # seconds for which that is expected while nobody is here
 MIN_HOLD_BACK = 0.0005  # seconds: the least that lets a waiter elsewhere win
 
 
@@ -17,7 +18,7 @@ class Turns:
     somebody waits here, until nobody else has been met for a while.
     """
 
-    __slots__ = ("_back_at", "_quiet", "_refusals", "_rivals", "contended")
+    __slots__ = ("_back_at", "_left_at", "_quiet", "_refusals", "_rivals", "contended")
 
     def __init__(self) -> None:
         self.contended = 0  #: for how many more acquisitions others are expected
@@ -25,6 +26,7 @@ class Turns:
         self._rivals = 0  # before it: how often others were quicker
         self._quiet: Lease | None = None  # held back until its release is answered
         self._back_at = 0.0  # ... and a little longer, until then
+        self._left_at = NEVER  # when the last one here went away, until somebody comes
 
     def refused(self) -> None:
         """Somebody else was quicker."""
@@ -37,6 +39,15 @@ class Turns:
         self._rivals, self._refusals = min(self._refusals, MAX_RIVALS), 0
         self.over()
         return self.contended > 0 or self._rivals > 0
+
+    def leave(self, now: float) -> None:
+        """Nobody is here any more."""
+        self._left_at = now
+
+    def outdated(self, now: float) -> bool:
+        """Somebody is here, perhaps again. Is what is known of others too long ago to say anything?"""
+        left_at, self._left_at = self._left_at, NEVER
+        return now - left_at > REMEMBERED_FOR
 
     def hold_back(self, lease: Lease) -> None:
         """The lock goes back to its server: until that has heard of it, and those who wait there too."""

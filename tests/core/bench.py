@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from asynclock.core.lease import Lease, Tokens
-from asynclock.core.room import NEVER, Room
-from asynclock.core.rules import Ask, LossReason, Rules
+from asynclock.core.room import Room
+from asynclock.core.rules import NEVER, Ask, LossReason, Rules
 from asynclock.core.turns import Turns
 
 OURS: Any = object()  # "the token of whoever asked"
@@ -29,7 +29,6 @@ class Bench:
         self.rules = Rules(majority=majority, **numbers)
         self.room: Room[str] = Room("name", self.rules, self)
         self.now = 100.0
-        self.when = NEVER
         self.sent: list[Sent] = []
         self.told: list[tuple[Any, ...]] = []
         self.settles: list[bytes] = []  # tokens whose release is through
@@ -117,10 +116,19 @@ class Bench:
     def wait(self, seconds: float) -> None:
         """Let time pass, and the timer go off when it is due."""
         until = self.now + seconds
-        while self.when <= until:
-            self.now, self.when = max(self.now, self.when), NEVER
-            self.room.woken(self.now)
+        while self.room.due <= until:
+            self.now, self.room.due = max(self.now, self.room.due), NEVER
+            if self.room.wake <= self.now:
+                self.room.woken(self.now)
+            elif self.room.wake < NEVER:
+                self.wake(self.room, self.room.wake)
         self.now = until
+
+    @property
+    def when(self) -> float:
+        """When the room is to be woken."""
+        assert self.room.due <= self.room.wake
+        return self.room.wake
 
     def _take(self, ask: Ask, index: int) -> Sent:
         for sent in self.sent:
@@ -149,7 +157,7 @@ class Bench:
         return index in self.hung
 
     def wake(self, room: Room[str], when: float) -> None:
-        self.when = when
+        room.due = when
 
     def look_soon(self, room: Room[str], lease: Lease) -> None:
         self.looks.append(lease)
@@ -174,9 +182,6 @@ class Bench:
 
     def settled(self, lease: Lease) -> None:
         self.settles.append(lease.token)
-
-    def idle(self, room: Room[str]) -> None:
-        self.told.append(("idle",))
 
     # What it was told, by kind
 

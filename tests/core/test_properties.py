@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from asynclock.core.clock import ServerClock
 from asynclock.core.lease import Lease, Tokens, when_enough_free
-from asynclock.core.room import NEVER
-from asynclock.core.rules import Rules
+from asynclock.core.rules import NEVER, Rules
 
 seconds = st.floats(0, 1e6)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from asynclock.core.room import MAX_BACKOFF, NEVER
-from asynclock.core.rules import Ask, LossReason
+from asynclock.core.room import MAX_BACKOFF
+from asynclock.core.rules import NEVER, Ask, LossReason
 
 from ..simulation.servers import Trouble
 from .bench import OTHER, STRANGER, Bench
@@ -24,7 +24,7 @@ def test_an_uncontended_lock_is_one_round_trip_each_way() -> None:
     bench.answer(Ask.RELEASE)
     assert bench.settles == [lease.token]
     assert not lease.lost_unnoticed(1)
-    assert bench.of("idle") == [None]
+    assert bench.room.empty
     assert bench.when == NEVER
 
 
@@ -104,7 +104,8 @@ def test_a_push_while_the_answer_is_under_way_is_not_lost_on_a_holder() -> None:
     bench.answer(Ask.EXTEND)
     assert bench.asks == [(Ask.READ, 0)]
     bench.answer(Ask.READ, found=None, ttl=-2)
-    assert bench.told == [("lost", LossReason.DELETED, 0), ("idle",)]
+    assert bench.told == [("lost", LossReason.DELETED, 0)]
+    assert bench.room.empty
     assert lease.done
 
 
@@ -128,7 +129,7 @@ def test_an_abandoned_attempt_is_followed_by_its_release() -> None:
     abandoned = bench.room.leave("me", bench.now)
     assert abandoned is not None
     assert bench.asks == [(Ask.TAKE, 0), (Ask.RELEASE, 0)]
-    assert bench.of("idle") == [None]
+    assert bench.room.empty
     bench.answer(Ask.TAKE)  # too late to matter
     bench.answer(Ask.RELEASE)
     assert bench.settles == [abandoned.token]
@@ -150,7 +151,7 @@ def test_a_waiter_that_leaves_while_nothing_is_asked_leaves_nothing_behind() -> 
     assert bench.room.leave("me", bench.now) is None
     assert bench.asks == []
     assert bench.when == NEVER
-    assert bench.of("idle") == [None]
+    assert bench.room.empty
 
 
 def test_a_waiter_behind_a_local_holder_leaves_without_a_trace() -> None:
@@ -168,7 +169,7 @@ def test_who_leaves_while_the_process_holds_back_ends_it() -> None:
     bench.join("me")
     bench.room.release(lease, bench.now)
     assert bench.room.leave("me", bench.now) is None
-    assert bench.of("idle") == [None]
+    assert bench.room.empty
     bench.answer(Ask.RELEASE)
     assert bench.asks == []
     assert bench.when == NEVER
@@ -211,7 +212,7 @@ def test_try_is_refused_by_the_first_answer() -> None:
     bench.room.try_join("me", bench.now)
     bench.answer(Ask.TAKE, found=OTHER)
     assert bench.of("refused") == ["me"]
-    assert bench.of("idle") == [None]
+    assert bench.room.empty
     assert bench.asks == []
 
 
@@ -238,7 +239,8 @@ def test_a_try_without_a_connection_fails() -> None:
     bench = Bench()
     bench.down.add(0)
     bench.room.try_join("me", bench.now)
-    assert bench.told == [("failed", "me", None), ("idle",)]
+    assert bench.told == [("failed", "me", None)]
+    assert bench.room.empty
 
 
 # Errors and lost connections
@@ -263,7 +265,8 @@ def test_a_lasting_error_fails_everybody_who_waits() -> None:
     bench.join("one", "two")
     error = Trouble(lasting=True)
     bench.fail(Ask.TAKE, error=error)
-    assert bench.told == [("failed", "one", error), ("failed", "two", error), ("idle",)]
+    assert bench.told == [("failed", "one", error), ("failed", "two", error)]
+    assert bench.room.empty
     assert bench.asks == [(Ask.RELEASE, 0)]  # an error says nothing about what was done
 
 
@@ -283,7 +286,8 @@ def test_a_waiter_is_told_that_the_server_will_not_have_it_any_more() -> None:
     bench.down.add(0)
     bench.bars = Trouble(lasting=True)
     bench.room.shut_out(bench.now)
-    assert bench.told == [("failed", "me", bench.bars), ("idle",)]
+    assert bench.told == [("failed", "me", bench.bars)]
+    assert bench.room.empty
 
 
 # Closing, resting, and doing without tracking
@@ -295,7 +299,8 @@ def test_close_sends_everybody_away() -> None:
     bench.join("one")
     bench.room.force("two", bench.now)
     assert bench.room.close(bench.now) == ["one", "two"]
-    assert bench.told == [("lost", LossReason.CLOSED, None), ("idle",)]
+    assert bench.told == [("lost", LossReason.CLOSED, None)]
+    assert bench.room.empty
     assert bench.asks == [(Ask.FORCE, 0), (Ask.RELEASE, 0)]
     bench.room.give_back(lease, bench.now)
     assert bench.asks == [(Ask.FORCE, 0), (Ask.RELEASE, 0), (Ask.RELEASE, 0)]
@@ -307,10 +312,10 @@ def test_the_room_says_once_that_nobody_is_there() -> None:
     lease = bench.hold()
     bench.join("next")
     bench.room.release(lease, bench.now)
-    assert bench.of("idle") == []
+    assert not bench.room.empty
     bench.room.release(lease, bench.now)
     bench.answer(Ask.RELEASE)
-    assert bench.of("idle") == [None]
+    assert bench.room.empty
 
 
 @pytest.mark.parametrize("luck", [0.0, 0.999])

@@ -123,8 +123,8 @@ class Case:
             liar.abort()
         await self.well_again(locker, names, waiting)
         await locker.aclose()
-        if locker._keeper.rooms:
-            self.wrong.append(f"left: {locker._keeper.rooms}")
+        if locker._keeper.busy():
+            self.wrong.append(f"left: {locker._keeper.busy()}")
         return self.wrong
 
     async def wait_for(self, locker: Locker, name: str) -> None:

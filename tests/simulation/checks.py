@@ -18,8 +18,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from asynclock.core.lease import Lease
-from asynclock.core.room import MAX_BACKOFF, NEVER, Room
-from asynclock.core.rules import LossReason
+from asynclock.core.room import MAX_BACKOFF, Room
+from asynclock.core.rules import NEVER, LossReason
 
 from .processes import Client, Task
 from .requests import Request
@@ -219,7 +219,7 @@ class Check:
         links = [client.links[server.name] for server in self._servers]
         if any(link is None or link.quarantined for link in links):
             return
-        if room.wake == NEVER or room.timer is None:
+        if room.wake == NEVER or room.wake < room.due:
             raise self.broken("e", f"{client.name} waits for {room.name!r}, and nothing will come back to it")
         rules = self.world.rules
         free = max(server.promised.get(key, 0.0) for key, server in zip(room.keys, self._servers, strict=True))
@@ -235,8 +235,8 @@ class Check:
     # What goes without saying
 
     def _consistent(self, client: Client, room: Room[Task]) -> None:
-        if not (room.holder or room.attempt or room.queue or room.forces):
-            raise self.broken("c", f"{client.name}: nobody is in the room of {room.name!r}, and it did not say so")
+        if room.empty and (room.wake < NEVER or room.fruitless is not None):
+            raise self.broken("c", f"{client.name}: nobody is in the room of {room.name!r}, and it does not rest")
         if room.holder is not None and room.attempt is not None and not room.forced:
             raise self.broken("", f"{client.name} both holds {room.name!r} and tries to")
         if room.impatient is not None and (room.impatient not in room.queue or room.attempt is None):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from asynclock.core.lease import Lease
-from asynclock.core.room import NEVER, Room
+from asynclock.core.room import Room
 from asynclock.core.rules import Ask, Rules
 
 from .processes import Client, Task
@@ -43,7 +43,8 @@ def forget_to_wake(patch: pytest.MonkeyPatch) -> None:
 
     def not_for_waiters(self: Client, room: Room[Task], when: float) -> None:
         waits = room.queue and room.holder is None and room.attempt is None
-        wake(self, room, NEVER if waits and when > self.world.now + room.rules.try_next_after else when)
+        if not waits or when <= self.world.now + room.rules.try_next_after:
+            wake(self, room, when)
 
     patch.setattr(Client, "wake", not_for_waiters)
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from asynclock.core.clock import ServerClock
 from asynclock.core.lease import Lease, Tokens
-from asynclock.core.room import NEVER, Room
-from asynclock.core.rules import Ask, LossReason
+from asynclock.core.room import Room
+from asynclock.core.rules import NEVER, Ask, LossReason
 
 from .links import Link
 from .requests import NO_EXPIRY, OwedRelease, Request, TimeRequest
@@ -45,7 +45,6 @@ class Client:
         self.world = world
         self.name = name
         self.rooms: dict[str, Room[Task]] = {}
-        self.rested: dict[str, Room[Task]] = {}
         self.tasks: list[Task] = []
         self.tokens = Tokens(world.random.randbytes(3))
         self.pxat = world.random.random() < 0.5
@@ -76,11 +75,7 @@ class Client:
         self.world.acted = self
         self.world.log("%r %s %r", task, how, name)
         room = self.rooms.get(name)
-        if room is None:
-            room = self.rested.pop(name, None)
-            if room is not None:
-                self.rooms[name] = room
-        if room is None:
+        if room is None or (room.empty and self.world.random.random() < 0.5):  # given up, as empty ones may be
             keys = tuple(b"%d:%b" % (index, name.encode()) for index in range(self.world.rules.keys))
             room = self.rooms[name] = Room(name, self.world.rules, self, keys)
         task.room = room
@@ -164,19 +159,21 @@ class Client:
         return link is None or (bool(link.waiting) and now - link.heard > self.world.rules.try_next_after)
 
     def wake(self, room: Room[Task], when: float) -> None:
-        room.timer = None
-        if when < NEVER:
-            room.timer = handle = object()
-            self.world.at(max(when, self.world.now) + self.world.random.random() * 1e-4, self._wake, room, handle)
+        room.due = when
+        room.timer = handle = object()
+        self.world.at(max(when, self.world.now) + self.world.random.random() * 1e-4, self._wake, room, handle)
 
     def _wake(self, room: Room[Task], handle: object) -> None:
         if self.frozen > self.world.now:
             if self.alive:
                 self.world.at(self.frozen, self._wake, room, handle)
         elif room.timer is handle:
-            self.world.acted = self
-            room.timer = None
-            room.woken(self.world.now)
+            room.due, room.timer = NEVER, None
+            if room.wake <= self.world.now:
+                self.world.acted = self
+                room.woken(self.world.now)
+            elif room.wake < NEVER:
+                self.wake(room, room.wake)
 
     def look_soon(self, room: Room[Task], lease: Lease) -> None:
         self.looks.add(lease)
@@ -249,12 +246,6 @@ class Client:
         task = self.leaving.pop(lease, None)
         if task is not None:
             self.world.at(self.world.now, self.world.through, task)
-
-    def idle(self, room: Room[Task]) -> None:
-        if self.rooms.get(room.name) is room:
-            del self.rooms[room.name]
-            if room.contended and self.world.random.random() < 0.5:  # it is kept for a while, in earnest
-                self.rested[room.name] = room
 
     # Its connections
 

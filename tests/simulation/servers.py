@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asynclock.core.room import NEVER
+from asynclock.core.rules import NEVER
 
 if TYPE_CHECKING:
     from .links import Link

@@ -6,7 +6,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from asynclock.core.room import MAX_BACKOFF, NEVER
+from asynclock.core.room import MAX_BACKOFF
+from asynclock.core.rules import NEVER
 
 from .checks import Check
 from .processes import Task
@@ -212,8 +213,9 @@ def _settle(world: World, check: Check, end: str) -> None:
         world.run(world.random.choice((0.0, 0.001)))
     world.run(world.rules.validity * 0.7)
     for client in world.clients:
-        for name in client.rooms:
-            raise check.broken("c", f"{client.name}: everybody has left the room of {name!r}, and it did not say so")
+        for name, room in client.rooms.items():
+            if not room.empty:
+                raise check.broken("c", f"{client.name}: everybody has left the room of {name!r}, and it does not know")
     for server in world.servers:
         for key in server.data if server.up else ():
             entry = server.peek(key)

@@ -21,8 +21,7 @@ from itertools import count
 from typing import Any
 
 from asynclock.core.lease import Lease
-from asynclock.core.room import NEVER
-from asynclock.core.rules import LossReason, Rules
+from asynclock.core.rules import NEVER, LossReason, Rules
 
 from .processes import Client, Task
 from .servers import MAX_DRIFT, Server

@@ -415,7 +415,7 @@ async def run_all(server: Server, programs: Iterable[p.Program], at_once: int = 
             report.seen = world.seen
             # Clean-up that goes on behind a block (a release that is not waited for) is over soon.
             for what, gone in (
-                ("rooms", lambda: not locker._keeper.rooms and not other._keeper.rooms),
+                ("rooms", lambda: not locker._keeper.busy() and not other._keeper.busy()),
                 ("keys", lambda: server.execute("DBSIZE") == 0),
                 ("tasks", lambda: len(asyncio.all_tasks()) <= len(before)),
             ):
@@ -423,7 +423,7 @@ async def run_all(server: Server, programs: Iterable[p.Program], at_once: int = 
                     await until(gone, 2.0)
                 except AssertionError:
                     keys, tasks = server.execute("KEYS", "*"), asyncio.all_tasks() - before
-                    report.left.append(f"{what}: {locker._keeper.rooms}, {keys}, {tasks}")
+                    report.left.append(f"{what}: {locker._keeper.busy()}, {keys}, {tasks}")
         saboteur.close()
         with contextlib.suppress(OSError):
             await saboteur.wait_closed()
