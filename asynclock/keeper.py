@@ -39,6 +39,7 @@ _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
 def _fork() -> None:
     for keeper in _keepers:
         keeper.forked = True
+        keeper.serving = None
 
 
 os.register_at_fork(after_in_child=_fork)
@@ -80,7 +81,8 @@ class Keeper:
 
     State: ``rooms`` are those where somebody is, or was: they are made in ``room``, and given up in
     ``_sweep`` if they are empty, nowhere else. ``loop`` is set while the locker is in use; ``topology``,
-    ``rules`` and what follows from them once it is connected, and there are no rooms before. In a forked
+    ``rules`` and what follows from them once it is connected, and there are no rooms before. ``serving`` is the
+    loop as long as locks may be acquired without further ado: connected, not closed, not forked. In a forked
     child nothing is ever sent again: ``forked``.
     """
 
@@ -96,15 +98,18 @@ class Keeper:
         self.connected = False
         self.rooms: dict[str, Room[Waiter]] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.serving: asyncio.AbstractEventLoop | None = None
         self.forked = False
         self.now = clock
+        self.patience = options.try_next_after
         self._room_bytes = 0  # about
         self._sweep_at = MIN_SWEEP
         self._prefixes: list[bytes] = []
         self.token = Tokens(os.urandom(16)).next
         self.chance = random.random
-        # Who waits for a release until when, in the order in which they give up: all wait as long.
-        self._settling: dict[asyncio.Future[None], float] = {}
+        # Whose release is waited for until when (``settled`` is the future then), in the order in which that
+        # is given up: all wait as long.
+        self._settling: dict[Lease, float] = {}
         self._settling_timer: asyncio.TimerHandle | None = None
         self._look_timer: asyncio.TimerHandle | None = None
         self._unread: list[tuple[Room[Waiter], Lease]] = []  # to be looked at soon, by a timer that is set
@@ -142,8 +147,8 @@ class Keeper:
             return None
         if lease is None:
             lease = room.leave(waiter, self.now())
-        elif lease is room.holder:
-            room.release(lease, self.now())
+        else:
+            self.give_back(room, lease, self.now())
         return lease if lease is not None and lease.done else None
 
     def room(self, name: str) -> Room[Waiter]:
@@ -196,8 +201,8 @@ class Keeper:
             now = self.now()
             exits = {left: until for left, until in exits.items() if not left.done() and until > now}
         for room, lease in leases:
-            self.give_back(room, lease)
-        until = self.now() + self.options.try_next_after
+            self.give_back(room, lease, self.now())
+        until = self.now() + self.patience
         for _, lease in leases:
             await self.wait_settled(lease, until)
 
@@ -225,13 +230,13 @@ class Keeper:
         if not self.forked:
             room.woken(self.now())
 
-    def give_back(self, room: Room[Waiter], lease: Lease) -> None:
+    def give_back(self, room: Room[Waiter], lease: Lease, now: float) -> None:
         if self.forked:
             return
         if lease is room.holder:
-            room.release(lease, self.now())
+            room.release(lease, now)
         elif lease.owed:
-            room.give_back(lease, self.now())
+            room.give_back(lease, now)
 
     def lost_unnoticed(self, lease: Lease) -> bool:
         return lease.lost_unnoticed(self.rules.majority)
@@ -239,7 +244,7 @@ class Keeper:
     def dropped(self, room: Room[Waiter], lease: Lease) -> None:
         loop = self.loop
         if loop is not None and not loop.is_closed() and not self.forked:
-            loop.call_soon_threadsafe(self.give_back, room, lease)
+            loop.call_soon_threadsafe(lambda: self.give_back(room, lease, self.now()))
 
     async def wait_settled(self, lease: Lease, until: float | None = None) -> asyncio.CancelledError | None:
         """Wait until the release is answered, or will not be: until then, and as long as servers
@@ -247,44 +252,45 @@ class Keeper:
         cancelled = None
         now = self.now()
         if until is None:
-            until = now + self.options.try_next_after
-        loop = self.loop
-        assert loop is not None
+            until = now + self.patience
         while lease.unreleased and not (until <= now and self._silent()):
-            future = lease.settled = loop.create_future()
-            self._settling[future] = until
-            if self._settling_timer is None:
-                self._settling_timer = loop.call_later(self.options.try_next_after, self._settle)
             try:
-                await future
+                await self.settling(lease, until)
                 break
             except asyncio.CancelledError as error:
                 # The release is on its way; what is left of the wait is short and bounded.
                 cancelled = error
                 now = self.now()
-            finally:
-                del self._settling[future]
-        lease.settled = None
         return cancelled
 
-    def _silent(self) -> bool:
-        now, patience = self.now(), self.options.try_next_after
-        return any(node.silent(now, patience) for node in self.topology.nodes)
+    def settling(self, lease: Lease, until: float) -> asyncio.Future[None]:
+        """Done when the wait for the release is over."""
+        loop = self.loop
+        assert loop is not None
+        future: asyncio.Future[None] = loop.create_future()
+        lease.settled = future
+        self._settling[lease] = until
+        if self._settling_timer is None:
+            self._settling_timer = loop.call_later(self.patience, self._settle)
+        return future
 
-    def _settle(self) -> None:
-        """Let those go on who have waited long enough for a server that says nothing."""
+    def _silent(self) -> bool:
+        now = self.now()
+        return any(node.silent(now, self.patience) for node in self.topology.nodes)
+
+    def _settle(self, before: float = 0.0) -> None:
+        """Let those go on who have waited long enough for a server that says nothing, and had done so at
+        the last look, ``before``: the loop may have been blocked, and the answers unread."""
         self._settling_timer = None
         now = self.now()
-        patience = self.options.try_next_after
         silent = self._silent()
-        for future, until in self._settling.items():
-            if future.done():
-                continue
-            if until > now or not silent:
+        for lease, until in list(self._settling.items()):
+            if until > before or not silent:
                 assert self.loop is not None
-                self._settling_timer = self.loop.call_later(max(until - now, patience / 4), self._settle)
+                again = max(until - now, self.patience / 4)
+                self._settling_timer = self.loop.call_later(again, self._settle, now if silent else 0.0)
                 break
-            future.set_result(None)
+            self.settled(lease)
 
     # What rooms need (core.room.Port)
 
@@ -295,7 +301,7 @@ class Keeper:
 
     def silent(self, room: Room[Waiter], index: int, now: float) -> bool:
         node = self.topology.home(room, index)
-        return node is None or node.silent(now, self.options.try_next_after)
+        return node is None or node.silent(now, self.patience)
 
     def look_soon(self, room: Room[Waiter], lease: Lease) -> None:
         if not self._unread:
@@ -359,9 +365,12 @@ class Keeper:
         scope._on_lost(reason, detail)
 
     def settled(self, lease: Lease) -> None:
-        future = lease.settled
-        if future is not None and not future.done():
-            future.set_result(None)
+        future: asyncio.Future[None] | None = lease.settled
+        if future is not None:
+            lease.settled = None
+            del self._settling[lease]
+            if not future.done():
+                future.set_result(None)
 
     # What servers tell (wire.node.Listener)
 

@@ -92,14 +92,13 @@ class Locker:
 
         self._cluster_client: RedisCluster | None = None
 
-        # State, besides the keeper's: "new" until _open, then "open" until _closing is set.
+        # State, besides the keeper's: "new" until that is connected, then "open" until _closing is set.
         self._opening: asyncio.Task[None] | None = None
-        self._open = False
         self._closing: asyncio.Task[None] | None = None  # set by aclose, done when it is through
         self._hurry: asyncio.Future[None]  # done: do not wait for blocks to be left
 
     def __repr__(self) -> str:
-        state = "closed" if self._closing else "open" if self._open else "new"
+        state = "closed" if self._closing else "open" if self._keeper.connected else "new"
         return f"<Locker {self._keeper.where()} {state}>"
 
     @property
@@ -156,7 +155,7 @@ class Locker:
         context: ScopeContext | None = None,
     ) -> LockScope:
         keeper = self._keeper
-        loop = keeper.loop
+        loop = keeper.serving
         now = keeper.now()
         seconds, until = None, NEVER
         if timeout is not None:
@@ -167,7 +166,7 @@ class Locker:
                 enter = Room.try_join
         if type(name) is not str:
             check_name(name)
-        if not self._open or self._closing is not None or keeper.forked or asyncio.get_running_loop() is not loop:
+        if asyncio.get_running_loop() is not loop:
             check_name(name)
             try:
                 async with asyncio.timeout(seconds or None):
@@ -244,7 +243,7 @@ class Locker:
             raise self._closed_error()
         if keeper.loop is not None and keeper.loop is not loop:
             raise ConfigurationError(f"{self!r} belongs to another event loop; make a Locker for each")
-        if self._open:
+        if keeper.connected:
             return
         if self._opening is None:
             keeper.loop = loop
@@ -265,7 +264,8 @@ class Locker:
         keeper = self._keeper
         try:
             await keeper.connect()
-            self._open = True
+            if self._closing is None:
+                keeper.serving = keeper.loop
         except BaseException:
             keeper.loop = None
             raise
@@ -287,6 +287,7 @@ class Locker:
         if keeper.loop is not None and keeper.loop is not loop:
             raise ConfigurationError(f"{self!r} belongs to another event loop; close it there")
         if self._closing is None:
+            keeper.serving = None
             self._hurry = loop.create_future()
             self._closing = loop.create_task(self._close(asyncio.current_task()), name=f"asynclock closing {self!r}")
         else:
@@ -315,7 +316,6 @@ class Locker:
                 await client.aclose()
             if self._cluster_client is not None:
                 await self._cluster_client.aclose()
-            self._open = False
 
     def _closed_error(self) -> LockerClosedError:
         return LockerClosedError(f"{self!r}: make a new Locker")

@@ -147,10 +147,14 @@ class LockScope:
         that is lost or released. Tasks of the scope go on; to stop them too, use :meth:`cancel`."""
         lease = self._end()
         if lease is not None:
-            self._keeper.give_back(self._room, lease)
-            self._settled(lease, await self._keeper.wait_settled(lease))
+            keeper = self._keeper
+            now = keeper.now()
+            keeper.give_back(self._room, lease, now)
+            await self._settled(lease, now)
 
-    def _settled(self, lease: Lease, cancelled: asyncio.CancelledError | None) -> None:
+    async def _settled(self, lease: Lease, now: float) -> None:
+        """The release has been sent ``now``."""
+        cancelled = await self._keeper.wait_settled(lease, now + self._keeper.patience)
         if lease.missed and self._keeper.lost_unnoticed(lease):
             self._lost_unnoticed()
         if cancelled is not None:
@@ -164,7 +168,7 @@ class LockScope:
         if self._parent is None:
             lease = self._end()
             if lease is not None:
-                self._keeper.give_back(self._room, lease)
+                self._keeper.give_back(self._room, lease, self._keeper.now())
             return
         self._stopped = self._reason is None
         self._abort()
@@ -222,13 +226,20 @@ class LockScope:
             and lease is not None
             and not self._tasks
             and not self._aborting
-            and keeper.now() < lease.deadline
+            and (now := keeper.now()) < lease.deadline
         ):
             # Nothing to stop, nobody to wait for: just give the lock back.
             self._exiting = True
             self._end()
-            keeper.give_back(self._room, lease)
-            self._settled(lease, await keeper.wait_settled(lease))
+            keeper.give_back(self._room, lease, now)
+            if lease.unreleased:
+                try:
+                    await keeper.settling(lease, now + keeper.patience)
+                except asyncio.CancelledError:
+                    await self._settled(lease, now)
+                    raise
+            if lease.missed and keeper.lost_unnoticed(lease):
+                self._lost_unnoticed()
             if self._reason is not None:
                 raise self._error()
             return None
@@ -369,7 +380,7 @@ class LockScope:
         lease = self._end()
         give_back = lease or self._unreleased
         if give_back is not None:
-            self._keeper.give_back(self._room, give_back)
+            self._keeper.give_back(self._room, give_back, self._keeper.now())
         return lease
 
     def _left(self, closing: asyncio.Task[Any] | None) -> asyncio.Future[None] | None:

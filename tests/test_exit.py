@@ -718,3 +718,17 @@ async def test_many_take_overs_when_the_connection_is_lost(own_server: Server) -
         for task in forcing:
             with contextlib.suppress(ServerError):
                 await (await asyncio.wait_for(task, 5)).release()
+
+
+@pytest.mark.asyncio
+async def test_the_answer_to_a_release_is_read_after_the_loop_was_blocked(server: Server) -> None:
+    """A timer that comes late is no sign of a server that says nothing: its answer may be there, unread."""
+    async with Locker(server.url, client_side_caching=False, try_next_after=0.4) as locker:
+        for _ in range(2):
+            scope = await locker.acquire("job")
+            server.execute("DEL", key("job"))
+            releasing = asyncio.create_task(scope.release())
+            await asyncio.sleep(0)  # it is about to be sent
+            time.sleep(0.5)  # noqa: ASYNC251 - the loop is to be blocked
+            await releasing
+            assert scope.lost_reason is LossReason.DELETED

@@ -16,17 +16,17 @@ class Tokens:
     knows what happened to it. Servers and other libraries see an opaque byte string.
     """
 
-    __slots__ = ("_count", "_id")
+    __slots__ = ("_count", "_forced", "_id", "_taken")
 
     def __init__(self, random: bytes) -> None:
         self._id = random.hex().encode()
+        self._taken = b"%bn:%b:" % (_MAGIC, self._id)
+        self._forced = b"%bf:%b:" % (_MAGIC, self._id)
         self._count = 0
 
     def next(self, forced: bool = False) -> bytes:
         self._count += 1
-        return (
-            b"%bf:%b:%x" % (_MAGIC, self._id, self._count) if forced else b"%bn:%b:%x" % (_MAGIC, self._id, self._count)
-        )
+        return b"%b%x" % (self._forced if forced else self._taken, self._count)
 
 
 class Lease:

@@ -20,7 +20,7 @@ class Port(Protocol[W]):
         """A value that no lease has had."""
 
     def ask(self, room: Room[W], lease: Lease, index: int, ask: Ask, now: float, /) -> bool:
-        """Send it; the answer comes as ``answered`` or ``failed``, on every way it can end.
+        """Send it; the answer comes as ``answered``, ``released`` or ``failed``, on every way it can end.
         False: the server is not connected, and no answer will come. A RELEASE that is refused or
         lost so is kept, and sent before anything else once the server is back."""
 

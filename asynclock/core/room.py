@@ -141,7 +141,7 @@ class Room(Generic[W]):
             self.port.granted(waiter, lease)
             return False
         self.holder = None
-        if self.queue or self.contended:
+        if self.queue or (self.turns is not None and self.turns.contended):
             if self.turns is None:
                 self.turns = Turns()
             self.turns.hold_back(lease)
@@ -186,17 +186,11 @@ class Room(Generic[W]):
         ttl: int | None,
         now: float,
     ) -> None:
-        """An answer. ``ok``: the command did what it was to do; ``found``: what is in the key after
-        it; ``ttl``: milliseconds that the key has left, -1 for no end, -2 for no key, None for not asked."""
-        if ask is RELEASE:
-            if not ok:
-                lease.missed += 1
-            lease.unreleased -= 1
-            if not lease.unreleased:
-                self._released(lease, now)
-            return
+        """An answer to anything but a RELEASE. ``ok``: the command did what it was to do; ``found``: what is
+        in the key after it; ``ttl``: milliseconds that the key has left, -1 for no end, -2 for no key, None
+        for not asked."""
         lease.asked[index] -= 1
-        if lease.extending and ask != READ:
+        if lease.extending and ask is not READ:
             lease.extending &= ~(1 << index)
         if lease.done:
             if lease is self.fruitless and self.attempt is None and self.queue:
@@ -216,7 +210,7 @@ class Room(Generic[W]):
                 if ttl is not None and ttl >= 0:  # somebody may have been quick to shorten it
                     until = min(until, sent + rules.term_of(ttl / 1000))
                 lease.vote(index, until, rules.majority)
-                if ask <= TAKE_TTL:
+                if ask is TAKE or ask is TAKE_TTL:
                     lease.unread |= 1 << index
                     if lease is self.holder:
                         self._ask(lease, index, READ, now)
@@ -242,12 +236,10 @@ class Room(Generic[W]):
     def failed(self, lease: Lease, index: int, ask: Ask, error: Exception | None, now: float) -> None:
         """No answer will come: the connection is gone (``None``), or the server answered with an error."""
         if ask is RELEASE:
-            lease.unreleased -= 1
-            if not lease.unreleased:
-                self._released(lease, now)
+            self.released(lease, True, now)
             return
         lease.asked[index] -= 1
-        if lease.extending and ask != READ:
+        if lease.extending and ask is not READ:
             lease.extending &= ~(1 << index)
         if lease.done:
             return
@@ -264,6 +256,14 @@ class Room(Generic[W]):
                 again = max(self.rules.try_next_after, (lease.deadline - now) / 4)
             lease.extend_at = min(lease.extend_at, now + again)
         self._judge(lease, None, index, now)
+
+    def released(self, lease: Lease, ok: bool, now: float) -> None:
+        """A RELEASE is answered (``ok``: it found the token), or never will be."""
+        if not ok:
+            lease.missed += 1
+        lease.unreleased -= 1
+        if not lease.unreleased:
+            self._released(lease, now)
 
     def pushed(self, index: int, now: float, cause: LossReason | None = None) -> None:
         """The server says that key ``index`` is no longer what it was when it was read."""
@@ -372,11 +372,12 @@ class Room(Generic[W]):
             self._wake_at(now + self.rules.try_next_after)
         else:
             self.wake = NEVER
-        if in_order and self.contended and self.rules.keys > 1 and self.impatient is None:
+        contended = self.turns is not None and self.turns.contended > 0
+        if contended and in_order and self.rules.keys > 1 and self.impatient is None:
             lease.unasked = self.rules.keys
             lease.decides = -1
             self._decide(now)
-        elif not self._ask_all(lease, TAKE_TTL if self.contended else TAKE, now):
+        elif not self._ask_all(lease, TAKE_TTL if contended else TAKE, now):
             self._decide(now)
 
     def _ask_in_order(self, lease: Lease, now: float) -> None:
@@ -557,9 +558,10 @@ class Room(Generic[W]):
     def _released(self, lease: Lease, now: float) -> None:
         """Every RELEASE is answered, or never will be."""
         turns = self.turns
-        waited_for = turns is not None and turns.heard(lease, now, self.rules)
-        if turns is not None and waited_for and self.queue and self.holder is None and self.attempt is None:
-            self._wake_at(turns.back_at(now, self.rules))
+        if turns is not None:
+            waited_for = turns.heard(lease, now, self.rules)
+            if waited_for and self.queue and self.holder is None and self.attempt is None:
+                self._wake_at(turns.back_at(now, self.rules))
         self.port.settled(lease)
 
     def _extend(self, lease: Lease, now: float) -> None:

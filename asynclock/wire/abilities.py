@@ -163,7 +163,7 @@ async def _scripts(server: str, ask: Ask, key: bytes, mode: str) -> bool:
         {
             "EVAL": packed(b"EVAL", b"return redis.call('GET',KEYS[1])", b"1", key),
             **{f"SCRIPT LOAD {number}": load for number, load in enumerate(LOAD)},
-            "EVALSHA": commands.pack(RELEASE, bulk(key), b"asynclock:probe", b""),
+            "EVALSHA": commands.packers[RELEASE](bulk(key), b"asynclock:probe", b""),
         },
     )
     if mode == "cluster":

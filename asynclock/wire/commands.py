@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import hiredis
 
-from ..core.rules import Ask
 from ..errors import ServerError
 
 OK = b"OK"
@@ -68,14 +67,15 @@ class Abilities(NamedTuple):
 class Commands:
     """Packs asks for a server with these abilities. ``key`` is a packed key: ``bulk(name)``."""
 
-    __slots__ = ("_delete", "_expire", "_packers", "names", "px")
+    __slots__ = ("_delete", "_expire", "names", "packers", "px")
 
     def __init__(self, abilities: Abilities, validity: float) -> None:
         self.px = b"$2\r\nPX\r\n" + bulk(b"%d" % round(validity * 1000))
         self._expire, self._delete = (_SHA_EXPIRE, _SHA_DELETE) if abilities.evalsha else (_EVAL_EXPIRE, _EVAL_DELETE)
         extend, extend_name = (_extend, "SET") if abilities.set_ifeq else (self._extend_by_script, "EVAL")
         release = _RELEASES.get(abilities.delete, self._delete_by_script)
-        self._packers: tuple[Packer, ...] = (_take, _take_ttl, _force, extend, _read, release)
+        #: How each ask is packed, from the packed key, the token and an expiry: ``px``, or the result of ``pxat``.
+        self.packers: tuple[Packer, ...] = (_take, _take_ttl, _force, extend, _read, release)
         #: What each ask is made of, a name for each reply.
         self.names = (
             ("SET",),
@@ -86,20 +86,16 @@ class Commands:
             (abilities.delete.decode(),),
         )
 
-    def pack(self, ask: Ask, key: bytes, token: bytes, expiry: bytes) -> bytes:
-        """The bytes of ``ask``. ``expiry``: ``px``, or the result of ``pxat``."""
-        return self._packers[ask](key, b"$%d\r\n%b\r\n" % (len(token), token), expiry)
-
-    def _extend_by_script(self, key: bytes, value: bytes, expiry: bytes) -> bytes:
+    def _extend_by_script(self, key: bytes, token: bytes, expiry: bytes) -> bytes:
         how, _, when = expiry.partition(b"\r\n")[2].partition(b"\r\n")
         command = bulk(b"PEXPIREAT" if how == b"PXAT" else b"PEXPIRE")
-        return _join((b"*7\r\n", self._expire, _ONE, key, value, command, when, _GET, key))
+        return _join((b"*7\r\n", self._expire, _ONE, key, bulk(token), command, when, _GET, key))
 
-    def _delete_by_script(self, key: bytes, value: bytes, expiry: bytes) -> bytes:
-        return _join((b"*5\r\n", self._delete, _ONE, key, value))
+    def _delete_by_script(self, key: bytes, token: bytes, expiry: bytes) -> bytes:
+        return _join((b"*5\r\n", self._delete, _ONE, key, bulk(token)))
 
 
-Packer = Callable[[bytes, bytes, bytes], bytes]  # from key, value and expiry, all of them packed
+Packer = Callable[[bytes, bytes, bytes], bytes]
 
 
 def _by_digest(script: bytes) -> bytes:
@@ -111,38 +107,36 @@ _EVAL_DELETE, _EVAL_EXPIRE = (b"$4\r\nEVAL\r\n" + bulk(script) for script in (_D
 _SHA_DELETE, _SHA_EXPIRE = map(_by_digest, (_DELETE, _EXPIRE))
 _ONE = b"$1\r\n1\r\n"
 _join = b"".join
-_SET = b"*6\r\n$3\r\nSET\r\n"
-_NX = b"$2\r\nNX\r\n"
 _GET = b"*2\r\n$3\r\nGET\r\n"
-_PTTL = b"*2\r\n$4\r\nPTTL\r\n"
 
 
-def _take(key: bytes, value: bytes, expiry: bytes) -> bytes:
-    return _join((_SET, key, value, _NX, expiry))
+def _take(key: bytes, token: bytes, expiry: bytes) -> bytes:
+    return b"*6\r\n$3\r\nSET\r\n%b$%d\r\n%b\r\n$2\r\nNX\r\n%b" % (key, len(token), token, expiry)
 
 
-def _take_ttl(key: bytes, value: bytes, expiry: bytes) -> bytes:
-    return _join((_SET, key, value, _NX, expiry, _PTTL, key))
+def _take_ttl(key: bytes, token: bytes, expiry: bytes) -> bytes:
+    return b"%b*2\r\n$4\r\nPTTL\r\n%b" % (_take(key, token, expiry), key)
 
 
-def _force(key: bytes, value: bytes, expiry: bytes) -> bytes:
-    return _join((b"*5\r\n$3\r\nSET\r\n", key, value, expiry, _GET, key))
+def _force(key: bytes, token: bytes, expiry: bytes) -> bytes:
+    return _join((b"*5\r\n$3\r\nSET\r\n", key, bulk(token), expiry, _GET, key))
 
 
-def _extend(key: bytes, value: bytes, expiry: bytes) -> bytes:
+def _extend(key: bytes, token: bytes, expiry: bytes) -> bytes:
+    value = bulk(token)
     return _join((b"*7\r\n$3\r\nSET\r\n", key, value, b"$4\r\nIFEQ\r\n", value, expiry, _GET, key))
 
 
-def _read(key: bytes, value: bytes, expiry: bytes) -> bytes:
-    return _join((_PTTL, key, _GET, key))
+def _read(key: bytes, token: bytes, expiry: bytes) -> bytes:
+    return b"*2\r\n$4\r\nPTTL\r\n%b*2\r\n$3\r\nGET\r\n%b" % (key, key)
 
 
-def _delifeq(key: bytes, value: bytes, expiry: bytes) -> bytes:
-    return _join((b"*3\r\n$7\r\nDELIFEQ\r\n", key, value))
+def _delifeq(key: bytes, token: bytes, expiry: bytes) -> bytes:
+    return b"*3\r\n$7\r\nDELIFEQ\r\n%b$%d\r\n%b\r\n" % (key, len(token), token)
 
 
-def _delex(key: bytes, value: bytes, expiry: bytes) -> bytes:
-    return _join((b"*4\r\n$5\r\nDELEX\r\n", key, b"$4\r\nIFEQ\r\n", value))
+def _delex(key: bytes, token: bytes, expiry: bytes) -> bytes:
+    return b"*4\r\n$5\r\nDELEX\r\n%b$4\r\nIFEQ\r\n$%d\r\n%b\r\n" % (key, len(token), token)
 
 
 _RELEASES = {b"DELIFEQ": _delifeq, b"DELEX": _delex}

@@ -346,7 +346,7 @@ class Node:
         if self.quarantined_until and ask <= FORCE:  # asks for a new vote: an old one may be forgotten here
             return False
         expiry = self._expiry(now, ask) if ask <= EXTEND else b""
-        data = self.commands.pack(ask, key, lease.token, expiry)
+        data = self.commands.packers[ask](key, lease.token, expiry)
         wire.send(data, Request(self, room, lease, index, ask, now), REPLIES[ask], now)
         return True
 
@@ -369,7 +369,7 @@ class Node:
     def _send_on(self, wire: Wire, request: Request | OwedRelease, now: float, asking: bool = False) -> None:
         ask = request.ask
         expiry = self._expiry(now, ask) if ask <= EXTEND else b""
-        data = self.commands.pack(ask, request.key, request.token, expiry)
+        data = self.commands.packers[ask](request.key, request.token, expiry)
         replies = REPLIES[ask]
         if asking:
             data = b"".join([_ASKING + command for command in split(data)])

@@ -291,7 +291,7 @@ class Replicas:
         return packed(b"SET", unbulk(marker), self._token, b"PX", MARKER_LIFE)
 
     def _delete(self, marker: bytes) -> bytes:
-        return self._commands.pack(Ask.RELEASE, marker, self._token, b"")
+        return self._commands.packers[Ask.RELEASE](marker, self._token, b"")
 
     def _markers(self) -> list[bytes]:
         """Keys to try: the one that did last time. In a cluster, that ends when its slot moves; then

@@ -96,7 +96,7 @@ class Request:
         ask, lease = self.ask, self.lease
         if ask is RELEASE:
             if reply == 1:
-                self.room.answered(lease, self.index, ask, self.sent, True, None, None, now)
+                self.room.released(lease, True, now)
                 return
         elif self.node.replicas is not None:
             pass
@@ -136,6 +136,9 @@ class Request:
                     self.room.failed(self.lease, self.index, ask, error, now)
                     return
                 replies[position] = _OTHERS
+        if ask is RELEASE:
+            self.room.released(self.lease, replies[0] in _DONE, now)
+            return
         ok, found, ttl = self._meaning(replies)
         written = ask <= EXTEND and ok and found == self.lease.token
         if node.replicas is not None and written and not self.lease.done:

@@ -90,7 +90,7 @@ class Bench:
         """The first such ask that is not answered yet gets its answer now."""
         sent = self._take(ask, index)
         if ask is Ask.RELEASE:
-            self.room.answered(*sent[:3], sent.when, found is OURS, None, None, self.now)
+            self.room.released(sent.lease, found is OURS, self.now)
             return
         value = sent.lease.token if found is OURS else found
         okay = ask is Ask.READ or found is OURS if ok is None else ok

@@ -63,6 +63,9 @@ class Request:
         first, found = self.replies[0], self.replies[-1]
         ask = self.ask
         ok = ask is Ask.READ or first in (b"OK", 1)
+        if ask is Ask.RELEASE:
+            self.room.released(self.lease, ok, now)
+            return
         ttl = first if ask is Ask.READ else found if ask is Ask.TAKE_TTL else None
         if ask <= Ask.TAKE_TTL:
             found = None if ttl == -2 else self.lease.token if ok else b""
