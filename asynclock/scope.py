@@ -210,7 +210,7 @@ class LockScope:
         return self._enter()
 
     def _enter(self) -> LockScope:
-        parent = asyncio.current_task()
+        parent = asyncio.current_task(self._keeper.loop)
         if parent is None:
             raise RuntimeError(f"lock {self.name!r}: 'async with' needs a task around it")
         self._parent = parent
@@ -226,12 +226,13 @@ class LockScope:
             and lease is not None
             and not self._tasks
             and not self._aborting
+            and keeper.serving is not None
             and (now := keeper.now()) < lease.deadline
         ):
             # Nothing to stop, nobody to wait for: just give the lock back.
             self._exiting = True
             self._end()
-            keeper.give_back(self._room, lease, now)
+            self._room.release(lease, now)
             if lease.unreleased:
                 try:
                     await keeper.settling(lease, now + keeper.patience)

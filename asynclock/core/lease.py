@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from .rules import LossReason, Rules
 
 _MAGIC = b"asynclock:"
+_NONE: Mapping[int, float] = MappingProxyType({})
 
 
 class Tokens:
@@ -93,7 +96,7 @@ class Lease:
         self.refused = 0  # bit i: somebody else had key i, or it was gone again at once
         self.deadline = 0.0
         self.done = False
-        self.free_at: dict[int, float] = {}  # key -> when it may be free, for keys that refused or failed
+        self.free_at: Mapping[int, float] = _NONE  # key -> when it may be free, for keys that refused or failed
         self.error: Exception | None = None  # the last one that a server answered with
         self.barred = 0  # keys whose servers will not do better if they are asked again
         self.cause: LossReason | None = None  # what a missing key is put down to
@@ -110,6 +113,10 @@ class Lease:
         """Count key ``index`` until then; 0 takes the vote back."""
         self.votes[index] = until
         self.deadline = until if majority == 1 else sorted(self.votes, reverse=True)[majority - 1]
+
+    def put_off(self, index: int, when: float) -> None:
+        """Key ``index`` was not to be had, and may be free then."""
+        self.free_at = {**self.free_at, index: when}
 
     def granted(self, now: float) -> int:
         return sum(until > now for until in self.votes)

@@ -81,7 +81,11 @@ class Room(Generic[W]):
         """Queue for the lock."""
         self.queue[waiter] = None
         if len(self.queue) == 1:
-            if self.turns is not None and self.turns.outdated(now):
+            if self.turns is None:
+                if self.holder is None and self.attempt is None and not self.forces:
+                    self._attempt(now)
+                return
+            if self.turns.outdated(now):
                 self.turns = None
             self._next(now)
 
@@ -227,7 +231,7 @@ class Room(Generic[W]):
             if ok and found is None and (ask <= FORCE or lease.unread >> index & 1):
                 self.port.doubt_clock(self, index)  # gone as soon as it was there
             lease.refused |= 1 << index
-            lease.free_at[index] = self._free_at(lease, index, found, ttl, now)
+            lease.put_off(index, self._free_at(lease, index, found, ttl, now))
         if lease is self.attempt:
             self._decide(now)
         else:
@@ -246,7 +250,7 @@ class Room(Generic[W]):
         lease.error = error
         if ask <= FORCE:
             lease.barred += getattr(error, "lasting", False)
-            lease.free_at[index] = NEVER if error is None else now + self._backoff()
+            lease.put_off(index, NEVER if error is None else now + self._backoff())
         elif error is not None:
             # The vote counts on until its time is over: try again well before that, and soon if the
             # key is known to have changed.
@@ -262,15 +266,18 @@ class Room(Generic[W]):
         if not ok:
             lease.missed += 1
         lease.unreleased -= 1
-        if not lease.unreleased:
-            self._released(lease, now)
+        if lease.unreleased:
+            return
+        if self.turns is not None:
+            self._heard(lease, now)
+        self.port.settled(lease)
 
     def pushed(self, index: int, now: float, cause: LossReason | None = None) -> None:
         """The server says that key ``index`` is no longer what it was when it was read."""
         if self.attempt is not None:
             self._suspect(self.attempt, index, cause, now)
             if index in self.attempt.free_at:
-                self.attempt.free_at[index] = now
+                self.attempt.put_off(index, now)
         if self.holder is not None:
             self._suspect(self.holder, index, cause, now)
         elif self._waits_for(index):
@@ -281,7 +288,7 @@ class Room(Generic[W]):
         if self.attempt is not None:
             self._suspect(self.attempt, index, LossReason.FORGOTTEN, now)
             if index in self.attempt.free_at:
-                self.attempt.free_at[index] = now
+                self.attempt.put_off(index, now)
         if self.holder is not None:
             self._verify_holder(index, now)
         elif self.attempt is None and self.queue and not self._waits_for_its_release():
@@ -478,7 +485,7 @@ class Room(Generic[W]):
             return
         for index, asked in enumerate(lease.asked):
             if asked:  # silent
-                lease.free_at[index] = now + self._backoff()
+                lease.put_off(index, now + self._backoff())
         again = self._when_possible(lease, now)
         if again <= now and self.haste < MAX_HASTE:
             self.haste += 1
@@ -502,8 +509,6 @@ class Room(Generic[W]):
         lease.acquired_at = now
         lease.handoffs = 0
         lease.cause = None
-        if lease.free_at:
-            lease.free_at.clear()
         if lease.unread:
             lease.extend_at = NEVER  # until it is looked at
             self.wake = NEVER
@@ -553,16 +558,15 @@ class Room(Generic[W]):
         lease.owed = 0
         lease.releases = lease.unreleased = asked
         if not asked:
-            self._released(lease, now)
+            self._heard(lease, now)
+            self.port.settled(lease)
 
-    def _released(self, lease: Lease, now: float) -> None:
-        """Every RELEASE is answered, or never will be."""
+    def _heard(self, lease: Lease, now: float) -> None:
+        """Every RELEASE is answered, or never will be: the pause that others were to have begins."""
         turns = self.turns
-        if turns is not None:
-            waited_for = turns.heard(lease, now, self.rules)
-            if waited_for and self.queue and self.holder is None and self.attempt is None:
-                self._wake_at(turns.back_at(now, self.rules))
-        self.port.settled(lease)
+        waited_for = turns is not None and turns.heard(lease, now, self.rules)
+        if turns is not None and waited_for and self.queue and self.holder is None and self.attempt is None:
+            self._wake_at(turns.back_at(now, self.rules))
 
     def _extend(self, lease: Lease, now: float) -> None:
         """Extend every vote, and try to get the keys back that do not count (only if they are free)."""
@@ -616,7 +620,7 @@ class Room(Generic[W]):
         return not lease.free_at
 
     def _not_there(self, lease: Lease, index: int) -> None:
-        lease.free_at[index] = NEVER
+        lease.put_off(index, NEVER)
         if (error := self.port.barred(self, index)) is not None:
             lease.error = error
             lease.barred += 1
@@ -645,7 +649,7 @@ class Room(Generic[W]):
         would wake those who wait for this key elsewhere, in turn and without end."""
         lease = self.fruitless
         assert lease is not None
-        lease.free_at[index] = now
+        lease.put_off(index, now)
         failed = sum(when > now and not lease.refused >> key & 1 for key, when in lease.free_at.items())
         if failed <= self.rules.keys - self.rules.majority:
             # A key before it that has not changed is somebody else's, and may be for long: ask for all
@@ -659,11 +663,11 @@ class Room(Generic[W]):
     def _answered_late(self, lease: Lease, index: int, found: bytes | None, ttl: int | None, now: float) -> None:
         """The attempt was lost without this answer: now it is known what may be waited for there."""
         if found == lease.token:
-            lease.free_at[index] = now  # its release is on its way, and no push of that is worth an attempt
+            lease.put_off(index, now)  # its release is on its way, and no push of that is worth an attempt
         else:
             lease.refused |= 1 << index
             lease.watched |= 1 << index
-            lease.free_at[index] = self._free_at(lease, index, found, ttl, now)
+            lease.put_off(index, self._free_at(lease, index, found, ttl, now))
         again = self._when_possible(lease, now)
         if again <= now:
             again = now + self.rules.try_next_after * (0.5 + self.port.chance())

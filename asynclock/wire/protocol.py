@@ -118,7 +118,7 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.heard = now = self.clock()
-        waiting = self.waiting
+        waiting, earlier = self.waiting, self._earlier
         gets = self._reader.gets
         try:
             self._reader.feed(data)
@@ -128,10 +128,11 @@ class Wire(asyncio.Protocol):
                 elif not waiting:
                     self._unasked(reply)
                 elif (expects := waiting.popleft()) is None:
-                    self._earlier.append(reply)
-                elif self._earlier:
-                    earlier, self._earlier = self._earlier, []
-                    expects.reply(reply, earlier, now)
+                    earlier.append(reply)
+                elif earlier:
+                    before = tuple(earlier)
+                    earlier.clear()
+                    expects.reply(reply, before, now)
                 else:
                     expects.reply(reply, (), now)
         except hiredis.ProtocolError as error:
