@@ -12,17 +12,35 @@ task has neither ended nor left the block, the exception was dropped, and the ta
 nothing had happened: then it is cancelled again. So clean-up code is left in peace however long it
 takes, inside ``finally`` and ``except``; also while it handles an exception that was made anew on the
 way (``asyncio.to_thread`` does that), or somebody else's cancellation.
+
+An exception that was dropped may live on, and must not keep the task going:
+
+- The futures that passed the cancellation on to the task keep the message, and the tasks of an
+  ``asyncio.gather`` the exception too, for as long as somebody keeps them. It is taken from them.
+- A function that has held its exception in a variable and raised it again is part of a cycle through
+  the traceback, until the garbage collector comes by (``asyncio.TaskGroup.__aexit__`` is such a one
+  in Python 3.11 and the first 3.12 and 3.13). So that is asked to come, for young objects, while the
+  frames of the task show no exception, and once for all objects if that goes on. The frames alone would
+  not do: what a ``finally`` in a greenlet handles (SQLAlchemy's asyncio runs so) is in none of them,
+  and that one is left in peace.
+
+What cannot be told from an exception that is to be raised again later is one that the program itself
+still keeps, in an attribute or a variable: that task is left in peace too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import math
+import time
 import weakref
 from typing import Any
 
 MAX_DEPTH = 1000  # coroutines that await each other
 MAX_PAUSE = 0.1  # seconds between cancellations of a task that drops every one
+FIRST_LOOK, LAST_LOOK = 0.001, 0.25  # seconds between looks at a task that has not ended; each twice the one before
+PATIENCE = 0.2  # seconds in which no frame shows an exception, and it lives: then old objects are collected too
 
 
 class _Message(str):
@@ -32,7 +50,7 @@ class _Message(str):
 class Cancellation:
     """A cancellation of ``task`` that insists until ``stop``, or until the task is done."""
 
-    __slots__ = ("__weakref__", "_alive", "_loop", "_message", "_next", "_task", "count")
+    __slots__ = ("__weakref__", "_alive", "_dropped", "_loop", "_message", "_next", "_task", "_told", "count")
 
     def __init__(self, task: asyncio.Task[Any], message: str) -> None:
         self.count = 0  #: how many ``uncancel()`` it takes to undo it
@@ -40,12 +58,15 @@ class Cancellation:
         self._loop = asyncio.get_running_loop()
         self._message = message
         self._alive: weakref.ref[_Message] | None = None
-        self._next: asyncio.TimerHandle | None = None
+        self._dropped = math.inf  # since when no frame shows it
+        self._told: dict[asyncio.Future[Any], bool] = {}  # who was given the message; was it done at the last look?
+        self._next: asyncio.Handle | None = None  # strike or look
         self._strike()
 
     def stop(self) -> None:
         """Insist no more."""
         self._task = self._alive = None
+        self._told = {}
         if self._next is not None:
             self._next.cancel()
 
@@ -60,17 +81,38 @@ class Cancellation:
         self.count += 1
         message = _Message(self._message)
         self._alive = weakref.ref(message, self._died)
+        self._told = _to_be_told(task)
         task.cancel(message)
-        # A task that was about to run keeps the message beside the exception: let go of it then.
-        self._loop.call_soon(self._let_go)
+        self._next = self._loop.call_soon(self._look, FIRST_LOOK)
 
-    def _let_go(self) -> None:
+    def _look(self, pause: float) -> None:
+        """Has the task dropped the exception, and is it only kept by those who have no use for it?"""
         task = self._task
-        if task is not None and isinstance(getattr(task, "_cancel_message", None), _Message):
-            if task._must_cancel:  # type: ignore[attr-defined]  # as above: asyncio's own, long-standing names
-                self._loop.call_soon(self._let_go)  # not thrown yet
-            else:
-                task._cancel_message = None  # type: ignore[attr-defined]  # likewise
+        if task is None or task.done():
+            return
+        self._next = self._loop.call_later(pause, self._look, min(2 * pause, LAST_LOOK))
+        at_once = pause == FIRST_LOOK
+        self._let_go(at_once)
+        if at_once or _handles_cancellation(task):
+            self._dropped = math.inf
+        else:
+            self._dropped = min(self._dropped, time.monotonic())
+            _collect(self._dropped)
+
+    def _let_go(self, at_once: bool) -> None:
+        for future, was_done in list(self._told.items()):
+            if isinstance(getattr(future, "_cancel_message", None), _Message):
+                # In asyncio's own, long-standing names. A task that was about to run needs it until it does.
+                if getattr(future, "_must_cancel", False):
+                    continue
+                future._cancel_message = self._message  # type: ignore[attr-defined]
+            if was_done:
+                # Whoever waited for it has the exception by now. Who comes later is given one of their own.
+                if future.cancelled():
+                    future._make_cancelled_error()  # type: ignore[attr-defined]  # likewise; it lets go of the exception
+                del self._told[future]
+            else:  # timers may go before what is about to run: so not yet at the first look, which is none
+                self._told[future] = future.done() and not at_once
 
     def _died(self, _: object) -> None:
         # In whichever thread the garbage was collected.
@@ -79,17 +121,50 @@ class Cancellation:
 
     def _again(self) -> None:
         if self._task is not None and not self._task.done():
+            if self._next is not None:
+                self._next.cancel()  # the look
             pause = min(0.001 * 2.0 ** min(self.count, 10), MAX_PAUSE) if self.count > 1 else 0.0
             self._next = self._loop.call_later(pause, self._strike)
 
 
+def _to_be_told(task: asyncio.Task[Any]) -> dict[asyncio.Future[Any], bool]:
+    """The task, and whoever ``task.cancel()`` passes the cancellation on to."""
+    found: dict[asyncio.Future[Any], bool] = {}
+    rest: list[asyncio.Future[Any] | None] = [task]
+    while rest:
+        each = rest.pop()
+        if each is not None and each not in found:
+            found[each] = False
+            rest.append(getattr(each, "_fut_waiter", None))
+            rest += getattr(each, "_children", ())  # of a gather
+    return found
+
+
+def _collect(since: float) -> None:
+    """Collect what may be garbage for as long as that: of many tasks that go on, one has old objects collected too."""
+    global _all_collected
+    now = time.monotonic()
+    if now - since >= PATIENCE and _all_collected - since < PATIENCE:
+        _all_collected = now
+        gc.collect()
+    else:
+        gc.collect(1)
+
+
+_all_collected = -math.inf
+
+
 def _handles_cancellation(task: asyncio.Task[Any]) -> bool:
-    """Is a suspended frame of ``task`` inside an ``except`` or ``finally`` that a cancellation has entered?
+    """Is ``task``, or one that it waits for, inside an ``except`` or ``finally`` that a cancellation has entered?"""
+    return any(_shows_cancellation(each.get_coro()) for each in _to_be_told(task) if isinstance(each, asyncio.Task))
+
+
+def _shows_cancellation(awaited: Any) -> bool:
+    """Does a suspended frame handle a cancellation?
 
     A suspended coroutine or generator keeps the exception that it handles where the garbage collector
     can see it. (A local variable that holds one is seen too: then it is left in peace.)
     """
-    awaited: Any = task.get_coro()
     for _ in range(MAX_DEPTH):
         if awaited is None or isinstance(awaited, asyncio.Future):
             break
@@ -100,12 +175,12 @@ def _handles_cancellation(task: asyncio.Task[Any]) -> bool:
                 if isinstance(error, asyncio.CancelledError):
                     return True
                 error = error.__context__
-            if type(awaited).__name__ in _WRAPPERS and hasattr(each, "ag_await"):
-                below = each  # async for, asynccontextmanager: the generator inside
+            if type(awaited).__name__ in _WRAPPERS and (hasattr(each, "ag_await") or hasattr(each, "cr_await")):
+                below = each  # async for, asynccontextmanager, __await__: the generator or coroutine inside
         for name in ("cr_await", "gi_yieldfrom", "ag_await"):
             below = below or getattr(awaited, name, None)
         awaited = below
     return False
 
 
-_WRAPPERS = ("async_generator_asend", "async_generator_athrow")
+_WRAPPERS = ("async_generator_asend", "async_generator_athrow", "coroutine_wrapper")

@@ -249,6 +249,8 @@ class LockScope:
         finally:
             if self._on_exit is not None and not self._on_exit.done():
                 self._on_exit.set_result(None)
+            for each in self._stopping or ():
+                each.stop()
             self._errors = self._base_error = self._stopping = None  # no cycles through tracebacks
 
     async def _exit(self, error: BaseException | None) -> bool:
@@ -309,24 +311,30 @@ class LockScope:
         if cancelled is not None and not self._errors and not own:
             if cancelled is error:
                 return False
-            raise cancelled
+            try:
+                raise cancelled
+            finally:
+                del cancelled  # no cycle: whoever swallows this one has to be cancelled again
         if outside_too and cancelled is not None and sys.version_info >= (3, 13):
             # What is raised now goes before the cancellation, which comes at the next await. Before
             # 3.13 uncancel() leaves such a one pending, and its owner could not take it back.
             parent.uncancel()
             parent.cancel()
-        lost = self._error() if self._reason is not None and not self._stopped else None
+        lost = self._reason is not None and not self._stopped
         if self._errors:
             if own and error is not None:
                 self._errors.append(error)
             group = BaseExceptionGroup(f"unhandled errors in the tasks of lock {self.name!r}", self._errors)
-            if lost is not None and not self._failed:
-                raise lost from group
-            raise group from None
+            try:
+                if lost and not self._failed:
+                    raise self._error() from group
+                raise group from None
+            finally:
+                del group  # no cycle, as above
         if own:
             return False
-        if lost is not None:
-            raise lost from None
+        if lost:
+            raise self._error() from None
         return error is not None
 
     # What the locker tells, and what follows from it

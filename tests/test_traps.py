@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import threading
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -25,49 +28,281 @@ async def test_random_programs(own_server: Server) -> None:
     assert not report.failed and not report.left, told("", report)
 
 
-async def nested_with_a_task(locker: Locker, server: Server) -> None:
+# Who swallows the cancellation of a lost lock and goes on is cancelled again, whatever still keeps the exception
+
+
+async def nested_with_a_task(locker: Locker, lose: Callable[[], None]) -> None:
     async with locker.with_context("inner") as scope:
         scope.create_task(asyncio.sleep(0.1))
-        asyncio.get_running_loop().call_later(0.01, server.execute, "DEL", key("outer"))
+        asyncio.get_running_loop().call_later(0.01, lose)
 
 
-async def task_group(locker: Locker, server: Server) -> None:
+async def task_group(_: Locker, lose: Callable[[], None]) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(asyncio.sleep(0.1))
-        asyncio.get_running_loop().call_later(0.01, server.execute, "DEL", key("outer"))
+        asyncio.get_running_loop().call_later(0.01, lose)
 
 
-async def gathered(locker: Locker, server: Server) -> None:
-    server.execute("DEL", key("outer"))
+async def slow_task_group(_: Locker, lose: Callable[[], None]) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(slow())
+        asyncio.get_running_loop().call_later(0.01, lose)
+
+
+async def gathered(_: Locker, lose: Callable[[], None]) -> None:
+    lose()
     await asyncio.gather(*kept)
 
 
+async def gathered_whatever_comes(_: Locker, lose: Callable[[], None]) -> None:
+    lose()
+    await asyncio.gather(*kept, return_exceptions=True)
+
+
+async def gathered_slowly(_: Locker, lose: Callable[[], None]) -> None:
+    kept.append(asyncio.ensure_future(slow()))
+    lose()
+    await asyncio.gather(*reversed(kept))
+
+
+async def task(_: Locker, lose: Callable[[], None]) -> None:
+    lose()
+    await kept[0]
+
+
+async def task_that_swallows(_: Locker, lose: Callable[[], None]) -> None:
+    async def swallow() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(5)
+        await asyncio.sleep(5)
+
+    kept.append(asyncio.ensure_future(swallow()))
+    lose()
+    await kept[-1]
+
+
+async def future(_: Locker, lose: Callable[[], None]) -> None:
+    kept.append(asyncio.get_running_loop().create_future())
+    lose()
+    await kept[-1]
+
+
+async def in_a_thread(_: Locker, lose: Callable[[], None]) -> None:
+    lose()
+    await asyncio.to_thread(thread_may_end.wait, 5)
+
+
+async def raised_again(_: Locker, lose: Callable[[], None]) -> None:
+    lose()
+    try:
+        await asyncio.sleep(5)
+    except asyncio.CancelledError as error:
+        again = error
+    raise again
+
+
+async def slow() -> None:
+    """To stop: a cycle, and it takes its time."""
+    try:
+        await asyncio.sleep(5)
+    finally:
+        await asyncio.sleep(0.1)
+
+
 kept: list[asyncio.Future[None]] = []
+thread_may_end = threading.Event()
 
 
 @pytest.mark.asyncio
-@pytest.mark.xfail(
-    strict=True,
-    reason="a cancellation that was swallowed is repeated when nothing refers to it any more; but something does, "
-    "until the next collection of garbage or for ever: a cycle through the tracebacks of the exits of scopes and "
-    "of asyncio.TaskGroup, or the tasks of a gather that somebody keeps",
+@pytest.mark.parametrize(
+    "inside",
+    [
+        nested_with_a_task,
+        task_group,
+        slow_task_group,
+        gathered,
+        gathered_whatever_comes,
+        gathered_slowly,
+        task,
+        task_that_swallows,
+        future,
+        in_a_thread,
+        raised_again,
+    ],
 )
-@pytest.mark.parametrize("inside", [nested_with_a_task, task_group, gathered])
 async def test_a_body_that_swallows_a_cancellation_is_cancelled_again(
-    locker: Locker, server: Server, inside: Callable[[Locker, Server], Awaitable[None]]
+    locker: Locker, server: Server, inside: Callable[[Locker, Callable[[], None]], Awaitable[None]]
 ) -> None:
     kept[:] = [asyncio.ensure_future(asyncio.sleep(5)) for _ in range(2)]
+    thread_may_end.clear()
     went_on = False
+    gc.disable()  # it might come by and help
     try:
         with pytest.raises(LockLostError):
             async with locker.with_context("outer"):
                 with contextlib.suppress(asyncio.CancelledError):
-                    await inside(locker, server)
-                await asyncio.sleep(1.0)
+                    await inside(locker, lambda: server.execute("DEL", key("outer")))
+                await asyncio.sleep(2.0)  # some 0.2 s are needed at most; the rest is for a busy machine
                 went_on = True
     finally:
-        for each in kept:
-            each.cancel()
-        await asyncio.wait(kept)
+        gc.enable()
+        thread_may_end.set()
+        while left := [each for each in kept if not each.done()]:
+            for each in left:
+                each.cancel()
+            await asyncio.wait(left, timeout=0.01)
         kept.clear()
     assert not went_on
+    current = asyncio.current_task()
+    assert current is not None
+    assert current.cancelling() == 0
+
+
+# Who cleans up is not: neither the task nor those that it waits for
+
+
+class Cleaner:
+    """Takes 0.3 s to stop, and counts how often it is told to."""
+
+    def __init__(self) -> None:
+        self.told = 0
+        self.cleaned_up = False
+
+    async def run(self) -> None:
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            self.told += 1
+            await self.clean_up()
+            raise
+
+    async def clean_up(self) -> None:
+        end = asyncio.get_running_loop().time() + 0.3
+        while asyncio.get_running_loop().time() < end:
+            try:
+                await asyncio.sleep(0.05)
+            except asyncio.CancelledError:
+                self.told += 1
+        self.cleaned_up = True
+
+
+class Wrapped:
+    """As many libraries have it: something that can be awaited, and has a coroutine inside."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self.run = run
+
+    def __await__(self) -> Any:
+        return self.run().__await__()
+
+
+async def itself(cleaner: Cleaner) -> None:
+    await cleaner.run()
+
+
+async def its_task(cleaner: Cleaner) -> None:
+    await asyncio.create_task(cleaner.run())
+
+
+async def one_of_a_gather(cleaner: Cleaner) -> None:
+    everything = asyncio.sleep(5), cleaner.run(), asyncio.sleep(5)
+    await asyncio.gather(*everything, return_exceptions=True)  # else it does not wait for all of them
+
+
+async def one_of_a_group(cleaner: Cleaner) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(cleaner.run())
+        await asyncio.sleep(5)
+
+
+async def one_of_a_wait_for(cleaner: Cleaner) -> None:
+    await asyncio.wait_for(cleaner.run(), 5)
+
+
+async def with_an_exception_made_anew(cleaner: Cleaner) -> None:
+    async def run() -> None:
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(5)
+            raise asyncio.CancelledError
+        except asyncio.CancelledError:
+            cleaner.told += 1
+            await cleaner.clean_up()
+            raise
+
+    await Wrapped(run)
+
+
+async def with_an_exception_that_it_keeps(cleaner: Cleaner) -> None:
+    """Not inside ``except``; in none of the frames either, as with a greenlet. That it means to raise it again
+    cannot be told from having forgotten it somewhere: so this is left in peace too."""
+    errors: list[BaseException] = []
+    try:
+        await asyncio.gather(*(asyncio.create_task(asyncio.sleep(5)) for _ in range(2)))
+    except asyncio.CancelledError as error:
+        cleaner.told += 1
+        errors.append(error)
+    await cleaner.clean_up()
+    raise errors.pop()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "inside",
+    [
+        itself,
+        its_task,
+        one_of_a_gather,
+        one_of_a_group,
+        one_of_a_wait_for,
+        with_an_exception_made_anew,
+        with_an_exception_that_it_keeps,
+    ],
+)
+@pytest.mark.parametrize("where", ["body", "task"])
+async def test_a_body_that_cleans_up_is_cancelled_once(
+    locker: Locker, server: Server, inside: Callable[[Cleaner], Awaitable[None]], where: str
+) -> None:
+    cleaner = Cleaner()
+    with pytest.raises(LockLostError):
+        async with locker.with_context("job") as scope:
+            asyncio.get_running_loop().call_later(0.01, server.execute, "DEL", key("job"))
+            if where == "body":
+                await inside(cleaner)
+            else:
+                scope.create_task(inside(cleaner))  # type: ignore[arg-type]
+    assert cleaner.cleaned_up
+    assert cleaner.told == 1
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["lost", "fails", "cancelled"])
+async def test_an_exit_leaves_no_cycle_of_exceptions(locker: Locker, server: Server, how: str) -> None:
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise RuntimeError
+
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        try:
+            async with asyncio.timeout(5) as timeout, locker.with_context("job") as scope:
+                if how == "fails":
+                    scope.create_task(fail())
+                elif how == "lost":
+                    server.execute("DEL", key("job"))
+                else:
+                    scope.create_task(asyncio.sleep(5))
+                    timeout.reschedule(asyncio.get_running_loop().time() + 0.01)
+                await asyncio.sleep(5 if how != "cancelled" else 0)
+        except (LockLostError, ExceptionGroup, TimeoutError) as error:
+            kind = type(error)
+        gc.collect()
+        cycles = [each for each in gc.garbage if isinstance(each, BaseException)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert kind is {"lost": LockLostError, "fails": ExceptionGroup, "cancelled": TimeoutError}[how]
+    assert cycles == []

@@ -33,6 +33,7 @@ class Record:
     stopped: bool = False  # scope.cancel() was called before a loss was known
     released: bool = False  # by hand, in the body or a task
     swallowed: bool = False  # a cancellation of its task got lost in the body
+    excused: bool = False  # ... and that is neither the program's doing nor the library's
     out: BaseException | None = None
     cancelling_after: int = 0
     still_pending: bool = False  # an outside cancellation comes at the next await

@@ -40,9 +40,11 @@ class Place:
     records: list[Record] = field(default_factory=list)  # of these scopes
     blocks: list[Record] = field(default_factory=list)
 
-    def swallowed(self) -> None:
+    def swallowed(self, by_the_program: bool = False) -> None:
+        """A cancellation got lost: by what asyncio and anyio leave open, or because the program drops it."""
         for block in self.blocks:
             block.swallowed = True
+            block.excused |= not by_the_program
 
     def elsewhere(self) -> Place:
         """In another task."""
@@ -209,7 +211,7 @@ class Run:
                 try:
                     await self.block(body, place)
                 except asyncio.CancelledError:
-                    place.swallowed()
+                    place.swallowed(by_the_program=True)
             case p.Catch(body):
                 try:
                     await self.block(body, place)
@@ -248,17 +250,17 @@ class Run:
     async def linger(self, place: Place) -> None:
         await asyncio.sleep(LINGER)
         if self.goes_on_lost(place):
-            await asyncio.sleep(LINGER)  # it may have been lost a moment ago
+            await asyncio.sleep(5 * LINGER)  # it may have been lost a moment ago, and the machine be busy
             if self.goes_on_lost(place):
                 self.wrong.append(f"a body goes on with a lost lock: {list(place.scopes)}")
 
     def goes_on_lost(self, place: Place) -> bool:
-        # Not insisted on: that who swallowed a cancellation is stopped all the same (see test_traps.py), and who
-        # gave the lock back himself. Whoever cleans up is left in peace.
+        # Who swallowed the cancellation is stopped all the same. Not insisted on is it where asyncio or anyio took
+        # it for another, and for who gave the lock back himself. Whoever cleans up is left in peace.
         return sys.exc_info()[1] is None and any(
             block.scope is not None
             and block.scope.lost_reason is not None
-            and not (block.swallowed or block.released or block.stopped)
+            and not (block.excused or block.released or block.stopped)
             for block in place.blocks
         )
 
