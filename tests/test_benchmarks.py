@@ -36,6 +36,7 @@ def test_all_run_quickly(tmp_path: Path, kind: str) -> None:
         text=True,
         timeout=300,
         cwd=ROOT,
+        env={**os.environ, "PYTHONASYNCIODEBUG": ""},  # it says on stderr what took long, and that is the point here
     )
     assert (done.returncode, done.stderr) == (0, "")
     saved = json.loads((tmp_path / "results.json").read_text())

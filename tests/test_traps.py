@@ -19,7 +19,6 @@ from tests.traps.__main__ import told
 from tests.traps.programs import make
 from tests.traps.runner import run_all
 
-
 PROGRAMS = 2500  # on each event loop, other ones on each: 3 s if the machine does nothing else
 
 
