@@ -30,11 +30,6 @@ BLOCKED = 0.25
 GROWN = 64 * MB
 
 # Known faults, strictly: whoever mends one sees its tests fail until the mark is gone.
-ESCAPES = pytest.mark.xfail(
-    strict=True,
-    reason="what a reply or push of an unexpected kind raises leaves data_received: the event loop reports it, "
-    "and the request whose reply it was never ends: whoever waits for that name waits for ever",
-)
 UNBOUNDED = pytest.mark.xfail(
     strict=True,
     reason="hiredis makes room for all elements that a header announces: >1000000000 is 13 bytes, and costs a minute "
@@ -157,7 +152,7 @@ async def use(locker: Locker, name: str, seconds: float = 0.3) -> None:
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("command", [*marked(ESCAPES, "GET", "PTTL"), "SET", "DELIFEQ", "TIME", "HELLO", "CLIENT"])
+@pytest.mark.parametrize("command", ["GET", "PTTL", "SET", "DELIFEQ", "TIME", "HELLO", "CLIENT"])
 async def test_replies_of_another_kind(server: Server, kind: str, command: str) -> None:
     async with scene(server, kind) as (turncoat, locker, *_):
         for reply in KINDS.values():
@@ -180,8 +175,6 @@ NOT_PUSHES = {
     "a key that is an array": b">2\r\n$10\r\ninvalidate\r\n*1\r\n*1\r\n:1\r\n",
 }
 
-ESCAPING = [push for push in NOT_PUSHES if "kind" not in push and "map" not in push]
-
 PUSHES = {
     "nothing": b">0\r\n",
     "no keys": b">1\r\n$10\r\ninvalidate\r\n",
@@ -197,7 +190,7 @@ PUSHES = {
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("push", [*(push for push in PUSHES if push not in ESCAPING), *marked(ESCAPES, *ESCAPING)])
+@pytest.mark.parametrize("push", PUSHES)
 async def test_pushes_in_the_middle_of_everything(server: Server, kind: str, push: str) -> None:
     async with scene(server, kind) as (turncoat, locker, held, *_):
         for _ in range(5):
@@ -235,7 +228,7 @@ async def test_a_reply_inside_of_which_is_a_push_and_a_push_inside_of_a_reply(se
         b"#x\r\n",
         b"$99999999999999999999\r\n",
         b"*1\r\n" * 10_000,
-        *marked(ESCAPES, b"%1\r\n*0\r\n:1\r\n"),
+        b"%1\r\n*0\r\n:1\r\n",
         b"$3\r\nabcdef\r\n",
     ],
     ids=["bytes", "http", "length", "count", "integer", "double", "boolean", "long", "nested", "map", "longer"],
@@ -257,7 +250,6 @@ async def test_garbage_in_the_middle(
 
 
 @pytest.mark.asyncio
-@ESCAPES
 async def test_a_reply_that_nobody_asked_for_among_those_that_are_waited_for(server: Server, kind: str) -> None:
     """It cannot be told from the others, and all that follow belong to other commands than they are taken for:
     until one is left over. What is not the lock's own value is no vote, so nothing is held that is not."""
@@ -356,7 +348,6 @@ async def test_many_elements_announced(server: Server, kind: str, header: bytes)
 
 
 @pytest.mark.asyncio
-@ESCAPES
 async def test_more_elements_than_there_is_memory_for(server: Server, kind: str) -> None:
     async with scene(server, kind) as (turncoat, locker, held, *_):
         turncoat.say(b"*4294967295\r\n")
@@ -522,9 +513,6 @@ async def test_a_connection_that_is_lost_as_soon_as_it_is_set_up(count: int) -> 
 
 
 @pytest.mark.asyncio
-@pytest.mark.xfail(
-    strict=True, reason="an expiry that no number can hold is an OverflowError, which comes out of acquire"
-)
 async def test_a_clock_beyond_all_numbers(server: Server) -> None:
     async with Turncoat(server.port) as turncoat:
         turncoat.answer = to(b"TIME", b"*2\r\n$306\r\n%b\r\n$1\r\n0\r\n" % (b"9" * 306))

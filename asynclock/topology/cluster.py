@@ -94,7 +94,7 @@ class Cluster:
         if word not in ("MOVED", "ASK") or len(rest) < 2:
             return False
         host, _, port = rest[1].rpartition(":")
-        if not port.isdigit():
+        if not (port.isascii() and port.isdigit() and len(port) <= 5):
             return False
         asked = request.node
         assert isinstance(asked, Node)
@@ -211,8 +211,10 @@ class Cluster:
         """The first and the last slot of each range, and where its owner is."""
         ranges: list[tuple[int, int, Address]] = []
         for first, last, primary, *_ in reply:
-            host = (primary[0] or b"").decode()
-            ranges.append((first, last, self._address(host, primary[1], told_by)))
+            host, port = (primary[0] or b"").decode(), primary[1]
+            if not (type(first) is type(last) is type(port) is int and 0 <= first <= last < SLOTS):
+                raise ValueError("no range of slots")
+            ranges.append((first, last, self._address(host, port, told_by)))
         return ranges
 
     def _address(self, host: str, port: int, told_by: Node) -> Address:

@@ -14,7 +14,7 @@ from ..core.clock import ServerClock
 from ..core.rules import RELEASE
 from ..errors import ServerError, UncertainError
 from ..options import Options
-from .commands import LOAD, Abilities, Commands, bulk, is_error, packed
+from .commands import LOAD, Abilities, Commands, bulk, is_error, packed, seconds_of
 
 log = logging.getLogger("asynclock")
 
@@ -65,8 +65,6 @@ async def learn(
         mode = _first_of(about, b"mode", b"server_mode", b"redis_mode").decode()
         number = _first_of(about, b"version", b"valkey_version", b"redis_version").decode()
         version = tuple(int(part) for part in number.split(".")[:3])
-        if not is_error(time):
-            clock.observe(sent, int(time[0]) + int(time[1]) / 1e6)
     except (AttributeError, KeyError, ValueError, TypeError, IndexError):
         raise ServerError(server, f"not a Redis or Valkey server: {who} answered {told!r:.200}", lasting=True) from None
     if redirect is not None and None is not redirect.run_id != about.get(b"run_id", redirect.run_id):
@@ -84,6 +82,10 @@ async def learn(
         )
     if is_error(time):  # a Sentinel does not know TIME
         raise refused(server, "TIME", time)
+    try:
+        clock.observe(sent, seconds_of(time))
+    except ValueError:
+        raise ServerError(server, f"answered TIME with {time!r:.200}", lasting=True) from None
 
     uptime = uptime and mode != "cluster"  # there, others have the keys of one that is back
     noloop = options.no_loop_tracking

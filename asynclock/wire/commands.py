@@ -11,6 +11,7 @@ import hiredis
 from ..errors import ServerError
 
 OK = b"OK"
+MAX_TIME = 1 << 42  # Unix seconds: a clock that shows more than this is none
 
 # Delete, or move the expiry, only if the value is still ours (the unlock of the Redis documentation
 # on distributed locks), where no command does it.
@@ -159,6 +160,18 @@ def error_of(server: str, command: str, key: str, reply: Any) -> ServerError | N
     elif word == "OOM":
         problem += "; free memory, or raise maxmemory"
     return ServerError(server, problem, lasting=word not in _PASSING)
+
+
+def seconds_of(time: Any) -> float:
+    """What TIME answered, in Unix seconds.
+
+    :raises ValueError: it is no time
+    """
+    if type(time) is list and len(time) == 2 and all(type(part) is bytes and part.isdigit() for part in time):
+        seconds, microseconds = map(int, time)  # no more than 4300 digits, or a ValueError
+        if seconds < MAX_TIME and microseconds < 1_000_000:
+            return float(seconds + microseconds / 1e6)
+    raise ValueError("no time")
 
 
 def is_error(reply: Any) -> bool:

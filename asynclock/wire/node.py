@@ -17,11 +17,11 @@ from ..core.rules import EXTEND, FORCE, RELEASE, TAKE_TTL, Ask
 from ..errors import ConfigurationError, ServerError, UncertainError
 from ..options import Options
 from .abilities import learn
-from .commands import Abilities, Commands, is_error, packed, pxat, split, unbulk
+from .commands import Abilities, Commands, is_error, packed, pxat, seconds_of, split, unbulk
 from .credentials import Words
 from .door import Door
 from .invalidations import Invalidations
-from .protocol import Wire
+from .protocol import ViolationError, Wire
 from .replicas import Replicas
 from .requests import REPLIES, OwedRelease, ReadAgain, Reauthentication, Request, TimeRequest
 
@@ -327,6 +327,8 @@ class Node:
         self._down_since = self.now()
         self._told_gone = False
         self._problem = None
+        if wire.problem is not None:  # dropped from this side
+            self._problem = ServerError(self.label, f"the connection was lost, and is being made anew: {wire.problem}")
         log.info("asynclock: lost the connection to %s (%s), reconnecting", self.label, error or "closed by the server")
         self._reconnecting = asyncio.get_running_loop().create_task(
             self._reconnect(), name=f"asynclock reconnecting to {self.label}"
@@ -451,7 +453,11 @@ class Node:
         self._clock_asked = False
         self._millisecond = -1
         if not is_error(reply):
-            self._clock.observe(sent, int(reply[0]) + int(reply[1]) / 1e6)
+            try:
+                seconds = seconds_of(reply)
+            except ValueError:
+                raise ViolationError("the answer to TIME", reply) from None
+            self._clock.observe(sent, seconds)
 
     def silent(self, now: float, seconds: float) -> bool:
         """Have answers been missing for so long?"""
@@ -464,12 +470,18 @@ class Node:
     # Hearing
 
     def _pushed(self, push: list[Any], now: float) -> None:
-        if push and push[0] == b"invalidate" and len(push) > 1:
-            if push[1] is None:
+        """:raises ViolationError: it is an invalidation, but not of keys"""
+        if len(push) > 1 and push[0] == b"invalidate":
+            keys = push[1]
+            if keys is None:
                 self._listener.flushed(self)
-            else:
-                for key in push[1]:
-                    self._listener.pushed(self, key, now)
+                return
+            if type(keys) is not list:
+                raise ViolationError("what an invalidation names", keys)
+            for key in keys:
+                if type(key) is not bytes:
+                    raise ViolationError("a key in an invalidation", key)
+                self._listener.pushed(self, key, now)
 
     def _watch(self) -> None:
         """Look after the connection from time to time: answers that are missing for too long mean

@@ -7,11 +7,14 @@ pushes come whenever the server likes.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import hiredis
+
+log = logging.getLogger("asynclock")
 
 _MORE = object()  # what the reader answers when it wants more bytes
 _PUSH = hiredis.PushNotification
@@ -20,11 +23,35 @@ MAX_UNSENT = 1 << 20  # bytes that may wait here while the kernel takes no more
 OnPush = Callable[[list[Any], float], None]  # with the time when it was read
 
 
+class ViolationError(Exception):
+    """What came is no answer to what was asked, and the connection cannot be trusted any more."""
+
+    def __init__(self, what: str, reply: Any) -> None:
+        # Its kind alone: what is in it may be anybody's secret.
+        super().__init__(f"not the protocol of a lock's server: {what} was {_KINDS.get(type(reply), 'something else')}")
+
+
+_KINDS = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a double",
+    bytes: "a string",
+    list: "an array",
+    dict: "a map",
+    hiredis.ReplyError: "an error",
+    _PUSH: "a push",
+}
+
+
 class Expects(Protocol):
     """Something that waits for the replies to what was sent."""
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
-        """The last reply, those before it, and when the bytes were read that it came with."""
+        """The last reply, those before it, and when the bytes were read that it came with.
+
+        :raises ViolationError: that is no answer, and nothing was done with it; ``dropped`` follows
+        """
 
     def dropped(self) -> None:
         """The connection is gone, and the replies, or some of them, will not come."""
@@ -117,9 +144,12 @@ class Wire(asyncio.Protocol):
             self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
+        """The one door for all that a server says. Whatever comes in of which nothing can be made, the
+        connection is dropped, and whoever it was for is told so like all the others who wait."""
         self.heard = now = self.clock()
         waiting, earlier = self.waiting, self._earlier
         gets = self._reader.gets
+        expects = None
         try:
             self._reader.feed(data)
             while (reply := gets()) is not _MORE:
@@ -133,9 +163,16 @@ class Wire(asyncio.Protocol):
                     before = tuple(earlier)
                     earlier.clear()
                     expects.reply(reply, before, now)
+                    expects = None
                 else:
                     expects.reply(reply, (), now)
-        except hiredis.ProtocolError as error:
+                    expects = None
+        except Exception as error:
+            if not isinstance(error, hiredis.ProtocolError | ViolationError):
+                # A map with a key that no dict can have, more elements than there is memory for; or a fault here.
+                log.warning("asynclock: nothing can be made of what a server says", exc_info=True)
+            if expects is not None:
+                waiting.appendleft(expects)
             self.abort(error)
 
     def _unasked(self, reply: Any) -> None:

@@ -29,7 +29,7 @@ from ..options import Options
 from .commands import OK, Commands, bulk, is_error, packed, unbulk
 from .credentials import Words
 from .door import Door
-from .protocol import Wire
+from .protocol import ViolationError, Wire
 from .requests import Ignored, Reauthentication, Request
 
 MARKER_LIFE = b"10000"  # ms: only for a marker whose connection broke before it was deleted
@@ -197,6 +197,8 @@ class Replicas:
 
     def counted(self, reply: Any) -> None:
         """The answer to WAIT."""
+        if type(reply) is not int and not is_error(reply):
+            raise ViolationError("the answer to WAIT", reply)
         assert self._timer is not None
         self._timer.cancel()
         self._busy = self._leaving = self._hung = False

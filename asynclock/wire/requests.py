@@ -10,6 +10,7 @@ from ..core.room import Room
 from ..core.rules import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Ask
 from ..errors import ServerError
 from .commands import OK, Commands, error_of, is_error
+from .protocol import ViolationError
 
 MAX_HOPS = 5  # a cluster that sends a request on more often than that does not know itself whose a key is
 
@@ -19,6 +20,7 @@ NO_SCRIPT = "NOSCRIPT"
 REPLIES = (1, 2, 2, 2, 2, 1)  # to each Ask, in their order
 _DONE = (OK, 1)  # what a command answers that did what it was to do
 _OTHERS = b""  # in the key: not ours, whatever it is
+_WRITTEN = (OK, None, 1, 0, _OTHERS)  # all that a command may answer that writes
 NO_KEY = -2  # of PTTL
 
 
@@ -136,10 +138,10 @@ class Request:
                     self.room.failed(self.lease, self.index, ask, error, now)
                     return
                 replies[position] = _OTHERS
-        if ask is RELEASE:
-            self.room.released(self.lease, replies[0] in _DONE, now)
-            return
         ok, found, ttl = self._meaning(replies)
+        if ask is RELEASE:
+            self.room.released(self.lease, ok, now)
+            return
         written = ask <= EXTEND and ok and found == self.lease.token
         if node.replicas is not None and written and not self.lease.done:
             self.ttl = ttl
@@ -148,14 +150,22 @@ class Request:
         self.room.answered(self.lease, self.index, ask, self.sent, ok, found, ttl, now)
 
     def _meaning(self, replies: list[Any]) -> tuple[bool, bytes | None, int | None]:
-        """As ``Room.answered`` wants it: did it do what it was to do, what is in the key, its time to live."""
+        """As ``Room.answered`` wants it: did it do what it was to do, what is in the key, its time to live.
+
+        :raises ViolationError: no server answers that
+        """
         first, last = replies[0], replies[-1]
-        if self.ask is READ:
-            return True, last, first
+        ask = self.ask
+        if ask is READ:
+            return True, _value(last), _time_to_live(first)
+        if first not in _WRITTEN:
+            raise ViolationError(f"the answer to {self.node.commands.names[ask][0]}", first)
         ok = first in _DONE
-        if self.ask > TAKE_TTL:
-            return ok, last, None
-        ttl = None if self.ask is TAKE else last
+        if ask is RELEASE:
+            return ok, None, None
+        if ask > TAKE_TTL:
+            return ok, _value(last), None
+        ttl = None if ask is TAKE else _time_to_live(last)
         found = self.lease.token if ok else _OTHERS
         return ok, None if ttl == NO_KEY else found, ttl
 
@@ -179,6 +189,20 @@ class Request:
         self.room.failed(self.lease, self.index, self.ask, error, self.node.now())
 
 
+def _value(reply: Any) -> bytes | None:
+    """What GET answers."""
+    if reply is not None and type(reply) is not bytes:
+        raise ViolationError("the answer to GET", reply)
+    return reply
+
+
+def _time_to_live(reply: Any) -> int:
+    """What PTTL answers, in milliseconds."""
+    if type(reply) is not int:
+        raise ViolationError("the answer to PTTL", reply)
+    return reply
+
+
 class ReadAgain:
     """The reply of a GET for a request whose key has changed since it was answered."""
 
@@ -196,7 +220,7 @@ class ReadAgain:
                 request.unconfirmed(error)
                 return
             reply = _OTHERS
-        request.found(reply)
+        request.found(_value(reply))
 
     def dropped(self) -> None:
         self._request.unconfirmed(ServerError(self._request.node.label, "the connection was lost"))
