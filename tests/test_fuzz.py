@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from asynclock.testing import Server
 from tests.fuzz.__main__ import fuzz
 
 
-@pytest.mark.xfail(
-    strict=True, reason="about one case in twenty has a reply of an unexpected kind: see ESCAPES in test_hostile.py"
-)
 def test_replies_that_no_server_sends(own_server: Server) -> None:
     report = asyncio.run(fuzz(own_server, iter(range(500)), 60.0))
     assert report.cases == 500

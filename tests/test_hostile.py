@@ -44,13 +44,6 @@ VERBOSE = pytest.mark.xfail(strict=True, reason="what a server says becomes part
 HASTY = pytest.mark.xfail(strict=True, reason="a reconnect that worked is not counted: no pause before the next one")
 
 
-LOST_AT_ONCE = pytest.mark.xfail(
-    strict=True,
-    reason="a server whose connection is set up and gone again before that is looked at has told no problem, and "
-    "problems[0] is an IndexError, which comes out of acquire",
-)
-
-
 def marked(mark: pytest.MarkDecorator, *values: object) -> list[object]:
     return [pytest.param(value, marks=mark) for value in values]
 
@@ -495,13 +488,13 @@ async def test_hostile_from_the_start(answer: bytes, greets: bool) -> None:
 
 
 @pytest.mark.asyncio
-@LOST_AT_ONCE
 @pytest.mark.parametrize("count", [1, 3])
 async def test_a_connection_that_is_lost_as_soon_as_it_is_set_up(count: int) -> None:
     class Gone:
         label = "127.0.0.1:1/0"
         wire = None
         abilities = Abilities()
+        trouble = ServerError("127.0.0.1:1/0", "disconnected, and being reconnected")
 
         def start(self) -> asyncio.Future[None]:
             first: asyncio.Future[None] = asyncio.get_running_loop().create_future()

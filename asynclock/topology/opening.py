@@ -101,9 +101,12 @@ async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
             return
         if connected and len(problems) > len(nodes) - majority:
             break  # without one, the next may be of a cluster, and do alone
-    if len(nodes) == 1:
-        raise problems[0]
+    # Those that were connected and are not any more, at the very time that it was looked at.
+    lost = [node for node, first in zip(nodes, tries, strict=True) if first not in pending and not first.result()]
+    problems += [trouble for node in lost if node.wire is None and (trouble := node.trouble) is not None]
     first_problem = problems[0]
+    if len(nodes) == 1:
+        raise first_problem
     assert isinstance(first_problem, ServerError)
     raise ServerError(
         ", ".join(node.label for node in nodes),
