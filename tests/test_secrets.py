@@ -23,11 +23,6 @@ PASSWORD = "pa55-canary"
 OTHER = "0ther-canary"
 TOKEN = re.compile(rb"asynclock:[nf]:[0-9a-f]{8,}:[0-9a-f]+")
 
-ECHOED = pytest.mark.xfail(
-    strict=True,
-    reason="a server says of a command that it does not know what it began with, and that becomes part of the error",
-)
-
 
 class Listener:
     """Everything that is shown to anybody: ``shown``; and the values that were sent: ``secrets``."""
@@ -264,8 +259,8 @@ Way = Callable[[Heard, Listener], Awaitable[None]]
         no_permission,
         credentials_that_fail,
         forgotten,
-        pytest.param(commands_that_are_gone, marks=ECHOED),
-        pytest.param(no_auth_command, marks=ECHOED),
+        commands_that_are_gone,
+        no_auth_command,
     ],
 )
 async def test_no_secret_is_shown(way: Way, kind: str, listener: Listener, caplog: pytest.LogCaptureFixture) -> None:

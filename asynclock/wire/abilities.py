@@ -15,6 +15,7 @@ from ..core.rules import RELEASE
 from ..errors import ServerError, UncertainError
 from ..options import Options
 from .commands import LOAD, Abilities, Commands, bulk, is_error, packed, seconds_of
+from .quoting import quoted
 
 log = logging.getLogger("asynclock")
 
@@ -66,7 +67,9 @@ async def learn(
         number = _first_of(about, b"version", b"valkey_version", b"redis_version").decode()
         version = tuple(int(part) for part in number.split(".")[:3])
     except (AttributeError, KeyError, ValueError, TypeError, IndexError):
-        raise ServerError(server, f"not a Redis or Valkey server: {who} answered {told!r:.200}", lasting=True) from None
+        raise ServerError(
+            server, f"not a Redis or Valkey server: {who} answered {quoted(told)}", lasting=True
+        ) from None
     if redirect is not None and None is not redirect.run_id != about.get(b"run_id", redirect.run_id):
         # The id would be somebody else's there. Not for good: the next connections may meet again.
         raise ServerError(
@@ -85,7 +88,7 @@ async def learn(
     try:
         clock.observe(sent, seconds_of(time))
     except ValueError:
-        raise ServerError(server, f"answered TIME with {time!r:.200}", lasting=True) from None
+        raise ServerError(server, f"answered TIME with {quoted(time)}", lasting=True) from None
 
     uptime = uptime and mode != "cluster"  # there, others have the keys of one that is back
     noloop = options.no_loop_tracking
@@ -137,7 +140,9 @@ async def learn(
             raise refused(server, may, replies[may])
     if options.fallback_setpx is False and not can["SET PXAT"]:
         raise ServerError(
-            server, f"does not know SET ... PXAT ({replies['SET PXAT']}); leave fallback_setpx=False out", lasting=True
+            server,
+            f"does not know SET ... PXAT ({quoted(replies['SET PXAT'])}); leave fallback_setpx=False out",
+            lasting=True,
         )
     delete = b"DELIFEQ" if can["DELIFEQ"] else b"DELEX" if can["DELEX"] else b"EVAL"
     evalsha = False
@@ -183,7 +188,7 @@ def _started(server: str, info: Any, now: float, options: Options) -> tuple[floa
                 "asynclock: %s does not tell how long it has been up (%s): grant INFO, or a restart that loses "
                 "its keys is not guarded against (restart_quarantine)",
                 server,
-                info,
+                quoted(info),
             )
             return None, ""
         raise refused(server, "INFO", info)
@@ -230,7 +235,7 @@ async def _all(ask: Ask, commands: dict[str, bytes]) -> dict[str, Any]:
 
 def refused(server: str, command: str, reply: Any) -> ServerError:
     """The error for a server that answered ``command`` so while it was set up."""
-    text = str(reply)
+    text = quoted(reply)
     word = text.split(" ", 1)[0]
     tracking = command in ("CLIENT TRACKING", "CLIENT ID", "SUBSCRIBE")  # the last two: RESP2 only
     if word == "NOPERM":

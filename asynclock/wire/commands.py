@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import hiredis
 
 from ..errors import ServerError
+from .quoting import quoted
 
 OK = b"OK"
 MAX_TIME = 1 << 42  # Unix seconds: a clock that shows more than this is none
@@ -150,7 +151,7 @@ def pxat(milliseconds: int) -> bytes:
 
 def error_of(server: str, command: str, key: str, reply: Any) -> ServerError | None:
     """What an error reply means; ``None``: nothing, the key just holds something that is not a string."""
-    text = str(reply)
+    text = quoted(reply)
     if "WRONGTYPE" in text:
         return None
     word = text.split(" ", 1)[0]

@@ -21,6 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from .. import _version
 from ..errors import ConfigurationError, ServerError, UncertainError
 from . import credentials, tls
+from .quoting import quoted
 
 CONNECT_TIMEOUT = 5.0  # seconds, unless the URL or client says socket_connect_timeout
 RESP3_AGAIN = 60.0  # seconds after which a server that refused RESP3 is asked again, if it is reconnected
@@ -76,6 +77,7 @@ class Door:
         self._kwargs = kwargs
         self._timeout: float = kwargs.get("socket_connect_timeout") or CONNECT_TIMEOUT
         self._resp3_at = float("inf") if self.protocol == 2 else 0.0  # when RESP3 is worth a try (time.monotonic)
+        self._secrets = passwords(kwargs)
         where = kwargs.get("path")
         self.label = (
             f"unix:{where}" if where else f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
@@ -154,14 +156,17 @@ class Door:
             if protocol == 3 and _is_no_hello(error):
                 raise _Resp3RefusedError from None
             raise ServerError(
-                self.label, f"authentication refused ({error}): check username and password", lasting=True
+                self.label,
+                f"authentication refused ({quoted(error, self._secrets)}): check username and password",
+                lasting=True,
             ) from None
         except ServerError:
             raise
         except Exception as error:  # anything at all: credential providers are the user's own code
             if protocol == 3 and _is_no_hello(error):
                 raise _Resp3RefusedError from None
-            raise self._explained(error) from error
+            # Not from one of redis-py: the whole of what a server said is in there.
+            raise self._explained(error) from None if isinstance(error, RedisError) else error
         finally:
             if writer is None and connection._writer is not None:
                 connection._writer.transport.abort()
@@ -170,7 +175,7 @@ class Door:
         return writer
 
     def _explained(self, error: Exception) -> ServerError:
-        text = str(error)
+        text = quoted(error, self._secrets)
         if _is_refusal(error):
             return ServerError(self.label, f"refused: {text}", lasting=True)
         if issubclass(self._class, redis.SSLConnection) and (found := tls.explained(error, self._kwargs)) is not None:
@@ -180,6 +185,12 @@ class Door:
         if "protocol error" in text.lower() or "invalid resp" in text.lower():
             return ServerError(self.label, f"does not speak the Redis protocol: {text}", lasting=True)
         return ServerError(self.label, f"cannot be reached, is it running? {text or type(error).__name__}")
+
+
+def passwords(*kwargs: Mapping[str, Any]) -> list[str]:
+    """Those that a redis-py client was given, as text."""
+    found = [each["password"] for each in kwargs if each.get("password")]
+    return [word.decode(errors="replace") if isinstance(word, bytes) else str(word) for word in found]
 
 
 def _is_refusal(error: Exception) -> bool:

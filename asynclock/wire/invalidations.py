@@ -21,6 +21,7 @@ from .commands import is_error, packed
 from .credentials import Words
 from .door import Door
 from .protocol import OnPush, Wire
+from .quoting import quoted
 
 _CHANNEL = b"__redis__:invalidate"
 _SUBSCRIBE = packed(b"SUBSCRIBE", _CHANNEL)
@@ -96,7 +97,7 @@ class Invalidations(Wire):
         elif is_error(reply):
             what = "new credentials were refused" if self._on_return else "refused"
             self._on_return.clear()
-            self.abort(ConnectionError(f"{what}: {reply}"))
+            self.abort(ConnectionError(f"{what}: {quoted(reply)}"))
         elif isinstance(reply, list) and reply[:1] == [b"subscribe"] and self._on_return:
             self._on_return.popleft()()
 

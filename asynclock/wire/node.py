@@ -22,6 +22,7 @@ from .credentials import Words
 from .door import Door
 from .invalidations import Invalidations
 from .protocol import ViolationError, Wire
+from .quoting import quoted
 from .replicas import Replicas
 from .requests import REPLIES, OwedRelease, ReadAgain, Reauthentication, Request, TimeRequest
 
@@ -193,7 +194,7 @@ class Node:
             if not isinstance(error, Exception) or isinstance(error, ServerError | ConfigurationError):
                 raise
             # Whatever a server or proxy may say that nobody has thought of: trying must not end with it.
-            raise ServerError(self.label, f"cannot be set up: {type(error).__name__}: {error!s:.200}") from error
+            raise ServerError(self.label, f"cannot be set up: {type(error).__name__}: {quoted(error)}") from error
         if wire.closed.done():
             raise ServerError(self.label, "the connection was closed as soon as it was set up")
         self._clock_asked = False

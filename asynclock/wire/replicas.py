@@ -30,6 +30,7 @@ from .commands import OK, Commands, bulk, is_error, packed, unbulk
 from .credentials import Words
 from .door import Door
 from .protocol import ViolationError, Wire
+from .quoting import quoted
 from .requests import Ignored, Reauthentication, Request
 
 MARKER_LIFE = b"10000"  # ms: only for a marker whose connection broke before it was deleted
@@ -139,7 +140,9 @@ class Replicas:
         self._marker = marker = bulk(self._prefix + b"{%b}" % self._token)
         reply = await self._side.call(self._write(marker))
         if is_error(reply):
-            raise ServerError(self._label, f"refused SET on key {unbulk(marker).decode()!r} (min_replicas): {reply}")
+            raise ServerError(
+                self._label, f"refused SET on key {unbulk(marker).decode()!r} (min_replicas): {quoted(reply)}"
+            )
         found = await self._main.call(packed(b"GET", unbulk(marker)))
         self._side.send(self._delete(marker), Ignored(), 1, self._clock())
         if found != self._token:
@@ -192,8 +195,8 @@ class Replicas:
         if reply == OK:
             self._marked = True
             self._marker = marker
-        elif not self._refusal or not str(reply).startswith(_ELSEWHERE):
-            self._refusal = str(reply)
+        elif not self._refusal or not quoted(reply).startswith(_ELSEWHERE):
+            self._refusal = quoted(reply)
 
     def counted(self, reply: Any) -> None:
         """The answer to WAIT."""
@@ -206,7 +209,7 @@ class Replicas:
         confirmed: list[tuple[float, Request]] = []
         why = ""
         if is_error(reply):
-            why = f"WAIT was refused: {reply}"
+            why = f"WAIT was refused: {quoted(reply)}"
             failed = covered
         elif not self._marked and not self._refusal.startswith(_ELSEWHERE):
             why = f"SET was refused: {self._refusal}"

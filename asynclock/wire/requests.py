@@ -11,6 +11,7 @@ from ..core.rules import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Ask
 from ..errors import ServerError
 from .commands import OK, Commands, error_of, is_error
 from .protocol import ViolationError
+from .quoting import quoted
 
 MAX_HOPS = 5  # a cluster that sends a request on more often than that does not know itself whose a key is
 
@@ -292,6 +293,6 @@ class Reauthentication:
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         if is_error(reply):
-            self._refused(ConnectionError(f"new credentials were refused: {reply}"))
+            self._refused(ConnectionError(f"new credentials were refused: {quoted(reply)}"))
 
     def dropped(self) -> None: ...

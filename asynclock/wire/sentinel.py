@@ -18,7 +18,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ResponseError
 
 from ..errors import ConfigurationError, ServerError, UncertainError
-from .door import NOT_OURS, Door
+from .door import NOT_OURS, Door, passwords
+from .quoting import quoted
 
 ANSWER_TIMEOUT = 1.0  # seconds for a Sentinel to answer
 STRAGGLERS = 0.05  # seconds for the others, once a majority has answered, without which there was no failover
@@ -72,6 +73,7 @@ class SentinelDoor(Door):
         self._name: str = pool.service_name
         self._manager = pool.sentinel_manager
         self._sentinels = [_own(sentinel) for sentinel in self._manager.sentinels]
+        self._secrets += passwords(*(sentinel.connection_pool.connection_kwargs for sentinel in self._sentinels))
         addresses = [_address_of(sentinel) for sentinel in self._sentinels]
         self._db = self._kwargs.get("db") or 0
         self._of_sentinels = f"redis+sentinel://{','.join(addresses)}/{self._name}/{self._db}"
@@ -126,7 +128,7 @@ class SentinelDoor(Door):
         if len(problems) < len(self._sentinels):
             raise ServerError(label, f"the Sentinels know no primary of the name {self._name!r}")
         # Nobody has said anything of the primary: it may be in the best of health.
-        what = "; ".join(sorted({str(problem) or type(problem).__name__ for problem in problems}))
+        what = "; ".join(sorted({quoted(problem, self._secrets) or type(problem).__name__ for problem in problems}))
         if all(isinstance(problem, AuthenticationError | ResponseError) for problem in problems):
             raise UncertainError(
                 label,
