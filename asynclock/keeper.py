@@ -56,23 +56,15 @@ class Owner(Protocol):
     def _left(self, closing: asyncio.Task[Any] | None) -> asyncio.Future[None] | None: ...
 
 
-class Waiter:
-    """One call of acquire, waiting for ``future``; then ``lease`` or ``error`` is set.
+class Waiter(Protocol):
+    """Who waits in a room: an acquisition. Once ``lease`` or ``error`` is set it is to go on: ``done``."""
 
-    The future carries neither, since a task that is cancelled in that very moment never reads it.
-    """
+    room: Room[Waiter]
+    future: asyncio.Future[None]
+    lease: Lease | None
+    error: Exception | None
 
-    __slots__ = ("error", "future", "lease", "room")
-
-    def __init__(self, room: Room[Waiter], future: asyncio.Future[None]) -> None:
-        self.room = room
-        self.future = future
-        self.lease: Lease | None = None
-        self.error: Exception | None = None
-
-    def done(self) -> None:
-        if not self.future.done():
-            self.future.set_result(None)
+    def done(self) -> None: ...
 
 
 class Keeper:

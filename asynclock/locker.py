@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Never
@@ -11,12 +10,12 @@ from typing import Any, Never
 import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
 
+from .acquisition import Acquisition
 from .core.room import Room
-from .core.rules import NEVER
-from .errors import AcquireTimeoutError, ConfigurationError, LockerClosedError, NotLockedError, ServerError
-from .keeper import Keeper, Waiter
-from .options import Seconds, check_name, check_options, check_timeout
-from .scope import Enter, LockScope, ScopeContext
+from .errors import ConfigurationError, LockerClosedError, ServerError
+from .keeper import Keeper
+from .options import Seconds, check_options
+from .scope import LockScope
 from .topology import Cluster, Servers, cluster_client
 
 
@@ -125,98 +124,27 @@ class Locker:
         :raises ConfigurationError: the name is empty or not a string, or the locker is used in
             another event loop or process than it was made for
         """
-        return await self._acquire(name, Room.join, timeout)
+        return await Acquisition(self, name, Room.join, timeout).acquire()
 
     async def try_acquire(self, name: str) -> LockScope:
         """Hold the lock if it is free. :raises NotLockedError: it is not; else as :meth:`acquire`"""
-        return await self._acquire(name, Room.try_join)
+        return await Acquisition(self, name, Room.try_join).acquire()
 
     async def force_acquire(self, name: str) -> LockScope:
         """Take the lock over: whoever holds it loses it. Raises as :meth:`acquire`."""
-        return await self._acquire(name, Room.force)
+        return await Acquisition(self, name, Room.force).acquire()
 
-    def with_context(self, name: str, *, timeout: Seconds | None = None) -> ScopeContext:
+    def with_context(self, name: str, *, timeout: Seconds | None = None) -> Acquisition:
         """``async with locker.with_context(name) as scope:`` - :meth:`acquire`, hold, release."""
-        return ScopeContext(self, name, Room.join, timeout)
+        return Acquisition(self, name, Room.join, timeout)
 
-    def try_with_context(self, name: str) -> ScopeContext:
+    def try_with_context(self, name: str) -> Acquisition:
         """``async with`` around :meth:`try_acquire`."""
-        return ScopeContext(self, name, Room.try_join)
+        return Acquisition(self, name, Room.try_join)
 
-    def force_with_context(self, name: str) -> ScopeContext:
+    def force_with_context(self, name: str) -> Acquisition:
         """``async with`` around :meth:`force_acquire`."""
-        return ScopeContext(self, name, Room.force)
-
-    async def _acquire(
-        self,
-        name: str,
-        enter: Enter,
-        timeout: Seconds | None = None,
-        context: ScopeContext | None = None,
-    ) -> LockScope:
-        keeper = self._keeper
-        loop = keeper.serving
-        now = keeper.now()
-        seconds, until = None, NEVER
-        if timeout is not None:
-            seconds = check_timeout(timeout)
-            if seconds:
-                until = now + seconds
-            else:
-                enter = Room.try_join
-        if type(name) is not str:
-            check_name(name)
-        if asyncio.get_running_loop() is not loop:
-            check_name(name)
-            try:
-                async with asyncio.timeout(seconds or None):
-                    await self._ready()
-            except TimeoutError:
-                assert seconds is not None
-                why = ServerError(keeper.where(), "has not answered yet")
-                raise AcquireTimeoutError(name, seconds, str(why)) from why
-            if self._closing is not None:
-                raise self._closed_error()  # in this very moment
-            loop = keeper.loop
-            now = keeper.now()
-        assert loop is not None
-        while True:
-            room = keeper.rooms.get(name) or keeper.room(name)
-            waiter = Waiter(room, loop.create_future())
-            timer = None
-            if seconds:
-                timer = loop.call_later(max(0.0, until - now), keeper.time_out, waiter, seconds)
-            enter(room, waiter, now)
-            try:
-                await waiter.future
-            except BaseException as error:
-                # Cancelled, before, while or after the lock was granted: give back what there is.
-                # Or the coroutine is being closed (GeneratorExit), and nothing can be awaited.
-                lease = keeper.leave(waiter)
-                if lease is not None and isinstance(error, asyncio.CancelledError):
-                    await keeper.wait_settled(lease)
-                raise
-            finally:
-                if timer is not None:
-                    timer.cancel()
-            if waiter.error is not None:
-                if waiter.lease is not None and (cancelled := await keeper.wait_settled(waiter.lease)) is not None:
-                    raise cancelled
-                if seconds == 0 and isinstance(waiter.error, NotLockedError):
-                    raise AcquireTimeoutError(name, 0.0, waiter.error.why)
-                raise waiter.error
-            lease = waiter.lease
-            assert lease is not None
-            now = keeper.now()
-            if not lease.done and now >= lease.deadline:
-                room.woken(now)  # the loop was blocked for so long
-            if not lease.done:
-                scope = LockScope(keeper, room, lease)
-                lease.owner = weakref.ref(scope)
-                return scope if context is None else context.entered(scope)
-            # Lost between being granted and getting here: it never was this caller's. Again.
-            if self._closing is not None:
-                raise self._closed_error()
+        return Acquisition(self, name, Room.force)
 
     # Opening and closing
 

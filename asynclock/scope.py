@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import sys
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextvars import Context
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from .cancellation import Cancellation
 from .core.lease import Lease
 from .core.room import Room
 from .core.rules import LossReason
 from .errors import LockLostError
-from .keeper import Keeper, Waiter
-from .options import Seconds
+from .keeper import Keeper
 
 T = TypeVar("T")
 
@@ -207,15 +206,15 @@ class LockScope:
         if self._parent is not None:
             raise RuntimeError(f"lock {self.name!r}: a scope can be entered once; acquire the lock again")
         self.check()
-        return self._enter()
+        self._enter()
+        return self
 
-    def _enter(self) -> LockScope:
+    def _enter(self) -> None:
         parent = asyncio.current_task(self._keeper.loop)
         if parent is None:
             raise RuntimeError(f"lock {self.name!r}: 'async with' needs a task around it")
         self._parent = parent
         self._baseline = parent.cancelling()
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -470,46 +469,3 @@ class LockScope:
                 source=self,
                 stacklevel=2,
             )
-
-
-Enter = Callable[[Room[Waiter], Waiter, float], None]  # how to enter a room: join, try_join or force
-
-
-class Acquires(Protocol):
-    """A locker."""
-
-    def _acquire(
-        self, name: str, enter: Enter, timeout: Seconds | None, context: ScopeContext, /
-    ) -> Coroutine[Any, Any, LockScope]:
-        """Acquire, and call ``entered`` of the context."""
-
-
-class ScopeContext:
-    """``async with`` around an acquisition: acquires, enters the scope, and releases. For one use."""
-
-    __slots__ = ("_enter", "_locker", "_name", "_scope", "_timeout")
-
-    def __init__(self, locker: Acquires, name: str, enter: Enter, timeout: Seconds | None = None) -> None:
-        self._locker: Acquires | None = locker
-        self._name = name
-        self._enter = enter
-        self._timeout = timeout
-        self._scope: LockScope
-
-    # Not coroutines themselves: one less to be resumed through.
-
-    def __aenter__(self) -> Coroutine[Any, Any, LockScope]:
-        locker, self._locker = self._locker, None
-        if locker is None:
-            raise RuntimeError("this context manager was used before; call with_context() again")
-        return locker._acquire(self._name, self._enter, self._timeout, self)
-
-    def entered(self, scope: LockScope) -> LockScope:
-        """The lock is held."""
-        self._scope = scope
-        return scope._enter()
-
-    def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> Coroutine[Any, Any, bool | None]:
-        return self._scope.__aexit__(kind, error, traceback)

@@ -1,0 +1,146 @@
+"""Acquisition: one call of acquire, from its arguments to a scope; and the block around that."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Protocol
+
+from .core.lease import Lease
+from .core.room import Room
+from .core.rules import NEVER
+from .errors import AcquireTimeoutError, LockerClosedError, NotLockedError, ServerError
+from .keeper import Keeper, Waiter
+from .options import Seconds, check_name, check_timeout
+from .scope import LockScope
+
+Enter = Callable[[Room[Waiter], Waiter, float], None]  # how to enter a room: join, try_join or force
+
+
+class Opens(Protocol):
+    """A locker."""
+
+    _keeper: Keeper
+    _closing: asyncio.Task[None] | None
+
+    async def _ready(self) -> None: ...
+    def _closed_error(self) -> LockerClosedError: ...
+
+
+class Acquisition:
+    """One acquisition of a lock: ``async with`` it to acquire, hold and release. For one use.
+
+    In its room it is the waiter: ``future`` is done when ``lease`` or ``error`` is set. The future carries
+    neither, since a task that is cancelled in that very moment never reads it.
+    """
+
+    __slots__ = ("_enter", "_locker", "_scope", "_timeout", "error", "future", "lease", "name", "room")
+
+    lease: Lease | None
+    error: Exception | None
+    future: asyncio.Future[None]
+    room: Room[Waiter]
+    _scope: LockScope
+
+    def __init__(self, locker: Opens, name: str, enter: Enter, timeout: Seconds | None = None) -> None:
+        self._locker: Opens | None = locker
+        self.name = name
+        self._enter = enter
+        self._timeout = timeout
+
+    def done(self) -> None:
+        """Go on, with what there is."""
+        if not self.future.done():
+            self.future.set_result(None)
+
+    # Not coroutines themselves: one less to be resumed through.
+
+    def __aenter__(self) -> Coroutine[Any, Any, LockScope]:
+        return self.acquire(True)
+
+    def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Coroutine[Any, Any, bool | None]:
+        return self._scope.__aexit__(kind, error, traceback)
+
+    async def acquire(self, block: bool = False) -> LockScope:
+        """Wait for the lock and hold it.
+
+        :param block: enter the scope, too
+        """
+        locker, self._locker = self._locker, None
+        if locker is None:
+            raise RuntimeError("this context manager was used before; call with_context() again")
+        name, enter = self.name, self._enter
+        keeper = locker._keeper
+        loop = keeper.serving
+        now = keeper.now()
+        seconds, until = None, NEVER
+        if self._timeout is not None:
+            seconds = check_timeout(self._timeout)
+            if seconds:
+                until = now + seconds
+            else:
+                enter = Room.try_join
+        if type(name) is not str:
+            check_name(name)
+        if asyncio.get_running_loop() is not loop:
+            check_name(name)
+            try:
+                async with asyncio.timeout(seconds or None):
+                    await locker._ready()
+            except TimeoutError:
+                assert seconds is not None
+                why = ServerError(keeper.where(), "has not answered yet")
+                raise AcquireTimeoutError(name, seconds, str(why)) from why
+            if locker._closing is not None:
+                raise locker._closed_error()  # in this very moment
+            loop = keeper.loop
+            now = keeper.now()
+        assert loop is not None
+        while True:
+            self.room = room = keeper.rooms.get(name) or keeper.room(name)
+            self.future = loop.create_future()
+            self.lease = self.error = timer = None
+            if seconds:
+                timer = loop.call_later(max(0.0, until - now), keeper.time_out, self, seconds)
+            enter(room, self, now)
+            try:
+                await self.future
+            except BaseException as error:
+                # Cancelled, before, while or after the lock was granted: give back what there is.
+                # Or the coroutine is being closed (GeneratorExit), and nothing can be awaited.
+                lease = keeper.leave(self)
+                if lease is not None and isinstance(error, asyncio.CancelledError):
+                    await keeper.wait_settled(lease)
+                raise
+            finally:
+                if timer is not None:
+                    timer.cancel()
+            lease = self.lease
+            if self.error is not None:
+                if lease is not None and (cancelled := await keeper.wait_settled(lease)) is not None:
+                    raise cancelled
+                if seconds == 0 and isinstance(self.error, NotLockedError):
+                    raise AcquireTimeoutError(name, 0.0, self.error.why)
+                try:
+                    raise self.error
+                finally:
+                    self.error = None  # no cycle through its traceback
+            assert lease is not None
+            now = keeper.now()
+            if not lease.done:
+                if now >= lease.deadline:
+                    room.woken(now)  # the loop was blocked for so long
+                if not lease.done:
+                    scope = LockScope(keeper, room, lease)
+                    lease.owner = weakref.ref(scope)
+                    if block:
+                        self._scope = scope
+                        scope._enter()
+                    return scope
+            # Lost between being granted and getting here: it never was this caller's. Again.
+            if locker._closing is not None:
+                raise locker._closed_error()
