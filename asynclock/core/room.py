@@ -234,8 +234,8 @@ class Room(Generic[W]):
             lease.put_off(index, self._free_at(lease, index, found, ttl, now))
         if lease is self.attempt:
             self._decide(now)
-        else:
-            self._judge(lease, lost, index, now)
+        elif ask is READ or lost is not None or lease.cause is not None or now >= lease.deadline:
+            self._judge(lease, lost, index, now)  # else it counts for longer, and will be woken in time
 
     def failed(self, lease: Lease, index: int, ask: Ask, error: Exception | None, now: float) -> None:
         """No answer will come: the connection is gone (``None``), or the server answered with an error."""

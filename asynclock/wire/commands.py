@@ -126,7 +126,7 @@ def _force(key: bytes, token: bytes, expiry: bytes) -> bytes:
 
 def _extend(key: bytes, token: bytes, expiry: bytes) -> bytes:
     value = bulk(token)
-    return _join((b"*7\r\n$3\r\nSET\r\n", key, value, b"$4\r\nIFEQ\r\n", value, expiry, _GET, key))
+    return b"*7\r\n$3\r\nSET\r\n%b%b$4\r\nIFEQ\r\n%b%b%b%b" % (key, value, value, expiry, _GET, key)
 
 
 def _read(key: bytes, token: bytes, expiry: bytes) -> bytes:
