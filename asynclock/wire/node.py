@@ -21,10 +21,11 @@ from .commands import Abilities, Commands, is_error, packed, pxat, seconds_of, s
 from .credentials import Words
 from .door import Door
 from .invalidations import Invalidations
-from .protocol import ViolationError, Wire
+from .protocol import Wire
 from .quoting import quoted
 from .replicas import Replicas
 from .requests import REPLIES, OwedRelease, ReadAgain, Reauthentication, Request, TimeRequest
+from .violations import unexpected
 
 log = logging.getLogger("asynclock")
 log.addHandler(logging.NullHandler())  # silent unless the application sets logging up
@@ -457,7 +458,7 @@ class Node:
             try:
                 seconds = seconds_of(reply)
             except ValueError:
-                raise ViolationError("the answer to TIME", reply) from None
+                raise unexpected("the answer to TIME", reply) from None
             self._clock.observe(sent, seconds)
 
     def silent(self, now: float, seconds: float) -> bool:
@@ -478,10 +479,10 @@ class Node:
                 self._listener.flushed(self)
                 return
             if type(keys) is not list:
-                raise ViolationError("what an invalidation names", keys)
+                raise unexpected("what an invalidation names", keys)
             for key in keys:
                 if type(key) is not bytes:
-                    raise ViolationError("a key in an invalidation", key)
+                    raise unexpected("a key in an invalidation", key)
                 self._listener.pushed(self, key, now)
 
     def _watch(self) -> None:
@@ -500,7 +501,7 @@ class Node:
             self._listener.slept(self)
         self._lag = lag
         again = self._silence / 2
-        if wire.waiting and self.now() - wire.heard > self._silence:
+        if (wire.waiting or wire.unfinished) and self.now() - wire.heard > self._silence:
             # Not at the first look: the loop may have been blocked, and the answers unread.
             if self._struck:
                 wire.abort(TimeoutError(f"no answer for {self._silence:g} s"))

@@ -14,6 +14,9 @@ from typing import Any, Protocol
 
 import hiredis
 
+from .headers import Headers
+from .violations import ViolationError
+
 log = logging.getLogger("asynclock")
 
 _MORE = object()  # what the reader answers when it wants more bytes
@@ -21,27 +24,6 @@ _PUSH = hiredis.PushNotification
 MAX_UNSENT = 1 << 20  # bytes that may wait here while the kernel takes no more
 
 OnPush = Callable[[list[Any], float], None]  # with the time when it was read
-
-
-class ViolationError(Exception):
-    """What came is no answer to what was asked, and the connection cannot be trusted any more."""
-
-    def __init__(self, what: str, reply: Any) -> None:
-        # Its kind alone: what is in it may be anybody's secret.
-        super().__init__(f"not the protocol of a lock's server: {what} was {_KINDS.get(type(reply), 'something else')}")
-
-
-_KINDS = {
-    type(None): "null",
-    bool: "a boolean",
-    int: "an integer",
-    float: "a double",
-    bytes: "a string",
-    list: "an array",
-    dict: "a map",
-    hiredis.ReplyError: "an error",
-    _PUSH: "a push",
-}
 
 
 class Expects(Protocol):
@@ -75,6 +57,17 @@ class Call:
             self.future.exception()  # the caller may have stopped waiting
 
 
+class _Nobody:
+    """Stands for those who have been told."""
+
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None: ...
+
+    def dropped(self) -> None: ...
+
+
+_NOBODY = _Nobody()
+
+
 class Wire(asyncio.Protocol):
     """One connection. State: ``waiting`` (who is told of the next replies; None: nobody yet, it goes
     into ``_earlier`` until the last one of the same request) and ``_out`` (what leaves at the end of
@@ -97,6 +90,7 @@ class Wire(asyncio.Protocol):
         self._on_lost = on_lost
         self._on_drained = on_drained
         self._reader = hiredis.Reader(notEnoughData=_MORE)
+        self._headers = Headers(self._reader)
         self._out: list[bytes] = []
         self._paused = False
         self._unsent = 0  # bytes in ``_out``, while paused
@@ -105,10 +99,15 @@ class Wire(asyncio.Protocol):
         self.problem: Exception | None = None  # why it was dropped from this side
         self.waiting: deque[Expects | None] = deque()
         self._earlier: list[Any] = []
-        self.heard = clock()  # when bytes came last, or were first waited for
+        self.heard = clock()  # when an answer came last, or was first waited for
         self.closed = loop.create_future()
         self._transport: asyncio.WriteTransport = writer.transport
         self._transport.set_protocol(self)
+
+    @property
+    def unfinished(self) -> bool:
+        """Has the beginning of something come, and nothing whole since then?"""
+        return self._headers.size > 0
 
     def send(self, data: bytes, expects: Expects, replies: int, now: float) -> None:
         """Send in this loop turn. ``expects`` gets that many replies, all at once, or ``dropped``."""
@@ -146,30 +145,54 @@ class Wire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """The one door for all that a server says. Whatever comes in of which nothing can be made, the
         connection is dropped, and whoever it was for is told so like all the others who wait."""
-        self.heard = now = self.clock()
+        headers = self._headers
+        if headers.cut or 42 in data or 62 in data or 126 in data:  # *>~, an order of magnitude faster than b"*"
+            try:
+                for piece in headers.pieces(data):
+                    self._read(piece)
+                    if self.problem is not None:
+                        return
+            except ViolationError as error:
+                self.abort(error)
+        else:
+            self._read(data)
+
+    def _read(self, data: bytes) -> None:
+        now = self.clock()
         waiting, earlier = self.waiting, self._earlier
         gets = self._reader.gets
-        expects = None
+        expects: Expects | None = None
         try:
             self._reader.feed(data)
-            while (reply := gets()) is not _MORE:
+            reply = gets()
+            if reply is _MORE:
+                if not waiting and not self._headers.size:
+                    self.heard = now  # it is waited for the rest
+                self._headers.more(len(data))
+                return
+            self._headers.size = 0
+            while reply is not _MORE:
                 if type(reply) is _PUSH:
                     self._on_push(reply, now)
                 elif not waiting:
                     self._unasked(reply)
                 elif (expects := waiting.popleft()) is None:
                     earlier.append(reply)
+                    expects = _NOBODY
                 elif earlier:
                     before = tuple(earlier)
                     earlier.clear()
                     expects.reply(reply, before, now)
-                    expects = None
+                    expects = _NOBODY
                 else:
                     expects.reply(reply, (), now)
-                    expects = None
+                    expects = _NOBODY
+                reply = gets()
+            if expects is not None:  # else it was pushes that came, and no answers
+                self.heard = now
         except Exception as error:
             if not isinstance(error, hiredis.ProtocolError | ViolationError):
-                # A map with a key that no dict can have, more elements than there is memory for; or a fault here.
+                # A map with a key that no dict can have, for example; or a fault here.
                 log.warning("asynclock: nothing can be made of what a server says", exc_info=True)
             if expects is not None:
                 waiting.appendleft(expects)

@@ -29,9 +29,10 @@ from ..options import Options
 from .commands import OK, Commands, bulk, is_error, packed, unbulk
 from .credentials import Words
 from .door import Door
-from .protocol import ViolationError, Wire
+from .protocol import Wire
 from .quoting import quoted
 from .requests import Ignored, Reauthentication, Request
+from .violations import unexpected
 
 MARKER_LIFE = b"10000"  # ms: only for a marker whose connection broke before it was deleted
 MIN_MARGIN = 0.01  # seconds by which a WAIT may be late, at least, before its connection counts as hung
@@ -201,7 +202,7 @@ class Replicas:
     def counted(self, reply: Any) -> None:
         """The answer to WAIT."""
         if type(reply) is not int and not is_error(reply):
-            raise ViolationError("the answer to WAIT", reply)
+            raise unexpected("the answer to WAIT", reply)
         assert self._timer is not None
         self._timer.cancel()
         self._busy = self._leaving = self._hung = False

@@ -10,8 +10,8 @@ from ..core.room import Room
 from ..core.rules import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Ask
 from ..errors import ServerError
 from .commands import OK, Commands, error_of, is_error
-from .protocol import ViolationError
 from .quoting import quoted
+from .violations import unexpected
 
 MAX_HOPS = 5  # a cluster that sends a request on more often than that does not know itself whose a key is
 
@@ -160,7 +160,7 @@ class Request:
         if ask is READ:
             return True, _value(last), _time_to_live(first)
         if first not in _WRITTEN:
-            raise ViolationError(f"the answer to {self.node.commands.names[ask][0]}", first)
+            raise unexpected(f"the answer to {self.node.commands.names[ask][0]}", first)
         ok = first in _DONE
         if ask is RELEASE:
             return ok, None, None
@@ -193,14 +193,14 @@ class Request:
 def _value(reply: Any) -> bytes | None:
     """What GET answers."""
     if reply is not None and type(reply) is not bytes:
-        raise ViolationError("the answer to GET", reply)
+        raise unexpected("the answer to GET", reply)
     return reply
 
 
 def _time_to_live(reply: Any) -> int:
     """What PTTL answers, in milliseconds."""
     if type(reply) is not int:
-        raise ViolationError("the answer to PTTL", reply)
+        raise unexpected("the answer to PTTL", reply)
     return reply
 
 
