@@ -35,8 +35,6 @@ UNBOUNDED = pytest.mark.xfail(
     reason="hiredis makes room for all elements that a header announces: >1000000000 is 13 bytes, and costs a minute "
     "and 8 GB; and redis-py, which reads first, feeds it whatever comes",
 )
-QUADRATIC = pytest.mark.xfail(strict=True, reason="each flush is a look at every lock, in one loop turn")
-HASTY = pytest.mark.xfail(strict=True, reason="a reconnect that worked is not counted: no pause before the next one")
 
 
 def marked(mark: pytest.MarkDecorator, *values: object) -> list[object]:
@@ -385,7 +383,6 @@ async def test_an_invalidation_in_the_moment_of_an_extension(server: Server) -> 
 
 
 @pytest.mark.asyncio
-@QUADRATIC
 async def test_flushed_a_million_times_with_many_locks(server: Server, kind: str) -> None:
     """Each means a look at every lock."""
     async with scene(server, kind, validity=30.0) as (turncoat, locker, held, *_):
@@ -413,7 +410,6 @@ async def test_an_error_of_many_megabytes(server: Server, kind: str, caplog: pyt
 
 
 @pytest.mark.asyncio
-@HASTY
 async def test_a_server_that_is_given_up_each_time_after_it_is_set_up(server: Server, kind: str) -> None:
     """Reconnecting has a pace also where it works: it costs both ends a dozen commands."""
 

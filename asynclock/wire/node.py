@@ -33,6 +33,7 @@ log.addHandler(logging.NullHandler())  # silent unless the application sets logg
 _TIME = packed(b"TIME")
 _ASKING = packed(b"ASKING")
 FIRST_PAUSE = 0.01  # seconds between attempts to reconnect; then twice as long, up to the door's max_pause
+SETTLED = 1.0  # seconds after which a connection that was made has lasted: the next attempt has no pause before it
 MAX_LAG = 0.05  # seconds by which a clock that runs on through a suspend may move against one that does not
 MIN_SILENCE = 0.5  # seconds without an answer before a connection counts as dead, at least
 MAX_SILENCE = 2.0  # ... and at most
@@ -102,7 +103,10 @@ class Node:
         self._grace: asyncio.TimerHandle | None = None
         self._struck = False
         self._lag = 0.0
+        self._up_since = float("-inf")
         self._down_since = 0.0
+        self._pause = 0.0  # before the first attempt to reconnect
+        self._flushed = False  # it is about to be told
         self._told_gone = False
         self.closed = False
         # How long answers may be missing before the connection counts as dead: early enough to
@@ -247,8 +251,11 @@ class Node:
             self.replicas.reauthenticate(words)
 
     async def _reconnect(self, first: asyncio.Future[ServerError | ConfigurationError | None] | None = None) -> None:
-        pause = FIRST_PAUSE
+        pause = self._pause
         while True:
+            if pause:
+                await asyncio.sleep(pause * (0.5 + random.random() / 2))
+            pause = self._longer(pause)
             try:
                 wire = await self._connect()
             except ConfigurationError as error:
@@ -271,8 +278,6 @@ class Node:
                 break
             if self.closed:
                 return
-            await asyncio.sleep(pause * (0.5 + random.random() / 2))
-            pause = min(pause * 2, self.door.max_pause)
         if self.closed:
             wire.abort()
             return
@@ -281,12 +286,16 @@ class Node:
             self._grace = None
         log.info("asynclock: connected to %s", self.label)
         self.wire = wire
+        self._up_since = self.now()
         self._reconnecting = None
         self._watch()
         self._release_owed()
         if first is not None and not first.done():
             first.set_result(None)
         self._listener.reconnected(self)
+
+    def _longer(self, pause: float) -> float:
+        return min(max(FIRST_PAUSE, pause * 2), self.door.max_pause)
 
     def _drained(self) -> None:
         """The server reads again, before it counted as dead: what could not be asked meanwhile can be now."""
@@ -327,6 +336,8 @@ class Node:
         if self.closed:
             return
         self._down_since = self.now()
+        # One that did not last is as good as an attempt that failed.
+        self._pause = 0.0 if self._down_since - self._up_since > SETTLED else self._longer(self._pause)
         self._told_gone = False
         self._problem = None
         if wire.problem is not None:  # dropped from this side
@@ -476,7 +487,9 @@ class Node:
         if len(push) > 1 and push[0] == b"invalidate":
             keys = push[1]
             if keys is None:
-                self._listener.flushed(self)
+                if not self._flushed:  # each is a look at every lock: one for all that come at once
+                    self._flushed = True
+                    asyncio.get_running_loop().call_soon(self._tell_of_flush)
                 return
             if type(keys) is not list:
                 raise unexpected("what an invalidation names", keys)
@@ -484,6 +497,10 @@ class Node:
                 if type(key) is not bytes:
                     raise unexpected("a key in an invalidation", key)
                 self._listener.pushed(self, key, now)
+
+    def _tell_of_flush(self) -> None:
+        self._flushed = False
+        self._listener.flushed(self)
 
     def _watch(self) -> None:
         """Look after the connection from time to time: answers that are missing for too long mean
