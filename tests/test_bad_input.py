@@ -466,7 +466,7 @@ async def test_a_timeout_says_what_the_server_has_said(own_server: Server) -> No
             await asyncio.sleep(0.1)
             with pytest.raises(AcquireTimeoutError, match="BUSY") as failure:
                 # To connect takes some round trips, and a server in a script answers only now and then.
-                await locker.acquire("job", timeout=1.0)
+                await locker.acquire("job", timeout=3.0)
             assert isinstance(failure.value.__cause__, ServerError)
             assert "somebody else" not in str(failure.value)
             with socket.create_connection(("127.0.0.1", own_server.port)) as killer:
