@@ -29,18 +29,6 @@ BLOCKED = 0.25
 # By how much memory may grow: hostile bytes under way in both processes' buffers, of which this one has both ends.
 GROWN = 64 * MB
 
-# Known faults, strictly: whoever mends one sees its tests fail until the mark is gone.
-UNBOUNDED = pytest.mark.xfail(
-    strict=True,
-    reason="hiredis makes room for all elements that a header announces: >1000000000 is 13 bytes, and costs a minute "
-    "and 8 GB; and redis-py, which reads first, feeds it whatever comes",
-)
-
-
-def marked(mark: pytest.MarkDecorator, *values: object) -> list[object]:
-    return [pytest.param(value, marks=mark) for value in values]
-
-
 KINDS = {
     "an integer": b":5\r\n",
     "a negative integer": b":-7\r\n",
@@ -449,7 +437,7 @@ async def cannot_connect(url: str) -> ServerError:
         b"%1\r\n*0\r\n:1\r\n",
         b"*4294967295\r\n",
         b"*100000000\r\n",
-        pytest.param(b">20000000\r\n", marks=UNBOUNDED),
+        b">20000000\r\n",
         b"-ERR " + b"x" * 100_000 + b"\r\n",
         b"+" + b"x" * (2 * MB) + b"\r\n",
         b"+OK\r\n" * 100_000,

@@ -1,6 +1,7 @@
 """redis-py opens the door: URLs, TLS, unix sockets, authentication, ``HELLO 3`` or RESP2, ``SELECT``.
 
-The one place that touches a private name of redis-py: ``Connection._writer`` and ``_reader``.
+The one place that touches private names of redis-py: ``Connection._writer`` and ``_reader`` (and, in
+``parser.py``, its parser's ``_reader``).
 ``tests/test_door.py`` runs at both ends of the pinned range.
 """
 
@@ -21,7 +22,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from .. import _version
 from ..errors import ConfigurationError, ServerError, UncertainError
 from . import credentials, tls
+from .parser import WaryParser
 from .quoting import quoted
+from .violations import ViolationError
 
 CONNECT_TIMEOUT = 5.0  # seconds, unless the URL or client says socket_connect_timeout
 RESP3_AGAIN = 60.0  # seconds after which a server that refused RESP3 is asked again, if it is reconnected
@@ -69,6 +72,7 @@ class Door:
         if protocol is not None and str(protocol) not in ("2", "3"):
             raise ConfigurationError(f"servers: protocol={protocol}: must be 2 or 3; without it, 3 is tried first")
         kwargs["retry"] = Retry(NoBackoff(), 0)  # reconnecting has its own pace here
+        kwargs.setdefault("parser_class", WaryParser)
         # Given by the user, it must be accepted; the default is set where that is allowed (learn).
         self.client_name = None if kwargs.get("client_name") else f"asynclock-{_version.__version__}"
         self.protocol = 2 if str(protocol) == "2" else 3
@@ -182,7 +186,7 @@ class Door:
             return ServerError(self.label, found[0], lasting=found[1])
         if not isinstance(error, RedisError | OSError) and self._kwargs.get("credential_provider") is not None:
             return ServerError(self.label, f"the credential provider failed: {type(error).__name__}: {text}")
-        if "protocol error" in text.lower() or "invalid resp" in text.lower():
+        if isinstance(error, ViolationError) or "protocol error" in text.lower() or "invalid resp" in text.lower():
             return ServerError(self.label, f"does not speak the Redis protocol: {text}", lasting=True)
         return ServerError(self.label, f"cannot be reached, is it running? {text or type(error).__name__}")
 

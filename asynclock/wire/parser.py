@@ -1,0 +1,45 @@
+"""redis-py's own parser, for what a server says before its socket is ours; with a look at the headers first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from redis.asyncio.connection import DefaultParser
+
+from .headers import Headers
+
+
+class WaryParser(DefaultParser):  # type: ignore[misc,valid-type]  # a class, said redis-py in another way
+    """As ``parser_class`` of a connection."""
+
+    _reader: Any
+
+    def on_connect(self, connection: Any) -> None:
+        super().on_connect(connection)
+        self._reader = _WaryReader(self._reader)
+
+
+class _WaryReader:
+    """As much of ``hiredis.Reader`` as redis-py uses while it connects."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+        self._headers = Headers(reader)
+        self._pieces: Iterator[bytes] = iter(())
+        self._more = reader.gets()  # what it answers when it wants more bytes
+        self.has_data = reader.has_data
+
+    def feed(self, data: bytes) -> None:
+        self._pieces = self._headers.pieces(data)
+
+    def gets(self, *args: Any) -> Any:
+        """:raises ViolationError: too much is announced, or it is too long"""
+        while (reply := self._reader.gets(*args)) is self._more:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return reply
+            self._reader.feed(piece)
+            self._headers.more(len(piece))
+        self._headers.size = 0
+        return reply
