@@ -15,6 +15,11 @@ import pytest_asyncio
 
 from asynclock.testing import Server
 
+try:
+    from uvloop.loop import TimerHandle as UVTimerHandle
+except ImportError:  # pragma: no cover - in the test extra, except where there is no uvloop
+    UVTimerHandle = asyncio.TimerHandle
+
 # What outlives a test on purpose: that of the fixtures of a module or of the whole session. Their servers may be
 # killed by a test and started again, so it is the fixtures themselves that are remembered.
 _lasting_sockets: set[str] = set()
@@ -99,12 +104,24 @@ def _children() -> set[int]:
 
 
 def _timers(loop: asyncio.AbstractEventLoop) -> list[object]:
-    """The library's, as far as a loop shows them: asyncio's does."""
-    return [
-        handle
-        for handle in getattr(loop, "_scheduled", ())
-        if not handle.cancelled() and str(getattr(handle._callback, "__module__", "")).startswith("asynclock")
-    ]
+    """The library's: those that call it, or hand something of it to what they call."""
+    handles = getattr(loop, "_scheduled", None)
+    if handles is None:  # uvloop keeps them in a set that only the garbage collector is shown
+        sets = [each for each in gc.get_referents(loop) if isinstance(each, set)]
+        handles = [each for found in sets for each in found if isinstance(each, asyncio.TimerHandle | UVTimerHandle)]
+    return [handle for handle in handles if not handle.cancelled() and any(map(_of_the_library, _called(handle)))]
+
+
+def _called(handle: Any) -> list[object]:
+    if isinstance(handle, asyncio.TimerHandle):
+        return [handle._callback, *handle._args]
+    parts = gc.get_referents(handle)
+    return [each for part in parts for each in (part if isinstance(part, tuple) else (part,))]
+
+
+def _of_the_library(called: object) -> bool:
+    called = getattr(called, "func", called)  # functools.partial
+    return callable(called) and str(getattr(called, "__module__", "")).startswith("asynclock")
 
 
 def _command(pid: int) -> str:
