@@ -4,7 +4,7 @@ import nox
 
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["lint", "tests", "servers", "oldest", "demo", "docs"]
+nox.options.sessions = ["lint", "tests", "debug", "servers", "oldest", "demo", "docs"]
 
 # What goes through redis-py.
 OLDEST = ("door", "resp2", "credentials", "tls", "cluster", "sentinel", "loss", "exit", "bad_input")
@@ -32,6 +32,13 @@ def tests(session: nox.Session) -> None:
     """The tests on the embedded Valkey."""
     session.install("-e", ".[test]")
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def debug(session: nox.Session) -> None:
+    """The tests in asyncio's debug mode, with every warning an error."""
+    session.install("-e", ".[test]")
+    session.run("pytest", *session.posargs, env={"PYTHONASYNCIODEBUG": "1", "PYTHONWARNINGS": "error"})
 
 
 @nox.session
