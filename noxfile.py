@@ -1,6 +1,16 @@
 """Everything that is checked, a session each: ``nox`` runs them all, ``nox -s lint`` one."""
 
+import os
+from pathlib import Path
+
 import nox
+
+PYTHONS = ["3.11", "3.12", "3.13"]
+
+# pyenv runs only versions that are chosen: choose those that are there.
+installed = [each.name for python in PYTHONS for each in Path.home().glob(f".pyenv/versions/{python}.*")]
+if installed:
+    os.environ.setdefault("PYENV_VERSION", ":".join([*installed, "system"]))
 
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
@@ -27,7 +37,7 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
 
 
-@nox.session(python=["3.11", "3.12", "3.13"])
+@nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The tests on the embedded Valkey."""
     session.install("-e", ".[test]")
