@@ -89,6 +89,27 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def simulation(session: nox.Session) -> None:
+    """The rules in simulated schedules; ``nox -s simulation -- --seeds 1000000``."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "tests.simulation", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Replies that no server sends; ``nox -s fuzz -- --minutes 10``."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session(python=["3.11", "3.12", "3.13"])
+def traps(session: nox.Session) -> None:
+    """Random programs of scopes, tasks and cancellations; ``nox -s traps -- --programs 40000``."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "tests.traps", *session.posargs)
+
+
+@nox.session
 def chaos(session: nox.Session) -> None:
     """Locks on real servers while things break; ``nox -s chaos -- --minutes 60``."""
     session.install("-e", ".[test]")
