@@ -253,7 +253,10 @@ class Keeper:
                 # The release is on its way; what is left of the wait is short and bounded.
                 cancelled = error
                 now = self.now()
-        return cancelled
+        try:
+            return cancelled
+        finally:
+            del cancelled  # no cycle through its traceback: while it lives it counts as heard
 
     def settling(self, lease: Lease, until: float) -> asyncio.Future[None]:
         """Done when the wait for the release is over."""

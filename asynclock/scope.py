@@ -156,8 +156,11 @@ class LockScope:
         cancelled = await self._keeper.wait_settled(lease, now + self._keeper.patience)
         if lease.missed and self._keeper.lost_unnoticed(lease):
             self._lost_unnoticed()
-        if cancelled is not None:
-            raise cancelled
+        try:
+            if cancelled is not None:
+                raise cancelled
+        finally:
+            del cancelled  # no cycle through its traceback
 
     def cancel(self) -> None:
         """Stop the body and the tasks, release, and let the block end silently. Without
