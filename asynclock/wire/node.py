@@ -106,7 +106,7 @@ class Node:
         self._up_since = float("-inf")
         self._down_since = 0.0
         self._pause = 0.0  # before the first attempt to reconnect
-        self._flushed = False  # it is about to be told
+        self._flushes = 0  # in this turn of the event loop
         self._told_gone = False
         self.closed = False
         # How long answers may be missing before the connection counts as dead: early enough to
@@ -487,9 +487,10 @@ class Node:
         if len(push) > 1 and push[0] == b"invalidate":
             keys = push[1]
             if keys is None:
-                if not self._flushed:  # each is a look at every lock: one for all that come at once
-                    self._flushed = True
-                    asyncio.get_running_loop().call_soon(self._tell_of_flush)
+                self._flushes += 1
+                if self._flushes == 1:  # each is a look at every lock: one more for all others that come at once
+                    asyncio.get_running_loop().call_soon(self._tell_of_flushes)
+                    self._listener.flushed(self)
                 return
             if type(keys) is not list:
                 raise unexpected("what an invalidation names", keys)
@@ -498,9 +499,10 @@ class Node:
                     raise unexpected("a key in an invalidation", key)
                 self._listener.pushed(self, key, now)
 
-    def _tell_of_flush(self) -> None:
-        self._flushed = False
-        self._listener.flushed(self)
+    def _tell_of_flushes(self) -> None:
+        flushes, self._flushes = self._flushes, 0
+        if flushes > 1:
+            self._listener.flushed(self)
 
     def _watch(self) -> None:
         """Look after the connection from time to time: answers that are missing for too long mean
