@@ -114,14 +114,14 @@ class Acquisition:
                 # Or the coroutine is being closed (GeneratorExit), and nothing can be awaited.
                 lease = keeper.leave(self)
                 if lease is not None and isinstance(error, asyncio.CancelledError):
-                    await keeper.wait_settled(lease)
+                    await keeper.settling.wait(lease)
                 raise
             finally:
                 if timer is not None:
                     timer.cancel()
             lease = self.lease
             if self.error is not None:
-                if lease is not None and (cancelled := await keeper.wait_settled(lease)) is not None:
+                if lease is not None and (cancelled := await keeper.settling.wait(lease)) is not None:
                     raise cancelled
                 if seconds == 0 and isinstance(self.error, NotLockedError):
                     raise AcquireTimeoutError(name, 0.0, self.error.why)

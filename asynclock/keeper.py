@@ -16,7 +16,9 @@ from .core.lease import Lease, Tokens
 from .core.room import Room
 from .core.rules import Ask, LossReason, Rules
 from .errors import AcquireTimeoutError, LockerClosedError, NotLockedError, ServerError
+from .looks import FirstLooks
 from .options import Options, check_name
+from .settling import Settling
 from .topology import Servers, Topology, connect
 from .wire.commands import bulk
 from .wire.node import Node
@@ -30,8 +32,6 @@ else:  # pragma: no cover - macOS: its monotonic clock stops in a suspend, as do
 
 MIN_SWEEP = 2_000_000  # bytes that rooms may take, about, before those that are empty are given up
 ROOM = 1000  # bytes, about, that one takes beside its name
-LOOK_AFTER = 0.001  # seconds after a lock was acquired, if it is still held: have its keys tracked
-LOOKS_AT_ONCE = 200  # such locks, at most, in one turn of the event loop
 
 _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
 
@@ -80,9 +80,12 @@ class Keeper:
 
     topology: Topology
     rules: Rules
+    settling: Settling
     # What rooms need most (core.room.Port), without a detour.
     ask: Callable[[Room[Waiter], Lease, int, Ask, float], bool]
     wake: Callable[[Room[Waiter], float], None]
+    look_soon: Callable[[Room[Waiter], Lease], None]
+    settled: Callable[[Lease], None]
 
     def __init__(self, options: Options, servers: Servers) -> None:
         self.options = options
@@ -99,12 +102,6 @@ class Keeper:
         self._prefixes: list[bytes] = []
         self.token = Tokens(os.urandom(16)).next
         self.chance = random.random
-        # Whose release is waited for until when (``settled`` is the future then), in the order in which that
-        # is given up: all wait as long.
-        self._settling: dict[Lease, float] = {}
-        self._settling_timer: asyncio.TimerHandle | None = None
-        self._look_timer: asyncio.TimerHandle | None = None
-        self._unread: list[tuple[Room[Waiter], Lease]] = []  # to be looked at soon, by a timer that is set
         self._leaving: list[Owner] = []  # scopes whose blocks close waits for
         _keepers.add(self)
 
@@ -116,9 +113,14 @@ class Keeper:
         servers = self.servers
         self.topology = await connect(servers.doors, self.options, self, clock, servers.remap)
         self.rules = self.options.rules(self.topology.majority)
-        self._alarms = Alarms(asyncio.get_running_loop(), clock)
+        loop = asyncio.get_running_loop()
+        self._alarms = Alarms(loop, clock)
+        self._looks = FirstLooks(loop, clock)
+        self.settling = Settling(loop, clock, self.patience, self._silent)
         self.ask = self.topology.ask
         self.wake = self._alarms.set
+        self.look_soon = self._looks.soon
+        self.settled = self.settling.settled
         self._prefixes = [f"{self.options.key_prefix}:{index}:".encode() for index in range(self.rules.keys)]
         self.connected = True
 
@@ -196,7 +198,7 @@ class Keeper:
             self.give_back(room, lease, self.now())
         until = self.now() + self.patience
         for _, lease in leases:
-            await self.wait_settled(lease, until)
+            await self.settling.wait(lease, until)
 
     def excuse(self, task: asyncio.Task[Any] | None) -> None:
         """This task waits for ``close`` itself: do not wait for its blocks."""
@@ -210,11 +212,8 @@ class Keeper:
             await self.topology.aclose()
             for room in self.rooms.values():
                 self._alarms.forget(room)
-        if self._look_timer is not None:
-            self._look_timer.cancel()
-        self._unread.clear()
-        if self._settling_timer is not None:
-            self._settling_timer.cancel()
+            self._looks.close()
+            self.settling.close()
 
     # What scopes need
 
@@ -238,55 +237,6 @@ class Keeper:
         if loop is not None and not loop.is_closed() and not self.forked:
             loop.call_soon_threadsafe(lambda: self.give_back(room, lease, self.now()))
 
-    async def wait_settled(self, lease: Lease, until: float | None = None) -> asyncio.CancelledError | None:
-        """Wait until the release is answered, or will not be: until then, and as long as servers
-        that were asked keep answering at all. A cancellation meanwhile is returned, not raised."""
-        cancelled = None
-        now = self.now()
-        if until is None:
-            until = now + self.patience
-        while lease.unreleased and not (until <= now and self._silent()):
-            try:
-                await self.settling(lease, until)
-                break
-            except asyncio.CancelledError as error:
-                # The release is on its way; what is left of the wait is short and bounded.
-                cancelled = error
-                now = self.now()
-        try:
-            return cancelled
-        finally:
-            del cancelled  # no cycle through its traceback: while it lives it counts as heard
-
-    def settling(self, lease: Lease, until: float) -> asyncio.Future[None]:
-        """Done when the wait for the release is over."""
-        loop = self.loop
-        assert loop is not None
-        future: asyncio.Future[None] = loop.create_future()
-        lease.settled = future
-        self._settling[lease] = until
-        if self._settling_timer is None:
-            self._settling_timer = loop.call_later(self.patience, self._settle)
-        return future
-
-    def _silent(self) -> bool:
-        now = self.now()
-        return any(node.silent(now, self.patience) for node in self.topology.nodes)
-
-    def _settle(self, before: float = 0.0) -> None:
-        """Let those go on who have waited long enough for a server that says nothing, and had done so at
-        the last look, ``before``: the loop may have been blocked, and the answers unread."""
-        self._settling_timer = None
-        now = self.now()
-        silent = self._silent()
-        for lease, until in list(self._settling.items()):
-            if until > before or not silent:
-                assert self.loop is not None
-                again = max(until - now, self.patience / 4)
-                self._settling_timer = self.loop.call_later(again, self._settle, now if silent else 0.0)
-                break
-            self.settled(lease)
-
     # What rooms need (core.room.Port)
 
     def barred(self, room: Room[Waiter], index: int) -> ServerError | None:
@@ -294,27 +244,12 @@ class Keeper:
         trouble = node.trouble if node is not None else None
         return trouble if trouble is not None and trouble.lasting else None
 
+    def _silent(self, now: float) -> bool:
+        return any(node.silent(now, self.patience) for node in self.topology.nodes)
+
     def silent(self, room: Room[Waiter], index: int, now: float) -> bool:
         node = self.topology.home(room, index)
         return node is None or node.silent(now, self.patience)
-
-    def look_soon(self, room: Room[Waiter], lease: Lease) -> None:
-        if not self._unread:
-            assert self.loop is not None
-            # Who is to be resumed already goes first: it may be about to give the lease back.
-            self._look_timer = self.loop.call_later(LOOK_AFTER, self.loop.call_soon, self._look)
-        self._unread.append((room, lease))
-
-    def _look(self) -> None:
-        unread = self._unread[:LOOKS_AT_ONCE]
-        del self._unread[:LOOKS_AT_ONCE]
-        if self._unread:  # after thousands of acquisitions at once: let others run in between
-            assert self.loop is not None
-            self.loop.call_soon(self._look)
-        now = self.now()
-        for room, lease in unread:
-            if not lease.done:
-                room.look(lease, now)
 
     def doubt_clock(self, room: Room[Waiter], index: int) -> None:
         if (node := self.topology.home(room, index)) is not None:
@@ -358,14 +293,6 @@ class Keeper:
             where = self.where() if index is None or node is None else node.label
             detail = f"key {self._prefixes[index or 0].decode()}{scope.name} on {where}"
         scope._on_lost(reason, detail)
-
-    def settled(self, lease: Lease) -> None:
-        future: asyncio.Future[None] | None = lease.settled
-        if future is not None:
-            lease.settled = None
-            del self._settling[lease]
-            if not future.done():
-                future.set_result(None)
 
     # What servers tell (wire.node.Listener)
 

@@ -153,7 +153,7 @@ class LockScope:
 
     async def _settled(self, lease: Lease, now: float) -> None:
         """The release has been sent ``now``."""
-        cancelled = await self._keeper.wait_settled(lease, now + self._keeper.patience)
+        cancelled = await self._keeper.settling.wait(lease, now + self._keeper.patience)
         if lease.missed and self._keeper.lost_unnoticed(lease):
             self._lost_unnoticed()
         try:
@@ -237,7 +237,7 @@ class LockScope:
             self._room.release(lease, now)
             if lease.unreleased:
                 try:
-                    await keeper.settling(lease, now + keeper.patience)
+                    await keeper.settling.begin(lease, now + keeper.patience)
                 except asyncio.CancelledError:
                     await self._settled(lease, now)
                     raise
@@ -289,7 +289,7 @@ class LockScope:
         self._look()
         lease = self._finish()
         if lease is not None:
-            cancelled = await self._keeper.wait_settled(lease) or cancelled
+            cancelled = await self._keeper.settling.wait(lease) or cancelled
             if self._keeper.lost_unnoticed(lease):
                 self._lost_unnoticed()
 
