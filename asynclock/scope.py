@@ -10,7 +10,7 @@ from contextvars import Context
 from types import TracebackType
 from typing import Any, TypeVar
 
-from .cancellation import Cancellation
+from .block import LEFT, Block
 from .core.lease import Lease
 from .core.room import Room
 from .core.rules import LossReason
@@ -36,25 +36,15 @@ class LockScope:
 
     __slots__ = (
         "__weakref__",
-        "_aborting",
-        "_base_error",
         "_baseline",
-        "_cancel_soon",
-        "_cancellation",
+        "_block",
         "_detail",
-        "_errors",
         "_exiting",
-        "_failed",
         "_keeper",
         "_lease",
-        "_on_exit",
         "_parent",
         "_reason",
         "_room",
-        "_stopped",
-        "_stopping",
-        "_tasks",
-        "_tasks_done",
         "_unreleased",
         "_waiting",
         "name",
@@ -71,18 +61,8 @@ class LockScope:
         self._parent: asyncio.Task[Any] | None = None
         self._baseline = 0  # the parent's cancelling() on entry
         self._exiting = False
-        self._aborting = False  # body and tasks are being cancelled
-        self._failed = False  # ... because a task failed
-        self._stopped = False  # ... because of cancel()
-        self._cancellation: Cancellation | None = None  # of the parent
-        self._stopping: list[Cancellation] | None = None  # of the tasks
-        self._cancel_soon: asyncio.Handle | None = None
-        self._tasks: set[asyncio.Task[Any]] | None = None
-        self._tasks_done: asyncio.Future[None] | None = None
-        self._errors: list[BaseException] | None = None
-        self._base_error: BaseException | None = None
+        self._block: Block | None = None  # once there is something to stop or to wait for
         self._waiting: list[asyncio.Future[None]] | None = None
-        self._on_exit: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         state = (
@@ -165,15 +145,17 @@ class LockScope:
     def cancel(self) -> None:
         """Stop the body and the tasks, release, and let the block end silently. Without
         ``async with``: release, without waiting for the server."""
-        if self._exiting or self._stopped:
+        if self._exiting:
             return
         if self._parent is None:
             lease = self._end()
             if lease is not None:
                 self._keeper.give_back(self._room, lease, self._keeper.now())
             return
-        self._stopped = self._reason is None
-        self._abort()
+        block = self._to_stop()
+        if not block.stopped:
+            block.stopped = self._reason is None
+            self._abort()
 
     def create_task(
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
@@ -189,18 +171,13 @@ class LockScope:
             problem = RuntimeError(f"lock {self.name!r}: create_task needs 'async with' around it")
         elif self._lease is None:
             problem = self._error()
-        elif self._aborting or (self._exiting and not self._tasks):
+        elif (block := self._to_stop()).aborting or (self._exiting and not block.tasks):
             problem = RuntimeError(f"lock {self.name!r}: the block is being left, no task can be added")
         if problem is not None:
             coro.close()
             raise problem
         task = asyncio.get_running_loop().create_task(coro, name=name, context=context)
-        if self._tasks is None:
-            self._tasks = set()
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-        if self._stopping is not None:  # an eager task may have ended the scope before it was known
-            self._stopping.append(Cancellation(task, self._why_stopped()))
+        block.add(task)
         return task
 
     # The block
@@ -226,8 +203,7 @@ class LockScope:
         if (
             error is None
             and lease is not None
-            and not self._tasks
-            and not self._aborting
+            and self._block is None
             and keeper.serving is not None
             and (now := keeper.now()) < lease.deadline
         ):
@@ -249,20 +225,15 @@ class LockScope:
         try:
             return await self._exit(error)
         finally:
-            if self._on_exit is not None and not self._on_exit.done():
-                self._on_exit.set_result(None)
-            for each in self._stopping or ():
-                each.stop()
-            self._errors = self._base_error = self._stopping = None  # no cycles through tracebacks
+            self._to_stop().close()
 
     async def _exit(self, error: BaseException | None) -> bool:
         """The rules are those of ``asyncio.TaskGroup.__aexit__`` (Python 3.13), with two more causes
         to stop the body, the loss and ``cancel``, and with the body's own exception left bare."""
         self._exiting = True
-        parent = self._parent
+        parent, block = self._parent, self._to_stop()
         assert parent is not None
-        if self._cancel_soon is not None:
-            self._cancel_soon.cancel()
+        block.leave()
         if isinstance(error, GeneratorExit):
             # The coroutine is being closed: nothing can be awaited any more.
             if self._here():
@@ -272,19 +243,11 @@ class LockScope:
                 self._keeper.dropped(self._room, lease)  # no loop runs: when it does
             return False
         cancelled = error if isinstance(error, asyncio.CancelledError) else None
-        cancellation = self._cancellation
-        if cancellation is not None:
-            cancellation.stop()
+        cancellation = block.cancellation
         if error is not None:
             self._abort()
-        while self._tasks:
-            self._tasks_done = asyncio.get_running_loop().create_future()
-            try:
-                await self._tasks_done
-            except asyncio.CancelledError as outside:
-                cancelled = outside
-                self._abort()
-            self._tasks_done = None
+        if block.tasks:
+            cancelled = await block.tasks_done(self._why_stopped) or cancelled
 
         self._look()
         lease = self._finish()
@@ -307,10 +270,10 @@ class LockScope:
                 except asyncio.CancelledError as outside:
                     cancelled = outside
 
-        if self._base_error is not None:
-            raise self._base_error
+        if block.base_error is not None:
+            raise block.base_error
         own = error is not None and not isinstance(error, asyncio.CancelledError)
-        if cancelled is not None and not self._errors and not own:
+        if cancelled is not None and not block.errors and not own:
             if cancelled is error:
                 return False
             try:
@@ -322,13 +285,13 @@ class LockScope:
             # 3.13 uncancel() leaves such a one pending, and its owner could not take it back.
             parent.uncancel()
             parent.cancel()
-        lost = self._reason is not None and not self._stopped
-        if self._errors:
+        lost = self._reason is not None and not block.stopped
+        if block.errors:
             if own and error is not None:
-                self._errors.append(error)
-            group = BaseExceptionGroup(f"unhandled errors in the tasks of lock {self.name!r}", self._errors)
+                block.errors.append(error)
+            group = BaseExceptionGroup(f"unhandled errors in the tasks of lock {self.name!r}", block.errors)
             try:
-                if lost and not self._failed:
+                if lost and not block.failed:
                     raise self._error() from group
                 raise group from None
             finally:
@@ -398,14 +361,12 @@ class LockScope:
         """For ``aclose`` in the task ``closing``: done when the block has been left. ``None``: nothing to wait for."""
         if self._parent is None or self._parent is closing or self._parent.done():
             return None
-        if self._on_exit is None:
-            self._on_exit = asyncio.get_running_loop().create_future()
-        return self._on_exit
+        return self._to_stop().exit()
 
     def _excuse(self, task: asyncio.Task[Any]) -> None:
         """Let ``aclose`` not wait for this block, if it is that of a task that waits for ``aclose``."""
-        if self._parent is task and self._on_exit is not None and not self._on_exit.done():
-            self._on_exit.set_result(None)
+        if self._parent is task:
+            self._to_stop().excuse()
 
     def _wake(self) -> None:
         for future in self._waiting or ():
@@ -413,54 +374,20 @@ class LockScope:
                 future.set_result(None)
         self._waiting = None
 
-    def _abort(self) -> None:
-        """Cancel the tasks, and the body if it is still inside."""
-        if not self._aborting:
-            self._aborting = True
-            why = self._why_stopped()
-            self._stopping = [Cancellation(task, why) for task in self._tasks or ()]
-        if self._exiting or self._cancellation is not None or self._cancel_soon is not None:
-            return
-        if asyncio.current_task() is self._parent:
-            # Cancelling oneself would strike at the first await after the block if the body has none left.
-            self._cancel_soon = asyncio.get_running_loop().call_soon(self._cancel_parent)
-        else:
-            self._cancel_parent()
+    def _to_stop(self) -> Block:
+        """The block, now that it matters."""
+        if self._block is None:
+            assert self._parent is not None
+            self._block = Block(self.name, self._parent)
+        return self._block
 
-    def _cancel_parent(self) -> None:
-        assert self._parent is not None
-        self._cancellation = Cancellation(self._parent, self._why_stopped())
+    def _abort(self) -> None:
+        self._to_stop().abort(self._why_stopped())
 
     def _why_stopped(self) -> str:
         if self._reason is not None:
             return f"lock {self.name!r} was lost: {self._reason}"
-        return f"the block of lock {self.name!r} is being left"
-
-    def _task_done(self, task: asyncio.Task[Any]) -> None:
-        assert self._tasks is not None and self._parent is not None
-        self._tasks.discard(task)
-        if self._tasks_done is not None and not self._tasks and not self._tasks_done.done():
-            self._tasks_done.set_result(None)
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        if self._parent.done():
-            # The block was closed under the task (GeneratorExit): nobody is left to raise it to.
-            asyncio.get_running_loop().call_exception_handler(
-                {
-                    "message": f"task {task!r} of lock {self.name!r} failed after its block was closed",
-                    "exception": error,
-                    "task": task,
-                }
-            )
-            return
-        if self._errors is None:
-            self._errors = []
-        self._errors.append(error)
-        if self._base_error is None and isinstance(error, SystemExit | KeyboardInterrupt):
-            self._base_error = error
-        if not self._aborting:
-            self._failed = True
-            self._abort()
+        return LEFT.format(self.name)
 
     def __del__(self) -> None:
         lease = self._lease

@@ -1,0 +1,146 @@
+"""Block: what there is to stop and to wait for in the ``async with`` of a scope, its body and its tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from .cancellation import Cancellation
+
+LEFT = "the block of lock {!r} is being left"
+
+
+class Block:
+    """The body of a scope, which runs in ``parent``, and the tasks beside it.
+
+    There is one as soon as a scope has tasks, is stopped, or is left by an exception: most scopes never need it.
+
+    Invariants: the parent is never cancelled once ``left`` is set; ``aborting`` is set before anything is
+    cancelled, and whatever is added after that is cancelled too.
+    """
+
+    __slots__ = (
+        "_cancel_soon",
+        "_done",
+        "_exit",
+        "_name",
+        "_parent",
+        "_stopping",
+        "_why",
+        "aborting",
+        "base_error",
+        "cancellation",
+        "errors",
+        "failed",
+        "left",
+        "stopped",
+        "tasks",
+    )
+
+    def __init__(self, name: str, parent: asyncio.Task[object]) -> None:
+        self.tasks: set[asyncio.Task[object]] = set()
+        self.errors: list[BaseException] = []  #: of tasks
+        self.base_error: BaseException | None = None  #: the first of those that end the program
+        self.left = False  #: the body is through
+        self.aborting = False  #: body and tasks are being cancelled
+        self.failed = False  #: ... because a task failed
+        self.stopped = False  #: ... because of ``cancel``
+        self.cancellation: Cancellation | None = None  #: of the parent
+        self._name = name
+        self._parent = parent
+        self._why = ""
+        self._stopping: list[Cancellation] = []  # of the tasks
+        self._cancel_soon: asyncio.Handle | None = None
+        self._done: asyncio.Future[None] | None = None  # all tasks are
+        self._exit: asyncio.Future[None] | None = None  # the scope has been left
+
+    def add(self, task: asyncio.Task[object]) -> None:
+        """Run beside the body."""
+        self.tasks.add(task)
+        task.add_done_callback(self._task_done)
+        if self.aborting:  # an eager task may have ended the scope before it was known
+            self._stopping.append(Cancellation(task, self._why))
+
+    def abort(self, why: str) -> None:
+        """Cancel the tasks, and the body if it is still inside."""
+        if not self.aborting:
+            self.aborting = True
+            self._why = why
+            self._stopping = [Cancellation(task, why) for task in self.tasks]
+        if self.left or self.cancellation is not None or self._cancel_soon is not None:
+            return
+        if asyncio.current_task() is self._parent:
+            # Cancelling oneself would strike at the first await after the block if the body has none left.
+            self._cancel_soon = asyncio.get_running_loop().call_soon(self._cancel_parent)
+        else:
+            self._cancel_parent()
+
+    def leave(self) -> None:
+        """The body is through: it is not to be cancelled any more."""
+        self.left = True
+        if self._cancel_soon is not None:
+            self._cancel_soon.cancel()
+        if self.cancellation is not None:
+            self.cancellation.stop()
+
+    async def tasks_done(self, why: Callable[[], str]) -> asyncio.CancelledError | None:
+        """Wait for the tasks. A cancellation meanwhile stops them, and is returned."""
+        cancelled = None
+        while self.tasks:
+            self._done = asyncio.get_running_loop().create_future()
+            try:
+                await self._done
+            except asyncio.CancelledError as outside:
+                cancelled = outside
+                self.abort(why())
+            self._done = None
+        try:
+            return cancelled
+        finally:
+            del cancelled  # no cycle through its traceback
+
+    def exit(self) -> asyncio.Future[None]:
+        """Done when the scope has been left."""
+        if self._exit is None:
+            self._exit = asyncio.get_running_loop().create_future()
+        return self._exit
+
+    def excuse(self) -> None:
+        """Whoever waits for the exit need not."""
+        if self._exit is not None and not self._exit.done():
+            self._exit.set_result(None)
+
+    def close(self) -> None:
+        """The scope has been left."""
+        self.excuse()
+        for each in self._stopping:
+            each.stop()
+        self._stopping.clear()
+        self.errors = []  # no cycles through tracebacks: the group has the old list
+        self.base_error = None
+
+    def _cancel_parent(self) -> None:
+        self.cancellation = Cancellation(self._parent, self._why)
+
+    def _task_done(self, task: asyncio.Task[object]) -> None:
+        self.tasks.discard(task)
+        if self._done is not None and not self.tasks and not self._done.done():
+            self._done.set_result(None)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if self._parent.done():
+            # The block was closed under the task (GeneratorExit): nobody is left to raise it to.
+            asyncio.get_running_loop().call_exception_handler(
+                {
+                    "message": f"task {task!r} of lock {self._name!r} failed after its block was closed",
+                    "exception": error,
+                    "task": task,
+                }
+            )
+            return
+        self.errors.append(error)
+        if self.base_error is None and isinstance(error, SystemExit | KeyboardInterrupt):
+            self.base_error = error
+        if not self.aborting:
+            self.failed = True
+            self.abort(LEFT.format(self._name))
