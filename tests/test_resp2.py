@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 
@@ -96,6 +97,36 @@ async def test_a_release_elsewhere_wakes_the_waiter(server: Server, route: str) 
             won = await asyncio.wait_for(waiting, 2)
             assert time.monotonic() - since < AT_ONCE
             await won.release()
+
+
+@pytest.mark.asyncio
+async def test_what_it_brings_is_of_now(server: Server) -> None:
+    """Not of the time when it last brought an answer: then whoever is woken would ask for what is over already."""
+    async with (
+        Locker(server.url + "?protocol=2", key_validity=2.0, extend_interval=1.9) as locker,
+        Locker(server.url, key_validity=20.0, extend_interval=19.0) as other,  # which is not extended meanwhile
+    ):
+        scope = await other.acquire("job")
+        await asyncio.sleep(2.1)  # more than a validity since the subscription was answered
+        waiting = asyncio.create_task(locker.acquire("job"))
+        await until(lambda: "job" in locker._keeper.rooms and locker._keeper.rooms["job"].fruitless)
+        attempts = sets(server)
+        await scope.release()
+        won = await asyncio.wait_for(waiting, 2)
+        assert sets(server) - attempts == 1
+        # Somebody shortens its life: it is over when that says, not at once.
+        server.execute("PEXPIRE", key("job"), "1500")
+        await until(lambda: won.remaining() < 1.5)
+        assert won.held
+        await won.release()
+
+
+def sets(server: Server) -> int:
+    """How often SET was called."""
+    told = server.execute("INFO", "commandstats")
+    assert isinstance(told, bytes)
+    (calls,) = re.findall(r"cmdstat_set:calls=(\d+)", told.decode())
+    return int(calls)
 
 
 @pytest.mark.asyncio

@@ -90,10 +90,10 @@ class Invalidations(Wire):
         self._on_return.append(on_return)
         self._transport.write(_UNSUBSCRIBE + packed(b"AUTH", *words) + _SUBSCRIBE)
 
-    def _unasked(self, reply: Any) -> None:
+    def _unasked(self, reply: Any, now: float) -> None:
         self._pinged = None
         if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
-            self._on_push([b"invalidate", reply[2]], self.heard)
+            self._on_push([b"invalidate", reply[2]], now)
         elif is_error(reply):
             what = "new credentials were refused" if self._on_return else "refused"
             self._on_return.clear()

@@ -175,7 +175,7 @@ class Wire(asyncio.Protocol):
                 if type(reply) is _PUSH:
                     self._on_push(reply, now)
                 elif not waiting:
-                    self._unasked(reply)
+                    self._unasked(reply, now)
                 elif (expects := waiting.popleft()) is None:
                     earlier.append(reply)
                     expects = _NOBODY
@@ -198,7 +198,7 @@ class Wire(asyncio.Protocol):
                 waiting.appendleft(expects)
             self.abort(error)
 
-    def _unasked(self, reply: Any) -> None:
+    def _unasked(self, reply: Any, now: float) -> None:
         raise hiredis.ProtocolError("a reply that nobody asked for")
 
     def pause_writing(self) -> None:
