@@ -37,6 +37,11 @@ class Settling:
     def begin(self, lease: Lease, until: float) -> asyncio.Future[None]:
         """Done when the wait for the release is over."""
         future = self._loop.create_future()
+        other: asyncio.Future[None] | None = lease.settled
+        if other is not None and not other.done():
+            # ``close`` waits for it too, since its waiter had not taken it yet, and was cancelled just then.
+            other.add_done_callback(lambda _: None if future.done() else future.set_result(None))
+            return future
         lease.settled = future
         self._until[lease] = until
         if self._timer is None:
@@ -53,11 +58,10 @@ class Settling:
         while lease.unreleased and not (until <= now and self._silent(now)):
             try:
                 await self.begin(lease, until)
-                break
             except asyncio.CancelledError as error:
                 # The release is on its way; what is left of the wait is short and bounded.
                 cancelled = error
-                now = self._clock()
+            now = self._clock()
         try:
             return cancelled
         finally:

@@ -732,3 +732,20 @@ async def test_the_answer_to_a_release_is_read_after_the_loop_was_blocked(server
             time.sleep(0.5)  # noqa: ASYNC251 - the loop is to be blocked
             await releasing
             assert scope.lost_reason is LossReason.DELETED
+
+
+@pytest.mark.asyncio
+async def test_close_while_who_has_just_been_granted_the_lock_is_cancelled(server: Server) -> None:
+    """Both wait for the release then: who closes, and who was cancelled."""
+    locker = Locker(server.url)
+    await (await locker.acquire("other")).release()
+    acquiring = asyncio.create_task(locker.acquire("job"))
+    await asyncio.sleep(0)  # it is about to be asked for
+    await asyncio.sleep(0)  # it has been
+    time.sleep(0.05)  # noqa: ASYNC251 - so that the answer is read in the turn in which the other two begin
+    closing = asyncio.create_task(locker.aclose())
+    asyncio.get_running_loop().call_soon(acquiring.cancel)
+    done, _ = await asyncio.wait([acquiring, closing], timeout=AT_ONCE)
+    assert done == {acquiring, closing}
+    assert acquiring.cancelled()
+    assert server.execute("KEYS", "*") == []
