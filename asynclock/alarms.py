@@ -47,7 +47,7 @@ class Alarms:
         self._slots[slot][0][room] = None
 
     def forget(self, room: Room[Any]) -> None:
-        """That room is no more."""
+        """Do not look at that room again, until its time is set anew."""
         if room.timer is not None:
             room.timer.cancel()
             room.timer = None

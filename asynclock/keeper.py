@@ -325,7 +325,10 @@ class Keeper:
 
     def slept(self, node: Node) -> None:
         now = self.now()
-        for room in list(self.rooms.values()):
+        rooms = list(self.rooms.values())
+        for room in rooms:  # all, before one is woken: they share timers, which are late too
+            self._alarms.forget(room)
+        for room in rooms:
             room.woken(now)
 
     def disconnected(self, node: Node) -> None:

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from asynclock import AcquireTimeoutError, Locker, LockLostError, NotLockedError
+from asynclock.keeper import clock
 from asynclock.testing import Proxy, Server
 from tests.helpers import AT_ONCE, body, key, until, worker
 
@@ -346,3 +347,28 @@ async def test_force_while_others_wait(locker: Locker, other: Locker, server: Se
     for task in asyncio.as_completed(waiters, timeout=2):
         await (await task).release()
     assert server.execute("DBSIZE") == 0
+
+
+@pytest.mark.asyncio
+async def test_after_a_suspend_nothing_is_late(own_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's timers stand still while the machine is suspended; what is due is counted on a clock that does not."""
+    suspended = 0.0
+    monkeypatch.setattr("asynclock.keeper.clock", lambda: clock() + suspended)
+    # The server does not look for what has expired, so nobody is told of it.
+    own_server.execute("DEBUG", "SET-ACTIVE-EXPIRE", "0")
+    async with Locker(own_server.url, key_validity=6.0, extend_interval=5.0) as locker:
+        monkeypatch.setattr(locker._keeper, "chance", lambda: 1.0)  # first extended after 5 s
+        held = await locker.acquire("held")
+        own_server.execute("SET", key("job"), "somebody", "PX", "5000")
+        waiting = asyncio.create_task(locker.acquire("job"))
+        await until(lambda: (room := locker._keeper.rooms.get("job")) and room.fruitless)
+        await until(lambda: held.remaining() < 5.8)
+        suspended = 4.0
+        own_server.execute("PEXPIRE", key("job"), "1400")
+        own_server.execute("PEXPIRE", key("held"), "1700")
+        since = time.monotonic()
+        await (await asyncio.wait_for(waiting, 5)).release()
+        took = time.monotonic() - since
+        assert took < 1.4 + AT_ONCE, took
+        await until(lambda: held.remaining() > 4)  # extended, before its time was over
+        await held.release()
