@@ -82,7 +82,16 @@ class Cancellation:
         message = _Message(self._message)
         self._alive = weakref.ref(message, self._died)
         self._told = _to_be_told(task)
-        task.cancel(message)
+        try:
+            task.cancel(message)
+        except Exception as error:
+            # The task awaits a future with a cancel() of its own, and that has failed. Others wait to be told of
+            # their locks, so it goes no further. This task may await something else later.
+            if self.count == 1:
+                what = f"{message}, and a task in it cannot be cancelled: {task!r}"
+                self._loop.call_exception_handler({"message": what, "exception": error, "task": task})
+            self._next = self._loop.call_later(MAX_PAUSE, self._strike)
+            return
         self._next = self._loop.call_soon(self._look, FIRST_LOOK)
 
     def _look(self, pause: float) -> None:
@@ -130,13 +139,15 @@ class Cancellation:
 def _to_be_told(task: asyncio.Task[Any]) -> dict[asyncio.Future[Any], bool]:
     """The task, and whoever ``task.cancel()`` passes the cancellation on to."""
     found: dict[asyncio.Future[Any], bool] = {}
-    rest: list[asyncio.Future[Any] | None] = [task]
+    rest: list[Any] = [task]
     while rest:
         each = rest.pop()
-        if each is not None and each not in found:
+        if isinstance(each, asyncio.Future) and each not in found:
             found[each] = False
             rest.append(getattr(each, "_fut_waiter", None))
-            rest += getattr(each, "_children", ())  # of a gather
+            children = getattr(each, "_children", None)  # of a gather; what a subclass calls so may be anything
+            if isinstance(children, list):
+                rest += children
     return found
 
 

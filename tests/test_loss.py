@@ -12,9 +12,10 @@ from collections.abc import Callable
 
 import pytest
 
-from asynclock import Locker, LockLostError, LossReason
+from asynclock import Locker, LockLostError, LockScope, LossReason
 from asynclock.testing import Proxy, Server
 from tests.helpers import AT_ONCE, body, key, until, worker
+from tests.hostile import complaints
 
 OUTSIDE: dict[str, tuple[Callable[[Server], object], set[str]]] = {
     "deleted": (lambda server: server.execute("DEL", key("job")), {"deleted"}),
@@ -154,6 +155,39 @@ async def test_the_only_server_is_killed(own_server: Server) -> None:
         error = await holding.lost_within(AT_ONCE, since)
         assert error.reason == "disconnected"
         assert "cannot be reached" in str(error)
+
+
+class Stubborn(asyncio.Future[None]):
+    """As some have written theirs: it takes no message."""
+
+    def cancel(self) -> bool:  # type: ignore[override]
+        return super().cancel()
+
+
+@pytest.mark.asyncio
+async def test_a_task_that_cannot_be_cancelled_stands_in_nobody_elses_way(own_server: Server) -> None:
+    stubborn = Stubborn()
+
+    async def wait(scope: LockScope) -> None:
+        async with scope:
+            await stubborn
+            await asyncio.sleep(60)
+
+    with complaints() as heard:
+        async with Locker(own_server.url) as locker:
+            waiting = asyncio.create_task(wait(await locker.acquire("first")))
+            holding = [await body(await locker.acquire(name)) for name in ("second", "third")]
+            since = time.monotonic()
+            own_server.kill()
+            for each in holding:
+                assert (await each.lost_within(AT_ONCE, since)).reason is LossReason.DISCONNECTED
+            own_server.start()
+            await (await locker.acquire("second", timeout=5)).release()
+            assert not waiting.done()
+            stubborn.set_result(None)  # what it awaits then can be cancelled
+            with pytest.raises(LockLostError):
+                await asyncio.wait_for(waiting, AT_ONCE)
+    assert [type(error) for error in heard] == [TypeError]
 
 
 @pytest.mark.asyncio
