@@ -506,3 +506,14 @@ async def test_drips_from_the_start(greets: bool) -> None:
     assert "no answer within 0.3 s" in str(error)
     server.close()
     await asyncio.sleep(0.05)
+
+
+@pytest.mark.asyncio
+async def test_one_millisecond_is_no_success(server: Server) -> None:
+    """PTTL says in the same words how long a key has left as others that they did what they were to do."""
+    async with Turncoat(server.port) as turncoat, Locker(turncoat.url, key_validity=20.0) as locker:
+        scope = await locker.acquire("job")
+        turncoat.answer = lambda command: b":1\r\n" if b"PTTL" in command else None
+        server.execute("PEXPIRE", key("job"), "5000")  # it is looked at again
+        await until(lambda: not scope.held)
+        assert scope.lost_reason == "expired"

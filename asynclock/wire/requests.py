@@ -107,7 +107,7 @@ class Request:
             if reply == OK:
                 self.room.answered(lease, self.index, ask, self.sent, True, lease.token, None, now)
                 return
-        elif reply == lease.token and earlier[0] in _DONE:
+        elif reply == lease.token and ask is not READ and earlier[0] in _DONE:
             self.room.answered(lease, self.index, ask, self.sent, True, reply, None, now)
             return
         self._conclude([*earlier, reply], now)
