@@ -32,6 +32,7 @@ else:  # pragma: no cover - macOS: its monotonic clock stops in a suspend, as do
 
 MIN_SWEEP = 2_000_000  # bytes that rooms may take, about, before those that are empty are given up
 ROOM = 1000  # bytes, about, that one takes beside its name
+SWEEP_AGAIN = 60.0  # seconds until that is done again, if it left more than half of that
 
 _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
 
@@ -99,6 +100,7 @@ class Keeper:
         self.patience = options.try_next_after
         self._room_bytes = 0  # about
         self._sweep_at = MIN_SWEEP
+        self._sweep_timer: asyncio.TimerHandle | None = None
         self._prefixes: list[bytes] = []
         self.token = Tokens(os.urandom(16)).next
         self.chance = random.random
@@ -166,12 +168,19 @@ class Keeper:
 
     def _sweep(self) -> None:
         """Give the empty rooms up, so that names that nobody comes back to take no memory for ever. What
-        is left may double before it is done again, so it costs each new room the same however many there are."""
+        is left may double before a new room has it done again, so it costs each the same however many there
+        are. If there are many, they may all be left soon, and no new ones come: so it is done after a while too."""
         for room in [room for room in self.rooms.values() if room.empty]:
             del self.rooms[room.name]
             self._alarms.forget(room)
         self._room_bytes = sum(ROOM + len(room.keys[0]) for room in self.rooms.values())
         self._sweep_at = max(MIN_SWEEP, 2 * self._room_bytes)
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+            self._sweep_timer = None
+        if self._room_bytes > MIN_SWEEP / 2:
+            assert self.loop is not None
+            self._sweep_timer = self.loop.call_later(SWEEP_AGAIN, self._sweep)
 
     async def close(self, caller: asyncio.Task[Any] | None, hurry: asyncio.Future[None], why: str) -> None:
         """Take every lock from its scope, and send every waiter away. Give the keys back when the
@@ -214,6 +223,8 @@ class Keeper:
                 self._alarms.forget(room)
             self._looks.close()
             self.settling.close()
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
 
     # What scopes need
 

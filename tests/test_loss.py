@@ -395,3 +395,17 @@ async def test_empty_rooms_are_kept_but_not_without_end(
     server.execute("DEL", key("job"))
     error = await holding.lost_within(AT_ONCE, time.monotonic())
     assert error.reason == "deleted"
+
+
+@pytest.mark.asyncio
+async def test_many_rooms_that_are_left_are_not_kept_for_ever(locker: Locker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nobody comes with a new name after them, which would give them up."""
+    monkeypatch.setattr("asynclock.keeper.MIN_SWEEP", 100_000)
+    monkeypatch.setattr("asynclock.keeper.SWEEP_AGAIN", 0.1)
+    keeper = locker._keeper
+    keeper._sweep_at = 100_000
+    scopes = await asyncio.gather(*(locker.acquire(f"{number}") for number in range(300)))
+    await asyncio.sleep(0.15)
+    assert len(keeper.rooms) == 300
+    await asyncio.gather(*(scope.release() for scope in scopes))
+    await until(lambda: not keeper.rooms)
