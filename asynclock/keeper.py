@@ -32,6 +32,7 @@ else:  # pragma: no cover - macOS: its monotonic clock stops in a suspend, as do
 
 MIN_SWEEP = 2_000_000  # bytes that rooms may take, about, before those that are empty are given up
 ROOM = 1000  # bytes, about, that one takes beside its name
+TURNS = 5  # of the event loop, between telling the holders that the locker closes and giving their keys back
 SWEEP_AGAIN = 60.0  # seconds until that is done again, if it left more than half of that
 
 _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
@@ -203,6 +204,9 @@ class Keeper:
             await asyncio.wait([*exits, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             now = self.now()
             exits = {left: until for left, until in exits.items() if not left.done() and until > now}
+        # Who holds a lock by hand has no block to be waited for; who waits for its loss is to hear of it first.
+        for _ in range(TURNS if leases else 0):
+            await asyncio.sleep(0)
         for room, lease in leases:
             self.give_back(room, lease, self.now())
         until = self.now() + self.patience

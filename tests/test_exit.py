@@ -545,6 +545,26 @@ async def test_close_waits_for_the_blocks(server: Server) -> None:
 
 
 @pytest.mark.asyncio
+async def test_who_holds_by_hand_hears_of_the_close_before_the_key_is_free(server: Server) -> None:
+    """Nobody waits for a block that is none. But a task that waits for the loss, in a task of its own even, is told
+    before others can have the lock, and also if the loop is blocked in between."""
+    locker = Locker(server.url)
+    scope = await locker.acquire("job")
+    heard: list[bool] = []
+
+    async def hold() -> None:
+        await asyncio.wait([asyncio.ensure_future(scope.wait_lost())])
+        heard.append(free(server))  # a question to the server, in which the loop is blocked
+
+    holding = asyncio.create_task(hold())
+    await asyncio.sleep(0.01)
+    await locker.aclose()
+    await holding
+    assert heard == [False]
+    assert free(server)
+
+
+@pytest.mark.asyncio
 async def test_close_inside_a_block(server: Server) -> None:
     locker = Locker(server.url)
     since = time.monotonic()

@@ -176,6 +176,8 @@ class Door:
                 connection._writer.transport.abort()
             # The connection must forget its streams, or it closes them when it is collected.
             connection._writer = connection._reader = None
+            if isinstance(parser := connection._parser, WaryParser):
+                parser.let_go()
         return writer
 
     def _explained(self, error: Exception) -> ServerError:

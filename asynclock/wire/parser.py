@@ -14,10 +14,16 @@ class WaryParser(DefaultParser):  # type: ignore[misc,valid-type]  # a class, sa
     """As ``parser_class`` of a connection."""
 
     _reader: Any
+    _stream: Any
 
     def on_connect(self, connection: Any) -> None:
         super().on_connect(connection)
         self._reader = _WaryReader(self._reader)
+
+    def let_go(self) -> None:
+        """The socket is somebody else's now. Parser and reader refer to each other, and to the transport: all
+        that would stay until the garbage collector comes by."""
+        self._reader = self._stream = None
 
 
 class _WaryReader:
