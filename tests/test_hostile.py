@@ -517,3 +517,19 @@ async def test_one_millisecond_is_no_success(server: Server) -> None:
         server.execute("PEXPIRE", key("job"), "5000")  # it is looked at again
         await until(lambda: not scope.held)
         assert scope.lost_reason == "expired"
+
+
+@pytest.mark.asyncio
+async def test_a_flush_is_the_reason_though_an_extension_is_answered_right_after_it(server: Server) -> None:
+    async with Turncoat(server.port) as turncoat, Locker(turncoat.url, extend_interval=0.2) as locker:
+        scope = await locker.acquire("job")
+        lease = scope._lease
+        assert lease is not None
+        await until(lambda: lease.unread == 0)
+        turncoat.hold()
+        server.execute("FLUSHALL")
+        await until(lambda: lease.extending)
+        await asyncio.sleep(0.05)  # the server has answered
+        turncoat.go_on()  # both come at once
+        await until(lambda: not scope.held)
+        assert scope.lost_reason == "flushed"

@@ -487,8 +487,10 @@ class Node:
         if len(push) > 1 and push[0] == b"invalidate":
             keys = push[1]
             if keys is None:
+                # The first is told now: answers that came right after it say what is gone, not why. Each is a look at
+                # every lock, so there is one more for all the others that come at once.
                 self._flushes += 1
-                if self._flushes == 1:  # each is a look at every lock: one more for all others that come at once
+                if self._flushes == 1:
                     asyncio.get_running_loop().call_soon(self._tell_of_flushes)
                     self._listener.flushed(self)
                 return
