@@ -33,6 +33,28 @@ async def test_a_socket_taken_over_from_redis_py(locker: Locker, server: Server)
 
 
 @pytest.mark.asyncio
+async def test_a_lost_connection_does_not_wait_for_the_garbage_collector(locker: Locker, server: Server) -> None:
+    """redis-py's parser and reader refer to each other; a locker that reconnects for weeks must not grow by that."""
+
+    def readers() -> int:
+        return sum(isinstance(each, asyncio.StreamReader) for each in gc.get_objects())
+
+    (node,) = locker._keeper.topology.nodes
+    gc.collect()
+    before = readers()
+    gc.disable()
+    try:
+        for _ in range(5):
+            wire = node.wire
+            server.execute("CLIENT", "KILL", "TYPE", "normal")
+            await until(lambda wire=wire: node.wire not in (None, wire))
+        del wire
+        await until(lambda: readers() <= before)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.asyncio
 async def test_unix_socket(kind: str) -> None:
     with Server(kind, unix_socket=True) as server:
         async with Locker(server.unix_url) as locker:
