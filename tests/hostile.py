@@ -106,20 +106,21 @@ class Turncoat:
         finally:
             self._clients.discard(client)
             self._muted.discard(client)
+            for end in (client, server):
+                if end is not None:
+                    end.transport.abort()
             for way in ways:
                 way.cancel()
                 with contextlib.suppress(asyncio.CancelledError, OSError):  # a reset is an end too
                     await way
-            for end in (client, server):
-                if end is not None:
-                    end.transport.abort()
 
     async def _up(
         self, commands: asyncio.StreamReader, server: asyncio.StreamWriter, asked: deque[tuple[bytes, bytes | None]]
     ) -> None:
         async for _, command in _frames(commands):
             asked.append((command, None if self.answer is None else self.answer(command)))
-            server.write(command)
+            if not server.is_closing():  # uvloop raises then
+                server.write(command)
 
     async def _down(
         self, replies: asyncio.StreamReader, client: asyncio.StreamWriter, asked: deque[tuple[bytes, bytes | None]]
@@ -128,7 +129,7 @@ class Turncoat:
             command, instead = (None, None) if kind == PUSH else asked.popleft()
             self.heard(command, reply)
             await self._goes_on.wait()
-            if client not in self._muted:
+            if client not in self._muted and not client.is_closing():
                 client.write(reply if instead is None else instead)
 
 
