@@ -31,7 +31,7 @@ else:  # pragma: no cover - macOS: its monotonic clock stops in a suspend, as do
     clock = time.monotonic
 
 MIN_SWEEP = 2_000_000  # bytes that rooms may take, about, before those that are empty are given up
-ROOM = 1000  # bytes, about, that one takes beside its name
+ROOM = 1000  # bytes, about, that one takes beside its keys
 TURNS = 5  # of the event loop, between telling the holders that the locker closes and giving their keys back
 SWEEP_AGAIN = 60.0  # seconds until that is done again, if it left more than half of that
 
@@ -154,7 +154,7 @@ class Keeper:
         :raises ConfigurationError: a lock cannot have that name
         """
         raw = check_name(name)
-        self._room_bytes += ROOM + len(raw)
+        self._room_bytes += ROOM + len(raw) * self.rules.keys
         if self._room_bytes > self._sweep_at:
             self._sweep()
         keys = tuple([bulk(prefix + raw) for prefix in self._prefixes])
@@ -174,7 +174,7 @@ class Keeper:
         for room in [room for room in self.rooms.values() if room.empty]:
             del self.rooms[room.name]
             self._alarms.forget(room)
-        self._room_bytes = sum(ROOM + len(room.keys[0]) for room in self.rooms.values())
+        self._room_bytes = sum(ROOM + sum(map(len, room.keys)) for room in self.rooms.values())
         self._sweep_at = max(MIN_SWEEP, 2 * self._room_bytes)
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
