@@ -42,7 +42,7 @@ class Port(Protocol[W]):
         """A random number in [0, 1)."""
 
     def doubt_clock(self, room: Room[W], index: int) -> None:
-        """An absolute expiry turned out to be over on arrival."""
+        """A key is gone before its time: perhaps its absolute expiry was over to the server."""
 
     def granted(self, waiter: W, lease: Lease) -> None: ...
     def refused(self, waiter: W) -> None: ...

@@ -228,8 +228,8 @@ class Room(Generic[W]):
             lease.vote(index, 0.0, rules.majority)
             if not lease.asked[index]:
                 lease.owed &= ~(1 << index)
-            if ok and found is None and (ask <= FORCE or lease.unread >> index & 1):
-                self.port.doubt_clock(self, index)  # gone as soon as it was there
+            if found is None and (ok or ask > TAKE_TTL):
+                self.port.doubt_clock(self, index)  # gone as soon as it was there, or before its time
             lease.refused |= 1 << index
             lease.put_off(index, self._free_at(lease, index, found, ttl, now))
         if lease is self.attempt:

@@ -104,7 +104,7 @@ def test_a_push_while_the_answer_is_under_way_is_not_lost_on_a_holder() -> None:
     bench.answer(Ask.EXTEND)
     assert bench.asks == [(Ask.READ, 0)]
     bench.answer(Ask.READ, found=None, ttl=-2)
-    assert bench.told == [("lost", LossReason.DELETED, 0)]
+    assert bench.told == [("doubt clock", 0), ("lost", LossReason.DELETED, 0)]
     assert bench.room.empty
     assert lease.done
 
