@@ -114,7 +114,7 @@ class Cancellation:
                 # In asyncio's own, long-standing names. A task that was about to run needs it until it does.
                 if getattr(future, "_must_cancel", False):
                     continue
-                future._cancel_message = self._message  # type: ignore[attr-defined]
+                future._cancel_message = self._message  # type: ignore[attr-defined]  # its type does not tell of it
             if was_done:
                 # Whoever waited for it has the exception by now. Who comes later is given one of their own.
                 if future.cancelled():

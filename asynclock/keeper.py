@@ -32,8 +32,8 @@ else:  # pragma: no cover - macOS: its monotonic clock stops in a suspend, as do
 
 MIN_SWEEP = 2_000_000  # bytes that rooms may take, about, before those that are empty are given up
 ROOM = 1000  # bytes, about, that one takes beside its keys
-TURNS = 5  # of the event loop, between telling the holders that the locker closes and giving their keys back
 SWEEP_AGAIN = 60.0  # seconds until that is done again, if it left more than half of that
+TURNS = 5  # of the event loop, between telling the holders that the locker closes and giving their keys back
 
 _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
 
@@ -98,7 +98,6 @@ class Keeper:
         self.serving: asyncio.AbstractEventLoop | None = None
         self.forked = False
         self.now = clock
-        self.patience = options.try_next_after
         self._room_bytes = 0  # about
         self._sweep_at = MIN_SWEEP
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -119,7 +118,7 @@ class Keeper:
         loop = asyncio.get_running_loop()
         self._alarms = Alarms(loop, clock)
         self._looks = FirstLooks(loop, clock)
-        self.settling = Settling(loop, clock, self.patience, self._silent)
+        self.settling = Settling(loop, clock, self.options.try_next_after, self._silent)
         self.ask = self.topology.ask
         self.wake = self._alarms.set
         self.look_soon = self._looks.soon
@@ -209,7 +208,7 @@ class Keeper:
             await asyncio.sleep(0)
         for room, lease in leases:
             self.give_back(room, lease, self.now())
-        until = self.now() + self.patience
+        until = self.now() + self.options.try_next_after
         for _, lease in leases:
             await self.settling.wait(lease, until)
 
@@ -260,11 +259,11 @@ class Keeper:
         return trouble if trouble is not None and trouble.lasting else None
 
     def _silent(self, now: float) -> bool:
-        return any(node.silent(now, self.patience) for node in self.topology.nodes)
+        return any(node.silent(now, self.options.try_next_after) for node in self.topology.nodes)
 
     def silent(self, room: Room[Waiter], index: int, now: float) -> bool:
         node = self.topology.home(room, index)
-        return node is None or node.silent(now, self.patience)
+        return node is None or node.silent(now, self.options.try_next_after)
 
     def doubt_clock(self, room: Room[Waiter], index: int) -> None:
         if (node := self.topology.home(room, index)) is not None:

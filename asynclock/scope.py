@@ -133,9 +133,9 @@ class LockScope:
 
     async def _settled(self, lease: Lease, now: float) -> None:
         """The release has been sent ``now``."""
-        cancelled = await self._keeper.settling.wait(lease, now + self._keeper.patience)
-        if lease.missed and self._keeper.lost_unnoticed(lease):
-            self._lost_unnoticed()
+        settling = self._keeper.settling
+        cancelled = await settling.wait(lease, now + settling.patience)
+        self._find_out(lease)
         try:
             if cancelled is not None:
                 raise cancelled
@@ -213,12 +213,12 @@ class LockScope:
             self._room.release(lease, now)
             if lease.unreleased:
                 try:
-                    await keeper.settling.begin(lease, now + keeper.patience)
+                    await keeper.settling.begin(lease, now + keeper.settling.patience)
                 except asyncio.CancelledError:
                     await self._settled(lease, now)
                     raise
-            if lease.missed and keeper.lost_unnoticed(lease):
-                self._lost_unnoticed()
+            if lease.missed:
+                self._find_out(lease)
             if self._reason is not None:
                 raise self._error()
             return None
@@ -253,8 +253,7 @@ class LockScope:
         lease = self._finish()
         if lease is not None:
             cancelled = await self._keeper.settling.wait(lease) or cancelled
-            if self._keeper.lost_unnoticed(lease):
-                self._lost_unnoticed()
+            self._find_out(lease)
 
         for _ in range(cancellation.count if cancellation is not None else 0):
             parent.uncancel()
@@ -332,9 +331,11 @@ class LockScope:
         except RuntimeError:
             return False
 
-    def _lost_unnoticed(self) -> None:
-        self._reason = LossReason.DELETED
-        self._detail = "found when it was released"
+    def _find_out(self, lease: Lease) -> None:
+        """Was the lock lost before, and that not noticed until its keys were to be released?"""
+        if self._keeper.lost_unnoticed(lease):
+            self._reason = LossReason.DELETED
+            self._detail = "found when it was released"
 
     def _error(self) -> LockLostError:
         reason = self._reason or (LossReason.RELEASED if self._lease is None else LossReason.EXPIRED)

@@ -311,13 +311,16 @@ class Room(Generic[W]):
     def look(self, lease: Lease, now: float) -> None:
         """The lease is held for a moment now. Many are released before that; this one is worth being
         extended, and having its keys tracked and looked at: what happened to them until now was not told."""
-        if lease is self.holder:
-            for index in range(self.rules.keys):
-                if lease.unread >> index & 1 and not lease.asked[index]:
-                    self._ask(lease, index, READ, now)
-            if lease.extend_at == NEVER:
-                self._begin_extending(lease, now)
+        if lease is not self.holder:
+            return
+        if now >= lease.deadline:  # the loop was blocked for so long
             self._judge(lease, None, None, now)
+            return
+        for index in range(self.rules.keys):
+            if lease.unread >> index & 1 and not lease.asked[index]:
+                self._ask(lease, index, READ, now)
+        if lease.extend_at == NEVER:
+            self._begin_extending(lease, now)
 
     def woken(self, now: float) -> None:
         """The time that was asked for has come, or the clock has jumped."""

@@ -1,7 +1,7 @@
 """redis-py opens the door: URLs, TLS, unix sockets, authentication, ``HELLO 3`` or RESP2, ``SELECT``.
 
-The one place that touches private names of redis-py: ``Connection._writer`` and ``_reader`` (and, in
-``parser.py``, its parser's ``_reader``).
+The one place that touches private names of redis-py: ``Connection._writer``, ``_reader`` and ``_parser`` (and,
+in ``parser.py``, that one's ``_reader`` and ``_stream``).
 ``tests/test_door.py`` runs at both ends of the pinned range.
 """
 

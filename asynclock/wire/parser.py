@@ -10,7 +10,7 @@ from redis.asyncio.connection import DefaultParser
 from .headers import Headers
 
 
-class WaryParser(DefaultParser):  # type: ignore[misc,valid-type]  # a class, said redis-py in another way
+class WaryParser(DefaultParser):  # type: ignore[misc,valid-type]  # to mypy a variable: redis-py chooses it at import
     """As ``parser_class`` of a connection."""
 
     _reader: Any
