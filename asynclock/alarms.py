@@ -35,16 +35,20 @@ class Alarms:
         if room.timer is not None:
             room.timer.cancel()
             room.timer = None
-        left = when - self._clock()
-        if left < NEAR:
-            room.timer = self._loop.call_later(max(0.0, left), self._ring, room)
-            room.due = when
-            return
-        self._leave(room)
-        slot = room.slot = room.due = on_grid(when)
-        if slot not in self._slots:
-            self._slots[slot] = {}, self._loop.call_later(max(0.0, left - (when - slot)), self._open, slot)
-        self._slots[slot][0][room] = None
+        slot = on_grid(when)
+        opening = self._slots.get(slot)
+        if opening is None:
+            left = when - self._clock()
+            if left < NEAR:
+                room.timer = self._loop.call_later(max(0.0, left), self._ring, room)
+                room.due = when
+                return
+            timer = self._loop.call_later(max(0.0, left - (when - slot)), self._open, slot)
+            opening = self._slots[slot] = {}, timer
+        if room.slot != NEVER:
+            self._leave(room)  # another one: it is in a later one
+        opening[0][room] = None
+        room.slot = room.due = slot
 
     def forget(self, room: Room[Any]) -> None:
         """Do not look at that room again, until its time is set anew."""

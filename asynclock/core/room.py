@@ -327,9 +327,12 @@ class Room(Generic[W]):
         self.wake = NEVER
         lease = self.holder
         if lease is not None:
-            if now >= lease.extend_at and now < lease.deadline:
+            if lease.extend_at <= now < lease.deadline:
                 self._extend(lease, now)
-            self._judge(lease, None, None, now)
+                again, deadline = lease.extend_at, lease.deadline
+                self._wake_at(again if again < deadline else deadline)
+            else:
+                self._judge(lease, None, None, now)
         elif self.attempt is not None:
             if self.attempt.unasked:
                 self.attempt.decides = -1
