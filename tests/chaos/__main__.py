@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--svg", type=Path, metavar="DIRECTORY", help="write a picture of each deployment there")
     parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="write the logs there, and leave them")
     options = parser.parse_args(arguments)
+    report.writable(options.json, options.svg and options.svg / "chaos.svg")
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
     chosen = options.only or list(DEPLOYMENTS)
     console = Console()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,13 @@ from .logs import merged
 from .run import Outcome
 
 PICTURED = ("long-1", "long-2", "middle-1", "middle-2")
+
+
+def writable(*files: Path | None) -> None:
+    """Make the directories that they are to be written to: an hour later is late to find out that it cannot be done."""
+    for file in files:
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def show(console: Console, outcome: Outcome) -> None:

@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the chart")
     parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="write the logs there, and leave them")
     options = parser.parse_args(arguments)
+    report.writable(options.json, options.svg)
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
     console = Console()
     if not console.is_terminal:

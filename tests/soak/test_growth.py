@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tests.chaos import report
 from tests.chaos.history import History, Sample
 
 from .chart import draw
@@ -35,3 +38,11 @@ def test_the_chart_shows_each_worker() -> None:
     svg = draw("a title & more", grown(0.0), 300.0)
     assert svg.startswith("<svg ") and "a title &amp; more" in svg
     assert svg.count("<polyline ") == 2  # its memory and its files
+
+
+def test_what_cannot_be_written_is_known_before_the_hour(tmp_path: Path) -> None:
+    report.writable(tmp_path / "new" / "a.json", None, tmp_path / "new" / "b" / "c.svg")
+    assert (tmp_path / "new" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        report.writable(tmp_path / "file" / "a.json")
