@@ -88,34 +88,62 @@ async def test_a_client_made_by_the_locker_is_closed_by_it(server: Server) -> No
     assert "asynclock-" not in str(server.execute("CLIENT", "LIST"))
 
 
+class Recording:
+    """The transport of a locker's only connection, which remembers what is written."""
+
+    def __init__(self, locker: Locker) -> None:
+        (node,) = locker._keeper.topology.nodes
+        assert node.wire is not None
+        self.wire = node.wire
+        self.transport = node.wire._transport
+        self.writes: list[bytes] = []
+
+    def __enter__(self) -> list[bytes]:
+        self.wire._transport = self  # type: ignore[assignment]
+        return self.writes
+
+    def __exit__(self, *error: object) -> None:
+        self.wire._transport = self.transport
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+        self.transport.write(data)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.transport, name)
+
+
 @pytest.mark.asyncio
 async def test_one_connection_and_one_write_for_each_loop_turn(server: Server) -> None:
     async with Locker(server.url) as locker:
-        (node,) = locker._keeper.topology.nodes
-        wire = node.wire
-        assert wire is not None
-        writes = []
-        write = wire._transport.write
-
-        class Counting:
-            def write(self, data: bytes) -> None:
-                writes.append(len(data))
-                write(data)
-
-            def is_closing(self) -> bool:
-                return False
-
-            def __getattr__(self, name: str) -> object:
-                return getattr(transport, name)
-
-        transport, wire._transport = wire._transport, Counting()
-        scopes = await asyncio.gather(*(locker.acquire(f"name {number}") for number in range(100)))
-        await asyncio.sleep(0.05)  # held for long enough for the first look at the keys
-        assert len(writes) == 2
-        await asyncio.gather(*(scope.release() for scope in scopes))
-        assert len(writes) == 3
-        wire._transport = transport
+        with Recording(locker) as writes:
+            scopes = await asyncio.gather(*(locker.acquire(f"name {number}") for number in range(100)))
+            await asyncio.sleep(0.05)  # held for long enough for the first look at the keys
+            assert len(writes) == 2
+            await asyncio.gather(*(scope.release() for scope in scopes))
+            assert len(writes) == 3
         assert str(server.execute("CLIENT", "LIST")).count("asynclock-") == 1
+
+
+@pytest.mark.asyncio
+async def test_what_has_no_company_leaves_at_once(server: Server) -> None:
+    async with Locker(server.url) as locker:
+        for _ in range(2):  # the first write is that of a connection that was just made
+            async with locker.with_context("name"):
+                pass
+        with Recording(locker) as writes:
+            task = asyncio.create_task(locker.acquire("name"))
+            await asyncio.sleep(0)
+            assert len(writes) == 1  # and not when this turn of the loop has ended
+            await (await task).release()
+            del writes[:]
+            scopes = await asyncio.gather(*(locker.acquire(f"name {number}") for number in range(10)))
+            await asyncio.sleep(0.05)
+            taken = [data.count(b"SET") for data in writes if b"SET" in data]
+            assert taken == [1, 9]  # the first, which did not know of the others
+            del writes[:]
+            await asyncio.gather(*(scope.release() for scope in scopes))
+            assert len(writes) == 1  # there was company a moment ago, and is again
 
 
 @pytest.mark.asyncio

@@ -1,7 +1,8 @@
 """The wire: an ``asyncio.Protocol`` over a socket that is already connected and speaks RESP.
 
-Everything sent in one loop turn leaves in one ``write``. Replies come in the order of the commands;
-pushes come whenever the server likes.
+Everything sent in one loop turn leaves in one ``write``. (Where there is only one thing to send at a time it leaves at
+once, and what follows in the same turn leaves at its end.) Replies come in the order of the commands; pushes come
+whenever the server likes.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ class Wire(asyncio.Protocol):
         self._unsent = 0  # bytes in ``_out``, while paused
         self.full = False  #: nothing should be sent until ``on_drained``: the other side does not read
         self._flushing = False
+        self._alone = False  # was the last thing that left the only one of its loop turn?
         self.problem: Exception | None = None  # why it was dropped from this side
         self.waiting: deque[Expects | None] = deque()
         self._earlier: list[Any] = []
@@ -114,10 +116,17 @@ class Wire(asyncio.Protocol):
         waiting = self.waiting
         if not waiting:
             self.heard = now
+            # Waiting for company that does not come costs a loop turn, a fair share of a round trip.
+            at_once = self._alone and not (self._flushing or self._paused or self._transport.is_closing())
+        else:
+            at_once = False
         while replies > 1:
             replies -= 1
             waiting.append(None)
         waiting.append(expects)
+        if at_once:
+            self._transport.write(data)
+            return
         self._out.append(data)
         if self._paused:
             self._unsent += len(data)
@@ -138,8 +147,10 @@ class Wire(asyncio.Protocol):
     def _flush(self) -> None:
         self._flushing = False
         if self._out and not self._paused and not self._transport.is_closing():
-            data = b"".join(self._out)
-            self._out.clear()
+            out = self._out
+            self._alone = len(out) == 1
+            data = b"".join(out)
+            out.clear()
             self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
