@@ -216,8 +216,8 @@ class Room(Generic[W]):
                 lease.vote(index, until, rules.majority)
                 if ask is TAKE or ask is TAKE_TTL:
                     lease.unread |= 1 << index
-                    if lease is self.holder:
-                        self._ask(lease, index, READ, now)
+                    if lease is self.holder and lease.extend_at != NEVER:
+                        self._ask(lease, index, READ, now)  # else at the first look
             if lease.pushed and lease.pushed >> index & 1 and not lease.asked[index]:
                 # The push may be older than the answer, or not (it can come on another connection).
                 lease.pushed &= ~(1 << index)

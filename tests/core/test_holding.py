@@ -449,17 +449,27 @@ def test_what_happened_before_the_key_was_tracked_is_found_by_the_first_look(fou
     assert bench.of("doubt clock") == ([0] if found is None else [])
 
 
-def test_a_vote_that_comes_after_the_lock_is_held_is_looked_at_at_once() -> None:
+def test_a_vote_that_comes_after_the_first_look_is_looked_at_at_once() -> None:
     bench = Bench(2)
     bench.join("me")
     bench.answer(Ask.TAKE, 0)
     bench.answer(Ask.TAKE, 1)
     assert bench.of("granted") == ["me"]
-    bench.answer(Ask.TAKE, 2)
-    assert bench.asks == [(Ask.READ, 2)]
-    bench.answer(Ask.READ, 2, ttl=5000)
     bench.room.look(bench.looks[0], bench.now)
-    assert bench.asks == [(Ask.READ, 0), (Ask.READ, 1)]
+    assert bench.asks == [(Ask.TAKE, 2), (Ask.READ, 0), (Ask.READ, 1)]
+    bench.answer(Ask.TAKE, 2)
+    assert bench.asks == [(Ask.READ, 0), (Ask.READ, 1), (Ask.READ, 2)]
+
+
+def test_a_vote_that_comes_before_the_first_look_waits_for_it() -> None:
+    """A lock that is released before that has no more than three commands for each key."""
+    bench = Bench(2)
+    bench.join("me")
+    for index in range(3):
+        bench.answer(Ask.TAKE, index)
+    assert bench.asks == []
+    bench.room.look(bench.looks[0], bench.now)
+    assert bench.asks == [(Ask.READ, 0), (Ask.READ, 1), (Ask.READ, 2)]
 
 
 def test_an_extension_that_is_due_while_a_key_is_looked_at_is_not_left_out() -> None:
