@@ -107,6 +107,10 @@ class Request:
             if reply == OK:
                 self.room.answered(lease, self.index, ask, self.sent, True, lease.token, None, now)
                 return
+        elif ask is TAKE_TTL:
+            if earlier[0] == OK and type(reply) is int and reply != NO_KEY:
+                self.room.answered(lease, self.index, ask, self.sent, True, lease.token, reply, now)
+                return
         elif reply == lease.token and ask is not READ and earlier[0] in _DONE:
             self.room.answered(lease, self.index, ask, self.sent, True, reply, None, now)
             return
