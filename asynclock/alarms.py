@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +41,8 @@ class Alarms:
         if opening is None:
             left = when - self._clock()
             if left < NEAR:
-                room.timer = self._loop.call_later(max(0.0, left), self._ring, room)
+                # In whole milliseconds: uvloop makes nothing of half of one, and would come back to it again and again.
+                room.timer = self._loop.call_later(math.ceil(max(0.0, left) * 1000) / 1000, self._ring, room)
                 room.due = when
                 return
             timer = self._loop.call_later(max(0.0, left - (when - slot)), self._open, slot)
