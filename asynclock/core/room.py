@@ -198,7 +198,10 @@ class Room(Generic[W]):
             lease.extending &= ~(1 << index)
         if lease.done:
             if lease is self.fruitless and self.attempt is None and self.queue:
-                self._answered_late(lease, index, found, ttl, now)
+                if self.turns is not None and lease is self.turns.watch:
+                    self._watched(self.turns, lease, found, ttl, now)
+                else:
+                    self._answered_late(lease, index, found, ttl, now)
             return
         rules = self.rules
         if found == lease.token:
@@ -341,6 +344,8 @@ class Room(Generic[W]):
                 self.attempt.silent = not self.forced
             self._decide(now)
         elif self.fruitless is not None:
+            if self.turns is not None:
+                self.turns.over()
             # In order, a first key that never becomes free would keep us from a majority of the others.
             self._attempt(now, in_order=False)
         else:
@@ -369,8 +374,37 @@ class Room(Generic[W]):
             self._rest(now)
         elif self.turns is not None and self.impatient is None and (again := self.turns.back_at(now, self.rules)) > now:
             self._wake_at(again)
+            if self.rules.keys == 1 and self.rules.tracking and self.turns.few and self.fruitless is None:
+                self._watch(self.turns, again, now)
         else:
             self._attempt(now)
+
+    def _watch(self, turns: Turns, until: float, now: float) -> None:
+        """Others are to have their chance until then. Ask what becomes of the key, and be told of the rest: who has had
+        it and given it back has had it. (With several keys that would be many questions for a turn.)"""
+        lease = self.fruitless = turns.watch = Lease(self.port.token(False), 1)
+        lease.done = True
+        lease.watched = 0  # what is pushed before the answer may be our own release
+        lease.put_off(0, until)
+        self._ask_watch(lease, now)
+
+    def _ask_watch(self, lease: Lease, now: float) -> None:
+        if self.port.ask(self, lease, 0, READ, now):  # its answer comes to ``_watched``
+            lease.asked[0] += 1
+
+    def _watched(self, turns: Turns, lease: Lease, found: bytes | None, ttl: int | None, now: float) -> None:
+        """What became of the key for which others were to have their chance."""
+        if found is None and not lease.refused:
+            lease.watched = 1  # nobody has it yet
+            return
+        turns.met()
+        turns.over()
+        if found is None or lease.pushed:
+            self._attempt(now)  # somebody had it, and gave it back
+        else:
+            lease.refused = lease.watched = 1
+            lease.put_off(0, self._free_at(lease, 0, found, ttl, now))
+            self._wake_at(self._when_possible(lease, now))
 
     def _force(self, now: float) -> None:
         self.attempt = lease = Lease(self.port.token(True), self.rules.keys)
@@ -655,6 +689,14 @@ class Room(Generic[W]):
         would wake those who wait for this key elsewhere, in turn and without end."""
         lease = self.fruitless
         assert lease is not None
+        if self.turns is not None and lease is self.turns.watch:
+            if lease.refused:
+                lease.pushed = 1
+            else:
+                # Taken. To try now may be to be quicker than those who wait for it to be given back.
+                lease.refused = 1
+                self._ask_watch(lease, now)
+            return
         lease.put_off(index, now)
         failed = sum(when > now and not lease.refused >> key & 1 for key, when in lease.free_at.items())
         if failed <= self.rules.keys - self.rules.majority:

@@ -18,24 +18,31 @@ class Turns:
     somebody waits here, until nobody else has been met for a while.
     """
 
-    __slots__ = ("_back_at", "_left_at", "_quiet", "_refusals", "_rivals", "contended")
+    __slots__ = ("_back_at", "_crowded", "_left_at", "_quiet", "_refusals", "_rivals", "contended", "watch")
 
     def __init__(self) -> None:
         self.contended = 0  #: for how many more acquisitions others are expected
         self._refusals = 0  # since the last acquisition
         self._rivals = 0  # before it: how often others were quicker
+        self._crowded = 0  # for how many more acquisitions several others are expected
         self._quiet: Lease | None = None  # held back until its release is answered
         self._back_at = 0.0  # ... and a little longer, until then
         self._left_at = NEVER  # when the last one here went away, until somebody comes
+        self.watch: Lease | None = None  #: while it is held back: by which is asked what the others do
+
+    def met(self) -> None:
+        """Somebody else has it, or had it."""
+        self.contended = REMEMBERED
 
     def refused(self) -> None:
         """Somebody else was quicker."""
-        self.contended = REMEMBERED
+        self.met()
         self._refusals += 1
 
     def won(self) -> bool:
         """The lock was acquired. False: nobody else is expected any more."""
         self.contended -= self.contended > 0
+        self._crowded = REMEMBERED if self._refusals > 1 else max(0, self._crowded - 1)
         self._rivals, self._refusals = min(self._refusals, MAX_RIVALS), 0
         self.over()
         return self.contended > 0 or self._rivals > 0
@@ -67,8 +74,13 @@ class Turns:
 
     def over(self) -> None:
         """That was long enough."""
-        self._quiet = None
+        self._quiet = self.watch = None
         self._back_at = 0.0
+
+    @property
+    def few(self) -> bool:
+        """Is no more than one other expected? Among more, who has just had its turn would be the quickest."""
+        return not self._crowded
 
     @property
     def waits(self) -> bool:

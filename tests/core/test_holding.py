@@ -319,7 +319,7 @@ def test_a_released_lease_passes_to_the_next_task_here_as_often_as_allowed() -> 
     assert bench.of("granted") == ["one", "two"]
     assert bench.asks == []
     assert bench.room.release(lease, bench.now)
-    assert bench.asks == [(Ask.RELEASE, 0)]
+    assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0)]
 
 
 def test_a_released_lease_passes_on_for_a_limited_time() -> None:
@@ -351,12 +351,91 @@ def test_after_the_bound_the_process_holds_back_for_others() -> None:
     lease = bench.hold()
     bench.join("next")
     bench.room.release(lease, bench.now)
-    assert bench.asks == [(Ask.RELEASE, 0)]
+    assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0)]
     bench.wait(0.004)
     bench.answer(Ask.RELEASE)
+    bench.answer(Ask.READ, found=None, ttl=-2)
     assert bench.when == pytest.approx(bench.now + 0.004)  # as long as the release took
     bench.wait(0.004)
     assert bench.asks == [(Ask.TAKE, 0)]
+
+
+def held_back() -> Bench:
+    """A room that has given the lock back, and waits for what others make of that."""
+    bench = Bench()
+    lease = bench.hold()
+    bench.join("next")
+    bench.room.release(lease, bench.now)
+    bench.room.pushed(0, bench.now)  # its own release, without NOLOOP
+    bench.answer(Ask.RELEASE)
+    bench.answer(Ask.READ, found=None, ttl=-2)
+    assert bench.asks == []
+    return bench
+
+
+def test_whoever_has_had_the_lock_meanwhile_ends_the_holding_back() -> None:
+    bench = held_back()
+    bench.room.pushed(0, bench.now)  # somebody took it: not to be raced for before it is given back
+    assert bench.asks == [(Ask.READ, 0)]
+    bench.answer(Ask.READ, found=OTHER, ttl=3000)
+    assert bench.asks == []
+    assert bench.when == pytest.approx(bench.now + 3.001)
+    bench.room.pushed(0, bench.now)
+    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+
+
+def test_whoever_was_quick_to_give_it_back_again_has_had_it_too() -> None:
+    bench = held_back()
+    bench.room.pushed(0, bench.now)
+    bench.answer(Ask.READ, found=None, ttl=-2)
+    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+    bench = held_back()
+    bench.room.pushed(0, bench.now)
+    bench.room.pushed(0, bench.now)  # on another connection than the answer, and before it
+    bench.answer(Ask.READ, found=OTHER, ttl=3000)
+    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+
+
+def test_a_lock_that_was_taken_before_the_question_is_waited_for() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    bench.join("next")
+    bench.room.release(lease, bench.now)
+    bench.answer(Ask.RELEASE)
+    bench.answer(Ask.READ, found=OTHER, ttl=3000)
+    assert bench.when == pytest.approx(bench.now + 3.001)
+    bench.room.pushed(0, bench.now)
+    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+
+
+def test_a_question_without_an_answer_does_not_prolong_the_holding_back() -> None:
+    bench = held_back()
+    bench.room.pushed(0, bench.now)
+    bench.fail(Ask.READ, error=None)
+    bench.wait(MIN_HOLD_BACK)
+    assert bench.asks == [(Ask.TAKE, 0)]
+
+
+@pytest.mark.parametrize("bench", [Bench(tracking=False), Bench(2)], ids=["without tracking", "three keys"])
+def test_what_others_do_is_not_asked_where_that_would_not_end_the_holding_back(bench: Bench) -> None:
+    lease = bench.hold()
+    bench.join("next")
+    bench.room.release(lease, bench.now)
+    assert {ask for ask, _ in bench.asks} == {Ask.RELEASE}
+
+
+def test_among_many_the_holding_back_takes_its_time() -> None:
+    """Whoever had its turn would be as quick as those who wait for theirs."""
+    bench = Bench()
+    bench.refuse("me")  # twice
+    bench.room.pushed(0, bench.now)
+    bench.answer(Ask.TAKE_TTL)
+    bench.look()
+    lease = bench.room.holder
+    assert lease is not None
+    bench.join("next")
+    bench.room.release(lease, bench.now)
+    assert bench.asks == [(Ask.RELEASE, 0)]
 
 
 def test_holding_back_is_bounded_from_both_sides() -> None:
@@ -371,7 +450,7 @@ def test_holding_back_is_bounded_from_both_sides() -> None:
     bench.join("next")
     bench.room.release(lease, bench.now)
     bench.wait(0.02)  # no answer
-    assert bench.asks == [(Ask.RELEASE, 0), (Ask.TAKE, 0)]
+    assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0), (Ask.TAKE, 0)]
 
 
 def shared_lock() -> Bench:

@@ -171,6 +171,7 @@ def test_who_leaves_while_the_process_holds_back_ends_it() -> None:
     assert bench.room.leave("me", bench.now) is None
     assert bench.room.empty
     bench.answer(Ask.RELEASE)
+    bench.answer(Ask.READ, found=None, ttl=-2)
     assert bench.asks == []
     assert bench.when == NEVER
 
