@@ -51,7 +51,7 @@ class Lease:
     watched: int  # once it is lost: bit i: a change of key i makes another one worth while
     # Once it is won:
     acquired_at: float
-    handoffs: int
+    handoffs: int  # how often it may pass to the next one here
     owner: Any  # the shell's: who is told of a loss
     # Once it is done:
     released_at: float

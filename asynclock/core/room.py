@@ -14,6 +14,7 @@ W = TypeVar("W")
 
 MAX_BACKOFF = 1.0  # seconds between attempts while a server answers with passing errors
 MAX_HASTE = 3  # attempts in a row without a pause, before pausing all the same
+UNCOUNTED = 1 << 30  # hand-offs: only their time is bounded
 
 
 class Room(Generic[W]):
@@ -135,12 +136,12 @@ class Room(Generic[W]):
         if (
             self.queue
             and not self.forces
-            and lease.handoffs < rules.handoffs
+            and lease.handoffs > 0
             and now - lease.acquired_at < rules.handoff_time
             and not lease.pending()
             and lease.deadline - now > (rules.term - rules.extend_interval) / 2
         ):
-            lease.handoffs += 1
+            lease.handoffs -= 1
             waiter, _ = self.queue.popitem(last=False)
             self.port.granted(waiter, lease)
             return False
@@ -544,10 +545,12 @@ class Room(Generic[W]):
         self.holder = lease
         self.haste = self.failures = 0
         self.fruitless = None
+        lease.acquired_at = now
+        lease.handoffs = self.rules.handoffs
         if self.turns is not None and not self.turns.won():
             self.turns = None
-        lease.acquired_at = now
-        lease.handoffs = 0
+            if lease.handoffs:
+                lease.handoffs = UNCOUNTED  # others have had their chance: there are none
         lease.cause = None
         if lease.unread:
             lease.extend_at = NEVER  # until it is looked at

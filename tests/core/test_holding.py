@@ -332,6 +332,60 @@ def test_a_released_lease_passes_on_for_a_limited_time() -> None:
     assert bench.room.release(lease, bench.now)
 
 
+def given_back_at_the_bound() -> Bench:
+    """A room of several waiters that holds back for others, after its lease has passed on twice."""
+    bench = Bench(handoffs=2)
+    lease = bench.hold()
+    bench.join(*"abcdefgh")
+    while not bench.room.release(lease, bench.now):
+        pass
+    assert bench.of("granted") == ["a", "b"]
+    bench.answer(Ask.RELEASE)
+    bench.answer(Ask.READ, found=None, ttl=-2)
+    bench.told.clear()
+    return bench
+
+
+def test_where_others_had_their_chance_and_nobody_took_it_only_the_time_is_bounded() -> None:
+    bench = given_back_at_the_bound()
+    bench.wait(MIN_HOLD_BACK)
+    bench.answer(Ask.TAKE)
+    lease = bench.room.holder
+    assert lease is not None
+    for _ in range(4):
+        assert not bench.room.release(lease, bench.now)
+    assert bench.of("granted") == ["c", "d", "e", "f", "g"]
+    bench.wait(0.06)
+    assert bench.room.release(lease, bench.now)  # somebody may have come meanwhile
+    assert bench.asks[-2:] == [(Ask.RELEASE, 0), (Ask.READ, 0)]
+
+
+def test_where_somebody_took_it_the_bound_is_the_same_again() -> None:
+    bench = given_back_at_the_bound()
+    bench.room.pushed(0, bench.now)
+    bench.answer(Ask.READ, found=OTHER, ttl=3000)
+    bench.room.pushed(0, bench.now)
+    bench.answer(Ask.TAKE_TTL)
+    lease = bench.room.holder
+    assert lease is not None
+    while not bench.room.release(lease, bench.now):
+        pass
+    assert bench.of("granted") == ["c", "d", "e"]
+
+
+def test_a_lease_that_never_passes_on_does_not_do_so_among_its_own_either() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    bench.join("a", "b")
+    assert bench.room.release(lease, bench.now)
+    bench.answer(Ask.RELEASE)
+    bench.answer(Ask.READ, found=None, ttl=-2)
+    bench.wait(MIN_HOLD_BACK)
+    bench.answer(Ask.TAKE)
+    lease = bench.room.holder
+    assert lease is not None and bench.room.release(lease, bench.now)
+
+
 def test_a_lease_in_doubt_or_near_its_end_does_not_pass_on() -> None:
     bench = Bench(handoffs=10, handoff_time=NEVER)
     lease = bench.hold()
