@@ -41,7 +41,7 @@ class Locker:
         waiters ask again at least every ``extend_interval``
     :param disconnect_grace: seconds for which a held lock survives a server that refuses connections
     :param local_handoffs: how often in a row a released lock may pass to a task of this process that
-        waits for it, before it goes back to the server for others; 0: never
+        waits for it, before others have a chance to get it; 50 ms is the most in any case; 0: never
     :param min_replicas: on one server, behind Sentinels and in a cluster: so many replicas must have
         the key (``WAIT``, for ``try_next_after``) for acquiring and extending to count
     :param restart_quarantine: on three or more independent servers, one that was started less than
