@@ -540,6 +540,20 @@ async def test_a_slow_wire_takes_its_time_for_each_byte(server: Server) -> None:
 
 
 @pytest.mark.asyncio
+async def test_what_a_slow_wire_has_in_it_can_be_delivered(server: Server) -> None:
+    async with proxied(server) as (proxy, client):
+        proxy.rate = 100
+        proxy.delay = 60
+        client.send("ECHO", "a" * 1000)
+        await client.expect_silence()
+        proxy.rate = proxy.delay = 0
+        proxy.deliver()
+        await client.expect(b"$1000\r\n%b\r\n" % (b"a" * 1000))
+        client.send("PING")
+        await client.expect(b"+PONG\r\n")
+
+
+@pytest.mark.asyncio
 async def test_split_makes_small_pieces(server: Server) -> None:
     async with proxied(server) as (proxy, client):
         proxy.split = 2

@@ -47,6 +47,11 @@ class Link:
         for flow in self._flows:
             flow.update()
 
+    def deliver(self) -> None:
+        """Whatever waits for its time is due."""
+        for flow in self._flows:
+            flow.deliver()
+
     def close(self, *, reset: bool) -> None:
         """With RST or with FIN, on both sides. Idempotent."""
         if self._on_close is None:
@@ -123,6 +128,15 @@ class _Flow:
         elif self._reading and not read:
             self._loop.remove_reader(self._source)
         self._reading = read
+        self._write()
+
+    def deliver(self) -> None:
+        """Whatever waits for its time is due."""
+        self._carried = 0.0
+        self._queue = deque((0.0, data) for _, data in self._queue)
+        if self._next_write is not None:
+            self._next_write.cancel()
+            self._next_write = None
         self._write()
 
     def stop(self) -> None:

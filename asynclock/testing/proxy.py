@@ -91,6 +91,12 @@ class Proxy(Faults):
         self.frozen = False
         self._update_links()
 
+    def deliver(self) -> None:
+        """What is under way arrives now, whatever ``delay`` and ``rate`` were when it set out. Lowering those is for
+        what comes after it."""
+        for link in list(self._links):
+            link.deliver()
+
     def _update_links(self) -> None:
         for link in list(self._links):
             link.update()

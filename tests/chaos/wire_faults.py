@@ -77,12 +77,16 @@ async def _at_once(field: Field, chance: random.Random, name: str, do: Callable[
 async def _attribute(
     field: Field, chance: random.Random, name: str, attribute: str, value: object, after: object
 ) -> None:
+    def end(proxy: Proxy) -> None:
+        setattr(proxy, attribute, after)
+        proxy.deliver()  # or the fault would not be over yet
+
     await _for_a_while(
         field,
         chance,
         f"{name}",
         lambda proxy: setattr(proxy, attribute, value),
-        lambda proxy: setattr(proxy, attribute, after),
+        end,
         f"{value}",
     )
 

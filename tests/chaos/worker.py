@@ -158,6 +158,7 @@ class Worker:
         """In a block it is cancelled when the lock is lost; with ``told`` it waits for that itself."""
         self._holds += 1
         hold = self._holds
+        self._lost.pop(asyncio.current_task(), None)  # type: ignore[arg-type]  # of a block that ended otherwise
         at = acted = now()
         due, votes = at + scope.remaining(), _votes(scope)
         more = {"forced": True} if forced else {}
