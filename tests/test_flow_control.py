@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from asynclock import AcquireTimeoutError, Locker
-from asynclock.testing import Server
+from asynclock import AcquireTimeoutError, Locker, LockScope
+from asynclock.testing import Proxy, Server
 from asynclock.wire.protocol import MAX_UNSENT
 from tests.helpers import key, until
 
@@ -49,6 +49,42 @@ async def test_a_server_that_does_not_read_takes_no_memory_without_bound(own_ser
         await held.release()
         async with locker.with_context(NAMES[0]):
             pass
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_answers_late_is_asked_no_more_until_it_has_answered(own_server: Server) -> None:
+    """What is asked behind a second's worth of other questions would be answered too late, and be kept until then."""
+    async with (
+        Proxy(own_server.port) as proxy,
+        # With this validity an answer is late after half a second.
+        Locker(proxy.url, key_validity=2) as locker,
+    ):
+        (node,) = locker._keeper.topology.nodes
+        wire = node.wire
+        assert wire is not None
+        proxy.rate = 5_000
+        tasks: list[asyncio.Task[LockScope]] = []
+
+        def slow_at_last() -> bool:
+            """A little at a time: an answer comes now and then, and each is later than the one before."""
+            tasks.extend(asyncio.create_task(locker.acquire(f"name {len(tasks)} {n}")) for n in range(5))
+            return wire.slow
+
+        await until(slow_at_last, 5)
+        pending = len(wire.waiting)
+        assert pending > 0
+        with pytest.raises(AcquireTimeoutError, match="slow to answer"):
+            await locker.acquire("another", timeout=0.05)
+        tasks += [asyncio.create_task(locker.acquire(f"late {number}")) for number in range(300)]
+        await asyncio.sleep(0.05)
+        assert len(wire.waiting) <= pending
+        proxy.rate = 0
+        proxy.deliver()
+        for scope in await asyncio.wait_for(asyncio.gather(*tasks), 10):
+            await scope.release()
+        assert node.wire is wire, "the connection was not lost"
+        assert not wire.slow
+    await until(lambda: own_server.execute("DBSIZE") == 0, 5)
 
 
 @pytest.mark.asyncio

@@ -135,6 +135,10 @@ class Node:
         if self.wire is None:
             problem = self._problem or ServerError(self.label, "disconnected, and being reconnected")
             return problem.again()
+        if self.wire.slow:
+            return ServerError(
+                self.label, f"is slow to answer: for more than {self._silence:g} s, and asked no more until then"
+            )
         if self.wire.full:
             return ServerError(self.label, "does not read what is sent to it; does the server hang?")
         left = self.quarantined_until - self.now()
@@ -522,15 +526,26 @@ class Node:
             self._listener.slept(self)
         self._lag = lag
         again = self._silence / 2
-        if (wire.waiting or wire.unfinished) and self.now() - wire.heard > self._silence:
+        now = self.now()
+        dead = (wire.waiting or wire.unfinished) and now - wire.heard > self._silence
+        late = now - wire.asked_at() > self._silence
+        if dead or (late and not wire.slow):
             # Not at the first look: the loop may have been blocked, and the answers unread.
             if self._struck:
-                wire.abort(TimeoutError(f"no answer for {self._silence:g} s"))
-                return
-            self._struck = True
+                if dead:
+                    wire.abort(TimeoutError(f"no answer for {self._silence:g} s"))
+                    return
+                # Whatever it is asked now comes too late, and what comes of it waits here: without a bound.
+                log.warning("asynclock: %s is slow to answer, and is asked no more until it has", self.label)
+                wire.slow_down()
+            self._struck = not self._struck
             again = self._silence / 8
         else:
             self._struck = False
+            if wire.slow:
+                again = self._silence / 8
+                if not wire.waiting:
+                    wire.catch_up()
         self._patrol = asyncio.get_running_loop().call_later(again, self._look)
 
     # Closing

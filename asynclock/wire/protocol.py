@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -95,7 +96,8 @@ class Wire(asyncio.Protocol):
         self._out: list[bytes] = []
         self._paused = False
         self._unsent = 0  # bytes in ``_out``, while paused
-        self.full = False  #: nothing should be sent until ``on_drained``: the other side does not read
+        self.full = False  #: nothing should be sent until ``on_drained``: the other side does not read, or is
+        self.slow = False  #: ... slow to answer
         self._flushing = False
         self._alone = False  # was the last thing that left the only one of its loop turn?
         self.problem: Exception | None = None  # why it was dropped from this side
@@ -130,7 +132,8 @@ class Wire(asyncio.Protocol):
         self._out.append(data)
         if self._paused:
             self._unsent += len(data)
-            self.full = self._unsent > MAX_UNSENT
+            if self._unsent > MAX_UNSENT:
+                self.full = True
         elif not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -219,7 +222,27 @@ class Wire(asyncio.Protocol):
         self._paused = False
         self._unsent = 0
         self._flush()
-        if self.full:
+        self._drained()
+
+    def asked_at(self) -> float:
+        """When was asked what is to be answered next? Without an end in the future: nothing is."""
+        for expects in self.waiting:
+            sent: float | None = getattr(expects, "sent", None)
+            if sent is not None:
+                return sent
+        return math.inf
+
+    def slow_down(self) -> None:
+        """What is asked is answered, but late: ask no more until ``catch_up``."""
+        self.slow = self.full = True
+
+    def catch_up(self) -> None:
+        """The answers are there."""
+        self.slow = False
+        self._drained()
+
+    def _drained(self) -> None:
+        if self.full and not self.slow and not self._paused:
             self.full = False
             if self._on_drained is not None:
                 self._on_drained()
