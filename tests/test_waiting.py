@@ -262,11 +262,12 @@ async def test_handoff_is_bounded_so_that_others_get_their_turn(server: Server, 
 
         tasks = [asyncio.create_task(greedy()) for _ in range(10)]
         await asyncio.sleep(0.05)
-        for _ in range(20):
+        for number in range(20):
             before = turns
             async with asyncio.timeout(2), other.with_context("job"):
                 pass
-            assert turns - before < 500
+            # Until the other has had its turn once, it is not known to be there: 50 ms are the bound.
+            assert turns - before < 500 or number == 0
         stop = True
         await asyncio.gather(*tasks)
 

@@ -146,11 +146,16 @@ class Room(Generic[W]):
             self.port.granted(waiter, lease)
             return False
         self.holder = None
-        if self.queue or (self.turns is not None and self.turns.contended):
-            if self.turns is None:
-                self.turns = Turns()
-            self.turns.hold_back(lease)
-        self._release(lease, now)
+        turns = self.turns
+        if self.queue or (turns is not None and turns.contended):
+            if turns is None:
+                turns = self.turns = Turns()
+            turns.hold_back(lease)
+            self._release(lease, now)
+            if turns.few and rules.keys == 1 and rules.tracking and not self.forces:
+                self._watch(turns, now)  # leaves with the release: nothing happens between the two unnoticed
+        else:
+            self._release(lease, now)
         if self.queue or self.forces:
             self._next(now)
         elif self.attempt is None:
@@ -198,11 +203,10 @@ class Room(Generic[W]):
         if lease.extending and ask is not READ:
             lease.extending &= ~(1 << index)
         if lease.done:
-            if lease is self.fruitless and self.attempt is None and self.queue:
-                if self.turns is not None and lease is self.turns.watch:
-                    self._watched(self.turns, lease, found, ttl, now)
-                else:
-                    self._answered_late(lease, index, found, ttl, now)
+            if self.turns is not None and lease is self.turns.watch:
+                self._watched(self.turns, lease, found, ttl, now)
+            elif lease is self.fruitless and self.attempt is None and self.queue:
+                self._answered_late(lease, index, found, ttl, now)
             return
         rules = self.rules
         if found == lease.token:
@@ -286,6 +290,8 @@ class Room(Generic[W]):
             self._suspect(self.holder, index, cause, now)
         elif self._waits_for(index):
             self._key_may_be_free(index, now)
+        elif self.turns is not None and self.turns.watch is not None:
+            self._taken(self.turns.watch, now)
 
     def reconnected(self, index: int, now: float) -> None:
         """The server of key ``index`` is back, with or without the key, and tracks nothing yet."""
@@ -345,8 +351,6 @@ class Room(Generic[W]):
                 self.attempt.silent = not self.forced
             self._decide(now)
         elif self.fruitless is not None:
-            if self.turns is not None:
-                self.turns.over()
             # In order, a first key that never becomes free would keep us from a majority of the others.
             self._attempt(now, in_order=False)
         else:
@@ -375,37 +379,8 @@ class Room(Generic[W]):
             self._rest(now)
         elif self.turns is not None and self.impatient is None and (again := self.turns.back_at(now, self.rules)) > now:
             self._wake_at(again)
-            if self.rules.keys == 1 and self.rules.tracking and self.turns.few and self.fruitless is None:
-                self._watch(self.turns, again, now)
         else:
             self._attempt(now)
-
-    def _watch(self, turns: Turns, until: float, now: float) -> None:
-        """Others are to have their chance until then. Ask what becomes of the key, and be told of the rest: who has had
-        it and given it back has had it. (With several keys that would be many questions for a turn.)"""
-        lease = self.fruitless = turns.watch = Lease(self.port.token(False), 1)
-        lease.done = True
-        lease.watched = 0  # what is pushed before the answer may be our own release
-        lease.put_off(0, until)
-        self._ask_watch(lease, now)
-
-    def _ask_watch(self, lease: Lease, now: float) -> None:
-        if self.port.ask(self, lease, 0, READ, now):  # its answer comes to ``_watched``
-            lease.asked[0] += 1
-
-    def _watched(self, turns: Turns, lease: Lease, found: bytes | None, ttl: int | None, now: float) -> None:
-        """What became of the key for which others were to have their chance."""
-        if found is None and not lease.refused:
-            lease.watched = 1  # nobody has it yet
-            return
-        turns.met()
-        turns.over()
-        if found is None or lease.pushed:
-            self._attempt(now)  # somebody had it, and gave it back
-        else:
-            lease.refused = lease.watched = 1
-            lease.put_off(0, self._free_at(lease, 0, found, ttl, now))
-            self._wake_at(self._when_possible(lease, now))
 
     def _force(self, now: float) -> None:
         self.attempt = lease = Lease(self.port.token(True), self.rules.keys)
@@ -420,7 +395,10 @@ class Room(Generic[W]):
             self._wake_at(now + self.rules.try_next_after)
         else:
             self.wake = NEVER
-        contended = self.turns is not None and self.turns.contended > 0
+        contended = False
+        if self.turns is not None:
+            self.turns.watch = None  # whatever it says comes too late
+            contended = self.turns.contended > 0
         if contended and in_order and self.rules.keys > 1 and self.impatient is None:
             lease.unasked = self.rules.keys
             lease.decides = -1
@@ -569,6 +547,44 @@ class Room(Generic[W]):
         else:
             self._wake_at(lease.extend_at)
 
+    # While others have their chance (with several keys there would be many questions for a turn)
+
+    def _watch(self, turns: Turns, now: float) -> None:
+        """Be told what becomes of the key: who has had it and given it back has had it."""
+        lease = turns.watch = Lease(self.port.token(False), 1)
+        lease.done = True
+        lease.watched = 0  # what is pushed before the answer may be our own release
+        self._ask_watch(lease, now)
+
+    def _ask_watch(self, lease: Lease, now: float) -> None:
+        if self.port.ask(self, lease, 0, READ, now):  # its answer comes to ``_watched``
+            lease.asked[0] += 1
+
+    def _taken(self, lease: Lease, now: float) -> None:
+        """The key has changed. To try now may be to be quicker than those who wait for it to be given back."""
+        if lease.refused:
+            lease.pushed = 1
+        elif lease.watched:
+            lease.refused = 1
+            self._ask_watch(lease, now)
+
+    def _watched(self, turns: Turns, lease: Lease, found: bytes | None, ttl: int | None, now: float) -> None:
+        """What has become of it."""
+        if found is None and not lease.refused:
+            lease.watched = 1  # nobody has it yet
+            return
+        turns.met()
+        turns.over()
+        if self.attempt is not None or self.holder is not None or not self.queue:
+            return
+        if found is None or lease.pushed:
+            self._attempt(now)  # somebody had it, and gave it back
+        else:
+            self.fruitless = lease
+            lease.refused = lease.watched = 1
+            lease.put_off(0, self._free_at(lease, 0, found, ttl, now))
+            self._wake_at(self._when_possible(lease, now))
+
     # What becomes of a lease
 
     def _judge(self, lease: Lease, lost: LossReason | None, index: int | None, now: float) -> None:
@@ -692,14 +708,6 @@ class Room(Generic[W]):
         would wake those who wait for this key elsewhere, in turn and without end."""
         lease = self.fruitless
         assert lease is not None
-        if self.turns is not None and lease is self.turns.watch:
-            if lease.refused:
-                lease.pushed = 1
-            else:
-                # Taken. To try now may be to be quicker than those who wait for it to be given back.
-                lease.refused = 1
-                self._ask_watch(lease, now)
-            return
         lease.put_off(index, now)
         failed = sum(when > now and not lease.refused >> key & 1 for key, when in lease.free_at.items())
         if failed <= self.rules.keys - self.rules.majority:

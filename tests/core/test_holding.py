@@ -3,7 +3,7 @@
 import pytest
 
 from asynclock.core.rules import GRID, NEVER, Ask, LossReason, Rules, on_grid
-from asynclock.core.turns import MIN_HOLD_BACK, REMEMBERED
+from asynclock.core.turns import MIN_HOLD_BACK, REMEMBERED, Turns
 
 from ..simulation.servers import Trouble
 from .bench import OTHER, OURS, STRANGER, Bench
@@ -459,6 +459,22 @@ def test_a_lock_that_was_taken_before_the_question_is_waited_for() -> None:
     bench.answer(Ask.READ, found=OTHER, ttl=3000)
     assert bench.when == pytest.approx(bench.now + 3.001)
     bench.room.pushed(0, bench.now)
+    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+
+
+def test_who_comes_back_after_the_turn_of_the_others_does_not_hold_back() -> None:
+    """What the others do is asked with the release, whether or not somebody waits here by then."""
+    bench = Bench()
+    lease = bench.hold()
+    bench.room.turns = Turns()
+    bench.room.turns.met()
+    bench.room.release(lease, bench.now)
+    assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0)]
+    bench.answer(Ask.RELEASE)
+    bench.answer(Ask.READ, found=None, ttl=-2)
+    bench.room.pushed(0, bench.now)
+    bench.answer(Ask.READ, found=None, ttl=-2)  # taken, and given back
+    bench.join("again")
     assert bench.asks == [(Ask.TAKE_TTL, 0)]
 
 
