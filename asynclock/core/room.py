@@ -14,7 +14,7 @@ W = TypeVar("W")
 
 MAX_BACKOFF = 1.0  # seconds between attempts while a server answers with passing errors
 MAX_HASTE = 3  # attempts in a row without a pause, before pausing all the same
-UNCOUNTED = 1 << 30  # hand-offs: only their time is bounded
+MANY = 1 << 20  # hand-offs: only their time is bounded
 
 
 class Room(Generic[W]):
@@ -40,6 +40,7 @@ class Room(Generic[W]):
         "forced",
         "forces",
         "fruitless",
+        "handoffs",
         "haste",
         "holder",
         "impatient",
@@ -72,6 +73,7 @@ class Room(Generic[W]):
         self.forced = False  # is the attempt on behalf of the first in forces?
         self.turns: Turns | None = None  # while others are known to want it
         self.fruitless: Lease | None = None  # the last attempt, while the time for another is waited for
+        self.handoffs = 0  # how often the lease may pass on here until others have a chance to be met
         self.haste = 0
         self.failures = 0
         self.wake = NEVER
@@ -524,11 +526,12 @@ class Room(Generic[W]):
         self.haste = self.failures = 0
         self.fruitless = None
         lease.acquired_at = now
-        lease.handoffs = self.rules.handoffs
-        if self.turns is not None and not self.turns.won():
+        if self.turns is None or self.turns.won():
+            self.handoffs = self.rules.handoffs
+        else:  # others had their chance, and nobody took it
             self.turns = None
-            if lease.handoffs:
-                lease.handoffs = UNCOUNTED  # others have had their chance: there are none
+            self.handoffs = min(2 * self.handoffs, MANY)
+        lease.handoffs = self.handoffs
         lease.cause = None
         if lease.unread:
             lease.extend_at = NEVER  # until it is looked at

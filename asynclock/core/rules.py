@@ -60,7 +60,7 @@ class Rules:
     extend_interval: float
     try_next_after: float
     tracking: bool = True  #: do servers push what happens to a key that was read?
-    handoffs: int = 0  #: how often a lease may pass inside this process before others have had a chance to be met
+    handoffs: int = 0  #: how often a lease may pass inside this process before others have a chance, at first
     handoff_time: float = 0.05  #: ... and for how long after it was acquired, in any case
     keys: int = field(init=False)  #: how many keys a name has
     term: float = field(init=False)  #: how long a granted key counts from before it was asked for

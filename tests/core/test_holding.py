@@ -346,18 +346,26 @@ def given_back_at_the_bound() -> Bench:
     return bench
 
 
-def test_where_others_had_their_chance_and_nobody_took_it_only_the_time_is_bounded() -> None:
+def test_each_time_that_nobody_takes_the_chance_the_lease_passes_on_twice_as_often() -> None:
     bench = given_back_at_the_bound()
+    for often in (4, 8, 16):
+        bench.wait(MIN_HOLD_BACK)
+        bench.answer(Ask.TAKE)
+        lease = bench.room.holder
+        assert lease is not None
+        bench.join(*(f"{often} {number}" for number in range(often + 1)))
+        for _ in range(often):
+            assert not bench.room.release(lease, bench.now)
+        assert bench.room.release(lease, bench.now)
+        bench.answer(Ask.RELEASE)
+        bench.answer(Ask.READ, found=None, ttl=-2)
     bench.wait(MIN_HOLD_BACK)
     bench.answer(Ask.TAKE)
     lease = bench.room.holder
     assert lease is not None
-    for _ in range(4):
-        assert not bench.room.release(lease, bench.now)
-    assert bench.of("granted") == ["c", "d", "e", "f", "g"]
+    assert not bench.room.release(lease, bench.now)
     bench.wait(0.06)
-    assert bench.room.release(lease, bench.now)  # somebody may have come meanwhile
-    assert bench.asks[-2:] == [(Ask.RELEASE, 0), (Ask.READ, 0)]
+    assert bench.room.release(lease, bench.now)  # the time is bounded in any case
 
 
 def test_where_somebody_took_it_the_bound_is_the_same_again() -> None:
