@@ -65,6 +65,7 @@ class Lease:
         "deadline",
         "decides",
         "done",
+        "doubted",
         "error",
         "extend_at",
         "extending",
@@ -92,6 +93,7 @@ class Lease:
         self.votes = [0.0] * keys
         self.asked = [0] * keys  # requests under way, each key; RELEASE not counted
         self.pushed = 0  # bit i: key i changed while it was being asked
+        self.doubted = 0  # bit i: key i may have changed, and has not been looked at since then
         self.owed = 0
         self.refused = 0  # bit i: somebody else had key i, or it was gone again at once
         self.deadline = 0.0

@@ -140,7 +140,7 @@ class Room(Generic[W]):
             and not self.forces
             and lease.handoffs > 0
             and now - lease.acquired_at < rules.handoff_time
-            and not lease.pending()
+            and not lease.doubted
             and lease.deadline - now > (rules.term - rules.extend_interval) / 2
         ):
             lease.handoffs -= 1
@@ -228,6 +228,8 @@ class Room(Generic[W]):
                     lease.unread |= 1 << index
                     if lease is self.holder and lease.extend_at != NEVER:
                         self._ask(lease, index, READ, now)  # else at the first look
+            if lease.doubted and ask > TAKE_TTL and not lease.pushed >> index & 1:
+                lease.doubted &= ~(1 << index)
             if lease.pushed and lease.pushed >> index & 1 and not lease.asked[index]:
                 # The push may be older than the answer, or not (it can come on another connection).
                 lease.pushed &= ~(1 << index)
@@ -235,6 +237,7 @@ class Room(Generic[W]):
             lost = None
         else:
             lost = lease.why_lost(index, found, now) if lease.votes[index] else None
+            lease.doubted &= ~(1 << index)
             lease.vote(index, 0.0, rules.majority)
             if not lease.asked[index]:
                 lease.owed &= ~(1 << index)
@@ -648,9 +651,11 @@ class Room(Generic[W]):
     def _suspect(self, lease: Lease, index: int, cause: LossReason | None, now: float) -> None:
         """Key ``index`` changed: look at it, now or after the answer that is under way."""
         if lease.asked[index]:
+            lease.doubted |= 1 << index
             lease.pushed |= 1 << index
             lease.cause = cause or lease.cause
         elif lease.votes[index]:
+            lease.doubted |= 1 << index
             lease.cause = cause
             if lease is not self.holder:
                 # Not counted towards a majority until the answer: an attempt must not be won with it.
@@ -664,8 +669,10 @@ class Room(Generic[W]):
             return
         for i in range(self.rules.keys) if index is None else (index,):
             if lease.asked[i]:
+                lease.doubted |= 1 << i
                 lease.pushed |= 1 << i  # what is under way may be older than the change: look again after it
             elif lease.owed >> i & 1:
+                lease.doubted |= 1 << i
                 if index is not None:
                     lease.cause = LossReason.FORGOTTEN
                 self._ask(lease, i, EXTEND, now)

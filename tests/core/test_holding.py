@@ -408,6 +408,42 @@ def test_a_lease_in_doubt_or_near_its_end_does_not_pass_on() -> None:
     assert bench.room.release(lease, bench.now)
 
 
+def test_a_lease_that_is_looked_at_for_the_first_time_or_extended_passes_on() -> None:
+    """Nothing speaks against it, as long as nothing is known to have changed."""
+    bench = Bench(handoffs=10, handoff_time=NEVER)
+    bench.join("holder", "one", "two", "three")
+    bench.answer(Ask.TAKE)
+    lease = bench.room.holder
+    assert lease is not None
+    bench.room.look(lease, bench.now)
+    assert bench.asks == [(Ask.READ, 0)]
+    assert not bench.room.release(lease, bench.now)
+    bench.answer(Ask.READ, ttl=5000)
+    bench.wait(bench.when - bench.now)
+    assert bench.asks == [(Ask.EXTEND, 0)]
+    assert not bench.room.release(lease, bench.now)
+    bench.room.pushed(0, bench.now)  # that answer may be older than the change: in doubt until one more
+    bench.answer(Ask.EXTEND)
+    assert bench.asks == [(Ask.READ, 0)]
+    assert lease.doubted
+    bench.answer(Ask.READ, ttl=5000)
+    assert not bench.room.release(lease, bench.now)
+    assert bench.of("granted") == ["holder", "one", "two", "three"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_lease_whose_server_was_away_is_in_doubt_until_it_has_answered(again: bool) -> None:
+    bench = Bench(handoffs=10, handoff_time=NEVER)
+    lease = bench.hold()
+    bench.join("one")
+    bench.drop(0)
+    bench.reconnect(0)
+    assert bench.asks == [(Ask.EXTEND, 0)]
+    if again:
+        bench.answer(Ask.EXTEND)
+    assert bench.room.release(lease, bench.now) is not again
+
+
 def test_after_the_bound_the_process_holds_back_for_others() -> None:
     bench = Bench()
     lease = bench.hold()
