@@ -66,7 +66,7 @@ class Locker:
         fallback_setpx: bool | None = None,
         client_side_caching: bool = True,
         disconnect_grace: Seconds = 0.0,
-        local_handoffs: int = 100,
+        local_handoffs: int = 64,
         min_replicas: int = 0,
         restart_quarantine: bool | None = None,
         **unknown: Never,
