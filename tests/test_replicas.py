@@ -162,7 +162,8 @@ async def test_a_held_lock_whose_replica_dies_is_lost_at_its_deadline(pair: list
         assert remaining > 0.2
         error = await holding.lost_within(remaining + 0.1, paused)
         assert error.reason == "expired"
-        assert "0 of 1 replicas have key 'asynclock:0:job'" in error.detail
+        # What the primary answered last, or that it did not in the time that it has, which is short.
+        assert "0 of 1 replicas have key 'asynclock:0:job'" in error.detail or "WAIT for 1 replicas" in error.detail
         assert holding.stopped is not None
         # Not before: at most one extension was acknowledged between the last look and the pause.
         assert holding.stopped - paused > remaining - 0.01
