@@ -760,8 +760,7 @@ async def test_close_while_who_has_just_been_granted_the_lock_is_cancelled(serve
     locker = Locker(server.url)
     await (await locker.acquire("other")).release()
     acquiring = asyncio.create_task(locker.acquire("job"))
-    await asyncio.sleep(0)  # it is about to be asked for
-    await asyncio.sleep(0)  # it has been
+    await asyncio.sleep(0)  # it has been asked for
     time.sleep(0.05)  # noqa: ASYNC251 - so that the answer is read in the turn in which the other two begin
     closing = asyncio.create_task(locker.aclose())
     asyncio.get_running_loop().call_soon(acquiring.cancel)

@@ -155,7 +155,7 @@ class Room(Generic[W]):
             turns.hold_back(lease)
             self._release(lease, now)
             if turns.few and rules.keys == 1 and rules.tracking and not self.forces:
-                self._watch(turns, now)  # leaves with the release: nothing happens between the two unnoticed
+                self._watch(turns, lease.token, now)  # right behind the release
         else:
             self._release(lease, now)
         if self.queue or self.forces:
@@ -555,9 +555,9 @@ class Room(Generic[W]):
 
     # While others have their chance (with several keys there would be many questions for a turn)
 
-    def _watch(self, turns: Turns, now: float) -> None:
+    def _watch(self, turns: Turns, ours: bytes, now: float) -> None:
         """Be told what becomes of the key: who has had it and given it back has had it."""
-        lease = turns.watch = Lease(self.port.token(False), 1)
+        lease = turns.watch = Lease(ours, 1)
         lease.done = True
         lease.watched = 0  # what is pushed before the answer may be our own release
         self._ask_watch(lease, now)
@@ -568,7 +568,7 @@ class Room(Generic[W]):
 
     def _taken(self, lease: Lease, now: float) -> None:
         """The key has changed. To try now may be to be quicker than those who wait for it to be given back."""
-        if lease.refused:
+        if lease.asked[0]:
             lease.pushed = 1
         elif lease.watched:
             lease.refused = 1
@@ -576,8 +576,11 @@ class Room(Generic[W]):
 
     def _watched(self, turns: Turns, lease: Lease, found: bytes | None, ttl: int | None, now: float) -> None:
         """What has become of it."""
+        if found == lease.token:
+            turns.watch = None  # its release is still on its way
+            return
         if found is None and not lease.refused:
-            lease.watched = 1  # nobody has it yet
+            lease.watched, lease.pushed = 1, 0  # nobody has it yet
             return
         turns.met()
         turns.over()

@@ -101,7 +101,7 @@ class Node:
         self._reconnecting: asyncio.Task[None] | None = None
         self._patrol: asyncio.TimerHandle | None = None
         self._grace: asyncio.TimerHandle | None = None
-        self._struck = False
+        self._struck = self._late = False
         self._lag = 0.0
         self._up_since = float("-inf")
         self._down_since = 0.0
@@ -358,7 +358,7 @@ class Node:
         """As ``core.room.Port.ask``."""
         wire = self.wire
         key = room.keys[index]
-        if wire is None or wire.full:
+        if wire is None or wire.full or (wire.slow and ask < EXTEND):
             if ask is RELEASE:
                 self.owe(key, lease.token)
             return False
@@ -513,7 +513,7 @@ class Node:
     def _watch(self) -> None:
         """Look after the connection from time to time: answers that are missing for too long mean
         that it is dead, whatever the kernel believes."""
-        self._struck = False
+        self._struck = self._late = False
         self._lag = self.now() - time.monotonic()
         self._patrol = asyncio.get_running_loop().call_later(self._silence / 2, self._look)
 
@@ -525,27 +525,22 @@ class Node:
         if lag - self._lag > MAX_LAG:
             self._listener.slept(self)
         self._lag = lag
-        again = self._silence / 2
         now = self.now()
-        dead = (wire.waiting or wire.unfinished) and now - wire.heard > self._silence
-        late = now - wire.asked_at() > self._silence
-        if dead or (late and not wire.slow):
-            # Not at the first look: the loop may have been blocked, and the answers unread.
-            if self._struck:
-                if dead:
-                    wire.abort(TimeoutError(f"no answer for {self._silence:g} s"))
-                    return
-                # Whatever it is asked now comes too late, and what comes of it waits here: without a bound.
-                log.warning("asynclock: %s is slow to answer, and is asked no more until it has", self.label)
-                wire.slow_down()
-            self._struck = not self._struck
-            again = self._silence / 8
-        else:
-            self._struck = False
-            if wire.slow:
-                again = self._silence / 8
-                if not wire.waiting:
-                    wire.catch_up()
+        dead = bool(wire.waiting or wire.unfinished) and now - wire.heard > self._silence
+        late = not wire.slow and now - wire.asked_at() > self._silence
+        # Not at the first look: the loop may have been blocked, and the answers unread.
+        if dead and self._struck:
+            wire.abort(TimeoutError(f"no answer for {self._silence:g} s"))
+            return
+        if late and self._late:
+            # New votes would come too late, and what is kept for each would be without a bound.
+            if not wire.slow_since:
+                log.warning("asynclock: %s is slow to answer, and is asked for no new votes until it has", self.label)
+            wire.slow_down(now)
+        elif wire.slow and wire.asked_at() > wire.slow_since:
+            wire.catch_up()
+        self._struck, self._late = dead, late
+        again = self._silence / (8 if dead or late or wire.slow else 2)
         self._patrol = asyncio.get_running_loop().call_later(again, self._look)
 
     # Closing

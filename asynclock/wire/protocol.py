@@ -84,7 +84,9 @@ class Wire(asyncio.Protocol):
         on_push: OnPush,
         on_lost: Callable[[Wire, Exception | None], None],
         on_drained: Callable[[], None] | None = None,
+        at_once: bool = True,
     ) -> None:
+        """:param at_once: ``False``: what is sent leaves at the end of the loop turn, always"""
         self._writer = writer  # kept: a forgotten one closes the transport
         self._loop = loop
         self.clock = clock
@@ -96,9 +98,11 @@ class Wire(asyncio.Protocol):
         self._out: list[bytes] = []
         self._paused = False
         self._unsent = 0  # bytes in ``_out``, while paused
-        self.full = False  #: nothing should be sent until ``on_drained``: the other side does not read, or is
-        self.slow = False  #: ... slow to answer
+        self.full = False  #: nothing should be sent until ``on_drained``: the other side does not read
+        self.slow = False  #: nothing new should be begun until ``on_drained``: its answers are late
+        self.slow_since = 0.0  #: when that was noticed last; 0: never
         self._flushing = False
+        self._at_once = at_once
         self._alone = False  # was the last thing that left the only one of its loop turn?
         self.problem: Exception | None = None  # why it was dropped from this side
         self.waiting: deque[Expects | None] = deque()
@@ -151,7 +155,7 @@ class Wire(asyncio.Protocol):
         self._flushing = False
         if self._out and not self._paused and not self._transport.is_closing():
             out = self._out
-            self._alone = len(out) == 1
+            self._alone = self._at_once and len(out) == 1
             data = b"".join(out)
             out.clear()
             self._transport.write(data)
@@ -222,7 +226,10 @@ class Wire(asyncio.Protocol):
         self._paused = False
         self._unsent = 0
         self._flush()
-        self._drained()
+        if self.full:
+            self.full = False
+            if self._on_drained is not None:
+                self._on_drained()
 
     def asked_at(self) -> float:
         """When was asked what is to be answered next? Without an end in the future: nothing is."""
@@ -232,20 +239,16 @@ class Wire(asyncio.Protocol):
                 return sent
         return math.inf
 
-    def slow_down(self) -> None:
-        """What is asked is answered, but late: ask no more until ``catch_up``."""
-        self.slow = self.full = True
+    def slow_down(self, now: float) -> None:
+        """What is asked is answered, but late: begin nothing new until ``catch_up``."""
+        self.slow = True
+        self.slow_since = now
 
     def catch_up(self) -> None:
-        """The answers are there."""
+        """The answers to what was asked until then are there."""
         self.slow = False
-        self._drained()
-
-    def _drained(self) -> None:
-        if self.full and not self.slow and not self._paused:
-            self.full = False
-            if self._on_drained is not None:
-                self._on_drained()
+        if self._on_drained is not None:
+            self._on_drained()
 
     def eof_received(self) -> bool:
         return False  # close

@@ -90,7 +90,7 @@ class Replicas:
         self._dropped = False
         self._timer: asyncio.TimerHandle | None = None
         self._trouble: tuple[float, ServerError] | None = None
-        self._side = Wire(writer, self._loop, clock, on_push=lambda push, now: None, on_lost=self._lost)
+        self._side = Wire(writer, self._loop, clock, on_push=lambda push, now: None, on_lost=self._lost, at_once=False)
 
     @classmethod
     async def open(

@@ -522,6 +522,29 @@ def test_who_comes_back_after_the_turn_of_the_others_does_not_hold_back() -> Non
     assert bench.asks == [(Ask.TAKE_TTL, 0)]
 
 
+def test_the_own_value_is_nobody_elses() -> None:
+    """A release that had to be sent again (SCRIPT FLUSH) comes after the question."""
+    bench = Bench()
+    lease = bench.hold()
+    bench.join("next")
+    bench.room.release(lease, bench.now)
+    bench.answer(Ask.READ, found=lease.token, ttl=4000)
+    bench.answer(Ask.RELEASE)
+    bench.wait(0.1)
+    assert bench.asks == [(Ask.TAKE, 0)]
+
+
+def test_a_push_that_comes_before_the_answer_on_another_connection_is_not_waited_for_again() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    bench.join("next")
+    bench.room.release(lease, bench.now)
+    bench.answer(Ask.RELEASE)
+    bench.room.pushed(0, bench.now)  # newer than the answer: whoever had it has given it back
+    bench.answer(Ask.READ, found=OTHER, ttl=4000)
+    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+
+
 def test_a_question_without_an_answer_does_not_prolong_the_holding_back() -> None:
     bench = held_back()
     bench.room.pushed(0, bench.now)
