@@ -755,16 +755,24 @@ async def test_the_answer_to_a_release_is_read_after_the_loop_was_blocked(server
 
 
 @pytest.mark.asyncio
-async def test_close_while_who_has_just_been_granted_the_lock_is_cancelled(server: Server) -> None:
+async def test_close_while_who_has_just_been_granted_the_lock_is_cancelled(own_server: Server) -> None:
     """Both wait for the release then: who closes, and who was cancelled."""
-    locker = Locker(server.url)
+    locker = Locker(own_server.url)
     await (await locker.acquire("other")).release()
     acquiring = asyncio.create_task(locker.acquire("job"))
     await asyncio.sleep(0)  # it has been asked for
     time.sleep(0.05)  # noqa: ASYNC251 - so that the answer is read in the turn in which the other two begin
+
+    def cancel() -> None:
+        acquiring.cancel()
+        own_server.pause()  # the release is not answered yet when both wait for it
+
+    resume = asyncio.get_running_loop().call_later(0.1, own_server.resume)
     closing = asyncio.create_task(locker.aclose())
-    asyncio.get_running_loop().call_soon(acquiring.cancel)
+    asyncio.get_running_loop().call_soon(cancel)
     done, _ = await asyncio.wait([acquiring, closing], timeout=AT_ONCE)
+    resume.cancel()
+    own_server.resume()
     assert done == {acquiring, closing}
     assert acquiring.cancelled()
-    assert server.execute("KEYS", "*") == []
+    await until(lambda: own_server.execute("KEYS", "*") == [], AT_ONCE)
