@@ -144,8 +144,9 @@ async def test_no_lock_without_its_replica_and_nothing_left_behind(pair: list[Se
 @pytest.mark.asyncio
 async def test_more_replicas_than_there_are(pair: list[Server]) -> None:
     primary, _ = pair
-    async with Locker(primary.url, min_replicas=2) as locker:
-        with pytest.raises(ServerError, match=r"1 of 2 replicas have key 'asynclock:0:job' within 20 ms"):
+    # A busy machine may take longer than the usual 20 ms to say so.
+    async with Locker(primary.url, min_replicas=2, try_next_after=0.3) as locker:
+        with pytest.raises(ServerError, match=r"1 of 2 replicas have key 'asynclock:0:job' within 300 ms"):
             await locker.try_acquire("job")
         await until(lambda: keys(primary) == [])
 
