@@ -265,6 +265,8 @@ class Room(Generic[W]):
             lease.barred += getattr(error, "lasting", False)
             lease.put_off(index, NEVER if error is None else now + self._backoff())
         elif error is not None:
+            if lease.extend_at == NEVER:
+                self._begin_extending(lease, now)
             # The vote counts on until its time is over: try again well before that, and soon if the
             # key is known to have changed.
             if ask is READ or lease.pushed >> index & 1:
@@ -606,8 +608,11 @@ class Room(Generic[W]):
                 self._next(now)
             else:
                 lease.cause = None if not lease.pending() else lease.cause
-                if lost is not None:
-                    self._extend_in_time(lease, now)  # an older vote decides now
+                if lost is not None:  # an older vote decides now
+                    if lease.extend_at == NEVER:
+                        self._begin_extending(lease, now)
+                    else:
+                        self._extend_in_time(lease, now)
                 self._wake_at(min(lease.extend_at, lease.deadline))
 
     def _lose(self, lease: Lease, reason: LossReason, index: int | None, now: float) -> None:

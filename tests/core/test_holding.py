@@ -688,6 +688,31 @@ def test_a_vote_that_comes_before_the_first_look_waits_for_it() -> None:
     assert bench.asks == [(Ask.READ, 0), (Ask.READ, 1), (Ask.READ, 2)]
 
 
+def test_a_key_that_is_lost_before_the_first_look_does_not_put_the_first_extension_off() -> None:
+    """Where nothing is tracked, that is when the loss of another one is found."""
+    bench = Bench(2)
+    bench.join("me")
+    for index in range(3):
+        bench.answer(Ask.TAKE, index)
+    bench.room.pushed(0, bench.now, LossReason.FLUSHED)
+    bench.answer(Ask.READ, 0, found=None, ttl=-2)
+    bench.look()
+    assert bench.when == on_grid(bench.now + 2.5 / 2)
+    bench.wait(2.5)
+    assert bench.asks == [(Ask.TAKE, 0), (Ask.EXTEND, 1), (Ask.EXTEND, 2)]
+
+
+def test_an_error_before_the_first_look_does_not_put_the_first_extension_off() -> None:
+    bench = Bench(extend_interval=0.05)
+    bench.join("me")
+    bench.answer(Ask.TAKE)
+    bench.room.reconnected(0, bench.now)
+    bench.fail(Ask.EXTEND, error=Trouble())
+    bench.look()
+    bench.wait(0.05)
+    assert bench.asks == [(Ask.EXTEND, 0)]
+
+
 def test_an_extension_that_is_due_while_a_key_is_looked_at_is_not_left_out() -> None:
     bench = Bench()
     lease = bench.hold()
