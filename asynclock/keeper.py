@@ -74,10 +74,10 @@ class Keeper:
     goes to waiters and scopes. It is the rooms' port, the nodes' listener, and the scopes' keeper.
 
     State: ``rooms`` are those where somebody is, or was: they are made in ``room``, and given up in
-    ``_sweep`` if they are empty, nowhere else. ``loop`` is set while the locker is in use; ``topology``,
-    ``rules`` and what follows from them once it is connected, and there are no rooms before. ``serving`` is the
-    loop as long as locks may be acquired without further ado: connected, not closed, not forked. In a forked
-    child nothing is ever sent again: ``forked``.
+    ``_sweep`` if they are empty, and in ``disconnect``, nowhere else. ``loop`` is set while the locker is in
+    use; ``topology``, ``rules`` and what follows from them once it is connected, and there are no rooms before.
+    ``serving`` is the loop as long as locks may be acquired without further ado: connected, not closed, not
+    forked. In a forked child nothing is ever sent again: ``forked``.
     """
 
     topology: Topology
@@ -224,6 +224,7 @@ class Keeper:
             await self.topology.aclose()
             for room in self.rooms.values():
                 self._alarms.forget(room)
+            self.rooms.clear()  # they know this keeper: all of them would wait for the garbage collector
             self._looks.close()
             self.settling.close()
         if self._sweep_timer is not None:

@@ -6,6 +6,7 @@ Bounds are generous where the machine may be busy; the figures are measured in b
 from __future__ import annotations
 
 import asyncio
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from collections.abc import Callable
 import pytest
 
 from asynclock import Locker, LockLostError, LockScope, LossReason
+from asynclock.core.room import Room
 from asynclock.testing import Proxy, Server
 from tests.helpers import AT_ONCE, body, key, until, worker
 from tests.hostile import complaints
@@ -412,3 +414,22 @@ async def test_many_rooms_that_are_left_are_not_kept_for_ever(locker: Locker, mo
     assert len(keeper.rooms) == 300
     await asyncio.gather(*(scope.release() for scope in scopes))
     await until(lambda: not keeper.rooms)
+
+
+@pytest.mark.asyncio
+async def test_the_rooms_of_a_closed_locker_do_not_wait_for_the_garbage_collector(server: Server) -> None:
+    """Whoever opens another locker would have both in memory for minutes."""
+
+    def rooms() -> list[str]:
+        return [each.name for each in gc.get_objects() if isinstance(each, Room) and each.name.startswith("closed ")]
+
+    gc.disable()
+    try:
+        async with Locker(server.url) as locker:
+            for number in range(10):
+                async with locker.with_context(f"closed {number}"):
+                    pass
+            assert len(rooms()) == 10
+        assert rooms() == []
+    finally:
+        gc.enable()
