@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ class Row:
     """Overlaps because servers forgot."""
     longest: float = 0.0
     """... of these, the longest, without times in which one of both did not run."""
+    beyond: int = 0
+    """... and those that were longer than the bound, which other faults around allowed."""
     stale: int = 0
     """Holders that did not run when their time was over, and thought later than somebody else's hold began that they
     had the lock."""
@@ -47,6 +50,8 @@ class Row:
     lost: int = 0
     told: float = 0.0
     """From the fault's beginning until the last of those who lost a lock knew."""
+    errors: int = 0
+    """That were not asynclock's own, while it lasted or soon afterwards."""
 
 
 @dataclass
@@ -71,7 +76,19 @@ def judge(history: History, bounds: Bounds) -> Verdict:
         verdict.longest_exit = max(verdict.longest_exit, took)
         if took > EXIT:
             verdict.violations.append(f"{who} left a block {took * 1000:.0f} ms after its lock was lost ({since:.3f})")
-    verdict.violations += (f"an error that is not asynclock's own: {text}" for text in history.errors)
+    for hold in history.overdue:
+        over = _uncovered(hold.due, hold.ended, history.stalls[hold.who])
+        if over > NOTICED:
+            verdict.violations.append(
+                f"{hold.who} held {hold.name!r} until {over * 1000:.0f} ms after its own deadline ({hold.due:.3f})"
+            )
+    for who, name, waited in history.asleep:
+        verdict.violations.append(f"{who} still waited for {name!r} in the end, for {waited:.1f} s, all the calm")
+    for at, text in history.errors:
+        verdict.violations.append(f"an error that is not asynclock's own: {text}")
+        near = {each.kind for each in history.faults.values() if each.since <= at <= each.until + bounds.validity}
+        for kind in near or {"none"}:
+            verdict.rows[kind].errors += 1
     verdict.violations += (
         f"{hold.who} never ended its hold of {hold.name!r} from {hold.held:.3f}" for hold in history.open.values()
     )
@@ -90,7 +107,8 @@ def _judge_overlap(
         row.forgotten += 1
         row.longest = max(row.longest, awake)
         bound = bounds.told[excuse]
-        if not _alone(history, bounds, second.held, until):
+        if not _alone(history, second.held, until):
+            row.beyond += awake > bound
             bound += bounds.validity  # the message may be what another fault keeps from coming
         if awake > bound:
             verdict.violations.append(
@@ -109,6 +127,8 @@ def _judge_overlap(
         problem = f"{(first.due - second.held) * 1000:.1f} ms before the first one's time was over"
     elif late is first and first.acted > second.held:
         problem = f"the first one acted on it {(first.acted - second.held) * 1000:.1f} ms after that"
+    elif late is second and second.held < first.due and first.held < _granted(second, bounds):
+        problem = "when the first one had it already"
     elif not _within(history.stalls[late.who], other.held if late is second else late.acted, until):
         problem = f"for {(until - since) * 1000:.1f} ms, and its loop did run"
     if problem:
@@ -133,6 +153,8 @@ def _excuse(history: History, bounds: Bounds, first: Hold, second: Hold) -> str 
     any more. A holder may have had just that to begin with, since others who try have the rest for a moment."""
     name, forgot = first.name, set()
     last: Fault | None = None
+    if second.held >= first.due:
+        return None  # that is known without a message
     for fault in history.faults.values():
         # Who has not been told yet may have passed the lock on within his process.
         over = fault.until + bounds.told.get(fault.kind, 0.0)
@@ -148,9 +170,15 @@ def _excuse(history: History, bounds: Bounds, first: Hold, second: Hold) -> str 
     return None
 
 
-def _alone(history: History, bounds: Bounds, since: float, until: float) -> bool:
-    """Was there just one fault around that time?"""
-    around = since - bounds.validity - RECONNECT
+def _granted(hold: Hold, bounds: Bounds) -> float:
+    """Until when the servers granted it, also to somebody who did not know before that was over."""
+    until = sorted(hold.votes, reverse=True)
+    return until[bounds.majority - 1] if len(until) >= bounds.majority else -math.inf
+
+
+def _alone(history: History, since: float, until: float) -> bool:
+    """Was there just one fault around that time? Others are over once all may have reconnected."""
+    around = since - RECONNECT
     return sum(fault.since <= until and fault.until >= around for fault in history.faults.values()) <= 1
 
 

@@ -54,10 +54,11 @@ class History:
     faults: dict[int, Fault] = field(default_factory=dict)
     overlaps: list[tuple[Hold, Hold]] = field(default_factory=list)  # the earlier one first
     lost: list[Hold] = field(default_factory=list)  # by somebody's doing but the holder's
+    overdue: list[Hold] = field(default_factory=list)  # that did not end before their own deadline
     gaps: list[tuple[str, float, float]] = field(default_factory=list)  # name, and when nobody had it
     stalls: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     exits: list[tuple[str, float, float]] = field(default_factory=list)  # from a loss until the block was left
-    errors: list[str] = field(default_factory=list)
+    errors: list[tuple[float, str]] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     lost_why: Counter[str] = field(default_factory=Counter)
     samples: dict[str, list[Sample]] = field(default_factory=lambda: defaultdict(list))
@@ -67,6 +68,7 @@ class History:
     open: dict[tuple[str, int], Hold] = field(default_factory=dict)  # those that have not ended
     calm: float = math.inf  # from here on there were no faults
     closing: float = math.inf
+    asleep: list[tuple[str, str, float]] = field(default_factory=list)  # who waited for what through all the calm
     at_rest: set[tuple[str, str]] = field(default_factory=set)  # who held what while it was calm
     since: float = math.nan
     until: float = math.nan
@@ -116,15 +118,19 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
             case "ended":
                 ended = end((who, details["hold"]), at, details["why"])
                 if ended is None:
-                    history.errors.append(f"{who} ended a hold that it never had: {details}")
+                    history.errors.append((at, f"{who} ended a hold that it never had: {details}"))
                     continue
                 ended.acted, ended.due = details["acted"], max(ended.due, details["due"])
                 ended.votes = details["votes"]
+                if at > ended.due:
+                    history.overdue.append(ended)
                 if ended.why not in KEPT:
                     history.lost.append(ended)
                     history.lost_why[ended.why] += 1
             case "stall":
                 history.stalls[who].append((details["since"], at))
+                if details["since"] <= paused.get(who, -math.inf):
+                    del paused[who]  # it runs again
             case "paused":
                 paused[details["target"]] = at
             case "killed":
@@ -137,14 +143,17 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
                 history.samples[who].append(Sample(at, **details))
             case "turned away":  # the locker was closed
                 history.longest_wait = max(history.longest_wait, details["waited"])
+                if at >= history.closing and at - details["waited"] < history.calm:
+                    history.asleep.append((who, details["name"], details["waited"]))
             case "refused":
+                history.longest_wait = max(history.longest_wait, details["waited"])
                 history.refused[details["why"]] += 1
             case "left":
                 history.exits.append((who, details["since"], at))
             case "closed":
                 history.longest_close = max(history.longest_close, details["took"])
             case "error":
-                history.errors.append(f"{who}: {details['text']}")
+                history.errors.append((at, f"{who}: {details['text']}"))
             case "fault":
                 history.faults[details["number"]] = Fault(details["kind"], details["on"], details["solo"], at)
             case "over":

@@ -149,6 +149,77 @@ def test_by_force() -> None:
     assert told.rows[FORCED].forgotten == 1
 
 
+def test_who_was_stopped_once_has_no_excuse_for_ever() -> None:
+    """It runs again, and is killed much later: in between it could know."""
+    events = [
+        Event(5, INJECTOR, "paused", {"target": "a"}),
+        Event(6, "a", "stall", {"since": 5.0}),
+        held(10, "a"),
+        held(12.03, "b"),
+        ended(12.5, "a", why="expired", acted=11.9, due=12),
+        ended(13, "b", acted=13, due=14.03),
+        Event(20, INJECTOR, "killed", {"target": "a"}),
+    ]
+    assert "its loop did run" in verdict(events).violations[0]
+
+
+def test_nobody_holds_beyond_his_own_deadline_even_if_nobody_else_gets_the_lock() -> None:
+    away = fault(11, 13, "SIGKILL")
+    late = [held(10, "a"), ended(13, "a", why="expired", acted=11.99, due=12)]
+    assert "1000 ms after its own deadline" in verdict(late, away).violations[0]
+    assert not verdict(late, away, Event(12.99, "a", "stall", {"since": 11.995})).violations
+
+
+def test_who_learns_late_that_he_got_it_may_not_have_got_it_with_another_one() -> None:
+    stall = Event(11.99, "b", "stall", {"since": 10.0})
+    late = [held(12, "b", due=-0.1), ended(12.01, "b", why="expired", acted=12, due=11.9)]
+    first = [held(10, "a"), ended(12.3, "a", acted=12.3, due=12.5)]
+    assert "when the first one had it already" in verdict(stall, late, first).violations[0]
+    after = [held(11.95, "a"), ended(12.3, "a", acted=12.3, due=13.9)]
+    assert not verdict(stall, late, after).violations
+
+
+def test_a_server_that_forgot_does_not_excuse_who_is_beyond_his_deadline() -> None:
+    one_of_three = fault(11, 11.001, "DEL", forgot=[["x", 0]])
+    first = [held(10, "a", votes=3), ended(12.04, "a", why="expired", acted=11.99, due=12, votes=2)]
+    found = verdict(first, one_of_three, turn("b", 12.001, 13), bounds=QUORUM).violations
+    assert "its loop did run" in found[0]
+
+
+def test_an_earlier_fault_that_is_long_over_allows_no_later_message() -> None:
+    events = [*turn("c", 1, 2), held(10, "a"), ended(11.3, "a", why="deleted", acted=11.3, due=13)]
+    for until, excused in ((9.3, False), (10.9, True)):
+        found = verdict(
+            events,
+            fault(8, until, "SIGKILL"),
+            fault(11, 11.001, "DEL", forgot=[["x", 0]]),
+            turn("b", 11.002, 12),
+        )
+        assert bool(found.violations) != excused, until
+        assert found.rows["DEL"].beyond == excused
+
+
+def test_a_task_that_sleeps_through_the_calm() -> None:
+    calm, closing = Event(20, INJECTOR, "calm", {}), Event(26, INJECTOR, "closing", {})
+    for waited, well in ((5.0, True), (7.0, False)):
+        away = Event(26.01, "a", "turned away", {"name": "x", "waited": waited})
+        busy = [*turn("a", 19, 21), *turn("b", 22, 24, hold=2), *turn("b", 24, 25.9, hold=3)]
+        assert (not verdict(busy, calm, closing, away).violations) == well
+
+
+def test_every_wait_counts_however_it_ends() -> None:
+    for what in ("turned away", "refused"):
+        event = Event(50, "a", what, {"name": "x", "why": "ServerError", "waited": 40.0})
+        assert tell([event]).longest_wait == 40.0
+
+
+def test_errors_belong_to_the_faults_around() -> None:
+    error = Event(10.5, "a", "error", {"text": "KeyError"})
+    found = verdict(fault(1, 2, "DEL"), fault(10, 11, "SIGKILL"), error)
+    assert (found.rows["DEL"].errors, found.rows["SIGKILL"].errors) == (0, 1)
+    assert verdict(error).rows["none"].errors == 1
+
+
 def test_logs_are_read_in_the_order_of_time_and_to_where_they_were_cut_off(tmp_path: Path) -> None:
     logs = {who: Log(tmp_path, who) for who in "ab"}
     logs["a"]("one", at=1.0, more=1)
