@@ -17,6 +17,7 @@ from rich.console import Console
 
 from . import report
 from .deployments import DEPLOYMENTS
+from .faults import kinds_for
 from .plan import CHAOS
 from .progress import Progress
 from .run import Outcome, run
@@ -36,6 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.writable(options.json, options.svg and options.svg / "chaos.svg")
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
     chosen = options.only or list(DEPLOYMENTS)
+    if wanted := set(options.fault or ()):
+        possible = {name: wanted & {kind.name for kind in kinds_for(name)} for name in chosen}
+        if unknown := wanted.difference(*possible.values()):
+            parser.error(f"no such fault on {', '.join(chosen)}: {', '.join(sorted(unknown))}")
+        if without := [name for name in chosen if not possible[name]]:
+            parser.error(f"none of these faults on {', '.join(without)}")
     console = Console()
     if not console.is_terminal:
         console = Console(width=150)

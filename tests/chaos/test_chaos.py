@@ -6,15 +6,21 @@ import asyncio
 import dataclasses
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.soak.plan import SOAK
+
 from . import report
 from . import run as running
-from .deployments import DEPLOYMENTS
+from .__main__ import main as chaos
+from .crew import Crew
+from .deployments import DEPLOYMENTS, One
 from .faults import KINDS, kinds_for
 from .field import UNASKED
+from .history import History
 from .plan import CHAOS
 
 SECONDS = 6.0
@@ -49,6 +55,40 @@ def test_without_locks_it_is_found_out(tmp_path: Path, monkeypatch: pytest.Monke
     outcome = asyncio.run(running.run(CHAOS, "one", 1.0, 1, tmp_path, print, ["CLIENT KILL"]))
     assert any("two holders" in violation for violation in outcome.verdict.violations)
     assert outcome.verdict.rows["none"].broken or outcome.verdict.rows["CLIENT KILL"].broken
+
+
+def test_what_goes_wrong_beside_the_locks_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run without a fault, in which a worker dies at the end, another one says something, and a key is left."""
+    stop_all, left = Crew.stop_all, One.left
+
+    async def stop_all_but_one(crew: Crew) -> None:
+        victim = crew._processes[0]
+        assert victim is not None
+        victim.kill()
+        await victim.wait()
+        (tmp_path / f"{crew.name(1)}.stderr").write_text("Task exception was never retrieved")
+        await stop_all(crew)
+
+    monkeypatch.setattr(Crew, "stop_all", stop_all_but_one)
+    looks = iter((["asynclock:0:orphan"], []))  # it goes by itself when its time is over
+    monkeypatch.setattr(One, "left", lambda deployment: [*left(deployment), *next(looks)])
+    found = asyncio.run(running.run(CHAOS, "one", 0.0, 1, tmp_path, print)).verdict.violations
+    for told in ("no fault", "exit status -9", "never retrieved", "orphan"):
+        assert any(told in violation for violation in found), told
+
+
+def test_in_soak_too_a_worker_whose_locker_does_not_work_any_more_is_missed() -> None:
+    history = History(calm=20.0, closing=28.0, at_rest={("w0-0", "lock-7")})
+    crew: Any = SimpleNamespace(names=["w0-0", "w1-1"])
+    assert running._asleep(history, crew, SOAK) == ["w1-1 did not get any lock in 8.0 s of calm"]
+
+
+def test_a_fault_that_does_not_exist_is_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (["--fault", "wire silnet"], ["--only", "one", "--fault", "slot migrated"]):
+        with pytest.raises(SystemExit) as ended:
+            chaos(wrong)
+        assert ended.value.code == 2
+        assert wrong[-1] in capsys.readouterr().err
 
 
 def test_every_deployment_has_faults_of_all_tracks() -> None:
