@@ -1,4 +1,4 @@
-"""Everything that is checked, a session each: ``nox`` runs them all, ``nox -s lint`` one."""
+"""Everything that is checked, a session each: ``nox`` runs what ends soon, ``nox -s chaos`` one of them."""
 
 import os
 from pathlib import Path

@@ -58,6 +58,11 @@ def show(console: Console, outcome: Outcome) -> None:
         f"{history.longest_wait:.1f} s, of a close {history.longest_close:.2f} s, of leaving a block after a loss "
         f"{_ms(verdict.longest_exit)}. Keys left when all had closed: {outcome.left_at_once}."
     )
+    if beyond := sum(row.beyond for row in verdict.rows.values()):
+        console.print(
+            f"Two held a lock for longer than that fault's bound {beyond} times, while other faults were around: these "
+            f"may keep the message from coming, and have {bounds.validity:g} s more."
+        )
     for violation in verdict.violations[:20]:
         console.print(f"[bold red]violated[/] {violation}", markup=True, highlight=False)
     if len(verdict.violations) > 20:
