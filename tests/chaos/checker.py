@@ -25,6 +25,8 @@ class Bounds:
     wait: float
     validity: float
     majority: int
+    harmless: frozenset[str] = frozenset()
+    """Faults that cost nobody a lock, where they come alone."""
 
 
 @dataclass
@@ -216,9 +218,16 @@ def _judge_losses(history: History, bounds: Bounds, verdict: Verdict) -> None:
                     f"{hold.who} lost {hold.name!r} ({hold.why}) at {hold.ended:.3f} though all was well"
                 )
         elif before[-1].solo:
-            row = verdict.rows[before[-1].kind]
+            fault = before[-1]
+            row = verdict.rows[fault.kind]
             row.lost += 1
-            row.told = max(row.told, hold.ended - before[-1].since)
+            row.told = max(row.told, hold.ended - fault.since)
+            ran = not _within(history.stalls[hold.who], hold.acted - bounds.validity, hold.ended)
+            if fault.kind in bounds.harmless and ran and _alone(history, fault.since, hold.ended):
+                verdict.violations.append(
+                    f"{hold.who} lost {hold.name!r} ({hold.why}) at {hold.ended:.3f} after {fault.kind!r}, which "
+                    "costs nobody a lock"
+                )
 
 
 def _both(first: Hold, second: Hold) -> str:

@@ -25,15 +25,19 @@ class Kind:
     """Where it makes servers forget keys: seconds for which two may hold a lock then. 0: they keep their word."""
     only: tuple[str, ...]
     """The deployments that it is for; none: all."""
+    harmless: bool = False
+    """Nobody loses a lock, as far as it comes alone: the key is there when the client is back."""
 
 
 KINDS: dict[str, Kind] = {}
 LOOK = 1.5  # seconds: clients ask the Sentinels once a second whether another server is the primary now
 
 
-def kind(name: str, track: str, *, told: float = 0.0, only: tuple[str, ...] = ()) -> Callable[[Run], Run]:
+def kind(
+    name: str, track: str, *, told: float = 0.0, only: tuple[str, ...] = (), harmless: bool = False
+) -> Callable[[Run], Run]:
     def register(run: Run) -> Run:
-        KINDS[name] = Kind(name, track, run, told, only)
+        KINDS[name] = Kind(name, track, run, told, only, harmless)
         return run
 
     return register

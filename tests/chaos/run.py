@@ -121,7 +121,8 @@ async def run(
 def bounds_of(deployment: Deployment, work: Work) -> Bounds:
     told = {kind.name: kind.told for kind in kinds_for(deployment.name)} | {FORCED: PUSH, UNASKED: LOOK}
     wait = math.inf if work.roam else deployment.longest_gap
-    return Bounds(told, wait, VALIDITY, deployment.majority)
+    harmless = frozenset(kind.name for kind in kinds_for(deployment.name) if kind.harmless)
+    return Bounds(told, wait, VALIDITY, deployment.majority, harmless)
 
 
 def _spec(work: Work, deployment: Deployment, directory: Path, seed: int, place: int, who: str) -> Spec:

@@ -49,7 +49,7 @@ async def stopped(field: Field, chance: random.Random, name: str) -> None:
             server.resume()
 
 
-@kind("CLIENT KILL", "servers")
+@kind("CLIENT KILL", "servers", harmless=True)
 async def clients_killed(field: Field, chance: random.Random, name: str) -> None:
     servers = await field.pick_servers(chance)
     async with field.fault(name, *servers):
@@ -137,7 +137,7 @@ async def clock_jumps_ahead(field: Field, chance: random.Random, name: str) -> N
     await _clock_jumps(field, chance, name, chance.choice((0.3, 1.0, 3600.0)) * field.validity)
 
 
-@kind("server's time of day jumps back", "servers", only=WITH_DISK)
+@kind("server's time of day jumps back", "servers", only=WITH_DISK, harmless=True)
 async def clock_jumps_back(field: Field, chance: random.Random, name: str) -> None:
     """Keys live longer."""
     await _clock_jumps(field, chance, name, -chance.choice((0.3, 0.8)) * field.validity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,17 @@ def test_a_loss_without_a_fault() -> None:
     assert not told.violations
     assert told.rows["SIGKILL"].lost == 1
     assert told.rows["SIGKILL"].told == pytest.approx(0.05)
+
+
+def test_a_loss_after_what_costs_nobody_a_lock() -> None:
+    lost = [held(10, "a"), ended(10.5, "a", why="disconnected", acted=10.4, due=12)]
+    bounds = dataclasses.replace(BOUNDS, harmless=frozenset({"cut"}))
+    found = verdict(lost, fault(10.45, 10.46, "cut"), bounds=bounds)
+    assert "'cut', which costs nobody a lock" in found.violations[0]
+    # Another fault, or a loop that did not run, may be why.
+    assert not verdict(lost, fault(8, 9.5, "DEL"), fault(10.45, 10.46, "cut"), bounds=bounds).violations
+    stalled = Event(10.49, "a", "stall", {"since": 9.0})
+    assert not verdict(lost, stalled, fault(10.45, 10.46, "cut"), bounds=bounds).violations
 
 
 def test_errors_and_holds_without_an_end() -> None:

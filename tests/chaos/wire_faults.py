@@ -12,12 +12,12 @@ from .faults import kind
 from .field import Field
 
 
-@kind("connections cut", "wires")
+@kind("connections cut", "wires", harmless=True)
 async def cut(field: Field, chance: random.Random, name: str) -> None:
     await _at_once(field, chance, name, Proxy.cut)
 
 
-@kind("connections reset", "wires")
+@kind("connections reset", "wires", harmless=True)
 async def reset(field: Field, chance: random.Random, name: str) -> None:
     await _at_once(field, chance, name, Proxy.reset)
 
@@ -46,7 +46,7 @@ async def throttled(field: Field, chance: random.Random, name: str) -> None:
     await _attribute(field, chance, name, "rate", chance.choice((3_000.0, 30_000.0)), 0.0)
 
 
-@kind("bytes split", "wires")
+@kind("bytes split", "wires", harmless=True)
 async def split(field: Field, chance: random.Random, name: str) -> None:
     await _attribute(field, chance, name, "split", chance.choice((1, 7)), 0)
 

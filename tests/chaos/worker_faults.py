@@ -70,7 +70,7 @@ async def forced(field: Field, chance: random.Random, name: str) -> None:
         await asyncio.sleep(0.2)
 
 
-@kind("worker's time of day jumps", "workers")
+@kind("worker's time of day jumps", "workers", harmless=True)
 async def worker_clock_jumps(field: Field, chance: random.Random, name: str) -> None:
     """It is to have no effect whatsoever."""
     if not field.crew.clocks:
