@@ -72,6 +72,7 @@ class Lease:
         "free_at",
         "handoffs",
         "missed",
+        "overdue",
         "owed",
         "owner",
         "pushed",
@@ -107,6 +108,7 @@ class Lease:
         self.unread = 0  # bit i: key i is set, but not tracked yet
         self.extend_at = 0.0
         self.extending = 0  # bit i: an extension of key i is under way
+        self.overdue = 0  # bit i: ... and the next one was due meanwhile
         self.unreleased = 0  # keys that are not yet known to be released
         self.missed = 0  # ... that turned out not to be ours any more
         self.settled: Any = None  # the shell's: who waits for the release

@@ -727,3 +727,20 @@ def test_an_extension_that_is_due_while_a_key_is_looked_at_is_not_left_out() -> 
     bench.answer(Ask.READ, ttl=3700)
     bench.answer(Ask.EXTEND)
     assert bench.told == [] and lease.deadline > bench.now
+
+
+def test_an_extension_that_was_due_while_one_was_under_way_is_made_up_for_when_that_is_answered() -> None:
+    """What was answered late may be over before the next one is due."""
+    bench = Bench()
+    lease = bench.hold()
+    bench.wait(2.5 / 2)
+    late = bench.now
+    bench.wait(2.5)  # the next one is due: nothing more is asked of a server that has not answered
+    assert bench.asks == [(Ask.EXTEND, 0)]
+    bench.answer(Ask.EXTEND)
+    assert lease.deadline == pytest.approx(late + TERM, abs=GRID)
+    assert bench.asks == [(Ask.EXTEND, 0)]
+    bench.answer(Ask.EXTEND)
+    assert bench.asks == []
+    bench.wait(late + TERM - bench.now + 0.01)
+    assert bench.told == [] and bench.room.holder is lease

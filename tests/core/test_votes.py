@@ -442,3 +442,19 @@ def test_a_push_ends_the_wait_though_a_refusal_came_when_the_attempt_was_lost_al
     bench.room.pushed(1, bench.now)
     bench.room.pushed(2, bench.now)
     assert bench.asks  # both of the servers that are up have said that their keys are free
+
+
+def test_a_slow_server_is_extended_again_before_it_is_needed() -> None:
+    """One of three answers later than the next extension was due. When another one stops answering, its vote counts."""
+    bench = Bench(2)
+    lease = bench.hold()
+    bench.wait(2.5 / 2)
+    bench.answer(Ask.EXTEND, 0)
+    bench.answer(Ask.EXTEND, 1)
+    bench.wait(2.5)
+    assert bench.asks == [(Ask.EXTEND, 2), (Ask.EXTEND, 0), (Ask.EXTEND, 1)]
+    bench.answer(Ask.EXTEND, 2)
+    bench.answer(Ask.EXTEND, 0)
+    bench.answer(Ask.EXTEND, 2)  # at once: the next one was due
+    bench.wait(2.45)  # nothing of the second one, and an extension is due only after what the third had first is over
+    assert bench.room.holder is lease and bench.told == []

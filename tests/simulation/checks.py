@@ -270,6 +270,8 @@ class Check:
             self.losses += 1
             if reason is LossReason.EXPIRED:
                 sound = self.world.now >= lease.deadline and self.world.disturbed
+                if self._could_have_been_extended(client, lease):
+                    raise self.broken("f", f"{client.name} lost the lock, {reason}, and its servers were there")
             elif reason is LossReason.DISCONNECTED:
                 sound = any(client.gone)
             elif reason is LossReason.CLOSED:
@@ -278,6 +280,25 @@ class Check:
                 sound = any(token == lease.token for _, token in self.world.touched)
             if not sound:
                 raise self.broken("f", f"{client.name} lost the lock, {reason}, and nobody had touched it")
+
+    def _could_have_been_extended(self, client: Client, lease: Lease) -> bool:
+        """Has a majority of the keys been there, with nothing in the way and nothing unanswered, for a while?"""
+        rules = self.world.rules
+        while_ago = self.world.now - (rules.validity - rules.extend_interval) / 2
+        if client.frozen > while_ago:
+            return False
+        there = 0
+        for key, server, asked in zip(lease.owner.room.keys, self._servers, lease.asked, strict=True):
+            link = client.links[server.name]
+            there += (
+                link is not None
+                and not link.broken
+                and max(link.since, server.stalled, server.troubled) <= while_ago
+                and not asked
+                and server.has(key, lease.token)
+                and (key, lease.token) not in self.world.touched
+            )
+        return there >= self.majority
 
     def _failed_for_a_reason(self) -> None:
         """Nobody fails for a lost connection that was not; whoever waits outlasts everything but lasting errors."""
