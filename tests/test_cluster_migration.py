@@ -14,8 +14,11 @@ from redis.asyncio.cluster import RedisCluster
 
 from asynclock import Locker, LockScope, NotLockedError
 from asynclock import topology as topologies
+from asynclock.core.rules import Ask
 from asynclock.testing import Cluster, Proxy, Server
 from asynclock.testing.nodes import text, view
+from asynclock.wire.commands import split
+from asynclock.wire.protocol import Expects
 from tests.cluster import asking, counted, execute, moves_at_once, no_keys, owner_of, primaries, spread
 from tests.helpers import AT_ONCE, body, key, until
 
@@ -318,6 +321,40 @@ async def test_an_answer_that_comes_after_the_slot_and_the_release(cluster: Clus
             async with locker.try_with_context("late") as scope:
                 assert scope.held
         await behind.client.aclose()
+
+
+@pytest.mark.asyncio
+async def test_a_slot_that_goes_between_the_two_commands_of_one_question(
+    cluster: Cluster, locker: Locker, other: Locker
+) -> None:
+    """The key was set, and has moved on with its slot when its time to live is asked for. Where it is now it is not
+    somebody else's: asked anew, it would refuse its own owner, and nobody would release it."""
+    name = "between"
+    held = await other.acquire(name)
+    waiting = asyncio.create_task(locker.acquire(name))
+    await asyncio.sleep(0.05)
+    node = locker._keeper.topology.home(locker._keeper.rooms[name], 0)
+    assert node is not None and node.wire is not None
+    wire, send = node.wire, node.wire.send
+    rest: list[bytes] = []
+
+    def halves(data: bytes, expects: Expects, replies: int, now: float) -> None:
+        if getattr(expects, "ask", None) is Ask.TAKE_TTL and not rest:
+            data, second = split(data)
+            rest.append(second)
+        send(data, expects, replies, now)
+
+    wire.send = halves  # type: ignore[method-assign]
+    move = Move(cluster, name)
+    await held.release()
+    await until(lambda: rest and move.execute("EXISTS", "begun"))
+    await move.up_to("finished")
+    wire._transport.write(rest[0])
+    scope = await asyncio.wait_for(waiting, 2)
+    await asyncio.sleep(0.1)
+    assert scope.held
+    await scope.release()
+    await no_keys(cluster)
 
 
 @pytest.mark.asyncio

@@ -22,7 +22,7 @@ REPLIES = (1, 2, 2, 2, 2, 1)  # to each Ask, in their order
 _DONE = (OK, 1)  # what a command answers that did what it was to do
 _OTHERS = b""  # in the key: not ours, whatever it is
 _WRITTEN = (OK, None, 1, 0, _OTHERS)  # all that a command may answer that writes
-NO_KEY = -2  # of PTTL
+NO_KEY, NO_END = -2, -1  # of PTTL
 
 
 class Confirms(Protocol):
@@ -126,6 +126,10 @@ class Request:
         for position, reply in enumerate(replies):
             if is_error(reply):
                 text = str(reply)
+                if ask is TAKE_TTL and position and replies[0] == OK and text.startswith(REDIRECTIONS):
+                    # The key is set, and its slot went on with it in between: taken anew, it would refuse its owner.
+                    replies[position] = NO_END
+                    continue
                 # Of a lease that is done only the release is sent on: whatever else came there now
                 # could come after it.
                 wanted = ask is RELEASE or not self.lease.done
