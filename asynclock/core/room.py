@@ -230,6 +230,8 @@ class Room(Generic[W]):
                         self._ask(lease, index, READ, now)  # else at the first look
             if lease.doubted and ask > TAKE_TTL and not lease.pushed >> index & 1:
                 lease.doubted &= ~(1 << index)
+                if not lease.doubted and lease is self.holder:
+                    self.failures = 0
             if lease.pushed and lease.pushed >> index & 1 and not lease.asked[index]:
                 # The push may be older than the answer, or not (it can come on another connection).
                 lease.pushed &= ~(1 << index)
@@ -472,6 +474,7 @@ class Room(Generic[W]):
             self._release(lease, now)
             self._force(now)
             return
+        self.haste = 0
         # If too few servers are connected, they are for the others who force as well: one answer for all.
         unreachable = sum(until == NEVER for until in lease.free_at.values())
         waiters = list(self.forces)[: None if unreachable > self.rules.keys - self.rules.majority else 1]

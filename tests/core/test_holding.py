@@ -2,6 +2,7 @@
 
 import pytest
 
+from asynclock.core.room import MAX_HASTE
 from asynclock.core.rules import GRID, NEVER, Ask, LossReason, Rules, on_grid
 from asynclock.core.turns import MIN_HOLD_BACK, REMEMBERED, Turns
 
@@ -131,6 +132,17 @@ def test_a_push_that_meets_an_error_is_looked_into_again_soon(ask: Ask) -> None:
     bench.fail(ask, error=Trouble())
     bench.wait(0.05)
     assert bench.asks == [(Ask.EXTEND, 0)]
+
+
+def test_errors_that_were_got_over_do_not_make_later_ones_last_longer() -> None:
+    bench = Bench()
+    bench.hold()
+    for _ in range(8):
+        bench.room.pushed(0, bench.now)
+        bench.fail(Ask.READ, error=Trouble())
+        bench.wait(0.05)
+        bench.answer(Ask.EXTEND)
+    assert bench.told == []
 
 
 def test_a_clock_that_was_off_is_doubted() -> None:
@@ -305,6 +317,17 @@ def test_a_force_that_comes_to_nothing_between_its_two_commands_is_tried_again(f
     assert bench.of("failed") == []
     bench.answer(Ask.FORCE)
     assert bench.of("granted") == ["me"]
+
+
+def test_a_force_is_tried_as_often_as_the_one_before_it() -> None:
+    bench = Bench()
+    bench.hold()
+    for waiter in ("one", "two"):
+        bench.room.force(waiter, bench.now)
+        for _ in range(1 + MAX_HASTE):
+            assert bench.of("failed").count(waiter) == 0
+            bench.answer(Ask.FORCE, found=OTHER, ok=True)
+        assert bench.of("failed").count(waiter) == 1
 
 
 # Hand-off
