@@ -39,7 +39,7 @@ class Row:
     forgotten: int = 0
     """Overlaps because servers forgot."""
     longest: float = 0.0
-    """... of these, the longest, without times in which one of both did not run."""
+    """... of these, the longest, without times in which the one who had it first did not run."""
     beyond: int = 0
     """... and those that were longer than the bound, which other faults around allowed."""
     stale: int = 0
@@ -101,8 +101,7 @@ def _judge_overlap(
     history: History, bounds: Bounds, verdict: Verdict, first: Hold, second: Hold, seen: dict[str, set[Hold]]
 ) -> None:
     since, until = second.held, min(first.ended, second.ended)
-    idle = [*_within(history.stalls[first.who], since, until), *_within(history.stalls[second.who], since, until)]
-    awake = _uncovered(since, until, idle)
+    awake = _uncovered(since, until, history.stalls[first.who])
     excuse = FORCED if second.forced else _excuse(history, bounds, first, second)
     if excuse is not None:
         row = verdict.rows[excuse]
