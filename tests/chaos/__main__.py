@@ -31,10 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fault", metavar="NAME", action="append", help="this fault; may be repeated")
     parser.add_argument("--seed", type=int, help="of the plan of faults (default: a new one, which is shown)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table of what each fault did")
     parser.add_argument("--svg", type=Path, metavar="DIRECTORY", help="write a picture of each deployment there")
     parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="write the logs there, and leave them")
     options = parser.parse_args(arguments)
-    report.writable(options.json, options.svg and options.svg / "chaos.svg")
+    report.writable(options.json, options.markdown, options.svg and options.svg / "chaos.svg")
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
     chosen = options.only or list(DEPLOYMENTS)
     if wanted := set(options.fault or ()):
@@ -65,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shutil.rmtree(directory, ignore_errors=True)
     if options.json is not None:
         options.json.write_text(json.dumps([report.as_json(outcome) for outcome in outcomes], indent=1) + "\n")
+    if options.markdown is not None:
+        options.markdown.write_text(report.markdown(outcomes))
     return int(any(outcome.verdict.violations for outcome in outcomes))
 
 

@@ -25,7 +25,7 @@ class Bounds:
     wait: float
     validity: float
     majority: int
-    harmless: frozenset[str] = frozenset()
+    harmless: tuple[str, ...] = ()
     """Faults that cost nobody a lock, where they come alone."""
 
 

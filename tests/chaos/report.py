@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,33 @@ def show(console: Console, outcome: Outcome) -> None:
         console.print(f"[bold red]violated[/] {violation}", markup=True, highlight=False)
     if len(verdict.violations) > 20:
         console.print(f"... and {len(verdict.violations) - 20} more")
+
+
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """A table for a page: what each fault did, on all deployments together."""
+    lines = [
+        "| fault | times | two holders, servers kept their word | … servers forgot | … the longest | … its bound "
+        "| nobody has a lock, after it, for | errors not asynclock's own |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    kinds = sorted({kind for outcome in outcomes for kind in outcome.verdict.rows})
+    for kind in kinds:
+        there = [outcome for outcome in outcomes if kind in outcome.verdict.rows]
+        rows = [outcome.verdict.rows[kind] for outcome in there]
+        forgotten, beyond = sum(row.forgotten for row in rows), sum(row.beyond for row in rows)
+        bound = max(outcome.bounds.told.get(kind, 0.0) for outcome in there)
+        cells = [
+            "no fault around" if kind == "none" else kind,
+            str(sum(row.injected for row in rows) or "-"),
+            str(sum(row.broken for row in rows)),
+            f"{forgotten}" + (f", {beyond} beyond" if beyond else "") if forgotten else "-",
+            _ms(max(row.longest for row in rows)) if forgotten else "-",
+            _ms(bound) if bound else "none allowed",
+            f"{wait:.2f} s" if (wait := max(row.wait for row in rows)) else "-",
+            str(sum(row.errors for row in rows)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def picture(outcome: Outcome) -> str:

@@ -121,7 +121,7 @@ async def run(
 def bounds_of(deployment: Deployment, work: Work) -> Bounds:
     told = {kind.name: kind.told for kind in kinds_for(deployment.name)} | {FORCED: PUSH, UNASKED: LOOK}
     wait = math.inf if work.roam else deployment.longest_gap
-    harmless = frozenset(kind.name for kind in kinds_for(deployment.name) if kind.harmless)
+    harmless = tuple(kind.name for kind in kinds_for(deployment.name) if kind.harmless)
     return Bounds(told, wait, VALIDITY, deployment.majority, harmless)
 
 

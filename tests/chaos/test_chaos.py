@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +40,9 @@ def test_a_few_seconds_of_it(tmp_path: Path) -> None:
     assert outcome.history.holds > 100
     assert said[-1] == "judging"
     assert outcome.verdict.rows
-    assert report.as_json(outcome)["violations"] == []
+    assert json.loads(json.dumps(report.as_json(outcome)))["violations"] == []
+    kinds = set(outcome.verdict.rows) - {"none"}
+    assert kinds and all(f"| {kind} | " in report.markdown([outcome, outcome]) for kind in kinds)
     picture = report.picture(outcome)
     assert picture.startswith("<svg ") and "long-1" in picture
 

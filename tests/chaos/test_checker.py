@@ -139,7 +139,7 @@ def test_a_loss_without_a_fault() -> None:
 
 def test_a_loss_after_what_costs_nobody_a_lock() -> None:
     lost = [held(10, "a"), ended(10.5, "a", why="disconnected", acted=10.4, due=12)]
-    bounds = dataclasses.replace(BOUNDS, harmless=frozenset({"cut"}))
+    bounds = dataclasses.replace(BOUNDS, harmless=("cut",))
     found = verdict(lost, fault(10.45, 10.46, "cut"), bounds=bounds)
     assert "'cut', which costs nobody a lock" in found.violations[0]
     # Another fault, or a loop that did not run, may be why.
