@@ -160,7 +160,8 @@ class Check:
             link = client.links[server.name]
             if link is None or link.broken:
                 continue
-            if not any(asker is None and what in (None, key) for asker, what in link.back):
+            under_way = [*link.told, *(what for asker, what in link.back if asker is None)]
+            if not any(what in (None, key) for what in under_way):
                 raise self.broken("a", f"{client.name} counts on key {index}, has lost it, and will not be told")
 
     def _asked_again(self, server: Server, client: Client) -> float:

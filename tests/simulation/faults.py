@@ -93,6 +93,17 @@ def deaf_after_a_reconnect(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Room, "reconnected", trusting)
 
 
+def no_second_look(patch: pytest.MonkeyPatch) -> None:
+    """A push that comes while an answer is waited for is taken to be older than that."""
+    answered = Room.answered
+
+    def once(self: Room[Any], lease: Lease, index: int, *rest: Any) -> None:
+        lease.pushed &= ~(1 << index)
+        answered(self, lease, index, *rest)
+
+    patch.setattr(Room, "answered", once)
+
+
 FAULTS: dict[str, Plant] = {
     "deadline counted from the reply": count_from_the_reply,
     "no wake-up at the time to live": forget_to_wake,
@@ -100,4 +111,5 @@ FAULTS: dict[str, Plant] = {
     "a majority of one less": one_vote_less,
     "pushes ignored while acquiring": deaf_while_acquiring,
     "no look at the key after a reconnect": deaf_after_a_reconnect,
+    "no second look after a push that overtook an answer": no_second_look,
 }

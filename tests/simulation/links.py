@@ -25,10 +25,11 @@ class Link:
         self.quarantined = False  # does the client ask for no votes here yet?
         self.out: deque[tuple[Asker, Command]] = deque()  # commands that the server has not read
         self.back: deque[tuple[Asker | None, Any]] = deque()  # replies and pushes that the client has not read
+        self.told: deque[bytes | None] = deque()  # pushes that come over a second connection, and were not read yet
         self.waiting: deque[Asker] = deque()  # the client's: who expects the next replies
         self.heard = self.world.now
         self._serving: list[bytes | None] | None = None  # what the command caused that is being executed
-        self._out_due = self._back_due = 0.0
+        self._out_due = self._back_due = self._told_due = 0.0
         server.links[self] = None
 
     def send(self, asker: Asker, commands: Sequence[Command]) -> None:
@@ -54,7 +55,11 @@ class Link:
             world.at(self._out_due, self._serve, len(commands))
 
     def push(self, key: bytes | None) -> None:
-        if self._serving is not None:
+        if self.world.apart:
+            self.told.append(key)
+            self._told_due = max(self._told_due, self.world.now + self.world.delay())
+            self.world.at(self._told_due, self._be_told)
+        elif self._serving is not None:
             self._serving.append(key)
         elif not self.broken:
             self.back.append((None, key))
@@ -96,6 +101,14 @@ class Link:
                 if not asker.left:
                     self.waiting.popleft()
 
+    def _be_told(self) -> None:
+        client = self.client
+        if client.links[self.server.name] is not self or self._later(client.frozen, self._be_told):
+            return
+        if self.told:  # else it was cut meanwhile
+            self.world.acted = client
+            client.pushed(self, self.told.popleft())
+
     def _later(self, until: float, what: Callable[..., None], *arguments: Any) -> bool:
         if until > self.world.now:
             self.world.at(until, what, *arguments)
@@ -123,6 +136,7 @@ class Link:
         self.broken = self.world.cut = True
         self.out.clear()
         self.back.clear()
+        self.told.clear()
         del self.server.links[self]
         for links in self.server.tracked.values():
             links.pop(self, None)

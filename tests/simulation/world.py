@@ -53,6 +53,7 @@ class World:
         self.slow = self.random.choice((0.0, 0.1, 0.5))  # the share of packets that take long
         self.longest = QUICK  # seconds that a packet took so far
         self.noloop = self.random.random() < 0.8
+        self.apart = seed % 4 == 0  # do pushes come over a connection of their own, as where there is no RESP3?
         self.disturbed = self.slow > 0  # has anything happened that can make an extension fail?
         self.calm = False  # no packets take long any more
         self.silence = max(0.5, (rules.validity - rules.extend_interval) / 2)
