@@ -10,12 +10,16 @@ import re
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import hiredis
 import pytest
 import redis.asyncio as redis
 from redis.credentials import CredentialProvider
 
 from asynclock import AsyncLockError, Locker
 from asynclock.testing import Server
+from asynclock.wire.abilities import refused
+from asynclock.wire.commands import error_of
+from asynclock.wire.door import Door
 from tests.helpers import key, until
 from tests.hostile import Turncoat, to
 
@@ -238,10 +242,49 @@ async def commands_that_are_gone(heard: Heard, listener: Listener) -> None:
             await use(locker, listener)
 
 
+def repeats(*commands: bytes) -> Callable[[bytes], bytes | None]:
+    said = f"-ERR go away, {PASSWORD}\r\n".encode()
+    return lambda command: said if any(b"\r\n%b\r\n" % each in command for each in commands) else None
+
+
+async def repeated(heard: Heard, listener: Listener) -> None:
+    """The password itself, in an error of the server's own making: while a connection is set up, and later."""
+    for options in ({}, {"min_replicas": 1}, {"fallback_setpx": False}):
+        for commands in ((b"SET", b"GET"), (b"DELIFEQ", b"DELEX", b"EVAL", b"EVALSHA"), (b"TIME",), (b"INFO",)):
+            heard.answer = repeats(*commands)
+            locker = Locker(with_password(heard), **options)
+            await use(locker, listener)
+            await locker.aclose()
+    heard.answer = repeats(b"CLIENT", b"SUBSCRIBE")
+    locker = Locker(f"{with_password(heard)}?protocol=2")
+    await use(locker, listener)
+    await locker.aclose()
+    heard.answer = None
+    async with Locker(with_password(heard), key_validity=1.0) as locker:
+        scope = await locker.acquire("held", timeout=2)
+        heard.answer = repeats(b"SET", b"GET", b"PTTL", b"PEXPIRE", b"EVAL", b"EVALSHA", b"TIME")
+        await use(locker, listener)
+        with contextlib.suppress(AsyncLockError):
+            await asyncio.wait_for(scope.wait_lost(), 3)
+        with pytest.raises(AsyncLockError) as caught:
+            scope.check()
+        listener.error(caught.value)
+    assert any("had a password in it" in each for each in listener.shown)
+
+
 async def no_auth_command(heard: Heard, listener: Listener) -> None:
     """A proxy that knows neither HELLO nor AUTH says so, and repeats what it was told."""
     heard.answer = lambda command: unknown(command) if b"HELLO" in command or b"AUTH" in command else None
     await use(Locker(with_password(heard)), listener)
+
+
+def test_what_is_not_shown_is_still_understood() -> None:
+    """A short password is in everything that a server says; errors that pass must not count as lasting for that."""
+    door = Door(redis.Connection, {"password": "a"})
+    for reply, lasting in ((hiredis.ReplyError("LOADING data"), False), (hiredis.ReplyError("ERR bad"), True)):
+        error = error_of("server", "SET", "key", reply, door.quote(reply))
+        assert error is not None and error.lasting == lasting and str(reply) not in str(error)
+        assert refused(door, "SET", reply).lasting == lasting
 
 
 Way = Callable[[Heard, Listener], Awaitable[None]]
@@ -262,6 +305,7 @@ Way = Callable[[Heard, Listener], Awaitable[None]]
         credentials_that_fail,
         forgotten,
         commands_that_are_gone,
+        repeated,
         no_auth_command,
     ],
 )

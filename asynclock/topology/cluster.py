@@ -17,7 +17,6 @@ from ..errors import ServerError
 from ..options import Options
 from ..wire.commands import is_error, packed, unbulk
 from ..wire.node import Node
-from ..wire.quoting import quoted
 from ..wire.requests import OwedRelease, Request
 from .base import Address, Owner
 
@@ -193,12 +192,14 @@ class Cluster:
                 continue
             if is_error(reply):
                 hint = "; grant CLUSTER|SLOTS with ACL SETUSER" if str(reply).startswith("NOPERM") else ""
-                problem = ServerError(node.label, f"refused CLUSTER SLOTS: {quoted(reply)}{hint}", lasting=bool(hint))
+                problem = ServerError(
+                    node.label, f"refused CLUSTER SLOTS: {node.quote(reply)}{hint}", lasting=bool(hint)
+                )
                 continue
             try:
                 ranges = self._ranges(reply, node)
             except (TypeError, ValueError, IndexError, AttributeError):
-                problem = ServerError(node.label, f"answered CLUSTER SLOTS with {quoted(reply)}")
+                problem = ServerError(node.label, f"answered CLUSTER SLOTS with {node.quote(reply)}")
                 continue
             if not ranges:
                 # It may be new, or have lost its nodes.conf: the others know more.

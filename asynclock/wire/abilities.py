@@ -15,7 +15,7 @@ from ..core.rules import RELEASE
 from ..errors import ServerError, UncertainError
 from ..options import Options
 from .commands import LOAD, Abilities, Commands, bulk, is_error, packed, seconds_of
-from .quoting import quoted
+from .door import Door
 
 log = logging.getLogger("asynclock")
 
@@ -35,15 +35,13 @@ class Redirect(NamedTuple):
 
 
 async def learn(
-    server: str,
+    door: Door,
     ask: Ask,
     options: Options,
     clock: ServerClock,
     now: Callable[[], float],
-    client_name: str | None,
     *,
     uptime: bool = False,
-    protocol: int = 3,
     redirect: Redirect | None = None,
 ) -> Abilities:
     """Ask a connected server what it is, switch tracking on, and try every command.
@@ -51,6 +49,7 @@ async def learn(
     :raises ServerError: a permission is missing, the server is read-only, loading, or of a kind
         that this version does not know
     """
+    server, protocol = door.label, door.protocol
     sent = now()
     # Without RESP3 there may be no HELLO at all, or a proxy that hangs up at it.
     who = "HELLO" if protocol == 3 else "INFO"
@@ -59,7 +58,7 @@ async def learn(
     if who == "INFO" and is_error(told) and not is_error(hello := await ask(packed(b"HELLO"))):
         who, told = "HELLO", hello  # no permission takes HELLO away, as one may INFO
     if is_error(told):
-        raise refused(server, who, told)
+        raise refused(door, who, told)
     try:
         about = _about(told, protocol)
         kind = about.get(b"server", about.get(b"server_name", b"redis")).decode()
@@ -68,7 +67,7 @@ async def learn(
         version = tuple(int(part) for part in number.split(".")[:3])
     except (AttributeError, KeyError, ValueError, TypeError, IndexError):
         raise ServerError(
-            server, f"not a Redis or Valkey server: {who} answered {quoted(told)}", lasting=True
+            server, f"not a Redis or Valkey server: {who} answered {door.quote(told)}", lasting=True
         ) from None
     if redirect is not None and None is not redirect.run_id != about.get(b"run_id", redirect.run_id):
         # The id would be somebody else's there. Not for good: the next connections may meet again.
@@ -84,11 +83,11 @@ async def learn(
             lasting=True,
         )
     if is_error(time):  # a Sentinel does not know TIME
-        raise refused(server, "TIME", time)
+        raise refused(door, "TIME", time)
     try:
         clock.observe(sent, seconds_of(time))
     except ValueError:
-        raise ServerError(server, f"answered TIME with {quoted(time)}", lasting=True) from None
+        raise ServerError(server, f"answered TIME with {door.quote(time)}", lasting=True) from None
 
     uptime = uptime and mode != "cluster"  # there, others have the keys of one that is back
     noloop = options.no_loop_tracking
@@ -114,21 +113,23 @@ async def learn(
         if noloop:
             tracking.append(b"NOLOOP")
         probes = {"CLIENT TRACKING": packed(*tracking), **probes}
-    if client_name is not None:
-        probes["CLIENT SETNAME"] = packed(b"CLIENT", b"SETNAME", client_name.encode())  # a courtesy, may be refused
+    if door.client_name is not None:
+        probes["CLIENT SETNAME"] = packed(
+            b"CLIENT", b"SETNAME", door.client_name.encode()
+        )  # a courtesy, may be refused
     if options.min_replicas:
         probes["WAIT"] = packed(b"WAIT", b"0", b"1")  # for none
     if uptime:
         probes["INFO"] = INFO
     replies = await _all(ask, probes)
-    started, run_id = _started(server, replies["INFO"], now(), options) if uptime else (None, "")
+    started, run_id = _started(door, replies["INFO"], now(), options) if uptime else (None, "")
     if mode == "cluster":
         # The key is another node's, perhaps: the command exists, and is allowed, but was not tried.
         replies = {name: None if _elsewhere(reply) else reply for name, reply in replies.items()}
 
     for must in ("CLIENT TRACKING", "GET", "PTTL", "SET", "WAIT"):
         if is_error(replies.get(must)):
-            raise refused(server, must, replies[must])
+            raise refused(door, must, replies[must])
     can = {name: not is_error(reply) for name, reply in replies.items()}
     if mode == "cluster":  # options of SET that were perhaps not looked at
         if "SET PXAT" in can:
@@ -137,17 +138,17 @@ async def learn(
     for may in ("SET PXAT", "SET IFEQ", "DELIFEQ", "DELEX"):
         # "unknown command" and "syntax error" are answers; a missing permission is not.
         if not can.get(may, True) and str(replies[may]).startswith("NOPERM") and may != "DELEX":
-            raise refused(server, may, replies[may])
+            raise refused(door, may, replies[may])
     if options.fallback_setpx is False and not can["SET PXAT"]:
         raise ServerError(
             server,
-            f"does not know SET ... PXAT ({quoted(replies['SET PXAT'])}); leave fallback_setpx=False out",
+            f"does not know SET ... PXAT ({door.quote(replies['SET PXAT'])}); leave fallback_setpx=False out",
             lasting=True,
         )
     delete = b"DELIFEQ" if can["DELIFEQ"] else b"DELEX" if can["DELEX"] else b"EVAL"
     evalsha = False
     if delete == b"EVAL" or not can["SET IFEQ"]:
-        evalsha = await _scripts(server, ask, key, mode)
+        evalsha = await _scripts(door, ask, key, mode)
     return Abilities(
         server=kind,
         version=version,
@@ -162,7 +163,7 @@ async def learn(
     )
 
 
-async def _scripts(server: str, ask: Ask, key: bytes, mode: str) -> bool:
+async def _scripts(door: Door, ask: Ask, key: bytes, mode: str) -> bool:
     """Let the server learn the scripts. May they be run by their digests, rather than told each time?"""
     commands = Commands(Abilities(evalsha=True), 1.0)
     replies = await _all(
@@ -176,28 +177,28 @@ async def _scripts(server: str, ask: Ask, key: bytes, mode: str) -> bool:
     if mode == "cluster":
         replies = {name: None if _elsewhere(reply) else reply for name, reply in replies.items()}
     if is_error(replies["EVAL"]):
-        raise refused(server, "EVAL", replies["EVAL"])
+        raise refused(door, "EVAL", replies["EVAL"])
     return not any(map(is_error, replies.values()))
 
 
-def _started(server: str, info: Any, now: float, options: Options) -> tuple[float | None, str]:
+def _started(door: Door, info: Any, now: float, options: Options) -> tuple[float | None, str]:
     """When that process was started, on the client's clock and at the latest; and what identifies it."""
     if is_error(info):
         if options.restart_quarantine is None:
             log.warning(
                 "asynclock: %s does not tell how long it has been up (%s): grant INFO, or a restart that loses "
                 "its keys is not guarded against (restart_quarantine)",
-                server,
-                quoted(info),
+                door.label,
+                door.quote(info),
             )
             return None, ""
-        raise refused(server, "INFO", info)
+        raise refused(door, "INFO", info)
     about = _about(info, 2)
     try:
         # Whole seconds, the rest cut off at both ends of what is subtracted.
         return now - max(0, int(about[b"uptime_in_seconds"]) - 1), about[b"run_id"].decode()
     except (KeyError, ValueError):
-        raise ServerError(server, "INFO does not tell uptime_in_seconds; say restart_quarantine=False") from None
+        raise ServerError(door.label, "INFO does not tell uptime_in_seconds; say restart_quarantine=False") from None
 
 
 def _elsewhere(reply: Any) -> bool:
@@ -233,10 +234,10 @@ async def _all(ask: Ask, commands: dict[str, bytes]) -> dict[str, Any]:
     return {name: await reply for name, reply in under_way.items()}
 
 
-def refused(server: str, command: str, reply: Any) -> ServerError:
+def refused(door: Door, command: str, reply: Any) -> ServerError:
     """The error for a server that answered ``command`` so while it was set up."""
-    text = quoted(reply)
-    word = text.split(" ", 1)[0]
+    server, text = door.label, door.quote(reply)
+    word = str(reply).split(" ", 1)[0]
     tracking = command in ("CLIENT TRACKING", "CLIENT ID", "SUBSCRIBE")  # the last two: RESP2 only
     if word == "NOPERM":
         hint = f"permission for {command} is missing; grant it with ACL SETUSER"
@@ -251,7 +252,7 @@ def refused(server: str, command: str, reply: Any) -> ServerError:
         # Not for good: behind one address, and behind Sentinels that are a moment late, a failover
         # goes on to a primary. Nor does it mean that the keys are gone: that one may have them.
         return UncertainError(server, f"is a read-only replica; give the primary's address ({text})")
-    if command == "CLIENT TRACKING" and "redirect" in text:
+    if command == "CLIENT TRACKING" and "redirect" in str(reply):
         # The second connection was dropped in this very moment, or went to another server.
         return ServerError(server, f"cannot track keys, the connection for invalidations is not there ({text})")
     if tracking:

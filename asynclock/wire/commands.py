@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import hiredis
 
 from ..errors import ServerError
-from .quoting import quoted
 
 OK = b"OK"
 MAX_TIME = 1 << 42  # Unix seconds: a clock that shows more than this is none
@@ -149,13 +148,15 @@ def pxat(milliseconds: int) -> bytes:
     return b"$4\r\nPXAT\r\n" + bulk(b"%d" % milliseconds)
 
 
-def error_of(server: str, command: str, key: str, reply: Any) -> ServerError | None:
-    """What an error reply means; ``None``: nothing, the key just holds something that is not a string."""
-    text = quoted(reply)
-    if "WRONGTYPE" in text:
+def error_of(server: str, command: str, key: str, reply: Any, shown: str) -> ServerError | None:
+    """What an error reply means; ``None``: nothing, the key just holds something that is not a string.
+
+    :param shown: the reply, as it may be shown
+    """
+    if "WRONGTYPE" in str(reply):
         return None
-    word = text.split(" ", 1)[0]
-    problem = f"refused {command} on key {key!r}: {text}"
+    word = str(reply).split(" ", 1)[0]
+    problem = f"refused {command} on key {key!r}: {shown}"
     if word == "NOPERM":
         problem += "; grant the user this command and this key (ACL SETUSER)"
     elif word == "OOM":

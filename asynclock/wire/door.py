@@ -82,6 +82,7 @@ class Door:
         self._timeout: float = kwargs.get("socket_connect_timeout") or CONNECT_TIMEOUT
         self._resp3_at = float("inf") if self.protocol == 2 else 0.0  # when RESP3 is worth a try (time.monotonic)
         self._secrets = passwords(kwargs)
+        self._renewed = ""  # the last password that a provider announced
         where = kwargs.get("path")
         self.label = (
             f"unix:{where}" if where else f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
@@ -134,6 +135,14 @@ class Door:
         provider anyway.)"""
         return credentials.listen(self._kwargs.get("credential_provider"), self._pool, hear)
 
+    def quote(self, said: Any) -> str:
+        """What its server said, as it may be shown."""
+        return quoted(said, [*self._secrets, self._renewed] if self._renewed else self._secrets)
+
+    def renewed(self, words: credentials.Words) -> None:
+        """Its server was told these."""
+        self._renewed = words[-1].decode()
+
     async def open_another(self) -> asyncio.StreamWriter:
         """Connect once more, with the protocol of the last ``open``. Raises as ``open``."""
         return await self._open(self.protocol)
@@ -161,7 +170,7 @@ class Door:
                 raise _Resp3RefusedError from None
             raise ServerError(
                 self.label,
-                f"authentication refused ({quoted(error, self._secrets)}): check username and password",
+                f"authentication refused ({self.quote(error)}): check username and password",
                 lasting=True,
             ) from None
         except ServerError:
@@ -181,7 +190,7 @@ class Door:
         return writer
 
     def _explained(self, error: Exception) -> ServerError:
-        text = quoted(error, self._secrets)
+        text = self.quote(error)
         if _is_refusal(error):
             return ServerError(self.label, f"refused: {text}", lasting=True)
         if issubclass(self._class, redis.SSLConnection) and (found := tls.explained(error, self._kwargs)) is not None:

@@ -21,7 +21,6 @@ from .commands import is_error, packed
 from .credentials import Words
 from .door import Door
 from .protocol import OnPush, Wire
-from .quoting import quoted
 
 _CHANNEL = b"__redis__:invalidate"
 _SUBSCRIBE = packed(b"SUBSCRIBE", _CHANNEL)
@@ -40,6 +39,7 @@ class Invalidations(Wire):
     _patrol: asyncio.TimerHandle | None = None
     _pinged: float | None = None  # when, and nothing was heard since
     _struck = False
+    _quote: Callable[[Any], str]  # of the door
     _on_return: deque[Callable[[], None]]  # one for each SUBSCRIBE after new credentials that is not answered yet
 
     @classmethod
@@ -63,6 +63,7 @@ class Invalidations(Wire):
 
         self = cls(writer, loop, clock, on_push=pushed, on_lost=lost)
         self._on_return = deque()
+        self._quote = door.quote
         main.closed.add_done_callback(lambda _: self.abort())
         try:
             await self._subscribe(door, silence)
@@ -79,7 +80,7 @@ class Invalidations(Wire):
         told = {command: await reply for command, reply in asked.items()}
         for command in ("CLIENT ID", "SUBSCRIBE"):
             if is_error(told[command]):
-                raise refused(door.label, command, told[command])
+                raise refused(door, command, told[command])
         self.redirect = Redirect(int(told["CLIENT ID"]), run_id(told["INFO"]))
         self._silence = silence
         self._look()
@@ -97,7 +98,7 @@ class Invalidations(Wire):
         elif is_error(reply):
             what = "new credentials were refused" if self._on_return else "refused"
             self._on_return.clear()
-            self.abort(ConnectionError(f"{what}: {quoted(reply)}"))
+            self.abort(ConnectionError(f"{what}: {self._quote(reply)}"))
         elif isinstance(reply, list) and reply[:1] == [b"subscribe"] and self._on_return:
             self._on_return.popleft()()
 

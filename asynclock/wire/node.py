@@ -22,7 +22,6 @@ from .credentials import Words
 from .door import Door
 from .invalidations import Invalidations
 from .protocol import Wire
-from .quoting import quoted
 from .replicas import Replicas
 from .requests import REPLIES, OwedRelease, ReadAgain, Reauthentication, Request, TimeRequest
 from .violations import unexpected
@@ -78,6 +77,7 @@ class Node:
         self.now = clock
         self.label = door.label
         self.door = door
+        self.quote = door.quote
         self.commands = Commands(Abilities(), options.key_validity)
         self.abilities = Abilities()
         self.wire: Wire | None = None
@@ -164,13 +164,11 @@ class Node:
                 if self.door.protocol == 2 and self._options.client_side_caching:
                     second = await Invalidations.open(self.door, wire, self._pushed, self._silence)
                 self.abilities = await learn(
-                    self.label,
+                    self.door,
                     wire.call,
                     self._options,
                     self._clock,
                     self.now,
-                    self.door.client_name,
-                    protocol=self.door.protocol,
                     redirect=None if second is None else second.redirect,
                     uptime=self._quarantine,
                 )
@@ -203,7 +201,7 @@ class Node:
             if not isinstance(error, Exception) or isinstance(error, ServerError | ConfigurationError):
                 raise
             # Whatever a server or proxy may say that nobody has thought of: trying must not end with it.
-            raise ServerError(self.label, f"cannot be set up: {type(error).__name__}: {quoted(error)}") from error
+            raise ServerError(self.label, f"cannot be set up: {type(error).__name__}: {self.quote(error)}") from error
         if wire.closed.done():
             raise ServerError(self.label, "the connection was closed as soon as it was set up")
         self._clock_asked = False
@@ -248,7 +246,8 @@ class Node:
                 self._listener.reconnected(self)
 
         self._rotated = None
-        wire.send(packed(b"AUTH", *words), Reauthentication(wire.abort), 1, self.now())
+        self.door.renewed(words)
+        wire.send(packed(b"AUTH", *words), Reauthentication(wire.abort, self.quote), 1, self.now())
         if self._second is not None:
             self._second.reauthenticate(words, missed)
         if self.replicas is not None:

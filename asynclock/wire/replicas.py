@@ -30,7 +30,6 @@ from .commands import OK, Commands, bulk, is_error, packed, unbulk
 from .credentials import Words
 from .door import Door
 from .protocol import Wire
-from .quoting import quoted
 from .requests import Ignored, Reauthentication, Request
 from .violations import unexpected
 
@@ -59,7 +58,7 @@ class Replicas:
         main: Wire,
         writer: asyncio.StreamWriter,
         *,
-        label: str,
+        door: Door,
         commands: Commands,
         cluster: bool,
         options: Options,
@@ -69,7 +68,7 @@ class Replicas:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._main = main
-        self._label = label
+        self._label, self._quote = door.label, door.quote
         self._commands = commands
         self._cluster = cluster
         self._wanted = options.min_replicas
@@ -81,7 +80,7 @@ class Replicas:
         self._prefix = f"{options.key_prefix}:wait:".encode()
         self._marker: bytes | None = None  # the key that did last time, packed
         self._marked = False  # has the marker been written, this time?
-        self._refusal = ""  # ... or why not
+        self._refusal: Any = None  # ... or the error that it met
         self._covered: list[tuple[float, Request]] = []
         self._queued: list[tuple[float, Request]] = []
         self._busy = False  # a WAIT is under way
@@ -116,7 +115,7 @@ class Replicas:
         self = cls(
             main,
             writer,
-            label=door.label,
+            door=door,
             commands=commands,
             cluster=cluster,
             options=options,
@@ -142,7 +141,7 @@ class Replicas:
         reply = await self._side.call(self._write(marker))
         if is_error(reply):
             raise ServerError(
-                self._label, f"refused SET on key {unbulk(marker).decode()!r} (min_replicas): {quoted(reply)}"
+                self._label, f"refused SET on key {unbulk(marker).decode()!r} (min_replicas): {self._quote(reply)}"
             )
         found = await self._main.call(packed(b"GET", unbulk(marker)))
         self._side.send(self._delete(marker), Ignored(), 1, self._clock())
@@ -159,7 +158,7 @@ class Replicas:
         return None
 
     def reauthenticate(self, words: Words) -> None:
-        self._side.send(packed(b"AUTH", *words), Reauthentication(self._side.abort), 1, self._clock())
+        self._side.send(packed(b"AUTH", *words), Reauthentication(self._side.abort, self._quote), 1, self._clock())
 
     def confirm(self, request: Request) -> None:
         """Tell the request whether enough replicas have what it wrote, within ``try_next_after`` and a little."""
@@ -177,7 +176,7 @@ class Replicas:
     def _begin(self) -> None:
         self._covered, self._queued = self._queued, []
         self._busy = self._leaving = True
-        self._marked, self._refusal = False, ""
+        self._marked, self._refusal = False, None
         now = self._clock()
         # As long as the oldest may take; but not a WAIT for every one that is a little older than the next.
         milliseconds = math.ceil(max(self._covered[0][0] - now, self._patience / 4, 0.001) * 1000)
@@ -196,8 +195,8 @@ class Replicas:
         if reply == OK:
             self._marked = True
             self._marker = marker
-        elif not self._refusal or not quoted(reply).startswith(_ELSEWHERE):
-            self._refusal = quoted(reply)
+        elif self._refusal is None or not str(reply).startswith(_ELSEWHERE):
+            self._refusal = reply
 
     def counted(self, reply: Any) -> None:
         """The answer to WAIT."""
@@ -210,10 +209,10 @@ class Replicas:
         confirmed: list[tuple[float, Request]] = []
         why = ""
         if is_error(reply):
-            why = f"WAIT was refused: {quoted(reply)}"
+            why = f"WAIT was refused: {self._quote(reply)}"
             failed = covered
-        elif not self._marked and not self._refusal.startswith(_ELSEWHERE):
-            why = f"SET was refused: {self._refusal}"
+        elif not self._marked and not str(self._refusal).startswith(_ELSEWHERE):
+            why = f"SET was refused: {self._quote(self._refusal)}"
             failed = covered
         elif self._marked and reply >= self._wanted:
             self._trouble = None
@@ -222,7 +221,7 @@ class Replicas:
             if not self._marked:
                 # The slot of the marker has moved, or is moving: another one, while there is time.
                 self._marker = None
-                why = f"SET was refused: {self._refusal}"
+                why = f"SET was refused: {self._quote(self._refusal)}"
             # What was answered after that marker is on no more replicas than what was before.
             covered += self._queued
             now = self._clock() + 0.001

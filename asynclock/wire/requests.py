@@ -10,7 +10,6 @@ from ..core.room import Room
 from ..core.rules import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Ask
 from ..errors import ServerError
 from .commands import OK, Commands, error_of, is_error
-from .quoting import quoted
 from .violations import unexpected
 
 MAX_HOPS = 5  # a cluster that sends a request on more often than that does not know itself whose a key is
@@ -46,6 +45,9 @@ class Asked(Protocol):
     @property
     def now(self) -> Callable[[], float]: ...
     def key_text(self, room: Room[Any], index: int) -> str: ...
+    def quote(self, said: Any) -> str:
+        """What its server said, as it may be shown."""
+
     def owe(self, key: bytes, token: bytes) -> None: ...
     def demoted(self) -> None: ...
     def redirected(self, request: Request | OwedRelease, error: str) -> bool: ...
@@ -140,7 +142,7 @@ class Request:
                         node.scripts_are_gone(self)
                         return
                 command = node.commands.names[ask][position]
-                error = error_of(node.label, command, node.key_text(self.room, self.index), reply)
+                error = error_of(node.label, command, node.key_text(self.room, self.index), reply, node.quote(reply))
                 if error is not None:
                     if text.startswith("READONLY"):
                         node.demoted()
@@ -224,7 +226,8 @@ class ReadAgain:
         request = self._request
         if is_error(reply):
             node = request.node
-            error = error_of(node.label, "GET", node.key_text(request.room, request.index), reply)
+            key = node.key_text(request.room, request.index)
+            error = error_of(node.label, "GET", key, reply, node.quote(reply))
             if error is not None:
                 request.unconfirmed(error)
                 return
@@ -294,13 +297,14 @@ class Reauthentication:
     """The reply of AUTH, on a connection that was logged in before. The old login stays when the new
     one is refused, but not for long, and the reconnect finds out what is wrong: ``refused``."""
 
-    __slots__ = ("_refused",)
+    __slots__ = ("_quote", "_refused")
 
-    def __init__(self, refused: Callable[[Exception], None]) -> None:
+    def __init__(self, refused: Callable[[Exception], None], quote: Callable[[Any], str]) -> None:
         self._refused = refused
+        self._quote = quote
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         if is_error(reply):
-            self._refused(ConnectionError(f"new credentials were refused: {quoted(reply)}"))
+            self._refused(ConnectionError(f"new credentials were refused: {self._quote(reply)}"))
 
     def dropped(self) -> None: ...

@@ -19,7 +19,6 @@ from redis.exceptions import AuthenticationError, ResponseError
 
 from ..errors import ConfigurationError, ServerError, UncertainError
 from .door import NOT_OURS, Door, passwords
-from .quoting import quoted
 
 ANSWER_TIMEOUT = 1.0  # seconds for a Sentinel to answer
 STRAGGLERS = 0.05  # seconds for the others, once a majority has answered, without which there was no failover
@@ -128,7 +127,7 @@ class SentinelDoor(Door):
         if len(problems) < len(self._sentinels):
             raise ServerError(label, f"the Sentinels know no primary of the name {self._name!r}")
         # Nobody has said anything of the primary: it may be in the best of health.
-        what = "; ".join(sorted({quoted(problem, self._secrets) or type(problem).__name__ for problem in problems}))
+        what = "; ".join(sorted({self.quote(problem) or type(problem).__name__ for problem in problems}))
         if all(isinstance(problem, AuthenticationError | ResponseError) for problem in problems):
             raise UncertainError(
                 label,
