@@ -274,11 +274,12 @@ class Room(Generic[W]):
                 self._begin_extending(lease, now)
             # The vote counts on until its time is over: try again well before that, and soon if the
             # key is known to have changed.
+            left = lease.deadline - now
             if ask is READ or lease.pushed >> index & 1:
                 again = self._backoff()
             else:
-                again = max(self.rules.try_next_after, (lease.deadline - now) / 4)
-            lease.extend_at = min(lease.extend_at, now + again)
+                again = max(self.rules.try_next_after, left / 4)
+            lease.extend_at = min(lease.extend_at, now + min(again, left / 2))
         self._judge(lease, None, index, now)
 
     def released(self, lease: Lease, ok: bool, now: float) -> None:

@@ -123,6 +123,20 @@ def test_an_extension_that_meets_an_error_is_tried_again_in_time() -> None:
     assert bench.told == []
 
 
+@pytest.mark.parametrize("patience", [0.02, 2.0])
+def test_an_error_that_comes_late_leaves_no_time_for_a_pause(patience: float) -> None:
+    bench = Bench(try_next_after=patience)
+    lease = bench.hold()
+    bench.wait(2.5 / 2)
+    left = patience / 2
+    bench.wait(lease.deadline - bench.now - left)
+    bench.fail(Ask.EXTEND, error=Trouble())
+    bench.wait(0.9 * left)
+    assert bench.asks == [(Ask.EXTEND, 0)]
+    bench.answer(Ask.EXTEND)
+    assert lease.deadline > bench.now + 3.0 and bench.told == []
+
+
 @pytest.mark.parametrize("ask", [Ask.READ, Ask.EXTEND])
 def test_a_push_that_meets_an_error_is_looked_into_again_soon(ask: Ask) -> None:
     bench = Bench()
