@@ -286,7 +286,9 @@ class Keeper:
             waiter.error = error.again()  # each waiter raises one of its own
         else:
             waiter.error = self.unreachable(waiter.room) or ServerError(
-                self.where(), "the connection was lost, try again"
+                self.where(),
+                f"the connection was lost, or answers took longer than key_validity={self.options.key_validity:g} s; "
+                "try again",
             )
         waiter.done()
 

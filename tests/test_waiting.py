@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from asynclock import AcquireTimeoutError, Locker, LockLostError, NotLockedError
+from asynclock import AcquireTimeoutError, Locker, LockLostError, NotLockedError, ServerError
 from asynclock.keeper import clock
 from asynclock.testing import Proxy, Server
 from tests.helpers import AT_ONCE, body, key, until, worker
@@ -93,6 +93,17 @@ async def test_a_key_without_expiry_is_looked_at_again(server: Server) -> None:
         server.execute("DEL", key("job"))
         scope = await asyncio.wait_for(waiting, 2)
         await scope.release()
+
+
+@pytest.mark.asyncio
+async def test_who_does_not_wait_is_told_that_answers_take_too_long(server: Server) -> None:
+    """The connection is there, and the vote is over when it comes."""
+    async with Proxy(server.port) as proxy, Locker(proxy.url, key_validity=0.15) as locker:
+        proxy.delay = 0.2
+        with pytest.raises(ServerError, match=r"longer than key_validity=0\.15 s"):
+            await locker.try_acquire("job")
+        proxy.delay = 0.0
+        await (await locker.acquire("job", timeout=5)).release()
 
 
 @pytest.mark.asyncio

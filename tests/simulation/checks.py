@@ -283,10 +283,10 @@ class Check:
                 raise self.broken("f", f"{client.name} lost the lock, {reason}, and nobody had touched it")
 
     def _could_have_been_extended(self, client: Client, lease: Lease) -> bool:
-        """Has a majority of the keys been there, with nothing in the way and nothing unanswered, for a while?"""
+        """Has a majority of the keys been there, held, with nothing in the way and nothing unanswered, for a while?"""
         rules = self.world.rules
         while_ago = self.world.now - (rules.validity - rules.extend_interval) / 2
-        if client.frozen > while_ago:
+        if max(client.frozen, lease.acquired_at) > while_ago:  # what was granted late may be over at once
             return False
         there = 0
         for key, server, asked in zip(lease.owner.room.keys, self._servers, lease.asked, strict=True):
@@ -309,8 +309,10 @@ class Check:
             if task.state != "failed":
                 sound = task.how == "try_join"
             elif error is None:
-                # ... or a vote was over before the attempt was, since somebody had shortened the key's life.
-                sound = (self.world.cut or bool(self.world.touched)) and task.how != "join"
+                # ... or a vote was over before the attempt was, since somebody had shortened the key's life, or
+                # question and answer took as long.
+                late = 2 * self.world.longest > self.world.rules.term
+                sound = (self.world.cut or bool(self.world.touched) or late) and task.how != "join"
             else:
                 sound = error.lasting or task.how != "join"
             if not sound:
