@@ -168,9 +168,12 @@ async def test_timed_out_at_any_point_leaves_no_key(server: Server) -> None:
     random.seed(3)
     timeouts = acquired = 0
     async with Locker(server.url) as locker:
-        for _ in range(1000):
+        # Mostly 400 of a thousand. Where a server that is woken takes the core, nearly every answer is there first.
+        while timeouts + acquired < 1000 or min(timeouts, acquired) <= 10:
+            assert timeouts + acquired < 20_000, (timeouts, acquired)
             try:
-                # Half of them less than 0.1 ms, which is about what it takes.
+                # Half of them less than 0.1 ms, which is about what it takes. (uvloop's timers count whole
+                # milliseconds: there the time is over at once or after a while.)
                 scope = await locker.acquire("job", timeout=random.random() ** 4 * 0.0015)
             except AcquireTimeoutError:
                 timeouts += 1
@@ -178,9 +181,6 @@ async def test_timed_out_at_any_point_leaves_no_key(server: Server) -> None:
                 acquired += 1
                 await scope.release()
             assert server.execute("DBSIZE") == 0
-    # uvloop's timers count whole milliseconds: there the time is over at once or after a while.
-    assert timeouts > 10
-    assert acquired > 10
 
 
 @pytest.mark.asyncio
