@@ -78,7 +78,8 @@ async def test_a_server_that_answers_late_is_asked_no_more_until_it_has_answered
             await locker.acquire("another", timeout=0.05)
         tasks += [asyncio.create_task(locker.acquire(f"late {number}")) for number in range(300)]
         await asyncio.sleep(0.05)
-        assert len(wire.waiting) < pending + 150  # the locks that are held are extended, nothing else
+        held = sum(task.done() for task in tasks)  # these are looked at and extended: two answers each, nothing else
+        assert len(wire.waiting) <= pending + 4 * held < pending + 300
         proxy.rate = 0
         proxy.deliver()
         for scope in await asyncio.wait_for(asyncio.gather(*tasks), 10):

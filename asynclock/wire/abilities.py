@@ -113,10 +113,8 @@ async def learn(
         if noloop:
             tracking.append(b"NOLOOP")
         probes = {"CLIENT TRACKING": packed(*tracking), **probes}
-    if door.client_name is not None:
-        probes["CLIENT SETNAME"] = packed(
-            b"CLIENT", b"SETNAME", door.client_name.encode()
-        )  # a courtesy, may be refused
+    if door.client_name is not None:  # a courtesy, may be refused
+        probes["CLIENT SETNAME"] = packed(b"CLIENT", b"SETNAME", door.client_name.encode())
     if options.min_replicas:
         probes["WAIT"] = packed(b"WAIT", b"0", b"1")  # for none
     if uptime:

@@ -357,7 +357,7 @@ class Node:
         """As ``core.room.Port.ask``."""
         wire = self.wire
         key = room.keys[index]
-        if wire is None or wire.full or (wire.slow and ask < EXTEND):
+        if wire is None or wire.full or (wire.slow and ask <= FORCE):
             if ask is RELEASE:
                 self.owe(key, lease.token)
             return False

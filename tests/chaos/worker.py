@@ -158,7 +158,9 @@ class Worker:
         """In a block it is cancelled when the lock is lost; with ``told`` it waits for that itself."""
         self._holds += 1
         hold = self._holds
-        self._lost.pop(asyncio.current_task(), None)  # type: ignore[arg-type]  # of a block that ended otherwise
+        task = asyncio.current_task()
+        assert task is not None
+        self._lost.pop(task, None)  # of a block that ended otherwise
         at = acted = now()
         due, votes = at + scope.remaining(), _votes(scope)
         more = {"forced": True} if forced else {}
@@ -181,7 +183,7 @@ class Worker:
             why = scope.lost_reason or "cancelled"
             raise
         finally:
-            if why not in KEPT and (task := asyncio.current_task()) is not None:
+            if why not in KEPT:
                 self._lost[task] = now()
             self.log("ended", name=scope.name, hold=hold, why=why, acted=acted, due=due, votes=votes)
             if told is not None:

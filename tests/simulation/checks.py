@@ -311,7 +311,7 @@ class Check:
             elif error is None:
                 # ... or a vote was over before the attempt was, since somebody had shortened the key's life, or
                 # question and answer took as long.
-                late = 2 * self.world.longest > self.world.rules.term
+                late = self.world.now - task.since >= self.world.rules.term
                 sound = (self.world.cut or bool(self.world.touched) or late) and task.how != "join"
             else:
                 sound = error.lasting or task.how != "join"

@@ -22,13 +22,14 @@ VOTES = (Ask.TAKE, Ask.TAKE_TTL, Ask.FORCE)  # what asks for a new vote
 class Task:
     """One call of acquire, and what became of it."""
 
-    __slots__ = ("client", "how", "lease", "name", "number", "problem", "room", "state")
+    __slots__ = ("client", "how", "lease", "name", "number", "problem", "room", "since", "state")
 
     def __init__(self, client: Client, number: int, name: str, how: str) -> None:
         self.client = client
         self.number = number
         self.name = name
         self.how = how  # "join", "try_join" or "force"
+        self.since = client.world.now
         self.room: Room[Task] | None = None
         self.lease: Lease | None = None
         self.state = "waiting"  # held, released, lost, refused, failed, left
