@@ -270,8 +270,8 @@ class Room(Generic[W]):
             lease.barred += getattr(error, "lasting", False)
             lease.put_off(index, NEVER if error is None else now + self._backoff())
         elif error is not None:
-            if lease.extend_at == NEVER:
-                self._begin_extending(lease, now)
+            if lease is self.holder:
+                self._extend_in_time(lease, now)
             # The vote counts on until its time is over: try again well before that, and soon if the
             # key is known to have changed.
             left = lease.deadline - now
@@ -342,8 +342,7 @@ class Room(Generic[W]):
         for index in range(self.rules.keys):
             if lease.unread >> index & 1 and not lease.asked[index]:
                 self._ask(lease, index, READ, now)
-        if lease.extend_at == NEVER:
-            self._begin_extending(lease, now)
+        self._extend_in_time(lease, now)
 
     def woken(self, now: float) -> None:
         """The time that was asked for has come, or the clock has jumped."""
@@ -545,22 +544,13 @@ class Room(Generic[W]):
             self.handoffs = min(2 * self.handoffs, MANY)
         lease.handoffs = self.handoffs
         lease.cause = None
+        lease.extend_at = NEVER
         if lease.unread:
-            lease.extend_at = NEVER  # until it is looked at
-            self.wake = NEVER
+            self.wake = NEVER  # until it is looked at
             self.port.look_soon(self, lease)
         else:
-            self._begin_extending(lease, now)
-        self.port.granted(waiter, lease)
-
-    def _begin_extending(self, lease: Lease, now: float) -> None:
-        # The first extension comes early by chance, so that locks acquired together are not all
-        # extended in the same loop turn for ever.
-        lease.extend_at = self.rules.extension(now, 0.5 + self.port.chance() / 2)
-        if lease.extend_at > lease.deadline - self.rules.reserve:
             self._extend_in_time(lease, now)
-        else:
-            self._wake_at(lease.extend_at)
+        self.port.granted(waiter, lease)
 
     # While others have their chance (with several keys there would be many questions for a turn)
 
@@ -615,11 +605,8 @@ class Room(Generic[W]):
                 self._next(now)
             else:
                 lease.cause = None if not lease.pending() else lease.cause
-                if lost is not None:  # an older vote decides now
-                    if lease.extend_at == NEVER:
-                        self._begin_extending(lease, now)
-                    else:
-                        self._extend_in_time(lease, now)
+                if lost is not None:
+                    self._extend_in_time(lease, now)  # an older vote decides now
                 self._wake_at(min(lease.extend_at, lease.deadline))
 
     def _lose(self, lease: Lease, reason: LossReason, index: int | None, now: float) -> None:
@@ -657,7 +644,12 @@ class Room(Generic[W]):
                 self._ask(lease, index, EXTEND if lease.owed >> index & 1 else TAKE, now)
 
     def _extend_in_time(self, lease: Lease, now: float) -> None:
-        """A deadline that is nearer than usual (a late grant, a lost vote) wants its extension earlier."""
+        """Begin to extend, if that has not begun. A deadline that is nearer than usual (a late grant, a lost vote)
+        wants its extension earlier."""
+        if lease.extend_at == NEVER:
+            # The first extension comes early by chance, so that locks acquired together are not all
+            # extended in the same loop turn for ever.
+            lease.extend_at = self.rules.extension(now, 0.5 + self.port.chance() / 2)
         deadline = lease.deadline
         latest = deadline - min(self.rules.reserve, (deadline - now) / 2)
         if latest < lease.extend_at:
