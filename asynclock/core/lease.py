@@ -68,11 +68,11 @@ class Lease:
         "doubted",
         "error",
         "extend_at",
+        "extended_at",
         "extending",
         "free_at",
         "handoffs",
         "missed",
-        "overdue",
         "owed",
         "owner",
         "pushed",
@@ -108,7 +108,7 @@ class Lease:
         self.unread = 0  # bit i: key i is set, but not tracked yet
         self.extend_at = 0.0
         self.extending = 0  # bit i: an extension of key i is under way
-        self.overdue = 0  # bit i: ... and the next one was due meanwhile
+        self.extended_at = 0.0  # when all keys were due last
         self.unreleased = 0  # keys that are not yet known to be released
         self.missed = 0  # ... that turned out not to be ours any more
         self.settled: Any = None  # the shell's: who waits for the release

@@ -236,9 +236,8 @@ class Room(Generic[W]):
                 # The push may be older than the answer, or not (it can come on another connection).
                 lease.pushed &= ~(1 << index)
                 self._ask(lease, index, READ, now)
-            if lease.overdue and ask is not READ and lease.overdue >> index & 1:
-                lease.overdue &= ~(1 << index)
-                self._ask(lease, index, EXTEND, now)  # by the time of the next one, what this one got may be over
+            if sent < lease.extended_at and ask is not READ:  # an extension was left out while this was under way
+                self._ask(lease, index, EXTEND, now)  # by the time of the next one, what this got may be over
             lost = None
         else:
             lost = lease.why_lost(index, found, now) if lease.votes[index] else None
@@ -638,9 +637,9 @@ class Room(Generic[W]):
     def _extend(self, lease: Lease, now: float) -> None:
         """Extend every vote, and try to get the keys back that do not count (only if they are free)."""
         lease.extend_at = self.rules.extension(now)
-        lease.overdue = lease.extending  # a silent server is not asked again and again, but once it has answered
+        lease.extended_at = now
         for index in range(self.rules.keys):
-            if not lease.extending >> index & 1:
+            if not lease.extending >> index & 1:  # a silent server is asked again when it has answered
                 self._ask(lease, index, EXTEND if lease.owed >> index & 1 else TAKE, now)
 
     def _extend_in_time(self, lease: Lease, now: float) -> None:

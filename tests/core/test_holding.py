@@ -482,10 +482,7 @@ def test_a_lease_whose_server_was_away_is_in_doubt_until_it_has_answered(again: 
 
 
 def test_after_the_bound_the_process_holds_back_for_others() -> None:
-    bench = Bench()
-    lease = bench.hold()
-    bench.join("next")
-    bench.room.release(lease, bench.now)
+    bench = giving_back()
     assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0)]
     bench.wait(0.004)
     bench.answer(Ask.RELEASE)
@@ -495,12 +492,18 @@ def test_after_the_bound_the_process_holds_back_for_others() -> None:
     assert bench.asks == [(Ask.TAKE, 0)]
 
 
-def held_back() -> Bench:
-    """A room that has given the lock back, and waits for what others make of that."""
+def giving_back() -> Bench:
+    """A room that gives the lock back though somebody waits, and asks what others make of that."""
     bench = Bench()
     lease = bench.hold()
     bench.join("next")
     bench.room.release(lease, bench.now)
+    return bench
+
+
+def held_back() -> Bench:
+    """A room that has given the lock back, and waits for what others make of that."""
+    bench = giving_back()
     bench.room.pushed(0, bench.now)  # its own release, without NOLOOP
     bench.answer(Ask.RELEASE)
     bench.answer(Ask.READ, found=None, ttl=-2)
@@ -532,10 +535,7 @@ def test_whoever_was_quick_to_give_it_back_again_has_had_it_too() -> None:
 
 
 def test_a_lock_that_was_taken_before_the_question_is_waited_for() -> None:
-    bench = Bench()
-    lease = bench.hold()
-    bench.join("next")
-    bench.room.release(lease, bench.now)
+    bench = giving_back()
     bench.answer(Ask.RELEASE)
     bench.answer(Ask.READ, found=OTHER, ttl=3000)
     assert bench.when == pytest.approx(bench.now + 3.001)
@@ -561,21 +561,15 @@ def test_who_comes_back_after_the_turn_of_the_others_does_not_hold_back() -> Non
 
 def test_the_own_value_is_nobody_elses() -> None:
     """A release that had to be sent again (SCRIPT FLUSH) comes after the question."""
-    bench = Bench()
-    lease = bench.hold()
-    bench.join("next")
-    bench.room.release(lease, bench.now)
-    bench.answer(Ask.READ, found=lease.token, ttl=4000)
+    bench = giving_back()
+    bench.answer(Ask.READ, ttl=4000)
     bench.answer(Ask.RELEASE)
     bench.wait(0.1)
     assert bench.asks == [(Ask.TAKE, 0)]
 
 
 def test_a_push_that_comes_before_the_answer_on_another_connection_is_not_waited_for_again() -> None:
-    bench = Bench()
-    lease = bench.hold()
-    bench.join("next")
-    bench.room.release(lease, bench.now)
+    bench = giving_back()
     bench.answer(Ask.RELEASE)
     bench.room.pushed(0, bench.now)  # newer than the answer: whoever had it has given it back
     bench.answer(Ask.READ, found=OTHER, ttl=4000)
