@@ -10,6 +10,7 @@ from typing import Any
 from .core.room import Room
 from .core.rules import NEVER, on_grid
 
+AGAIN = 1.0  # seconds after a fault
 NEAR = 0.01  # seconds: what is due so soon gets a timer of its own
 
 
@@ -86,7 +87,13 @@ class Alarms:
         self._look(room, self._clock())
 
     def _look(self, room: Room[Any], now: float) -> None:
-        if room.wake <= now:
-            room.woken(now)
-        elif room.wake < room.due:
-            self.set(room, room.wake)
+        try:
+            if room.wake <= now:
+                room.woken(now)
+            elif room.wake < room.due:
+                self.set(room, room.wake)
+        except Exception as error:
+            # A fault here: it must not be the end of the other rooms, nor of this one.
+            what = f"asynclock: the room of lock {room.name!r} could not be woken, and is tried again"
+            self._loop.call_exception_handler({"message": what, "exception": error})
+            self.set(room, now + AGAIN)

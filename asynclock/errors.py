@@ -17,7 +17,7 @@ __all__ = [
 
 
 _EXPLAINED = {
-    LossReason.DELETED: "another client deleted its key",
+    LossReason.DELETED: "another client deleted its key, or the server evicted it",
     LossReason.OVERWRITTEN: "another client overwrote its key",
     LossReason.EXPIRED: "its validity was over before it could be extended",
     LossReason.FLUSHED: "the server's keys were flushed",

@@ -19,6 +19,7 @@ from .errors import AcquireTimeoutError, LockerClosedError, NotLockedError, Serv
 from .looks import FirstLooks
 from .options import Options, check_name
 from .settling import Settling
+from .suspends import Suspends
 from .topology import Servers, Topology, connect
 from .wire.commands import bulk
 from .wire.node import Node
@@ -123,6 +124,7 @@ class Keeper:
         self.wake = self._alarms.set
         self.look_soon = self._looks.soon
         self.settled = self.settling.settled
+        self._suspends = Suspends(clock, self._slept)
         self._prefixes = [f"{self.options.key_prefix}:{index}:".encode() for index in range(self.rules.keys)]
         self.connected = True
 
@@ -225,6 +227,7 @@ class Keeper:
             for room in self.rooms.values():
                 self._alarms.forget(room)
             self.rooms.clear()  # they know this keeper: all of them would wait for the garbage collector
+            self._suspends.stop()
             self._looks.close()
             self.settling.close()
         if self._sweep_timer is not None:
@@ -265,6 +268,18 @@ class Keeper:
     def silent(self, room: Room[Waiter], index: int, now: float) -> bool:
         node = self.topology.home(room, index)
         return node is None or node.silent(now, self.options.try_next_after)
+
+    def pause(self, room: Room[Waiter], index: int, now: float) -> float:
+        node = self.topology.home(room, index)
+        return 0.0 if node is None else node.pace.pause(now)
+
+    def needless(self, room: Room[Waiter], index: int, now: float) -> None:
+        if (node := self.topology.home(room, index)) is not None:
+            node.pace.needless(now)
+
+    def in_order(self, room: Room[Waiter], index: int) -> bool:
+        node = self.topology.home(room, index)
+        return node is not None and node.in_order
 
     def doubt_clock(self, room: Room[Waiter], index: int) -> None:
         if (node := self.topology.home(room, index)) is not None:
@@ -320,10 +335,13 @@ class Keeper:
                 if room is not None:
                     room.pushed(index, now)
 
-    def flushed(self, node: Node) -> None:
+    def suspect(self, node: Node, cause: LossReason | None) -> None:
         now = self.now()
         for room, index in self._everything(node):
-            room.pushed(index, now, LossReason.FLUSHED)
+            room.pushed(index, now, cause)
+
+    def in_use(self) -> bool:
+        return any(not room.empty for room in self.rooms.values())
 
     def reconnected(self, node: Node) -> None:
         now = self.now()
@@ -340,7 +358,7 @@ class Keeper:
         for room in list(self.rooms.values()):
             room.shut_out(now)
 
-    def slept(self, node: Node) -> None:
+    def _slept(self) -> None:
         now = self.now()
         rooms = list(self.rooms.values())
         for room in rooms:  # all, before one is woken: they share timers, which are late too

@@ -334,7 +334,7 @@ class LockScope:
     def _find_out(self, lease: Lease) -> None:
         """Was the lock lost before, and that not noticed until its keys were to be released?"""
         if self._keeper.lost_unnoticed(lease):
-            self._reason = LossReason.DELETED
+            self._reason = lease.cause or LossReason.DELETED
             self._detail = "found when it was released"
 
     def _error(self) -> LockLostError:

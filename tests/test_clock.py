@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from asynclock import Locker, LockLostError
-from asynclock.testing import Server, clock_off
+from asynclock.core.clock import ServerClock
+from asynclock.testing import Proxy, Server, clock_off
 from tests.helpers import AT_ONCE, body, key, until, worker
 from tests.tap import Tap, without_compare
 
@@ -196,3 +197,60 @@ async def test_the_clock_is_set_forward_while_a_lock_is_held(
         await asyncio.sleep(1.2)
         assert scope.held
         await scope.release()
+
+
+@pytest.mark.asyncio
+async def test_a_restart_is_known_by_the_process_whatever_its_uptime(
+    skewed: Callable[[int], Server], clock: Path, kind: str
+) -> None:
+    """One of three servers restarts empty, with its clock an hour behind, which is set right before anybody has
+    reconnected: it seems to have been up for an hour, and has forgotten a vote that counts."""
+    one, validity = skewed(0), 4.0
+    with Server(kind) as two, Server(kind) as three:
+        async with Proxy(one.port) as first, Proxy(one.port) as second, Proxy(three.port) as hidden:
+            options: dict[str, Any] = {"key_validity": validity}
+            async with (
+                Locker([first.url, two.url, hidden.url], restart_quarantine=False, **options) as holder,
+                Locker([second.url, two.url, three.url], **options) as other,
+            ):
+                await asyncio.sleep(validity)  # until none of them has just been started
+                hidden.refuse()
+                hidden.reset()
+                scope = await holder.acquire("job")  # with the votes of one and two
+                first.freeze()  # the holder does not hear of it
+                second.refuse()
+                since = time.monotonic()
+                one.kill()
+                set_off(clock, -HOUR)
+                await asyncio.to_thread(one.start)
+                set_off(clock, 0)
+                second.accept()
+                theirs = await asyncio.wait_for(other.acquire("job"), 4 * validity)
+                assert not scope.held
+                assert time.monotonic() - since > validity / 2
+                await theirs.release()
+                first.thaw()
+
+
+@pytest.mark.asyncio
+async def test_a_late_answer_about_the_time_does_not_lengthen_the_life_of_keys(server: Server) -> None:
+    async with Proxy(server.port) as proxy:
+        locker = Locker(proxy.url)
+        opening = asyncio.create_task(locker.acquire("first"))
+        proxy.delay = 0.3  # while it connects
+        await opening
+        proxy.delay = 0.0
+        async with locker.with_context("job"):
+            assert pttl(server, key("job")) <= 5000 + 100 + 5  # a clock may be off by 2 % of the validity
+        await locker.aclose()
+
+
+def test_a_late_answer_confirms_a_measurement_or_ends_it() -> None:
+    clock = ServerClock(5.0)
+    clock.observe(sent=100.0, server=1000.0, received=100.001)
+    clock.observe(sent=101.0, server=1001.5, received=103.0)  # somewhere in these two seconds
+    assert clock.usable(103.0) and clock.at_most(103.0) == pytest.approx(1003.0)
+    clock.observe(sent=103.0, server=1005.5, received=105.0)  # set forward by half a second, at the least
+    assert not clock.usable(105.0)
+    assert not clock.due(105.5)  # not again and again
+    assert clock.due(107.0)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from .rules import LossReason, Rules
+from .rules import NEVER, LossReason, Rules
 
 _MAGIC = b"asynclock:"
 _NONE: Mapping[int, float] = MappingProxyType({})
@@ -72,6 +72,8 @@ class Lease:
         "extending",
         "free_at",
         "handoffs",
+        "look_at",
+        "looked_at",
         "missed",
         "owed",
         "owner",
@@ -95,6 +97,8 @@ class Lease:
         self.asked = [0] * keys  # requests under way, each key; RELEASE not counted
         self.pushed = 0  # bit i: key i changed while it was being asked
         self.doubted = 0  # bit i: key i may have changed, and has not been looked at since then
+        self.look_at = NEVER  # when that is done, if not at once
+        self.looked_at = 0.0  # when was sent what showed last that a key is still ours
         self.owed = 0
         self.refused = 0  # bit i: somebody else had key i, or it was gone again at once
         self.deadline = 0.0
@@ -110,7 +114,7 @@ class Lease:
         self.extending = 0  # bit i: an extension of key i is under way
         self.extended_at = 0.0  # when all keys were due last
         self.unreleased = 0  # keys that are not yet known to be released
-        self.missed = 0  # ... that turned out not to be ours any more
+        self.missed = 0  # bit i: the release of key i did not find the token
         self.settled: Any = None  # the shell's: who waits for the release
 
     def vote(self, index: int, until: float, majority: int) -> None:
@@ -130,7 +134,7 @@ class Lease:
 
     def lost_unnoticed(self, majority: int) -> bool:
         """Did the release find fewer keys than a holder has? Whoever does not answer counts as kept."""
-        return self.missed > 0 and self.releases - self.missed < majority
+        return self.missed != 0 and self.releases - self.missed.bit_count() < majority
 
     def refused_by_others(self, rules: Rules) -> bool:
         """Did the attempt fail because of others, rather than of servers that failed?"""

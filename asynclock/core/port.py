@@ -38,6 +38,15 @@ class Port(Protocol[W]):
         """Call ``look`` with it in about a millisecond, unless it is ``done`` by then: nothing else
         will come back to it before."""
 
+    def pause(self, room: Room[W], index: int, now: float) -> float:
+        """Seconds from one look at that key to the next, after pushes that mean nothing (``Pace``)."""
+
+    def needless(self, room: Room[W], index: int, now: float) -> None:
+        """That key was said to have changed, and had not."""
+
+    def in_order(self, room: Room[W], index: int) -> bool:
+        """Do that server's pushes and answers come over one connection, in the order of what happened?"""
+
     def chance(self) -> float:
         """A random number in [0, 1)."""
 

@@ -15,6 +15,8 @@ W = TypeVar("W")
 MAX_BACKOFF = 1.0  # seconds between attempts while a server answers with passing errors
 MAX_HASTE = 3  # attempts in a row without a pause, before pausing all the same
 MANY = 1 << 20  # hand-offs: only their time is bounded
+OWN_PUSH = 0.1  # seconds after an extension in which a push may be about that
+SAME = 0.01  # seconds by which the time at which a key is to be free may seem to change, if it does not
 
 
 class Room(Generic[W]):
@@ -36,6 +38,7 @@ class Room(Generic[W]):
     __slots__ = (
         "attempt",
         "due",
+        "expected",
         "failures",
         "forced",
         "forces",
@@ -73,6 +76,7 @@ class Room(Generic[W]):
         self.forced = False  # is the attempt on behalf of the first in forces?
         self.turns: Turns | None = None  # while others are known to want it
         self.fruitless: Lease | None = None  # the last attempt, while the time for another is waited for
+        self.expected = NEVER  # when the key that refused the last attempt was to be free
         self.handoffs = 0  # how often the lease may pass on here until others have a chance to be met
         self.haste = 0
         self.failures = 0
@@ -205,7 +209,10 @@ class Room(Generic[W]):
         if lease.extending and ask is not READ:
             lease.extending &= ~(1 << index)
         if lease.done:
-            if self.turns is not None and lease is self.turns.watch:
+            if lease.missed >> index & 1 and ask is READ:
+                lease.cause = lease.why_lost(index, found, lease.released_at)
+                self._release_over(lease, now)
+            elif self.turns is not None and lease is self.turns.watch:
                 self._watched(self.turns, lease, found, ttl, now)
             elif lease is self.fruitless and self.attempt is None and self.queue:
                 self._answered_late(lease, index, found, ttl, now)
@@ -228,14 +235,14 @@ class Room(Generic[W]):
                     lease.unread |= 1 << index
                     if lease is self.holder and lease.extend_at != NEVER:
                         self._ask(lease, index, READ, now)  # else at the first look
-            if lease.doubted and ask > TAKE_TTL and not lease.pushed >> index & 1:
-                lease.doubted &= ~(1 << index)
-                if not lease.doubted and lease is self.holder:
-                    self.failures = 0
+            if ask > TAKE_TTL:
+                lease.looked_at = sent
+                if lease.doubted:
+                    self._doubt_dispelled(lease, index, ask, sent, now)
             if lease.pushed and lease.pushed >> index & 1 and not lease.asked[index]:
                 # The push may be older than the answer, or not (it can come on another connection).
                 lease.pushed &= ~(1 << index)
-                self._ask(lease, index, READ, now)
+                self._look_at(lease, index, now)
             if sent < lease.extended_at and ask is not READ:  # an extension was left out while this was under way
                 self._ask(lease, index, EXTEND, now)  # by the time of the next one, what this got may be over
             lost = None
@@ -257,12 +264,14 @@ class Room(Generic[W]):
     def failed(self, lease: Lease, index: int, ask: Ask, error: Exception | None, now: float) -> None:
         """No answer will come: the connection is gone (``None``), or the server answered with an error."""
         if ask is RELEASE:
-            self.released(lease, True, now)
+            self.released(lease, index, True, now)
             return
         lease.asked[index] -= 1
         if lease.extending and ask is not READ:
             lease.extending &= ~(1 << index)
         if lease.done:
+            if lease.missed >> index & 1 and ask is READ:
+                self._release_over(lease, now)
             return
         lease.error = error
         if ask <= FORCE:
@@ -281,10 +290,17 @@ class Room(Generic[W]):
             lease.extend_at = min(lease.extend_at, now + min(again, left / 2))
         self._judge(lease, None, index, now)
 
-    def released(self, lease: Lease, ok: bool, now: float) -> None:
-        """A RELEASE is answered (``ok``: it found the token), or never will be."""
+    def released(self, lease: Lease, index: int, ok: bool, now: float) -> None:
+        """The RELEASE of key ``index`` is answered (``ok``: it found the token), or never will be."""
         if not ok:
-            lease.missed += 1
+            lease.missed |= 1 << index
+            if lease.votes[index] and self.port.ask(self, lease, index, READ, now):
+                lease.asked[index] += 1  # it was lost before: what has become of it says why
+                return
+        self._release_over(lease, now)
+
+    def _release_over(self, lease: Lease, now: float) -> None:
+        """All that can be known of the RELEASE of one key is known."""
         lease.unreleased -= 1
         if lease.unreleased:
             return
@@ -301,7 +317,7 @@ class Room(Generic[W]):
         if self.holder is not None:
             self._suspect(self.holder, index, cause, now)
         elif self._waits_for(index):
-            self._key_may_be_free(index, now)
+            self._key_has_changed(index, now)
         elif self.turns is not None and self.turns.watch is not None:
             self._taken(self.turns.watch, now)
 
@@ -352,6 +368,8 @@ class Room(Generic[W]):
                 self._extend(lease, now)
                 again, deadline = lease.extend_at, lease.deadline
                 self._wake_at(again if again < deadline else deadline)
+            elif lease.look_at <= now < lease.deadline:
+                self._look_again(lease, now)
             else:
                 self._judge(lease, None, None, now)
         elif self.attempt is not None:
@@ -525,6 +543,11 @@ class Room(Generic[W]):
         if again <= now:
             again = now + self.rules.try_next_after * (0.5 + self.port.chance())
         self.haste = 0
+        if lease.refused:
+            first = (lease.refused & -lease.refused).bit_length() - 1
+            expected, self.expected = self.expected, lease.free_at.get(first, NEVER)
+            if abs(self.expected - expected) < SAME:
+                self.port.needless(self, first, now)  # the same holder, which has not even extended it
         self.fruitless = lease
         # Not those that have not answered: what changes there may be our own release of it.
         lease.watched = sum(1 << index for index in lease.free_at if not lease.asked[index])
@@ -557,6 +580,7 @@ class Room(Generic[W]):
         """Be told what becomes of the key: who has had it and given it back has had it."""
         lease = turns.watch = Lease(ours, 1)
         lease.done = True
+        lease.released_at = now
         lease.watched = 0  # what is pushed before the answer may be our own release
         self._ask_watch(lease, now)
 
@@ -603,10 +627,11 @@ class Room(Generic[W]):
                 self._lose(lease, lost or LossReason.EXPIRED, index, now)
                 self._next(now)
             else:
-                lease.cause = None if not lease.pending() else lease.cause
+                if not lease.doubted and not lease.pending():
+                    lease.cause = None
                 if lost is not None:
                     self._extend_in_time(lease, now)  # an older vote decides now
-                self._wake_at(min(lease.extend_at, lease.deadline))
+                self._wake_at(min(lease.extend_at, lease.look_at, lease.deadline))
 
     def _lose(self, lease: Lease, reason: LossReason, index: int | None, now: float) -> None:
         self.holder = None
@@ -638,6 +663,7 @@ class Room(Generic[W]):
         """Extend every vote, and try to get the keys back that do not count (only if they are free)."""
         lease.extend_at = self.rules.extension(now)
         lease.extended_at = now
+        lease.look_at = NEVER  # this is one
         for index in range(self.rules.keys):
             if not lease.extending >> index & 1:  # a silent server is asked again when it has answered
                 self._ask(lease, index, EXTEND if lease.owed >> index & 1 else TAKE, now)
@@ -653,7 +679,7 @@ class Room(Generic[W]):
         latest = deadline - min(self.rules.reserve, (deadline - now) / 2)
         if latest < lease.extend_at:
             lease.extend_at = latest
-        self._wake_at(min(lease.extend_at, deadline))
+        self._wake_at(min(lease.extend_at, lease.look_at, deadline))
 
     def _suspect(self, lease: Lease, index: int, cause: LossReason | None, now: float) -> None:
         """Key ``index`` changed: look at it, now or after the answer that is under way."""
@@ -663,11 +689,46 @@ class Room(Generic[W]):
             lease.cause = cause or lease.cause
         elif lease.votes[index]:
             lease.doubted |= 1 << index
-            lease.cause = cause
+            lease.cause = cause or lease.cause
             if lease is not self.holder:
                 # Not counted towards a majority until the answer: an attempt must not be won with it.
                 lease.vote(index, 0.0, self.rules.majority)
-            self._ask(lease, index, READ, now)
+            self._look_at(lease, index, now)
+
+    def _look_at(self, lease: Lease, index: int, now: float) -> None:
+        """Read key ``index``, now or when it is time for another look."""
+        if lease is self.holder and (pause := self.port.pause(self, index, now)):
+            when = lease.looked_at + pause
+            if when > now:
+                lease.look_at = min(lease.look_at, when)
+                if when < self.wake:
+                    self._wake_at(when)
+                return
+        self._ask(lease, index, READ, now)
+
+    def _look_again(self, lease: Lease, now: float) -> None:
+        """It is time for another look at the keys that are in doubt."""
+        lease.look_at = NEVER
+        for index in range(self.rules.keys):
+            if lease.doubted >> index & 1 and not lease.asked[index]:
+                self._ask(lease, index, READ, now)
+        self._wake_at(min(lease.extend_at, lease.deadline))
+
+    def _doubt_dispelled(self, lease: Lease, index: int, ask: Ask, sent: float, now: float) -> None:
+        """Key ``index`` was in doubt, perhaps, and is ours."""
+        bit = 1 << index
+        if lease.pushed & bit:
+            if ask is READ or not self.port.in_order(self, index):
+                return  # it may have changed after it was read
+            # What was pushed before the key was read is older; after the SET it was that SET itself.
+            lease.pushed &= ~bit
+        if lease.doubted & bit:
+            lease.doubted &= ~bit
+            # A push of one's own extension is none that means nothing.
+            if ask is READ and sent - lease.extended_at > OWN_PUSH:
+                self.port.needless(self, index, now)
+        if not lease.doubted and lease is self.holder:
+            self.failures = 0
 
     def _verify_holder(self, index: int | None, now: float) -> None:
         """The holder's keys (or the one) may have changed without a push."""
@@ -718,6 +779,19 @@ class Room(Generic[W]):
         if lease is None or self.attempt is not None or not self.queue:  # that attempt is one by force
             return False
         return bool(lease.watched >> index & 1)
+
+    def _key_has_changed(self, index: int, now: float) -> None:
+        """A key that refused the last attempt is said to have changed. Try again, now or when it is time for that."""
+        lease = self.fruitless
+        assert lease is not None
+        when = lease.released_at + self.port.pause(self, index, now)
+        if when > now:
+            lease.put_off(index, min(when, lease.free_at[index]))
+            again = self._when_possible(lease, now)
+            if again < self.wake:
+                self._wake_at(again)
+        else:
+            self._key_may_be_free(index, now)
 
     def _key_may_be_free(self, index: int, now: float) -> None:
         """A key that refused the last attempt has changed. Its holder mostly releases the others too;
@@ -792,6 +866,7 @@ class Room(Generic[W]):
 
     def _empty(self, now: float) -> None:
         self.fruitless = None
+        self.expected = NEVER
         self.haste = self.failures = 0
         self.wake = NEVER
         if self.turns is not None:

@@ -15,6 +15,7 @@ from ..core.room import Room
 from ..core.rules import Ask
 from ..errors import ServerError
 from ..options import Options
+from ..wire.background import Loop
 from ..wire.commands import is_error, packed, unbulk
 from ..wire.node import Node
 from ..wire.requests import OwedRelease, Request
@@ -61,7 +62,8 @@ class Cluster:
         self._aside: dict[Address, float] = {}
         self._keep_aside = 2 * options.key_validity
         self._doubtful = False
-        self._looking: asyncio.Task[None] | None = None
+        self.looking = Loop(f"{self!r} looking at the slots", self._look, self._look_failed)
+        self._pause = CALM  # before the next look, if that is not enough
         self._looked_at = float("-inf")
         self._retiring: dict[asyncio.Task[None], Node] = {}
         self._closed = False
@@ -113,8 +115,9 @@ class Cluster:
     def doubt(self) -> None:
         """Look at the slots again, soon."""
         self._doubtful = True
-        if not self._closed and (self._looking is None or self._looking.done()):
-            self._looking = asyncio.get_running_loop().create_task(self._look(), name=f"{self!r} looking at the slots")
+        if not self._closed and not self.looking.running:
+            self._pause = CALM
+            self.looking.start(max(0.0, self._looked_at + CALM - self._clock()))
 
     def __repr__(self) -> str:
         return f"<Cluster of {self._doors[0].label} with {len(self._nodes)} nodes>"
@@ -137,23 +140,17 @@ class Cluster:
             self.doubt()
         self._leave_seeds()
 
-    async def _look(self) -> None:
-        pause = CALM
-        known = ""
-        while self._doubtful:
-            await asyncio.sleep(max(0.0, self._looked_at + CALM - self._clock()))
-            self._doubtful = False
-            try:
-                await self._look_once()
-            except Exception as error:
-                # Nobody has thought of it. No other sign may come, so looking must not end with it.
-                self._doubtful = True
-                if repr(error) != known:
-                    log.exception("asynclock: looking at the slots of %r failed, and is tried again", self)
-                    known = repr(error)
-            if self._doubtful:
-                await asyncio.sleep(pause * (0.5 + random.random() / 2))
-                pause = min(pause * 2, MAX_PAUSE)
+    async def _look(self) -> float | None:
+        self._doubtful = False
+        await self._look_once()
+        if not self._doubtful:
+            return None
+        pause = self._pause * (0.5 + random.random() / 2)
+        self._pause = min(self._pause * 2, MAX_PAUSE)
+        return max(pause, self._looked_at + CALM - self._clock())
+
+    def _look_failed(self, error: Exception) -> None:
+        self._doubtful = True  # no other sign may come
 
     async def _look_once(self) -> None:
         try:
@@ -301,8 +298,9 @@ class Cluster:
         if node.wire is not None:
             node.wire.abort()  # what is not answered by now is owed
             await node.wire.closed
-        for key, token in node.leave_owed():
-            owner = self._owners[key_slot(unbulk(key))]
+        for key, token in node.owed.take():
+            # Whoever it is sends it on, if the slot is another's.
+            owner = self._owners[key_slot(unbulk(key))] or next(iter(self._connected()), None)
             if owner is not None:
                 owner.release(key, token)
         await node.aclose()
@@ -321,7 +319,8 @@ class Cluster:
         self._closed = True
         nodes: set[Node] = set()
         # As long as a task runs, it may start a node, or begin to leave one: each time, look again what there is.
-        while tasks := [task for task in (self._looking, *self._retiring) if task is not None and not task.done()]:
+        await self.looking.aclose()
+        while tasks := [task for task in self._retiring if not task.done()]:
             nodes.update(self._retiring.values())
             for task in tasks:
                 task.cancel()

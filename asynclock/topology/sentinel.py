@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.sentinel import Sentinel
 
 from ..errors import ConfigurationError
+from ..wire.background import Loop
 from ..wire.node import Node
 from ..wire.sentinel import ANSWER_TIMEOUT, SentinelDoor
 from .base import Address
@@ -34,21 +34,19 @@ class Monitored(Fixed):
 
     def __init__(self, nodes: Sequence[Node], majority: int | None) -> None:
         super().__init__(nodes, majority)
-        self._task = asyncio.get_running_loop().create_task(self._look(), name="asynclock asking the Sentinels")
+        self.looking = Loop("asynclock asking the Sentinels", self._look)
+        self.looking.start(LOOK_EVERY)
 
-    async def _look(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_EVERY)
-            for node in self.nodes:
-                if isinstance(node.door, SentinelDoor) and node.wire is not None:
-                    primary = await node.door.replaced()
-                    if primary is not None:
-                        node.demoted(f"the Sentinels name {primary} the primary now")
+    async def _look(self) -> float:
+        for node in self.nodes:
+            if isinstance(node.door, SentinelDoor) and node.wire is not None:
+                primary = await node.door.replaced()
+                if primary is not None:
+                    node.demoted(f"the Sentinels name {primary} the primary now")
+        return LOOK_EVERY
 
     async def aclose(self) -> None:
-        while not self._task.done():
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=0.01)  # on Python 3.11 one may get lost (cancellation.py)
+        await self.looking.aclose()
         await super().aclose()
 
 

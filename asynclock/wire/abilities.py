@@ -14,7 +14,8 @@ from ..core.clock import ServerClock
 from ..core.rules import RELEASE
 from ..errors import ServerError, UncertainError
 from ..options import Options
-from .commands import LOAD, Abilities, Commands, bulk, is_error, packed, seconds_of
+from . import noloop
+from .commands import LOAD, PASSING, Abilities, Commands, bulk, is_error, packed, seconds_of
 from .door import Door
 
 log = logging.getLogger("asynclock")
@@ -54,7 +55,11 @@ async def learn(
     # Without RESP3 there may be no HELLO at all, or a proxy that hangs up at it.
     who = "HELLO" if protocol == 3 else "INFO"
     asked = [ask(packed(b"HELLO") if who == "HELLO" else INFO), ask(packed(b"TIME"))]
-    told, time = [await reply for reply in asked]
+    about_keys = [ask(question) for question in noloop.QUESTIONS] if options.client_side_caching else []
+    told = await asked[0]
+    time = await asked[1]
+    received = now()
+    report = noloop.understood([await reply for reply in about_keys]) if about_keys else noloop.Report()
     if who == "INFO" and is_error(told) and not is_error(hello := await ask(packed(b"HELLO"))):
         who, told = "HELLO", hello  # no permission takes HELLO away, as one may INFO
     if is_error(told):
@@ -85,14 +90,14 @@ async def learn(
     if is_error(time):  # a Sentinel does not know TIME
         raise refused(door, "TIME", time)
     try:
-        clock.observe(sent, seconds_of(time))
+        clock.observe(sent, seconds_of(time), received)
     except ValueError:
         raise ServerError(server, f"answered TIME with {door.quote(time)}", lasting=True) from None
 
     uptime = uptime and mode != "cluster"  # there, others have the keys of one that is back
-    noloop = options.no_loop_tracking
-    if noloop is None:
-        noloop = kind != "redis" or version >= NOLOOP_SINCE
+    silent = options.no_loop_tracking
+    if silent is None:
+        silent = report.safe and (kind != "redis" or version >= NOLOOP_SINCE)
     key = f"{options.key_prefix}:0:".encode()
     value = b"asynclock:probe"
     probes: dict[str, bytes] = {
@@ -107,12 +112,7 @@ async def learn(
     if options.fallback_setpx is True:
         del probes["SET PXAT"]  # not even to try it
     if options.client_side_caching:
-        tracking = [b"CLIENT", b"TRACKING", b"ON"]
-        if redirect is not None:
-            tracking += [b"REDIRECT", b"%d" % redirect.id]
-        if noloop:
-            tracking.append(b"NOLOOP")
-        probes = {"CLIENT TRACKING": packed(*tracking), **probes}
+        probes = {"CLIENT TRACKING": tracking_on(redirect, noloop=silent), **probes}
     if door.client_name is not None:  # a courtesy, may be refused
         probes["CLIENT SETNAME"] = packed(b"CLIENT", b"SETNAME", door.client_name.encode())
     if options.min_replicas:
@@ -150,7 +150,8 @@ async def learn(
     return Abilities(
         server=kind,
         version=version,
-        noloop=noloop,
+        noloop=silent and options.client_side_caching,
+        report=report,
         pxat=can.get("SET PXAT", False),
         set_ifeq=can["SET IFEQ"],
         delete=delete,
@@ -159,6 +160,14 @@ async def learn(
         started=started,
         run_id=run_id,
     )
+
+
+def tracking_on(redirect: Redirect | None, *, noloop: bool) -> bytes:
+    """``CLIENT TRACKING ON``, also on a connection that has it: what is tracked stays tracked."""
+    words = [b"CLIENT", b"TRACKING", b"ON"]
+    if redirect is not None:
+        words += [b"REDIRECT", b"%d" % redirect.id]
+    return packed(*words, *([b"NOLOOP"] if noloop else []))
 
 
 async def _scripts(door: Door, ask: Ask, key: bytes, mode: str) -> bool:
@@ -200,7 +209,11 @@ def _started(door: Door, info: Any, now: float, options: Options) -> tuple[float
 
 
 def _elsewhere(reply: Any) -> bool:
-    return is_error(reply) and str(reply).startswith(("MOVED ", "ASK ", "CLUSTERDOWN", "TRYAGAIN"))
+    # The last of them: WAIT, on a replica.
+    text = str(reply)
+    return is_error(reply) and (
+        text.startswith(("MOVED ", "ASK ", "CLUSTERDOWN", "TRYAGAIN")) or "with replica instances" in text
+    )
 
 
 def run_id(info: Any) -> bytes | None:
@@ -260,4 +273,4 @@ def refused(door: Door, command: str, reply: Any) -> ServerError:
             "asynclock needs Redis 6.0 or Valkey, or client_side_caching=False",
             lasting=True,
         )
-    return ServerError(server, f"refused {command}: {text}", lasting=word not in ("LOADING", "BUSY"))
+    return ServerError(server, f"refused {command}: {text}", lasting=word not in PASSING)

@@ -18,8 +18,23 @@ MAX_TIME = 1 << 42  # Unix seconds: a clock that shows more than this is none
 _DELETE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call('DEL',KEYS[1]) end return 0"
 _EXPIRE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call(ARGV[2],KEYS[1],ARGV[3]) end return 0"
 
-# Errors that another try may not get. What is not listed here (NOPERM, OOM, ...) is told to the caller.
-_PASSING = ("ASK", "MOVED", "LOADING", "BUSY", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN", "READONLY")
+# The errors by which Redis and Valkey refuse any command for a reason of the moment (processCommand in server.c,
+# getNodeByQuery in cluster.c): another try may not get them. What is not listed here (NOPERM, a command that is
+# unknown, ...) is told to the caller.
+PASSING = (
+    "ASK",
+    "BUSY",  # a script or a module's command takes its time
+    "CLUSTERDOWN",
+    "LOADING",
+    "MASTERDOWN",  # a replica, and its primary is away
+    "MISCONF",  # it cannot write to its disk
+    "MOVED",
+    "NOREPLICAS",  # fewer than min-replicas-to-write
+    "OOM",  # see ``Node.error_of``
+    "READONLY",
+    "REDIRECT",  # a failover, to clients that said that they know the word
+    "TRYAGAIN",
+)
 
 
 def packed(*words: bytes) -> bytes:
@@ -55,7 +70,8 @@ class Abilities(NamedTuple):
 
     server: str = "redis"
     version: tuple[int, ...] = (6, 0, 0)
-    noloop: bool = False  #: own writes stay silent
+    noloop: bool = False  #: own writes stay silent, and with them what the server itself does meanwhile
+    report: Any = None  #: a ``noloop.Report`` of when it was connected
     pxat: bool = False  #: SET ... PXAT
     set_ifeq: bool = False  #: SET ... IFEQ
     delete: bytes = b"EVAL"  #: how to compare and delete: DELIFEQ, DELEX or EVAL
@@ -68,11 +84,12 @@ class Abilities(NamedTuple):
 class Commands:
     """Packs asks for a server with these abilities. ``key`` is a packed key: ``bulk(name)``."""
 
-    __slots__ = ("_delete", "_expire", "names", "packers", "px")
+    __slots__ = ("_delete", "_expire", "extends_by_set", "names", "packers", "px")
 
     def __init__(self, abilities: Abilities, validity: float) -> None:
         self.px = b"$2\r\nPX\r\n" + bulk(b"%d" % round(validity * 1000))
         self._expire, self._delete = (_SHA_EXPIRE, _SHA_DELETE) if abilities.evalsha else (_EVAL_EXPIRE, _EVAL_DELETE)
+        self.extends_by_set = abilities.set_ifeq
         extend, extend_name = (_extend, "SET") if abilities.set_ifeq else (self._extend_by_script, "EVAL")
         release = _RELEASES.get(abilities.delete, self._delete_by_script)
         #: How each ask is packed, from the packed key, the token and an expiry: ``px``, or the result of ``pxat``.
@@ -148,20 +165,28 @@ def pxat(milliseconds: int) -> bytes:
     return b"$4\r\nPXAT\r\n" + bulk(b"%d" % milliseconds)
 
 
-def error_of(server: str, command: str, key: str, reply: Any, shown: str) -> ServerError | None:
+def error_of(server: str, command: str, key: str, reply: Any, shown: str, *, passes: bool = True) -> ServerError | None:
     """What an error reply means; ``None``: nothing, the key just holds something that is not a string.
 
     :param shown: the reply, as it may be shown
+    :param passes: may it pass by itself, if it is one of those that do?
     """
     if "WRONGTYPE" in str(reply):
         return None
     word = str(reply).split(" ", 1)[0]
     problem = f"refused {command} on key {key!r}: {shown}"
-    if word == "NOPERM":
-        problem += "; grant the user this command and this key (ACL SETUSER)"
-    elif word == "OOM":
-        problem += "; free memory, or raise maxmemory"
-    return ServerError(server, problem, lasting=word not in _PASSING)
+    if word in _REMEDIES:
+        problem += f"; {_REMEDIES[word]}"
+    return ServerError(server, problem, lasting=word not in PASSING or not passes)
+
+
+_REMEDIES = {
+    "NOPERM": "grant the user this command and this key (ACL SETUSER)",
+    "OOM": "free memory, or raise maxmemory",
+    "NOREPLICAS": "are its replicas up (min-replicas-to-write)?",
+    "MISCONF": "can the server write to its disk?",
+    "BUSY": "a script runs for too long (SCRIPT KILL)",
+}
 
 
 def seconds_of(time: Any) -> float:

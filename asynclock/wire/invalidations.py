@@ -20,25 +20,23 @@ from .abilities import INFO, Redirect, refused, run_id
 from .commands import is_error, packed
 from .credentials import Words
 from .door import Door
-from .protocol import OnPush, Wire
+from .protocol import PING, OnPush, Wire
+from .watchdog import Watchdog
 
 _CHANNEL = b"__redis__:invalidate"
 _SUBSCRIBE = packed(b"SUBSCRIBE", _CHANNEL)
 _UNSUBSCRIBE = packed(b"UNSUBSCRIBE", _CHANNEL)
-_PING = packed(b"PING")
 
 
 class Invalidations(Wire):
     """The second connection to a server. Once subscribed, ``waiting`` is empty for good: messages
     and the answers to PING come as they like, in ``_unasked``.
 
-    Nothing is ever asked here that would show a dead peer, and an idle one looks the same as a dead
-    one, so it is pinged. TCP keepalive would not do: a proxy in between answers it, and a hung server too.
+    Nothing is ever asked here that would show a dead peer but the watchdog's pings.
     """
 
-    _patrol: asyncio.TimerHandle | None = None
+    _watchdog: Watchdog | None = None
     _pinged: float | None = None  # when, and nothing was heard since
-    _struck = False
     _quote: Callable[[Any], str]  # of the door
     _on_return: deque[Callable[[], None]]  # one for each SUBSCRIBE after new credentials that is not answered yet
 
@@ -82,8 +80,7 @@ class Invalidations(Wire):
             if is_error(told[command]):
                 raise refused(door, command, told[command])
         self.redirect = Redirect(int(told["CLIENT ID"]), run_id(told["INFO"]))
-        self._silence = silence
-        self._look()
+        self._watchdog = Watchdog(self, f"{door.label}, for invalidations", silence)
 
     def reauthenticate(self, words: Words, on_return: Callable[[], None]) -> None:
         """Log in anew. A subscriber may not say AUTH, so it is none for a moment; ``on_return`` is
@@ -95,32 +92,21 @@ class Invalidations(Wire):
         self._pinged = None
         if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
             self._on_push([b"invalidate", reply[2]], now)
-        elif is_error(reply):
-            what = "new credentials were refused" if self._on_return else "refused"
+        elif is_error(reply) and self._on_return:  # else it is what PING was answered, and as good as any answer
             self._on_return.clear()
-            self.abort(ConnectionError(f"{what}: {self._quote(reply)}"))
+            self.abort(ConnectionError(f"new credentials were refused: {self._quote(reply)}"))
         elif isinstance(reply, list) and reply[:1] == [b"subscribe"] and self._on_return:
             self._on_return.popleft()()
 
-    def _look(self) -> None:
-        """As often as the node looks at the main connection, and with the same patience: so a dead
-        second one is found no later than a dead first one on which something was asked."""
-        now = self.clock()
-        again = self._silence / 2
+    def missing(self, now: float) -> float:
+        return 0.0 if self._pinged is None else now - self._pinged
+
+    def ping(self, now: float) -> None:
         if self._pinged is None:
             self._pinged = now
-            self._struck = False
-            self._transport.write(_PING)
-        elif now - self._pinged > self._silence:
-            # Not at the first look: the loop may have been blocked, and the answer unread.
-            if self._struck:
-                self.abort(TimeoutError(f"no answer for {self._silence:g} s"))
-                return
-            self._struck = True
-            again = self._silence / 8
-        self._patrol = self._loop.call_later(again, self._look)
+            self._transport.write(PING)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._patrol is not None:
-            self._patrol.cancel()
+        if self._watchdog is not None:
+            self._watchdog.stop()
         super().connection_lost(exc)

@@ -6,25 +6,30 @@ import asyncio
 import logging
 import math
 import random
-import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..core.clock import ServerClock
 from ..core.lease import Lease
+from ..core.pace import Pace
 from ..core.room import Room
-from ..core.rules import EXTEND, FORCE, RELEASE, TAKE_TTL, Ask
+from ..core.rules import EXTEND, FORCE, RELEASE, TAKE_TTL, Ask, LossReason
 from ..errors import ConfigurationError, ServerError, UncertainError
 from ..options import Options
-from .abilities import learn
-from .commands import Abilities, Commands, is_error, packed, pxat, seconds_of, split, unbulk
+from .abilities import learn, tracking_on
+from .background import Loop
+from .commands import Abilities, Commands, error_of, is_error, packed, pxat, seconds_of, split, unbulk
 from .credentials import Words
 from .door import Door
 from .invalidations import Invalidations
+from .noloop import Vigil
+from .owed import OwedReleases
 from .protocol import Wire
+from .quarantine import Quarantine
 from .replicas import Replicas
-from .requests import REPLIES, OwedRelease, ReadAgain, Reauthentication, Request, TimeRequest
+from .requests import NO_MEMORY, REPLIES, Ignored, OwedRelease, ReadAgain, Reauthentication, Request, TimeRequest
 from .violations import unexpected
+from .watchdog import Watchdog, silence_of
 
 log = logging.getLogger("asynclock")
 log.addHandler(logging.NullHandler())  # silent unless the application sets logging up
@@ -33,17 +38,16 @@ _TIME = packed(b"TIME")
 _ASKING = packed(b"ASKING")
 FIRST_PAUSE = 0.01  # seconds between attempts to reconnect; then twice as long, up to the door's max_pause
 SETTLED = 1.0  # seconds after which a connection that was made has lasted: the next attempt has no pause before it
-MAX_LAG = 0.05  # seconds by which a clock that runs on through a suspend may move against one that does not
-MIN_SILENCE = 0.5  # seconds without an answer before a connection counts as dead, at least
-MAX_SILENCE = 2.0  # ... and at most
+FULL_FOR = 5.0  # seconds of want of memory after which acquiring is given up, rather than waited for
+FULL_AGAIN = 3.0  # seconds without one after which it is another one
 
 
 class Listener(Protocol):
     """Whoever is told what happens to a server."""
 
     def pushed(self, node: Node, key: bytes, now: float) -> None: ...
-    def flushed(self, node: Node) -> None:
-        """Every key may have changed."""
+    def suspect(self, node: Node, cause: LossReason | None) -> None:
+        """Every key may have changed; what is missing is put down to that cause."""
 
     def reconnected(self, node: Node) -> None:
         """Connected, or giving votes again. Nothing is tracked yet; what was pushed meanwhile is lost."""
@@ -57,8 +61,8 @@ class Listener(Protocol):
     def disconnected(self, node: Node) -> None:
         """The connection is lost; what becomes of it is told later."""
 
-    def slept(self, node: Node) -> None:
-        """The machine was suspended: the loop's timers are late by that."""
+    def in_use(self) -> bool:
+        """Does anybody hold a lock, or wait for one?"""
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         """A cluster's node answered that the key is, or is becoming, another's. True: it was asked there."""
@@ -67,8 +71,8 @@ class Listener(Protocol):
 class Node:
     """One server. State: ``wire`` is the connection that is ready for use, or None while there is none.
 
-    Invariant: while ``wire`` is None and the node is started and not closed, ``_reconnecting`` is
-    under way, and ends only with a new wire or with ``aclose``.
+    Invariant: while ``wire`` is None and the node is started and not closed, ``connecting`` is
+    under way, and ends only with a new wire, with ``aclose``, or at the first connection with what is refused for good.
     """
 
     def __init__(
@@ -84,35 +88,32 @@ class Node:
         self.replicas: Replicas | None = None  #: with min_replicas: who waits for them, as long as there is a wire
         self.first: asyncio.Future[ServerError | ConfigurationError | None]  #: what start returned
         self.alone = False  #: it must not be part of a cluster: the others are not
-        self.quarantined_until = 0.0  #: no new votes before that: it may have forgotten some
+        self.connecting = Loop(f"asynclock connecting to {self.label}", self._try_to_connect, self._not_connected)
+        self.pace = Pace()  #: what pushes have been worth of late
+        self.owed = OwedReleases(clock, options.key_validity, self._send_owed)
         self._problem: ServerError | None = None  # why there is no connection, once that is known
         self._second: Invalidations | None = None  # without RESP3, the wire's companion
         self._rotated: Words | None = None  # credentials that came while a connection was being set up
         self._hear_no_more: Callable[[], None] = lambda: None
         self._options = options
         self._listener = listener
-        self._quarantine = quarantine  # does a server that has just been started give no votes?
-        self._quarantine_end: asyncio.TimerHandle | None = None
+        self._quarantines = quarantine  # does a server that has just been started give no votes?
+        self._quarantine = Quarantine(clock, options.key_validity, self._quarantine_over)
         self._clock = ServerClock(options.key_validity)
         self._clock_asked = False
         self._millisecond = -1  # the one in which ``_expiry_then`` was worked out; -1: anew
         self._expiry_then = b""
-        self._owed: dict[tuple[bytes, bytes], float] = {}  # (key, token) -> until when it is worth releasing
-        self._reconnecting: asyncio.Task[None] | None = None
-        self._patrol: asyncio.TimerHandle | None = None
+        self._full_since = self._full_at = float("-inf")  # want of memory: from the first refusal to the last
+        self._watchdog: Watchdog | None = None  # ... and of what NOLOOP may hide, as long as there is a wire:
+        self._vigil: Vigil | None = None
         self._grace: asyncio.TimerHandle | None = None
-        self._struck = self._late = False
-        self._lag = 0.0
         self._up_since = float("-inf")
         self._down_since = 0.0
         self._pause = 0.0  # before the first attempt to reconnect
-        self._flushes = 0  # in this turn of the event loop
+        self._flushes: asyncio.TimerHandle | None = None  # when those that were not told at once are told
         self._told_gone = False
         self.closed = False
-        # How long answers may be missing before the connection counts as dead: early enough to
-        # reconnect and extend before a lock that was due for its extension is over.
-        silence = (options.key_validity - options.extend_interval) / 2
-        self._silence = min(max(MIN_SILENCE, silence), MAX_SILENCE)
+        self._silence = silence_of(options.key_validity, options.extend_interval)
 
     def __repr__(self) -> str:
         return f"<Node {self.label} {'closed' if self.closed else 'up' if self.wire else 'down'}>"
@@ -122,12 +123,11 @@ class Node:
     def start(self) -> asyncio.Future[ServerError | ConfigurationError | None]:
         """Connect, and try again until it works or the node is closed. The future tells how the
         first try went; a ConfigurationError ends the trying."""
-        loop = asyncio.get_running_loop()
-        self.first = first = loop.create_future()
+        self.first = asyncio.get_running_loop().create_future()
         self._down_since = self.now()
         self._hear_no_more = self.door.on_credentials(self._credentials)
-        self._reconnecting = loop.create_task(self._reconnect(first), name=f"asynclock connecting to {self.label}")
-        return first
+        self.connecting.start()
+        return self.first
 
     @property
     def trouble(self) -> ServerError | None:
@@ -141,7 +141,7 @@ class Node:
             )
         if self.wire.full:
             return ServerError(self.label, "does not read what is sent to it; does the server hang?")
-        left = self.quarantined_until - self.now()
+        left = self._quarantine.until - self.now()
         if left > 0:
             return ServerError(
                 self.label,
@@ -170,7 +170,7 @@ class Node:
                     self._clock,
                     self.now,
                     redirect=None if second is None else second.redirect,
-                    uptime=self._quarantine,
+                    uptime=self._quarantines,
                 )
                 if self.alone and self.abilities.mode == "cluster":
                     raise ServerError(
@@ -208,29 +208,12 @@ class Node:
         self._millisecond = -1
         self._second = second
         self._problem = None
-        self._begin_quarantine()
+        self._quarantine.connected(self.label, self.abilities.run_id, self.abilities.started)
         if self._rotated is not None:
             self._reauthenticate(wire, self._rotated)
         return wire
 
-    def _begin_quarantine(self) -> None:
-        """A server that has restarted may have forgotten keys that still count elsewhere. When the
-        last of them is over, so is its quarantine (Redlock's delayed restart)."""
-        if self._quarantine_end is not None:
-            self._quarantine_end.cancel()
-            self._quarantine_end = None
-        self.quarantined_until = 0.0
-        started = self.abilities.started
-        if self._quarantine and started is not None:
-            left = started + self._options.key_validity - self.now()
-            if left > 0:
-                log.info("asynclock: %s was just started, and gives no votes for %.1f s", self.label, left)
-                self.quarantined_until = self.now() + left
-                self._quarantine_end = asyncio.get_running_loop().call_later(left, self._end_quarantine)
-
-    def _end_quarantine(self) -> None:
-        self._quarantine_end = None
-        self.quarantined_until = 0.0
+    def _quarantine_over(self) -> None:
         if self.wire is not None:
             self._listener.reconnected(self)
 
@@ -253,49 +236,68 @@ class Node:
         if self.replicas is not None:
             self.replicas.reauthenticate(words)
 
-    async def _reconnect(self, first: asyncio.Future[ServerError | ConfigurationError | None] | None = None) -> None:
-        pause = self._pause
-        while True:
-            if pause:
-                await asyncio.sleep(pause * (0.5 + random.random() / 2))
-            pause = self._longer(pause)
-            try:
-                wire = await self._connect()
-            except ConfigurationError as error:
-                assert first is not None, "a setting that was accepted before"
-                if not first.done():
-                    first.set_result(error)
-                return
-            except ServerError as error:
-                known = self._problem is not None and str(self._problem) == str(error)
-                self._problem = error
-                if first is not None and not first.done():
-                    first.set_result(error)
-                elif not known:
-                    log.warning("asynclock: not connected, still trying: %s", error)
-                if not isinstance(error, UncertainError):
-                    self._missing()
-                if error.lasting:
-                    self._listener.shut_out(self)
-            else:
-                break
+    async def _try_to_connect(self) -> float | None:
+        """One try. Returns the seconds until the next one; None: connected, or refused for good."""
+        if self.wire is not None:
+            return None
+        try:
+            wire = await self._connect()
+        except ConfigurationError as error:
+            # Later on it is a setting that was accepted before: whatever has changed may change again.
+            if self._up_since < 0 and not self.first.done():
+                self.first.set_result(error)
+                return None
+            self._not_connected(ServerError(self.label, str(error)))
+        except ServerError as error:
+            self._not_connected(error)
+        else:
             if self.closed:
-                return
+                wire.abort()
+                return None
+            self._connected(wire)
+            return None
         if self.closed:
-            wire.abort()
-            return
+            return None
+        self._pause = self._longer(self._pause)
+        return self._jittered_pause()
+
+    def _jittered_pause(self) -> float:
+        return self._pause * (0.5 + random.random() / 2)
+
+    def _not_connected(self, error: Exception) -> None:
+        """Why that is so, for whoever asks: those who wait for the first connection, for a lock, or hold one."""
+        if not isinstance(error, ServerError):
+            # Whatever nobody has thought of: trying must not end with it.
+            error = UncertainError(self.label, f"cannot be set up: {type(error).__name__}: {self.quote(error)}")
+        known = self._problem is not None and str(self._problem) == str(error)
+        self._problem = error
+        if not self.first.done():
+            self.first.set_result(error)
+        elif not known:
+            log.warning("asynclock: not connected, still trying: %s", error)
+        if not isinstance(error, UncertainError):
+            self._missing()
+        if error.lasting:
+            self._listener.shut_out(self)
+
+    def _connected(self, wire: Wire) -> None:
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
         log.info("asynclock: connected to %s", self.label)
         self.wire = wire
         self._up_since = self.now()
-        self._reconnecting = None
-        self._watch()
-        self._release_owed()
-        if first is not None and not first.done():
-            first.set_result(None)
-        self._listener.reconnected(self)
+        self._watchdog = Watchdog(wire, self.label, self._silence)
+        if self.abilities.noloop:
+            self._vigil = Vigil(wire, self.label, self.abilities.report, self._listener.in_use, self._may_have_hidden)
+        try:
+            self.owed.send_all()
+            if not self.first.done():
+                self.first.set_result(None)
+            self._listener.reconnected(self)
+        except BaseException:
+            wire.abort()  # some were not told that it is back: the next connection tells them
+            raise
 
     def _longer(self, pause: float) -> float:
         return min(max(FIRST_PAUSE, pause * 2), self.door.max_pause)
@@ -303,15 +305,32 @@ class Node:
     def _drained(self) -> None:
         """The server reads again, before it counted as dead: what could not be asked meanwhile can be now."""
         if self.wire is not None:
-            self._release_owed()
+            self.owed.send_all()
             self._listener.reconnected(self)
 
-    def _release_owed(self) -> None:
-        owed, self._owed = self._owed, {}
-        now = self.now()
-        for (key, token), until in owed.items():
-            if until > now:
-                self.release(key, token)
+    def _may_have_hidden(self) -> None:
+        """With NOLOOP, this server may have evicted keys or dropped them from its tracking table in silence."""
+        wire = self.wire
+        if wire is None:
+            return
+        if self._options.no_loop_tracking is None:
+            log.info("asynclock: %s evicts keys, or tracks too many: without NOLOOP from now on", self.label)
+            self.abilities = self.abilities._replace(noloop=False)
+            self._stop_vigil()
+            redirect = None if self._second is None else self._second.redirect
+            wire.send(tracking_on(redirect, noloop=False), Ignored(), 1, self.now())
+        self._listener.suspect(self, None)
+
+    def _stop_vigil(self) -> None:
+        if self._vigil is not None:
+            self._vigil.stop()
+            self._vigil = None
+
+    def _stop_watching(self) -> None:
+        self._stop_vigil()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+            self._watchdog = None
 
     def _missing(self) -> None:
         """A reconnect was refused: the server is gone, now or when the grace is over."""
@@ -333,9 +352,7 @@ class Node:
         if wire is not self.wire:
             return  # it never was ready: whoever sets it up is told by its calls
         self.wire = None
-        if self._patrol is not None:
-            self._patrol.cancel()
-            self._patrol = None
+        self._stop_watching()
         if self.closed:
             return
         self._down_since = self.now()
@@ -346,9 +363,7 @@ class Node:
         if wire.problem is not None:  # dropped from this side
             self._problem = ServerError(self.label, f"the connection was lost, and is being made anew: {wire.problem}")
         log.info("asynclock: lost the connection to %s (%s), reconnecting", self.label, error or "closed by the server")
-        self._reconnecting = asyncio.get_running_loop().create_task(
-            self._reconnect(), name=f"asynclock reconnecting to {self.label}"
-        )
+        self.connecting.start(self._jittered_pause())
         self._listener.disconnected(self)
 
     # Asking
@@ -359,9 +374,9 @@ class Node:
         key = room.keys[index]
         if wire is None or wire.full or (wire.slow and ask <= FORCE):
             if ask is RELEASE:
-                self.owe(key, lease.token)
+                self.owed.owe(key, lease.token)
             return False
-        if self.quarantined_until and ask <= FORCE:  # asks for a new vote: an old one may be forgotten here
+        if self._quarantine.until and ask <= FORCE:  # asks for a new vote: an old one may be forgotten here
             return False
         expiry = self._expiry(now, ask) if ask <= EXTEND else b""
         data = self.commands.packers[ask](key, lease.token, expiry)
@@ -413,27 +428,38 @@ class Node:
     def _plain_commands(self) -> Commands:
         return Commands(self.abilities._replace(evalsha=False), self._options.key_validity)
 
-    def owe(self, key: bytes, token: bytes) -> None:
-        """Release ``key`` as soon as the server is back, unless it has expired by then."""
-        if self.closed:
-            return
-        now = self.now()
-        owed = self._owed
-        while owed and next(iter(owed.values())) <= now:  # oldest first: all live as long
-            del owed[next(iter(owed))]
-        owed[key, token] = now + self._options.key_validity
+    def is_full(self, request: Request) -> None:
+        """``SET ... IFEQ`` wants memory for the value that it writes, ``PEXPIRE`` does not. Until the next
+        connection, since it would be refused again and again."""
+        self.commands = Commands(self.abilities._replace(set_ifeq=False), self._options.key_validity)
+        self.take_on(request, request.asking)
 
-    def leave_owed(self) -> list[tuple[bytes, bytes]]:
-        """The (key, token) pairs that are still to be released; they are the caller's from now on."""
-        owed, self._owed = self._owed, {}
-        return list(owed)
+    def error_of(self, command: str, room: Room[Any], index: int, reply: Any, now: float) -> ServerError | None:
+        """What an error reply means; ``None``: nothing, the key just holds something that is not a string."""
+        passes = True
+        if str(reply).startswith(NO_MEMORY):
+            # A server that cannot evict fast enough has room in a moment; one that is just full has not.
+            if now > self._full_at + FULL_AGAIN:
+                self._full_since = now
+            self._full_at = now
+            passes = now < self._full_since + FULL_FOR
+        return error_of(self.label, command, self.key_text(room, index), reply, self.quote(reply), passes=passes)
+
+    def freed(self, key: bytes, now: float) -> None:
+        """That key was released late. With NOLOOP nobody here is told, and somebody may wait for it."""
+        self._listener.pushed(self, unbulk(key), now)
 
     def release(self, key: bytes, token: bytes) -> None:
         """Release a key on behalf of a node that is no more."""
-        if self.wire is None:
-            self.owe(key, token)
-        else:
-            self._send_on(self.wire, OwedRelease(self, key, token), self.now())
+        self.owed.owe(key, token)
+        if self.wire is not None:
+            self.owed.send_all()
+
+    def _send_owed(self, key: bytes, token: bytes, until: float) -> bool:
+        if self.wire is None or self.wire.full:
+            return False
+        self._send_on(self.wire, OwedRelease(self, key, token, until), self.now())
+        return True
 
     def read_again(self, request: Request) -> None:
         if self.wire is None:
@@ -465,7 +491,7 @@ class Node:
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         return self._listener.redirected(request, error)
 
-    def observe_clock(self, sent: float, reply: Any) -> None:
+    def observe_clock(self, sent: float, reply: Any, now: float) -> None:
         self._clock_asked = False
         self._millisecond = -1
         if not is_error(reply):
@@ -473,7 +499,7 @@ class Node:
                 seconds = seconds_of(reply)
             except ValueError:
                 raise unexpected("the answer to TIME", reply) from None
-            self._clock.observe(sent, seconds)
+            self._clock.observe(sent, seconds, now)
 
     def silent(self, now: float, seconds: float) -> bool:
         """Have answers been missing for so long?"""
@@ -490,12 +516,13 @@ class Node:
         if len(push) > 1 and push[0] == b"invalidate":
             keys = push[1]
             if keys is None:
-                # The first is told now: answers that came right after it say what is gone, not why. Each is a look at
-                # every lock, so there is one more for all the others that come at once.
-                self._flushes += 1
-                if self._flushes == 1:
-                    asyncio.get_running_loop().call_soon(self._tell_of_flushes)
-                    self._listener.flushed(self)
+                # Now: answers that come right after it say what is gone, not why.
+                if self._flushes is None:
+                    after = self.pace.flushed(now)
+                    if after:
+                        self._flushes = asyncio.get_running_loop().call_later(after, self._tell_of_flushes)
+                    else:
+                        self._listener.suspect(self, LossReason.FLUSHED)
                 return
             if type(keys) is not list:
                 raise unexpected("what an invalidation names", keys)
@@ -505,42 +532,14 @@ class Node:
                 self._listener.pushed(self, key, now)
 
     def _tell_of_flushes(self) -> None:
-        flushes, self._flushes = self._flushes, 0
-        if flushes > 1:
-            self._listener.flushed(self)
+        self._flushes = None
+        if self.wire is not None:  # else every key is looked at anyway, once it is back
+            self._listener.suspect(self, LossReason.FLUSHED)
 
-    def _watch(self) -> None:
-        """Look after the connection from time to time: answers that are missing for too long mean
-        that it is dead, whatever the kernel believes."""
-        self._struck = self._late = False
-        self._lag = self.now() - time.monotonic()
-        self._patrol = asyncio.get_running_loop().call_later(self._silence / 2, self._look)
-
-    def _look(self) -> None:
-        wire = self.wire
-        if wire is None:
-            return
-        lag = self.now() - time.monotonic()
-        if lag - self._lag > MAX_LAG:
-            self._listener.slept(self)
-        self._lag = lag
-        now = self.now()
-        dead = bool(wire.waiting or wire.unfinished) and now - wire.heard > self._silence
-        late = not wire.slow and now - wire.asked_at() > self._silence
-        # Not at the first look: the loop may have been blocked, and the answers unread.
-        if dead and self._struck:
-            wire.abort(TimeoutError(f"no answer for {self._silence:g} s"))
-            return
-        if late and self._late:
-            # New votes would come too late, and what is kept for each would be without a bound.
-            if not wire.slow_since:
-                log.warning("asynclock: %s is slow to answer, and is asked for no new votes until it has", self.label)
-            wire.slow_down(now)
-        elif wire.slow and wire.asked_at() > wire.slow_since:
-            wire.catch_up()
-        self._struck, self._late = dead, late
-        again = self._silence / (8 if dead or late or wire.slow else 2)
-        self._patrol = asyncio.get_running_loop().call_later(again, self._look)
+    @property
+    def in_order(self) -> bool:
+        """Do pushes and answers come over one connection, in the order of what happened?"""
+        return self.door.protocol == 3 and self.replicas is None and self.abilities.mode != "cluster"
 
     # Closing
 
@@ -548,15 +547,13 @@ class Node:
         """Send what there is, and close. Takes no longer than ``try_next_after`` for a server that hangs."""
         self.closed = True
         self._hear_no_more()
-        self._owed.clear()
-        for handle in (self._patrol, self._grace, self._quarantine_end):
+        self.owed.close()
+        self._quarantine.close()
+        for handle in (self._grace, self._flushes):
             if handle is not None:
                 handle.cancel()
-        task, self._reconnecting = self._reconnecting, None
-        if task is not None:
-            while not task.done():  # on Python 3.11 one may get lost (cancellation.py)
-                task.cancel()
-                await asyncio.wait([task], timeout=0.01)
+        await self.connecting.aclose()
+        self._stop_watching()
         wire = self.wire
         if wire is not None:
             wire.close()

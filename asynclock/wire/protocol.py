@@ -21,6 +21,7 @@ from .violations import ViolationError
 
 log = logging.getLogger("asynclock")
 
+PING = b"*1\r\n$4\r\nPING\r\n"
 _MORE = object()  # what the reader answers when it wants more bytes
 _PUSH = hiredis.PushNotification
 MAX_UNSENT = 1 << 20  # bytes that may wait here while the kernel takes no more
@@ -112,10 +113,14 @@ class Wire(asyncio.Protocol):
         self._transport: asyncio.WriteTransport = writer.transport
         self._transport.set_protocol(self)
 
-    @property
-    def unfinished(self) -> bool:
-        """Has the beginning of something come, and nothing whole since then?"""
-        return self._headers.size > 0
+    def missing(self, now: float) -> float:
+        """Seconds for which an answer, or the rest of something, has been waited for; 0: nothing is."""
+        return now - self.heard if self.waiting or self._headers.size > 0 else 0.0
+
+    def ping(self, now: float) -> None:
+        """Nothing has been heard for a while: ask something, unless that is waited for."""
+        if not self.waiting:
+            self.send(PING, Call(self._loop), 1, now)
 
     def send(self, data: bytes, expects: Expects, replies: int, now: float) -> None:
         """Send in this loop turn. ``expects`` gets that many replies, all at once, or ``dropped``."""

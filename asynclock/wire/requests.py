@@ -9,13 +9,15 @@ from ..core.lease import Lease
 from ..core.room import Room
 from ..core.rules import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Ask
 from ..errors import ServerError
-from .commands import OK, Commands, error_of, is_error
+from .commands import OK, Commands, is_error
+from .owed import OwedReleases
 from .violations import unexpected
 
 MAX_HOPS = 5  # a cluster that sends a request on more often than that does not know itself whose a key is
 
 REDIRECTIONS = ("MOVED ", "ASK ", "CLUSTERDOWN")
 NO_SCRIPT = "NOSCRIPT"
+NO_MEMORY = "OOM"
 
 REPLIES = (1, 2, 2, 2, 2, 1)  # to each Ask, in their order
 _DONE = (OK, 1)  # what a command answers that did what it was to do
@@ -48,13 +50,23 @@ class Asked(Protocol):
     def quote(self, said: Any) -> str:
         """What its server said, as it may be shown."""
 
-    def owe(self, key: bytes, token: bytes) -> None: ...
+    @property
+    def owed(self) -> OwedReleases: ...
     def demoted(self) -> None: ...
     def redirected(self, request: Request | OwedRelease, error: str) -> bool: ...
     def scripts_are_gone(self, request: Request | OwedRelease) -> None:
         """Send it again, with the script itself."""
 
-    def observe_clock(self, sent: float, reply: Any) -> None: ...
+    def freed(self, key: bytes, now: float) -> None:
+        """That key was released late. With NOLOOP nobody here is told, and somebody may wait for it."""
+
+    def is_full(self, request: Request) -> None:
+        """It refused to extend for want of memory: send it again, in a way that takes none."""
+
+    def error_of(self, command: str, room: Room[Any], index: int, reply: Any, now: float) -> ServerError | None:
+        """What an error reply means; ``None``: nothing, the key just holds something that is not a string."""
+
+    def observe_clock(self, sent: float, reply: Any, now: float) -> None: ...
 
 
 class Request:
@@ -91,7 +103,7 @@ class Request:
     def fail(self, error: ServerError, now: float, node: Asked) -> None:
         """It cannot be sent on. What is to be released there is, as soon as that node is connected."""
         if self.ask is RELEASE:
-            node.owe(self.key, self.token)
+            node.owed.refused(self.key, self.token)
         self.room.failed(self.lease, self.index, self.ask, error, now)
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
@@ -101,7 +113,7 @@ class Request:
         ask, lease = self.ask, self.lease
         if ask is RELEASE:
             if reply == 1:
-                self.room.released(lease, True, now)
+                self.room.released(lease, self.index, True, now)
                 return
         elif self.node.replicas is not None:
             pass
@@ -120,7 +132,7 @@ class Request:
 
     def dropped(self) -> None:
         if self.ask is RELEASE:
-            self.node.owe(self.key, self.token)
+            self.node.owed.owe(self.key, self.token)
         self.room.failed(self.lease, self.index, self.ask, None, self.node.now())
 
     def _conclude(self, replies: list[Any], now: float) -> None:
@@ -141,17 +153,21 @@ class Request:
                     if text.startswith(NO_SCRIPT):
                         node.scripts_are_gone(self)
                         return
-                command = node.commands.names[ask][position]
-                error = error_of(node.label, command, node.key_text(self.room, self.index), reply, node.quote(reply))
+                    if text.startswith(NO_MEMORY) and ask is EXTEND and node.commands.extends_by_set:
+                        node.is_full(self)
+                        return
+                error = node.error_of(node.commands.names[ask][position], self.room, self.index, reply, now)
                 if error is not None:
                     if text.startswith("READONLY"):
                         node.demoted()
+                    if ask is RELEASE:
+                        node.owed.refused(self.key, self.token)
                     self.room.failed(self.lease, self.index, ask, error, now)
                     return
                 replies[position] = _OTHERS
         ok, found, ttl = self._meaning(replies)
         if ask is RELEASE:
-            self.room.released(self.lease, ok, now)
+            self.room.released(self.lease, self.index, ok, now)
             return
         written = ask <= EXTEND and ok and found == self.lease.token
         if node.replicas is not None and written and not self.lease.done:
@@ -226,8 +242,7 @@ class ReadAgain:
         request = self._request
         if is_error(reply):
             node = request.node
-            key = node.key_text(request.room, request.index)
-            error = error_of(node.label, "GET", key, reply, node.quote(reply))
+            error = node.error_of("GET", request.room, request.index, reply, now)
             if error is not None:
                 request.unconfirmed(error)
                 return
@@ -249,14 +264,15 @@ class Ignored:
 class OwedRelease:
     """The reply of a release that was owed, and that nobody waits for."""
 
-    __slots__ = ("hops", "key", "node", "token")
+    __slots__ = ("hops", "key", "node", "token", "until")
 
     ask = RELEASE
 
-    def __init__(self, node: Asked, key: bytes, token: bytes) -> None:
+    def __init__(self, node: Asked, key: bytes, token: bytes, until: float) -> None:
         self.node = node
         self.key = key
         self.token = token
+        self.until = until  # when the key has expired
         self.hops = 0
 
     def again(self, node: Asked, sent: float, asking: bool) -> None:
@@ -264,18 +280,28 @@ class OwedRelease:
         self.hops += 1
 
     def fail(self, error: ServerError, now: float, node: Asked) -> None:
-        node.owe(self.key, self.token)
+        node.owed.refused(self.key, self.token, self.until)
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
-        if is_error(reply) and self.hops < MAX_HOPS:
-            text = str(reply)
-            if text.startswith(REDIRECTIONS):
-                self.node.redirected(self, text)
-            elif text.startswith(NO_SCRIPT):
-                self.node.scripts_are_gone(self)
+        node = self.node
+        if not is_error(reply) or "WRONGTYPE" in str(reply):
+            node.owed.accepted()
+            if reply == 1:
+                node.freed(self.key, now)
+            return
+        text = str(reply)
+        if self.hops < MAX_HOPS:
+            if text.startswith(REDIRECTIONS) and node.redirected(self, text):
+                return
+            if text.startswith(NO_SCRIPT):
+                node.scripts_are_gone(self)
+                return
+        if text.startswith("READONLY"):
+            node.demoted()
+        node.owed.refused(self.key, self.token, self.until)
 
     def dropped(self) -> None:
-        self.node.owe(self.key, self.token)
+        self.node.owed.owe(self.key, self.token, self.until)
 
 
 class TimeRequest:
@@ -288,7 +314,7 @@ class TimeRequest:
         self._sent = sent
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
-        self._node.observe_clock(self._sent, reply)
+        self._node.observe_clock(self._sent, reply, now)
 
     def dropped(self) -> None: ...
 

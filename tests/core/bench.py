@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from asynclock.core.lease import Lease, Tokens
+from asynclock.core.pace import Pace
 from asynclock.core.room import Room
 from asynclock.core.rules import NEVER, Ask, LossReason, Rules
 from asynclock.core.turns import Turns
@@ -37,6 +38,8 @@ class Bench:
         self.kept: list[tuple[int, bytes]] = []  # releases for them
         self.hung: set[int] = set()  # keys whose server has not answered for long
         self.luck = 0.0
+        self.pace = Pace()
+        self.ordered = False  # do pushes and answers come over one connection?
         self.looks: list[Lease] = []  # leases that are to be looked at soon
         self._tokens = Tokens(b"\0")
 
@@ -90,7 +93,7 @@ class Bench:
         """The first such ask that is not answered yet gets its answer now."""
         sent = self._take(ask, index)
         if ask is Ask.RELEASE:
-            self.room.released(sent.lease, found is OURS, self.now)
+            self.room.released(sent.lease, sent.index, found is OURS, self.now)
             return
         value = sent.lease.token if found is OURS else found
         okay = ask is Ask.READ or found is OURS if ok is None else ok
@@ -164,6 +167,15 @@ class Bench:
 
     def chance(self) -> float:
         return self.luck
+
+    def pause(self, room: Room[str], index: int, now: float) -> float:
+        return self.pace.pause(now)
+
+    def needless(self, room: Room[str], index: int, now: float) -> None:
+        self.pace.needless(now)
+
+    def in_order(self, room: Room[str], index: int) -> bool:
+        return self.ordered
 
     def doubt_clock(self, room: Room[str], index: int) -> None:
         self.told.append(("doubt clock", index))

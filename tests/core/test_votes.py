@@ -365,9 +365,22 @@ def test_a_release_that_finds_fewer_keys_than_a_holder_has_says_so() -> None:
     bench.answer(Ask.RELEASE, 0)
     bench.answer(Ask.RELEASE, 1, found=None)
     assert not lease.lost_unnoticed(2)
-    bench.answer(Ask.RELEASE, 2, found=OTHER)
+    bench.answer(Ask.RELEASE, 2, found=None)
     assert lease.lost_unnoticed(2)
-    assert bench.settles == [lease.token]
+    assert bench.settles == [] and bench.asks == [(Ask.READ, 1), (Ask.READ, 2)]  # why?
+    bench.answer(Ask.READ, 1, found=None)
+    bench.answer(Ask.READ, 2, found=b"asynclock:f:ff:1")
+    assert bench.settles == [lease.token] and lease.cause is LossReason.TAKEN_OVER
+
+
+def test_a_connection_that_breaks_while_it_is_asked_why_a_release_found_nothing_ends_the_wait_for_it() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    bench.room.release(lease, bench.now)
+    bench.answer(Ask.RELEASE, 0, found=None)
+    assert bench.settles == [] and bench.asks == [(Ask.READ, 0)]
+    bench.drop(0)
+    assert bench.settles == [lease.token] and lease.lost_unnoticed(1) and lease.cause is None
 
 
 def test_a_push_for_who_waits_does_not_disturb_a_take_over() -> None:

@@ -18,8 +18,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 from asynclock.core.lease import Lease
+from asynclock.core.pace import PAUSE
 from asynclock.core.room import MAX_BACKOFF, Room
 from asynclock.core.rules import NEVER, LossReason
+from asynclock.wire.noloop import LOOK_EVERY
 
 from .processes import Client, Task
 from .requests import Request
@@ -64,6 +66,8 @@ class Check:
         world = self.world
         acted, altered = world.acted, world.altered
         world.acted, world.altered = None, False
+        if world.long_lived:
+            raise self.broken("b", world.long_lived)
         if acted is not None:
             if not acted.past:
                 for room in acted.rooms.values():
@@ -158,11 +162,23 @@ class Check:
             if server.troubled and self.world.now < self._asked_again(server, client):
                 continue  # the server answered with an error, and has not been asked again since
             link = client.links[server.name]
-            if link is None or link.broken:
+            if link is None or link.broken or self._hidden(client, server, key) > 0:
                 continue
+            if lease.doubted >> index & 1 and lease.look_at <= self.world.now + PAUSE:
+                continue  # it will be looked at, when it is time for that
             under_way = [*link.told, *(what for asker, what in link.back if asker is None)]
             if not any(what in (None, key) for what in under_way):
                 raise self.broken("a", f"{client.name} counts on key {index}, has lost it, and will not be told")
+
+    def _hidden(self, client: Client, server: Server, key: bytes) -> float:
+        """Seconds within which what NOLOOP has hidden from the client is to be found out."""
+        since = server.hidden.get((client, key))
+        if since is None:
+            return 0.0
+        link = client.links[server.name]
+        assert link is not None
+        since = max(since, link.since, client.frozen, server.stalled, server.troubled)
+        return max(0.0, since + LOOK_EVERY + TOLD * self.world.longest + 0.001 - self.world.now)
 
     def _asked_again(self, server: Server, client: Client) -> float:
         """When a server that answered with errors has been asked again at the latest."""
@@ -178,20 +194,21 @@ class Check:
         for lease, unbacked in list(self.unbacked.items()):
             client, room = unbacked.client, unbacked.room
             since = world.now if lease in client.looks else max(unbacked.since, client.frozen)
-            for server in self._servers:
+            put_off = PAUSE if client.paused_at >= since - PAUSE else 0.0
+            for key, server in zip(room.keys, self._servers, strict=True):
                 link = client.links[server.name]
-                if link is None or link.broken or room.forces:
+                if link is None or link.broken or room.forces or self._hidden(client, server, key) > 0:
                     since = world.now
                 else:
                     since = max(since, link.since, server.stalled)
                     if server.troubled:
                         since = max(since, self._asked_again(server, client))
             unbacked.since = since
-            if world.now - since > bound:
+            if world.now - since > bound + put_off:
                 raise self.broken("a", f"{client.name} has no majority for {1000 * (world.now - since):.3f} ms")
             if room.holder is not lease or world.now >= lease.deadline or client.past:
                 del self.unbacked[lease]
-                if world.rules.tracking and world.now < lease.deadline and not client.past:
+                if world.rules.tracking and world.now < lease.deadline and not client.past and not put_off:
                     self.told.append(max(0.0, world.now - since) / world.longest)
 
     # (b)

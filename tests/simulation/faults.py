@@ -11,6 +11,7 @@ from asynclock.core.lease import Lease
 from asynclock.core.room import Room
 from asynclock.core.rules import Ask, Rules
 
+from .links import Link
 from .processes import Client, Task
 from .servers import Server
 
@@ -104,6 +105,29 @@ def no_second_look(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Room, "answered", once)
 
 
+def forget_refused_releases(patch: pytest.MonkeyPatch) -> None:
+    """A release that a server has answered with an error is done with."""
+    patch.setattr(Client, "_refused", lambda self, home, key, token: None)
+
+
+def keep_noloop(patch: pytest.MonkeyPatch) -> None:
+    """NOLOOP stays on, though the server evicts keys."""
+    patch.setattr(Client, "_silence_told", lambda self, link, report: None)
+
+
+def believe_the_uptime(patch: pytest.MonkeyPatch) -> None:
+    """A server that says that it has been up for long is given no quarantine, another process or not."""
+    connect = Client._connect
+
+    def trusting(self: Client, home: int, sent: float, time: float) -> Link:
+        link = connect(self, home, sent, time)
+        if link.server.lies:
+            link.quarantined = False
+        return link
+
+    patch.setattr(Client, "_connect", trusting)
+
+
 FAULTS: dict[str, Plant] = {
     "deadline counted from the reply": count_from_the_reply,
     "no wake-up at the time to live": forget_to_wake,
@@ -112,4 +136,7 @@ FAULTS: dict[str, Plant] = {
     "pushes ignored while acquiring": deaf_while_acquiring,
     "no look at the key after a reconnect": deaf_after_a_reconnect,
     "no second look after a push that overtook an answer": no_second_look,
+    "a refused release forgotten": forget_refused_releases,
+    "NOLOOP kept while keys are evicted": keep_noloop,
+    "uptime believed": believe_the_uptime,
 }

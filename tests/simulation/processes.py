@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from asynclock.core.clock import ServerClock
 from asynclock.core.lease import Lease, Tokens
+from asynclock.core.pace import Pace
 from asynclock.core.room import Room
 from asynclock.core.rules import NEVER, Ask, LossReason
+from asynclock.wire.noloop import LOOK_EVERY, Report
 
 from .links import Link
-from .requests import NO_EXPIRY, OwedRelease, Request, TimeRequest
+from .requests import NO_EXPIRY, Ignored, OwedRelease, Request, Silence, TimeRequest
 from .servers import Expiry, Trouble
 
 if TYPE_CHECKING:
@@ -58,8 +61,12 @@ class Client:
         self.homes = [world.home(index) for index in range(world.rules.keys)]  # which server has a key
         self.looks: set[Lease] = set()  # leases that will be looked at soon
         self.clocks = [ServerClock(world.rules.validity) for _ in world.servers]
+        self.paces = [Pace(world.burst) for _ in world.servers]
+        self.paused_at = -NEVER  # when a look was put off last, since pushes mean nothing
+        self.known: list[int | None] = [None for _ in world.servers]  # which process each server was
         self.gone = [False for _ in world.servers]
         self.problems: list[Trouble | None] = [None for _ in world.servers]  # why a server was not connected
+        self.until = [0.0 for _ in world.servers]  # of the quarantine of a server that was seen to be another process
         self.owed: list[dict[tuple[bytes, bytes], None]] = [{} for _ in world.servers]
         for home, server in enumerate(world.servers):
             if server.up and max(server.stalled, server.troubled) <= world.now:
@@ -137,7 +144,7 @@ class Client:
         if ask in VOTES and link.quarantined:
             return False
         expiry = self._expiry(link, now) if ask not in (Ask.READ, Ask.RELEASE) else NO_EXPIRY
-        request = Request(room, lease, index, ask, now)
+        request = Request(room, lease, index, ask, now, link.refused)
         link.send(request, request.commands(expiry))
         return True
 
@@ -192,6 +199,18 @@ class Client:
 
     def chance(self) -> float:
         return self.world.random.random()
+
+    def pause(self, room: Room[Task], index: int, now: float) -> float:
+        pause = self.paces[self.homes[index]].pause(now)
+        if pause:
+            self.paused_at = now
+        return pause
+
+    def needless(self, room: Room[Task], index: int, now: float) -> None:
+        self.paces[self.homes[index]].needless(now)
+
+    def in_order(self, room: Room[Task], index: int) -> bool:
+        return not self.world.apart
 
     def doubt_clock(self, room: Room[Task], index: int) -> None:
         self.clocks[self.homes[index]].forget()
@@ -321,7 +340,7 @@ class Client:
         self.world.log("%s is connected to server %d again", self.name, home)
         link = self._connect(home, sent, time)
         for key, token in self.owed[home]:
-            owed = OwedRelease(key, token)
+            owed = OwedRelease(key, token, link.refused, partial(self.pushed, link))
             link.send(owed, owed.commands)
         self.owed[home] = {}
         self.problems[home] = None
@@ -329,12 +348,57 @@ class Client:
 
     def _connect(self, home: int, sent: float, time: float) -> Link:
         server = self.world.servers[home]
-        self.clocks[home].observe(sent, time)
+        self.clocks[home].observe(sent, time, self.world.now)
         self.links[home] = link = Link(self, server)
+        link.refused = partial(self._refused, home)
+        known, self.known[home] = self.known[home], server.process
         if server.quarantined:
-            link.quarantined = True
-            self.world.at(server.started + self.world.rules.validity, self._end_quarantine, link)
+            if server.lies and known in (None, server.process) and not (self.until[home] > self.world.now):
+                # Its uptime is believed by who connects for the first time: there is nothing else to go by.
+                self.world.forgotten -= {entry for entry in self.world.forgotten if entry in server.forgot}
+            else:
+                until = server.started + self.world.rules.validity
+                if known != server.process:
+                    self.until[home] = until = max(until, self.world.now + self.world.rules.validity * server.lies)
+                link.quarantined = True
+                self.world.at(until, self._end_quarantine, link)
+        self.world.at(self.world.now + LOOK_EVERY, self._ask_of_silence, link)
         return link
+
+    def _ask_of_silence(self, link: Link) -> None:
+        """As ``asynclock.wire.noloop.Vigil``."""
+        if not self.uses(link) or not link.noloop:
+            return
+        if self.frozen > self.world.now:
+            self.world.at(self.frozen, self._ask_of_silence, link)
+            return
+        if any(not room.empty for room in self.rooms.values()):
+            asked = Silence(partial(self._silence_told, link))
+            link.send(asked, asked.commands)
+        self.world.at(self.world.now + LOOK_EVERY, self._ask_of_silence, link)
+
+    def _silence_told(self, link: Link, report: Report) -> None:
+        if not report.safe and self.uses(link):
+            link.send(Ignored(), (("TRACKING", b"", b"", NO_EXPIRY),))
+            self.world.acted = self
+            for room, index in self._everything(link.server.name):
+                room.pushed(index, self.world.now)
+
+    def _refused(self, home: int, key: bytes, token: bytes) -> None:
+        """A release met an error: it is owed, as by ``asynclock.wire.owed.OwedReleases``."""
+        self.owed[home][key, token] = None
+        self.world.at(self.world.now + 0.02 + self.world.random.random() * 0.5, self._try_owed, home)
+
+    def _try_owed(self, home: int) -> None:
+        link = self.links[home]
+        if self.frozen > self.world.now:
+            if self.alive:
+                self.world.at(self.frozen, self._try_owed, home)
+        elif link is not None:
+            owed, self.owed[home] = self.owed[home], {}
+            for key, token in owed:
+                release = OwedRelease(key, token, link.refused, partial(self.pushed, link))
+                link.send(release, release.commands)
 
     def _end_quarantine(self, link: Link) -> None:
         if self.uses(link):

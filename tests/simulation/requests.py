@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from asynclock.core.clock import ServerClock
@@ -12,6 +13,7 @@ from asynclock.core.rules import Ask
 from .servers import Expiry, Trouble
 
 Command = tuple[str, bytes, bytes, Expiry]
+Refused = Callable[[bytes, bytes], None]  # a release was: that key, that token
 
 COMMANDS = {
     Ask.TAKE: ("SET NX",),
@@ -35,9 +37,10 @@ class Asker(Protocol):
 class Request:
     """What a room asked."""
 
-    __slots__ = ("ask", "index", "key", "lease", "left", "replies", "room", "sent")
+    __slots__ = ("ask", "index", "key", "lease", "left", "refused", "replies", "room", "sent")
 
-    def __init__(self, room: Room[Any], lease: Lease, index: int, ask: Ask, sent: float) -> None:
+    def __init__(self, room: Room[Any], lease: Lease, index: int, ask: Ask, sent: float, refused: Refused) -> None:
+        self.refused = refused
         self.room = room
         self.lease = lease
         self.index = index
@@ -58,13 +61,15 @@ class Request:
             return
         for answer in self.replies:
             if isinstance(answer, Trouble):
+                if self.ask is Ask.RELEASE:
+                    self.refused(self.key, self.lease.token)
                 self.room.failed(self.lease, self.index, self.ask, answer, now)
                 return
         first, found = self.replies[0], self.replies[-1]
         ask = self.ask
         ok = ask is Ask.READ or first in (b"OK", 1)
         if ask is Ask.RELEASE:
-            self.room.released(self.lease, ok, now)
+            self.room.released(self.lease, self.index, ok, now)
             return
         ttl = first if ask is Ask.READ else found if ask is Ask.TAKE_TTL else None
         if ask <= Ask.TAKE_TTL:
@@ -85,15 +90,41 @@ class TimeRequest:
     def reply(self, reply: Any, now: float) -> None:
         self.left = 0
         if isinstance(reply, float):
-            self.clock.observe(self.sent, reply)
+            self.clock.observe(self.sent, reply, now)
+
+
+class Silence:
+    """May the server have hidden something?"""
+
+    commands: tuple[Command, ...] = (("INFO", b"", b"", NO_EXPIRY),)
+
+    def __init__(self, told: Callable[[Any], None]) -> None:
+        self.told = told
+        self.left = 1
+
+    def reply(self, reply: Any, now: float) -> None:
+        self.left = 0
+        self.told(reply)
+
+
+class Ignored:
+    """An answer that says nothing."""
+
+    def __init__(self) -> None:
+        self.left = 1
+
+    def reply(self, reply: Any, now: float) -> None:
+        self.left = 0
 
 
 class OwedRelease:
-    """A release that was owed to a server that was not connected."""
+    """A release that was owed to a server that was not connected, or had refused it."""
 
-    def __init__(self, key: bytes, token: bytes) -> None:
+    def __init__(self, key: bytes, token: bytes, refused: Refused, freed: Callable[[bytes], None]) -> None:
         self.key = key
         self.token = token
+        self.refused = refused
+        self.freed = freed
         self.left = 1
 
     @property
@@ -102,3 +133,7 @@ class OwedRelease:
 
     def reply(self, reply: Any, now: float) -> None:
         self.left = 0
+        if isinstance(reply, Trouble):
+            self.refused(self.key, self.token)
+        elif reply:
+            self.freed(self.key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asynclock.core.rules import NEVER
+from asynclock.wire.noloop import Report
 
 if TYPE_CHECKING:
     from .links import Link
@@ -45,6 +46,14 @@ class Server:
         self.troubled = 0.0  # until when every command is answered with ``trouble``
         self.trouble = Trouble()
         self.stepped = -NEVER  # when its clock was set
+        self.process = 0  # which one: another after each restart
+        self.forgot: set[tuple[bytes, bytes]] = set()  # (key, token) that it forgot at its last restart
+        self.lies = False  # does its uptime say nothing, since its clock was behind when it was started?
+        self.evicts = world.evicting  # does its policy evict keys?
+        self.evicted = 0  # how many
+        self.full = False  # has its tracking table been since it was asked last?
+        # (client, key) -> when something was done to the key or its entry that the client was not told of
+        self.hidden: dict[tuple[object, bytes], float] = {}
         self._rate = 1 + (world.random.random() * 2 - 1) * world.drift
         self._shift = (world.random.random() * 2 - 0.5) * 3600 + world.now * (1 - self._rate)
 
@@ -107,12 +116,33 @@ class Server:
         del self.data[key]
         self.tell(key, by)
 
-    def tell(self, key: bytes, by: Link | None) -> None:
-        """Tell who has read the key, but with NOLOOP not who changed it; none of them is told again."""
+    def tell(self, key: bytes, by: Link | None, own: bool = True) -> None:
+        """Tell who has read the key, but with NOLOOP not who changed it; none of them is told again.
+
+        ``own``: did ``by`` mean to? Else the server did that by itself, while it ran a command of theirs.
+        """
         if key in self.tracked:
             for link in self.tracked.pop(key):
-                if link is not by or not self.world.noloop:
+                if link is not by or not link.noloop:
                     link.push(key)
+                elif not own:
+                    self.hidden[link.client, key] = self.world.now
+
+    def evict(self, key: bytes, during: Link | None) -> None:
+        """For want of memory, while it runs a command of somebody."""
+        self.evicted += 1
+        self.evicts = True
+        if key in self.data:
+            self.world.touch(key, self.data[key][0])
+            self.world.altered = True
+            del self.data[key]
+            self.tell(key, during, own=False)
+
+    def _limit_tracking(self, link: Link) -> None:
+        """A tracking table that is full drops entries, while it runs a command of somebody."""
+        while len(self.tracked) > self.world.table:
+            self.full = True
+            self.tell(self.world.random.choice(list(self.tracked)), link, own=False)
 
     def execute(self, command: str, key: bytes, token: bytes, expiry: Expiry, link: Link) -> Any:
         reply = self._execute(command, key, token, expiry, link)
@@ -123,9 +153,15 @@ class Server:
 
     def _execute(self, command: str, key: bytes, token: bytes, expiry: Expiry, link: Link) -> Any:
         world = self.world
+        if len(self.tracked) > world.table:
+            self._limit_tracking(link)
+        if command == "INFO":
+            full, self.full = self.full, False
+            return Report(self.evicts, self.evicted, full)
+        if command == "TRACKING":
+            link.noloop = False
+            return b"OK"
         if world.now < self.troubled:
-            if command == "DELIFEQ":
-                world.stranded.add(token)
             return self.trouble
         if command == "TIME":
             return self.time()
@@ -149,6 +185,10 @@ class Server:
         if expiry.how == "PX":
             self.put(key, token, self.milliseconds() + expiry.when, link)
         else:
+            if expiry.measured > self.stepped and expiry.when > self.milliseconds() + world.longest_life:
+                world.long_lived = (
+                    f"{key!r} on server {self.name} is to live for {expiry.when - self.milliseconds()} ms"
+                )
             self.put(key, token, expiry.when, link)
             if expiry.measured <= self.stepped:  # nobody can know
                 world.touch(key, token)
@@ -182,6 +222,8 @@ class Server:
         self.down = self.world.now + seconds
         if amnesia:
             self.started = self.down
+            self.process += 1
+            self.lies = self.world.random.random() < 0.5
             self._forget(known=self.world.quarantine)
 
     def set_clock(self, seconds: float) -> None:
@@ -202,6 +244,7 @@ class Server:
     def _forget(self, known: bool) -> None:
         """``known``: it will give no votes until those that it forgot are over."""
         self.world.altered = True
+        self.forgot = {(key, value) for key, (value, _) in self.data.items()}
         for key, (value, _) in self.data.items():
             if (key, value) not in self.world.touched or not known:
                 self.world.touch(key, value, forgotten=known)

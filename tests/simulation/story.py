@@ -6,8 +6,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from asynclock.core.pace import PAUSE
 from asynclock.core.room import MAX_BACKOFF
 from asynclock.core.rules import NEVER
+from asynclock.wire.noloop import LOOK_EVERY
 
 from .checks import Check
 from .processes import Task
@@ -35,8 +37,21 @@ WEIGHTS = {
     "die": 2,
     "trouble": 1,
     "clock": 1,
+    "evict": 2,
 }
-CALM = ("join", "try_join", "force", "end a holder", "end a waiter", "close", "delete", "write", "flush", "die")
+CALM = (
+    "join",
+    "try_join",
+    "force",
+    "end a holder",
+    "end a waiter",
+    "close",
+    "delete",
+    "write",
+    "flush",
+    "evict",
+    "die",
+)
 GAPS = (0.0, 0.0005, 0.001, 0.002, 0.005, 0.0, 0.02, 0.1, 0.5, 2.0, 5.0)  # seconds before it happens
 SECONDS = (0.01, 0.05, 0.3, 1.0, 2.0, 3.0, 5.0, 8.0)  # how long an accident lasts
 LENGTHS = (3, 4, 5, 6, 8, 10, 15, 30)
@@ -167,6 +182,13 @@ def _do(world: World, step: Step) -> None:
     elif step.kind == "flush":
         world.log("-- server %d is flushed", server.name)
         server.flush()
+    elif step.kind == "evict" and server.up:
+        links = [link for link in server.links if not link.broken]
+        during = links[step.more % len(links)] if links else None
+        world.log(
+            "-- server %d evicts %s during a command of %s", server.name, key.decode(), during and during.client.name
+        )
+        server.evict(key, during)
     elif step.kind == "stall":
         world.log("-- server %d stalls for %s s", server.name, seconds / 4)
         server.stalled = max(server.stalled, world.now + seconds / 4)
@@ -219,7 +241,7 @@ def _settle(world: World, check: Check, end: str) -> None:
     for server in world.servers:
         for key in server.data if server.up else ():
             entry = server.peek(key)
-            if entry is not None and entry[0] not in world.stranded and _is_owned(world, entry[0]):
+            if entry is not None and _is_owned(world, entry[0]):
                 raise check.broken("c", f"server {server.name} still has {key!r} = {entry[0]!r}")
 
 
@@ -234,6 +256,8 @@ def _serve_all(world: World, check: Check) -> None:
     patience = world.rules.validity * (1 + world.quarantine) + 2 * MAX_BACKOFF + world.silence + world.set_back + poll
     # Who has read how long a key still lives counts that from the answer, however late it came.
     prompt = PROMPT + world.longest + max(client.stopped for client in world.clients)
+    if world.table < NEVER:
+        prompt += PAUSE + LOOK_EVERY  # entries of keys that are waited for were dropped
     calm_since, free_since = world.now, NEVER
     while any(task.state == "waiting" for task in _tasks(world)):
         world.run(0.05)
@@ -278,6 +302,8 @@ def _free(world: World) -> bool:
     if any(server.quarantined or any(server.peek(key) for key in keys) for server in world.servers):
         return False
     links = [link for client in world.clients for link in client.links if link is not None and not link.broken]
+    if any(link.quarantined for link in links):
+        return False
     return len(links) == len(world.clients) * sum(server.up for server in world.servers)
 
 

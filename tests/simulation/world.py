@@ -20,7 +20,9 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any
 
+from asynclock.core.clock import MIN_PRECISION, PRECISION
 from asynclock.core.lease import Lease
+from asynclock.core.pace import BURST
 from asynclock.core.rules import NEVER, LossReason, Rules
 
 from .processes import Client, Task
@@ -54,6 +56,12 @@ class World:
         self.longest = QUICK  # seconds that a packet took so far
         self.noloop = self.random.random() < 0.8
         self.apart = seed % 4 == 0  # do pushes come over a connection of their own, as where there is no RESP3?
+        self.evicting = self.random.random() < 0.3  # do servers say from the beginning that they evict keys?
+        self.table = self.random.choice((1, 3)) if self.random.random() < 0.15 else NEVER  # keys that a server tracks
+        self.burst = self.random.choice((3.0, BURST))  # looks in vain before there are fewer
+        # Milliseconds for which a key may be told to live, more than which nobody that was told the time may say.
+        self.longest_life = (rules.validity + max(MIN_PRECISION, rules.validity * PRECISION)) * 1000 * 1.01 + 3
+        self.long_lived = ""  # ... and somebody did
         self.disturbed = self.slow > 0  # has anything happened that can make an extension fail?
         self.calm = False  # no packets take long any more
         self.silence = max(0.5, (rules.validity - rules.extend_interval) / 2)
@@ -69,7 +77,6 @@ class World:
         # (key, token) for which the servers' word to the owner was broken: overwritten, deleted, forgotten.
         self.touched: set[tuple[bytes, bytes]] = set()
         self.forgotten: set[tuple[bytes, bytes]] = set()  # ... of these, those that nobody else can have got yet
-        self.stranded: set[bytes] = set()  # tokens whose release was answered with an error
         self.losses: list[tuple[Client, Lease, LossReason, int | None]] = []
         self.cut = False  # has a connection been lost, or a process stopped for so long that answers came too late?
         self.failed: list[Task] = []  # tasks that were refused, or failed

@@ -1,0 +1,100 @@
+"""Whether ``NOLOOP`` may be used: it hides more than one's own writes.
+
+A server that evicts a key, or drops an entry of its tracking table that is full, does so while it runs somebody's
+command, and counts it as done by that client. With NOLOOP that client is not told, and is tracked no more: whoever
+takes the key next does so in silence as well. So NOLOOP is for servers that evict nothing, as long as their tracking
+table has room; elsewhere one's own writes are pushed too, which costs a push for each extension.
+
+Both can change while a connection lasts, so the server is asked now and then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from .background import Ticker
+from .commands import packed
+from .protocol import Wire
+
+LOOK_EVERY = 0.9  # seconds between two questions: a loss is told within 1.5 s where it was hidden
+ROOM = 0.9  # share of the tracking table from which on it counts as full: it may fill up before the next look
+MAX_KEYS = 1_000_000  # of the tracking table, by default; of servers that do not tell
+
+QUESTIONS = (
+    packed(b"INFO", b"memory"),
+    packed(b"INFO", b"stats"),
+    packed(b"CONFIG", b"GET", b"tracking-table-max-keys"),
+)
+
+
+class Report(NamedTuple):
+    """What a server says of what it does to keys by itself."""
+
+    evicts: bool = True  #: may it evict keys?
+    evicted: int = 0  #: how many it has evicted
+    full: bool = False  #: is there no room in the tracking table?
+
+    @property
+    def safe(self) -> bool:
+        """Does NOLOOP hide nothing but one's own writes?"""
+        return not self.evicts and not self.full
+
+
+def understood(replies: Sequence[Any]) -> Report:
+    """What the answers to ``QUESTIONS`` mean. Who does not answer may evict keys."""
+    memory, stats, config = replies
+    about: dict[bytes, bytes] = {}
+    for told in (memory, stats):
+        if isinstance(told, bytes):
+            for line in told.splitlines():
+                name, _, value = line.partition(b":")
+                about[name] = value
+    most = MAX_KEYS
+    if isinstance(config, dict):
+        config = [part for pair in config.items() for part in pair]
+    if isinstance(config, list) and len(config) == 2:
+        most = _number(config[1], MAX_KEYS)
+    tracked = _number(about.get(b"tracking_total_keys"), 0)
+    return Report(
+        evicts=about.get(b"maxmemory_policy") != b"noeviction",
+        evicted=_number(about.get(b"evicted_keys"), 0),
+        full=0 < most * ROOM <= tracked,
+    )
+
+
+def _number(said: Any, otherwise: int) -> int:
+    return int(said) if isinstance(said, bytes) and said.isdigit() and len(said) < 20 else otherwise
+
+
+class Vigil:
+    """Asks a connected server with NOLOOP, as long as locks are held or waited for, whether it may have hidden
+    something since the last look. That is told to ``on_danger``, until ``stop``."""
+
+    def __init__(
+        self, wire: Wire, label: str, report: Report, in_use: Callable[[], bool], on_danger: Callable[[], None]
+    ) -> None:
+        self._wire = wire
+        self._report = report
+        self._in_use = in_use
+        self._on_danger = on_danger
+        self._asked = False
+        self._ticker = Ticker(f"asking {label} whether it evicts keys", self._look, LOOK_EVERY)
+
+    def stop(self) -> None:
+        self._ticker.stop()
+
+    def _look(self) -> None:
+        if not self._asked and not self._wire.full and self._in_use():
+            self._asked = True
+            self._wire.send(b"".join(QUESTIONS), self, len(QUESTIONS), self._wire.clock())
+
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
+        self._asked = False
+        if not self._ticker.running:
+            return
+        before, self._report = self._report, understood((*earlier, reply))
+        if not self._report.safe or self._report.evicted != before.evicted:
+            self._on_danger()
+
+    def dropped(self) -> None: ...
