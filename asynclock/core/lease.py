@@ -8,7 +8,7 @@ from typing import Any
 
 from .rules import NEVER, LossReason, Rules
 
-_MAGIC = b"asynclock:"
+MAGIC = b"asynclock:"
 _NONE: Mapping[int, float] = MappingProxyType({})
 
 
@@ -23,8 +23,8 @@ class Tokens:
 
     def __init__(self, random: bytes) -> None:
         self._id = random.hex().encode()
-        self._taken = b"%bn:%b:" % (_MAGIC, self._id)
-        self._forced = b"%bf:%b:" % (_MAGIC, self._id)
+        self._taken = b"%bn:%b:" % (MAGIC, self._id)
+        self._forced = b"%bf:%b:" % (MAGIC, self._id)
         self._count = 0
 
     def next(self, forced: bool = False) -> bytes:
@@ -51,7 +51,6 @@ class Lease:
     watched: int  # once it is lost: bit i: a change of key i makes another one worth while
     # Once it is won:
     acquired_at: float
-    handoffs: int  # how often it may pass to the next one here
     owner: Any  # the shell's: who is told of a loss
     # Once it is done:
     released_at: float
@@ -71,7 +70,6 @@ class Lease:
         "extended_at",
         "extending",
         "free_at",
-        "handoffs",
         "look_at",
         "looked_at",
         "missed",
@@ -144,9 +142,9 @@ class Lease:
     def why_lost(self, index: int, found: bytes | None, now: float) -> LossReason:
         """What happened to key ``index``, now that ``found`` is in it instead of the token."""
         if found is not None:
-            if found.startswith(_MAGIC + b"f"):
+            if found.startswith(MAGIC + b"f"):
                 return LossReason.TAKEN_OVER
-            if not found.startswith(_MAGIC + b"n"):
+            if not found.startswith(MAGIC + b"n"):
                 return LossReason.OVERWRITTEN
             # Somebody acquired it, which takes a free key: it went away before that.
         if now >= self.votes[index]:

@@ -43,12 +43,15 @@ class Room(Generic[W]):
         "forced",
         "forces",
         "fruitless",
-        "handoffs",
         "haste",
         "holder",
         "impatient",
+        "kept",
+        "kept_since",
         "keys",
+        "left",
         "name",
+        "passes",
         "places",
         "port",
         "queue",
@@ -77,7 +80,10 @@ class Room(Generic[W]):
         self.turns: Turns | None = None  # while others are known to want it
         self.fruitless: Lease | None = None  # the last attempt, while the time for another is waited for
         self.expected = NEVER  # when the key that refused the last attempt was to be free
-        self.handoffs = 0  # how often the lease may pass on here until others have a chance to be met
+        self.passes = 0  # how often the lock may pass on here until others have a chance to be met
+        self.kept: Lease | None = None  # the last one that was to pass on, or that was taken to pass the lock on
+        self.kept_since = 0.0  # since when it passes on
+        self.left = 0  # how often it still may
         self.haste = 0
         self.failures = 0
         self.wake = NEVER
@@ -139,26 +145,33 @@ class Room(Generic[W]):
         if lease is not self.holder:
             return False
         rules = self.rules
-        if (
-            self.queue
-            and not self.forces
-            and lease.handoffs > 0
-            and now - lease.acquired_at < rules.handoff_time
-            and not lease.doubted
-            and lease.deadline - now > (rules.term - rules.extend_interval) / 2
-        ):
-            lease.handoffs -= 1
-            waiter, _ = self.queue.popitem(last=False)
-            self.port.granted(waiter, lease)
-            return False
-        self.holder = None
         turns = self.turns
+        if self.queue and not self.forces:
+            if lease is not self.kept:
+                self.kept, self.kept_since, self.left = lease, lease.acquired_at, self.passes
+            if self.left > 0 and now - self.kept_since < rules.handoff_time:
+                self.left -= 1
+                if (
+                    rules.handoffs
+                    and not lease.doubted
+                    and lease.deadline - now > (rules.term - rules.extend_interval) / 2
+                ):
+                    waiter, _ = self.queue.popitem(last=False)
+                    self.port.granted(waiter, lease)
+                    return False
+                if turns is None and rules.tracking:  # who polls would not find it free between the two
+                    self.holder = None
+                    self._release(lease, now)
+                    self._attempt(now)  # right behind the release
+                    self.kept = self.attempt
+                    return True
+        self.holder = None
         if self.queue or (turns is not None and turns.contended):
             if turns is None:
                 turns = self.turns = Turns()
             turns.hold_back(lease)
             self._release(lease, now)
-            if turns.few and rules.keys == 1 and rules.tracking and not self.forces:
+            if not self.forces and turns.watches(rules):
                 self._watch(turns, lease.token, now)  # right behind the release
         else:
             self._release(lease, now)
@@ -318,7 +331,7 @@ class Room(Generic[W]):
             self._suspect(self.holder, index, cause, now)
         elif self._waits_for(index):
             self._key_has_changed(index, now)
-        elif self.turns is not None and self.turns.watch is not None:
+        elif not index and self.turns is not None and self.turns.watch is not None:
             self._taken(self.turns.watch, now)
 
     def reconnected(self, index: int, now: float) -> None:
@@ -559,12 +572,14 @@ class Room(Generic[W]):
         self.haste = self.failures = 0
         self.fruitless = None
         lease.acquired_at = now
-        if self.turns is None or self.turns.won():
-            self.handoffs = self.rules.handoffs
+        if self.turns is None:
+            if lease is not self.kept:
+                self.passes = self.rules.passes
+        elif self.turns.won():
+            self.passes = self.rules.handoffs
         else:  # others had their chance, and nobody took it
             self.turns = None
-            self.handoffs = min(2 * self.handoffs, MANY)
-        lease.handoffs = self.handoffs
+            self.passes = min(max(2 * self.passes, self.rules.passes), MANY)
         lease.cause = None
         lease.extend_at = NEVER
         if lease.unread:
@@ -574,11 +589,12 @@ class Room(Generic[W]):
             self._extend_in_time(lease, now)
         self.port.granted(waiter, lease)
 
-    # While others have their chance (with several keys there would be many questions for a turn)
+    # While others have their chance
 
     def _watch(self, turns: Turns, ours: bytes, now: float) -> None:
-        """Be told what becomes of the key: who has had it and given it back has had it."""
-        lease = turns.watch = Lease(ours, 1)
+        """Be told what becomes of the first key: who has had it and given it back has had the lock."""
+        lease = turns.watch = Lease(ours, self.rules.keys)
+        lease.unasked = self.rules.keys - 1
         lease.done = True
         lease.released_at = now
         lease.watched = 0  # what is pushed before the answer may be our own release
@@ -604,7 +620,7 @@ class Room(Generic[W]):
         if found is None and not lease.refused:
             lease.watched, lease.pushed = 1, 0  # nobody has it yet
             return
-        turns.met()
+        turns.met(found)
         turns.over()
         if self.attempt is not None or self.holder is not None or not self.queue:
             return
@@ -865,7 +881,7 @@ class Room(Generic[W]):
             self._empty(now)
 
     def _empty(self, now: float) -> None:
-        self.fruitless = None
+        self.fruitless = self.kept = None
         self.expected = NEVER
         self.haste = self.failures = 0
         self.wake = NEVER

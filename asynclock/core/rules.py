@@ -47,6 +47,7 @@ def on_grid(when: float) -> float:
     return when // GRID * GRID
 
 
+UNMET = 64  # times that a lock passes on inside a process before it finds out whether others want it
 DRIFT = 0.01  # share of the validity by which two clocks may run apart (Redlock's CLOCK_DRIFT_FACTOR)
 SLACK = 0.002  # seconds, for the millisecond that expiry is rounded to and the timer that tells it
 
@@ -60,13 +61,15 @@ class Rules:
     extend_interval: float
     try_next_after: float
     tracking: bool = True  #: do servers push what happens to a key that was read?
-    handoffs: int = 0  #: how often a lease may pass inside this process before others have a chance, at first
+    handoffs: int = 0  #: how often a lease may pass inside this process before others have a chance
     handoff_time: float = 0.05  #: ... and for how long after it was acquired, in any case
+    passes: int = field(init=False)  #: how often the lock may pass inside it at first, while no others were met
     keys: int = field(init=False)  #: how many keys a name has
     term: float = field(init=False)  #: how long a granted key counts from before it was asked for
     reserve: float = field(init=False)  #: what is left of that when an extension is due
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "passes", max(self.handoffs, UNMET))
         object.__setattr__(self, "keys", 2 * self.majority - 1)
         object.__setattr__(self, "term", self.term_of(self.validity))
         object.__setattr__(self, "reserve", self.term - self.extend_interval)

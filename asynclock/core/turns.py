@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .lease import Lease
+from .lease import MAGIC, Lease
 from .rules import NEVER, Rules
 
 REMEMBERED = 8  # acquisitions without a refusal after which nobody else is expected to want the lock
@@ -18,21 +18,24 @@ class Turns:
     somebody waits here, until nobody else has been met for a while.
     """
 
-    __slots__ = ("_back_at", "_crowded", "_left_at", "_quiet", "_refusals", "_rivals", "contended", "watch")
+    __slots__ = ("_back_at", "_crowded", "_left_at", "_polite", "_quiet", "_refusals", "_rivals", "contended", "watch")
 
     def __init__(self) -> None:
         self.contended = 0  #: for how many more acquisitions others are expected
         self._refusals = 0  # since the last acquisition
         self._rivals = 0  # before it: how often others were quicker
         self._crowded = 0  # for how many more acquisitions several others are expected
+        self._polite = False  # is one of them known to let others go first, too?
         self._quiet: Lease | None = None  # held back until its release is answered
         self._back_at = 0.0  # ... and a little longer, until then
         self._left_at = NEVER  # when the last one here went away, until somebody comes
         self.watch: Lease | None = None  #: while it is held back: by which is asked what the others do
 
-    def met(self) -> None:
-        """Somebody else has it, or had it."""
+    def met(self, token: bytes | None = None) -> None:
+        """Somebody else has it, or had it. ``token``: what they have put there, if that was seen."""
         self.contended = REMEMBERED
+        if token is not None and token.startswith(MAGIC):
+            self._polite = True
 
     def refused(self) -> None:
         """Somebody else was quicker."""
@@ -77,10 +80,14 @@ class Turns:
         self._quiet = self.watch = None
         self._back_at = 0.0
 
-    @property
-    def few(self) -> bool:
-        """Is no more than one other expected? Among more, who has just had its turn would be the quickest."""
-        return not self._crowded
+    def watches(self, rules: Rules) -> bool:
+        """Is it worth while to ask what the others do, so as to come back as soon as one has had a turn?
+
+        Among several who let others go first, who has just had its turn would be the quickest; and with several
+        keys there would be many questions for a turn. But others (Go services) take the lock again as soon as
+        they have released it: each moment that they are given beyond their turn is another turn of theirs.
+        """
+        return rules.tracking and (not self._polite or (not self._crowded and rules.keys == 1))
 
     @property
     def waits(self) -> bool:

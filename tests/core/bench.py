@@ -69,6 +69,11 @@ class Bench:
             self.answer(Ask.TAKE_TTL, index, OTHER, ttl)
         self.sent.clear()
 
+    def give_back(self, lease: Lease) -> None:
+        """The lock has passed on here for as long as it may: ``lease`` goes back, and others have their chance."""
+        self.wait(1.1 * self.rules.handoff_time)
+        assert self.room.release(lease, self.now)
+
     def expect_others(self) -> None:
         """Somebody else was quicker before."""
         self.room.turns = Turns()

@@ -2,8 +2,9 @@
 
 import pytest
 
+from asynclock.core.lease import Lease
 from asynclock.core.room import MAX_HASTE
-from asynclock.core.rules import GRID, NEVER, Ask, LossReason, Rules, on_grid
+from asynclock.core.rules import GRID, NEVER, UNMET, Ask, LossReason, Rules, on_grid
 from asynclock.core.turns import MIN_HOLD_BACK, REMEMBERED, Turns
 
 from ..simulation.servers import Trouble
@@ -348,12 +349,13 @@ def test_a_force_is_tried_as_often_as_the_one_before_it() -> None:
 
 
 def test_a_released_lease_passes_to_the_next_task_here_as_often_as_allowed() -> None:
-    bench = Bench(handoffs=2)
+    bench = Bench(handoffs=UNMET + 1)
     lease = bench.hold()
-    bench.join("one", "two", "three")
-    assert not bench.room.release(lease, bench.now)
-    assert not bench.room.release(lease, bench.now)
-    assert bench.of("granted") == ["one", "two"]
+    waiters = [str(number) for number in range(UNMET + 2)]
+    bench.join(*waiters)
+    for _ in range(UNMET + 1):
+        assert not bench.room.release(lease, bench.now)
+    assert bench.of("granted") == waiters[:-1]
     assert bench.asks == []
     assert bench.room.release(lease, bench.now)
     assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0)]
@@ -370,13 +372,13 @@ def test_a_released_lease_passes_on_for_a_limited_time() -> None:
 
 
 def given_back_at_the_bound() -> Bench:
-    """A room of several waiters that holds back for others, after its lease has passed on twice."""
+    """A room of several waiters that holds back for others, after its lease has passed on as often as it may."""
     bench = Bench(handoffs=2)
     lease = bench.hold()
-    bench.join(*"abcdefgh")
+    bench.join(*(f"first {number}" for number in range(UNMET)), *"abcdef")
     while not bench.room.release(lease, bench.now):
         pass
-    assert bench.of("granted") == ["a", "b"]
+    assert len(bench.of("granted")) == UNMET
     bench.answer(Ask.RELEASE)
     bench.answer(Ask.READ, found=None, ttl=-2)
     bench.told.clear()
@@ -385,7 +387,7 @@ def given_back_at_the_bound() -> Bench:
 
 def test_each_time_that_nobody_takes_the_chance_the_lease_passes_on_twice_as_often() -> None:
     bench = given_back_at_the_bound()
-    for often in (4, 8, 16):
+    for often in (2 * UNMET, 4 * UNMET, 8 * UNMET):
         bench.wait(MIN_HOLD_BACK)
         bench.answer(Ask.TAKE)
         lease = bench.room.holder
@@ -415,20 +417,110 @@ def test_where_somebody_took_it_the_bound_is_the_same_again() -> None:
     assert lease is not None
     while not bench.room.release(lease, bench.now):
         pass
-    assert bench.of("granted") == ["c", "d", "e"]
+    assert bench.of("granted") == ["a", "b", "c"]
 
 
-def test_a_lease_that_never_passes_on_does_not_do_so_among_its_own_either() -> None:
+def taken_again(bench: Bench, index: int = 0) -> Lease:
+    """The holder has given the lock back, and taken it again behind that."""
+    assert bench.asks[-2:] == [(Ask.RELEASE, index), (Ask.TAKE, index)]
+    bench.answer(Ask.RELEASE, index)
+    bench.answer(Ask.TAKE, index)
+    lease = bench.room.holder
+    assert lease is not None
+    return lease
+
+
+def test_without_hand_off_nobody_is_held_back_for_until_somebody_was_met() -> None:
+    """The lock is taken again behind its release, as often as a lease would pass on, and then others have a chance."""
+    bench = Bench()
+    lease = bench.hold()
+    for often in (UNMET, 2 * UNMET, 4 * UNMET):
+        bench.join(*(f"{often} {number}" for number in range(often + 1)))
+        for _ in range(often):
+            assert bench.room.release(lease, bench.now)
+            token, lease = lease.token, taken_again(bench)
+            assert lease.token != token
+        assert bench.room.release(lease, bench.now)
+        assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0)]
+        bench.answer(Ask.RELEASE)
+        bench.answer(Ask.READ, found=None, ttl=-2)
+        bench.wait(MIN_HOLD_BACK)
+        bench.answer(Ask.TAKE)
+        lease = bench.room.holder
+        assert lease is not None
+    bench.join("a", "b", "c")
+    since = bench.now
+    while bench.asks != [(Ask.RELEASE, 0), (Ask.READ, 0)]:
+        bench.wait(0.02)
+        assert bench.room.release(lease, bench.now)
+        if bench.asks[-1] == (Ask.TAKE, 0):
+            lease = taken_again(bench)
+    assert bench.now - since == pytest.approx(0.06)  # the time is bounded in any case
+
+
+def test_without_hand_off_whoever_was_met_has_a_chance_after_each_turn() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    bench.join(*"abcd")
+    bench.give_back(lease)
+    bench.answer(Ask.RELEASE)
+    bench.answer(Ask.READ, found=OTHER, ttl=3000)
+    for _ in "abc":
+        bench.room.pushed(0, bench.now)
+        bench.answer(Ask.TAKE_TTL)
+        lease = bench.room.holder
+        assert lease is not None
+        assert bench.room.release(lease, bench.now)
+        assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0)]
+        bench.answer(Ask.RELEASE)
+        bench.answer(Ask.READ, found=OTHER, ttl=3000)
+
+
+def test_who_is_refused_what_it_takes_again_has_met_somebody() -> None:
     bench = Bench()
     lease = bench.hold()
     bench.join("a", "b")
-    assert bench.room.release(lease, bench.now)
+    bench.room.release(lease, bench.now)
     bench.answer(Ask.RELEASE)
-    bench.answer(Ask.READ, found=None, ttl=-2)
-    bench.wait(MIN_HOLD_BACK)
-    bench.answer(Ask.TAKE)
+    bench.answer(Ask.TAKE, found=OTHER)
+    bench.answer(Ask.TAKE_TTL, found=OTHER, ttl=3000)
+    bench.room.pushed(0, bench.now)
+    bench.answer(Ask.TAKE_TTL)
     lease = bench.room.holder
-    assert lease is not None and bench.room.release(lease, bench.now)
+    assert lease is not None
+    bench.room.release(lease, bench.now)
+    assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0)]
+
+
+def test_a_lock_whose_server_is_gone_is_not_taken_again_but_waited_for() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    bench.join("a")
+    bench.drop(0)
+    assert bench.room.release(lease, bench.now)
+    assert bench.kept == [(0, lease.token)]
+    assert bench.asks == []
+    bench.reconnect(0)
+    bench.answer(Ask.TAKE)
+    assert bench.of("granted") == ["a"]
+
+
+def test_whoever_leaves_a_lock_that_is_taken_again_gives_it_back() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    bench.join("a")
+    bench.room.release(lease, bench.now)
+    assert bench.room.leave("a", bench.now) is not None
+    assert bench.asks == [(Ask.RELEASE, 0), (Ask.TAKE, 0), (Ask.RELEASE, 0)]
+    assert bench.room.empty
+
+
+def test_who_polls_would_not_find_a_lock_free_that_is_taken_again_at_once() -> None:
+    bench = Bench(tracking=False)
+    lease = bench.hold()
+    bench.join("a")
+    bench.room.release(lease, bench.now)
+    assert bench.asks == [(Ask.RELEASE, 0)]
 
 
 def test_a_lease_in_doubt_or_near_its_end_does_not_pass_on() -> None:
@@ -437,12 +529,14 @@ def test_a_lease_in_doubt_or_near_its_end_does_not_pass_on() -> None:
     bench.join("one")
     bench.room.pushed(0, bench.now)
     assert bench.room.release(lease, bench.now)
+    assert bench.asks == [(Ask.READ, 0), (Ask.RELEASE, 0), (Ask.TAKE, 0)]
     bench = Bench(handoffs=10, handoff_time=NEVER)
     lease = bench.hold()
     bench.join("one")
     lease.extend_at = NEVER
     bench.wait(4.0)
     assert bench.room.release(lease, bench.now)
+    assert bench.asks[-2:] == [(Ask.RELEASE, 0), (Ask.TAKE, 0)]
 
 
 def test_a_lease_that_is_looked_at_for_the_first_time_or_extended_passes_on() -> None:
@@ -497,7 +591,7 @@ def giving_back() -> Bench:
     bench = Bench()
     lease = bench.hold()
     bench.join("next")
-    bench.room.release(lease, bench.now)
+    bench.give_back(lease)
     return bench
 
 
@@ -588,8 +682,60 @@ def test_a_question_without_an_answer_does_not_prolong_the_holding_back() -> Non
 def test_what_others_do_is_not_asked_where_that_would_not_end_the_holding_back(bench: Bench) -> None:
     lease = bench.hold()
     bench.join("next")
-    bench.room.release(lease, bench.now)
+    bench.room.turns = Turns()
+    bench.room.turns.met(OTHER)
+    bench.give_back(lease)
     assert {ask for ask, _ in bench.asks} == {Ask.RELEASE}
+
+
+@pytest.mark.parametrize("majority", [1, 2])
+def test_who_does_not_hold_back_itself_is_given_no_more_than_its_turn(majority: int) -> None:
+    """A Go service takes the lock again as soon as it has released it, as often as it is quicker."""
+    bench = Bench(majority)
+    bench.refuse("me")  # twice
+    lease = own_turn(bench)
+    for _ in range(3):
+        bench.join("me again")
+        bench.room.release(lease, bench.now)
+        assert (Ask.READ, 0) in bench.asks
+        for index in range(bench.rules.keys):
+            bench.answer(Ask.RELEASE, index)
+        bench.answer(Ask.READ, found=None, ttl=-2)
+        bench.room.pushed(0, bench.now)
+        bench.answer(Ask.READ, found=STRANGER, ttl=3000)
+        assert bench.when == pytest.approx(bench.now + 3.001)
+        lease = own_turn(bench)
+
+
+def own_turn(bench: Bench) -> Lease:
+    """It is released elsewhere, and acquired here."""
+    bench.sent.clear()
+    bench.room.pushed(0, bench.now)
+    for index in range(bench.rules.keys):
+        bench.answer(Ask.TAKE_TTL, index)
+    lease = bench.room.holder
+    assert lease is not None
+    return lease
+
+
+def test_the_first_of_several_keys_is_the_one_that_tells_of_a_turn() -> None:
+    bench = Bench(2)
+    lease = bench.hold()
+    bench.join("next")
+    bench.give_back(lease)
+    for index in range(3):
+        bench.answer(Ask.RELEASE, index)
+    bench.answer(Ask.READ, found=None, ttl=-2)
+    bench.room.pushed(1, bench.now)
+    bench.room.pushed(2, bench.now)
+    assert bench.asks == []
+    bench.room.pushed(0, bench.now)
+    assert bench.asks == [(Ask.READ, 0)]
+    bench.answer(Ask.READ, found=STRANGER, ttl=3000)
+    bench.room.pushed(1, bench.now)
+    assert bench.asks == []
+    bench.room.pushed(0, bench.now)
+    assert bench.asks == [(Ask.TAKE_TTL, 0)]
 
 
 def test_among_many_the_holding_back_takes_its_time() -> None:
@@ -601,22 +747,18 @@ def test_among_many_the_holding_back_takes_its_time() -> None:
     bench.look()
     lease = bench.room.holder
     assert lease is not None
+    assert bench.room.turns is not None
+    bench.room.turns.met(OTHER)
     bench.join("next")
     bench.room.release(lease, bench.now)
     assert bench.asks == [(Ask.RELEASE, 0)]
 
 
 def test_holding_back_is_bounded_from_both_sides() -> None:
-    bench = Bench()
-    lease = bench.hold()
-    bench.join("next")
-    bench.room.release(lease, bench.now)
+    bench = giving_back()
     bench.answer(Ask.RELEASE)
     assert bench.when == pytest.approx(bench.now + MIN_HOLD_BACK)
-    bench = Bench()
-    lease = bench.hold()
-    bench.join("next")
-    bench.room.release(lease, bench.now)
+    bench = giving_back()
     bench.wait(0.02)  # no answer
     assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0), (Ask.TAKE, 0)]
 
@@ -629,6 +771,8 @@ def shared_lock() -> Bench:
     bench.answer(Ask.TAKE_TTL)
     lease = bench.room.holder
     assert lease is not None
+    assert bench.room.turns is not None
+    bench.room.turns.met(OTHER)
     bench.room.release(lease, bench.now)
     bench.told.clear()
     return bench

@@ -167,7 +167,7 @@ def test_who_leaves_while_the_process_holds_back_ends_it() -> None:
     bench = Bench()
     lease = bench.hold()
     bench.join("me")
-    bench.room.release(lease, bench.now)
+    bench.give_back(lease)
     assert bench.room.leave("me", bench.now) is None
     assert bench.room.empty
     bench.answer(Ask.RELEASE)
