@@ -17,7 +17,7 @@ nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["lint", "tests", "debug", "servers", "oldest", "demo", "docs"]
 
 # What goes through redis-py.
-OLDEST = ("door", "resp2", "credentials", "tls", "cluster", "sentinel", "loss", "exit", "bad_input")
+OLDEST = ("door", "resp2", "credentials", "tls", "cluster", "sentinel", "loss", "exit", "bad_input", "lifecycle")
 
 # What asks no server, or chooses its servers itself.
 SERVERLESS = (
@@ -63,7 +63,7 @@ def servers(session: nox.Session, server: str, loop: str) -> None:
 @nox.session
 def oldest(session: nox.Session) -> None:
     """The lower end of the pinned ranges: the door, and what goes through it."""
-    session.install("-e", ".[test]", "redis[hiredis]==7.0.0", "hiredis==3.2.0", "anyio==4.4.0")
+    session.install("-e", ".[test]", "redis[hiredis]==5.2.0", "hiredis==3.2.0", "anyio==4.4.0")
     session.run("pytest", *(f"tests/test_{name}.py" for name in OLDEST), "-m", "not slow")
 
 

@@ -136,6 +136,7 @@ class Acquisition:
                     room.woken(now)  # the loop was blocked for so long
                 if not lease.done:
                     scope = LockScope(keeper, room, lease)
+                    scope._locker = locker
                     lease.owner = weakref.ref(scope)
                     if block:
                         self._scope = scope

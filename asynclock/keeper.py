@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
+import sys
 import time
 import weakref
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Protocol
+
+from redis.asyncio.cluster import RedisCluster
 
 from .alarms import Alarms
 from .core.lease import Lease, Tokens
@@ -25,10 +29,15 @@ from .wire.commands import bulk
 from .wire.node import Node
 from .wire.requests import OwedRelease, Request
 
+#: Seconds on a clock that runs on while the machine is suspended, and is never set.
+clock: Callable[[], float]
 if hasattr(time, "CLOCK_BOOTTIME"):
-    #: Seconds on a clock that runs on while the machine is suspended, and is never set.
-    clock: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
-else:  # pragma: no cover - macOS: its monotonic clock stops in a suspend, as do its servers
+    clock = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+elif sys.platform == "win32":  # time.monotonic moves in steps of 16 ms there, before Python 3.13
+    clock = time.perf_counter
+elif sys.platform == "darwin":  # where time.monotonic stops in a suspend
+    clock = partial(time.clock_gettime, time.CLOCK_MONOTONIC_RAW)
+else:
     clock = time.monotonic
 
 MIN_SWEEP = 2_000_000  # bytes that rooms may take, about, before those that are empty are given up
@@ -37,15 +46,18 @@ SWEEP_AGAIN = 60.0  # seconds until that is done again, if it left more than hal
 TURNS = 5  # of the event loop, between telling the holders that the locker closes and giving their keys back
 
 _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
+# Of lockers that were not connected before a fork, but perhaps their clients were. Those are kept: to have them
+# collected may be to say goodbye on behalf of the parent.
+_inherited: list[Servers] = []
 
 
 def _fork() -> None:
-    for keeper in _keepers:
-        keeper.forked = True
-        keeper.serving = None
+    for keeper in list(_keepers):
+        keeper.fork()
 
 
-os.register_at_fork(after_in_child=_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows, where no process is forked
+    os.register_at_fork(after_in_child=_fork)
 
 
 class Owner(Protocol):
@@ -76,9 +88,10 @@ class Keeper:
 
     State: ``rooms`` are those where somebody is, or was: they are made in ``room``, and given up in
     ``_sweep`` if they are empty, and in ``disconnect``, nowhere else. ``loop`` is set while the locker is in
-    use; ``topology``, ``rules`` and what follows from them once it is connected, and there are no rooms before.
-    ``serving`` is the loop as long as locks may be acquired without further ado: connected, not closed, not
-    forked. In a forked child nothing is ever sent again: ``forked``.
+    use: connected, or connecting (``opening``). ``topology``, ``rules`` and what follows from them are set once it
+    is connected, and there are no rooms before. ``serving`` is the loop as long as locks may be acquired without
+    further ado: connected, not ``closing``, not ``forked``. In the child of a fork that came while it was in use
+    nothing is ever sent again: ``forked``.
     """
 
     topology: Topology
@@ -89,11 +102,18 @@ class Keeper:
     wake: Callable[[Room[Waiter], float], None]
     look_soon: Callable[[Room[Waiter], Lease], None]
     settled: Callable[[Lease], None]
+    token: Callable[[bool], bytes]
 
-    def __init__(self, options: Options, servers: Servers) -> None:
+    def __init__(self, options: Options, servers: object) -> None:
+        """:raises ConfigurationError: the servers are none"""
         self.options = options
-        self.servers = servers
+        self._given = [*servers] if isinstance(servers, list) else servers
+        self.servers = Servers.of(servers)
+        self.cluster_client: RedisCluster | None = None  #: if the servers have said that they are a cluster
+        self.lent = False  #: somebody has had the client: it may have connections
         self.connected = False
+        self.opening: asyncio.Task[None] | None = None
+        self.closing: asyncio.Task[None] | None = None
         self.rooms: dict[str, Room[Waiter]] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
         self.serving: asyncio.AbstractEventLoop | None = None
@@ -103,13 +123,96 @@ class Keeper:
         self._sweep_at = MIN_SWEEP
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._prefixes: list[bytes] = []
-        self.token = Tokens(os.urandom(16)).next
         self.chance = random.random
         self._leaving: list[Owner] = []  # scopes whose blocks close waits for
         _keepers.add(self)
 
     def __repr__(self) -> str:
         return f"<Keeper of {len(self.rooms)} rooms, {len(self.busy())} of them busy, on {self.where()}>"
+
+    # Opening and closing
+
+    def open(self) -> asyncio.Task[None]:
+        """Connect in this loop, once for however many ask. The task raises as ``connect``; ``end`` cancels it."""
+        if self.opening is None:
+            self.loop = asyncio.get_running_loop()
+            self.opening = self.loop.create_task(self._open(), name=f"asynclock connecting to {self.where()}")
+            # Whoever asked may all be gone when it fails.
+            self.opening.add_done_callback(lambda opening: opening.cancelled() or opening.exception())
+        return self.opening
+
+    async def _open(self) -> None:
+        try:
+            await self.connect()
+            if self.closing is None:
+                self.serving = self.loop
+        except BaseException:
+            self.loop = None
+            raise
+        finally:
+            self.opening = None
+
+    def end(self, caller: asyncio.Task[Any] | None, hurry: asyncio.Future[None], why: str) -> asyncio.Task[None]:
+        """Close, and leave nothing running. See ``close``."""
+        self.serving = None
+        name = f"asynclock closing the connections to {self.where()}"
+        self.closing = asyncio.get_running_loop().create_task(self._end(caller, hurry, why), name=name)
+        return self.closing
+
+    async def _end(self, caller: asyncio.Task[Any] | None, hurry: asyncio.Future[None], why: str) -> None:
+        try:
+            if self.opening is not None:
+                self.opening.cancel()
+                await asyncio.wait([self.opening])
+            await self.close(caller, hurry, why)
+        finally:
+            await self.disconnect()
+            for client in self.servers.ours:
+                await client.aclose()
+            if self.cluster_client is not None:
+                await self.cluster_client.aclose()
+
+    def forget(self) -> bool:
+        """Nobody can close the locker any more: close. May be called in any thread, at any time. Is there anything
+        to be closed?"""
+        if self.loop is None or self.forked:
+            return False
+        self._soon(self._forgotten)
+        return True
+
+    def _forgotten(self) -> None:
+        loop = self.loop
+        if loop is None:
+            return  # it could not be connected
+        self.serving = None
+        why = f"the locker for {self.where()} was forgotten"
+        more = self.lent or self.opening is not None
+        if self.connected:
+            for room, lease, _ in self._close_rooms(why):
+                self.give_back(room, lease, self.now())
+            more |= self.topology.drop()
+            self._tidy()
+        if more:  # else without a task: this loop may be about to be closed, and would complain of it
+            hurry = loop.create_future()
+            hurry.set_result(None)
+            self.end(None, hurry, why)
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        """Call it in the loop, from whatever thread. If that is closed, nothing runs in it any more."""
+        loop = self.loop
+        if loop is not None and not self.forked:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(call)
+
+    def fork(self) -> None:
+        """This is the child of a fork."""
+        if self.loop is not None:
+            self.forked = True
+            self.serving = None
+        elif self.lent:  # and its connections, if it has some, are the parent's
+            _inherited.append(self.servers)
+            self.servers = Servers.of(self._given)
+            self.lent = False
 
     async def connect(self) -> None:
         """:raises ServerError, ConfigurationError: and nothing is left running"""
@@ -126,6 +229,7 @@ class Keeper:
         self.settled = self.settling.settled
         self._suspends = Suspends(clock, self._slept)
         self._prefixes = [f"{self.options.key_prefix}:{index}:".encode() for index in range(self.rules.keys)]
+        self.token = Tokens(os.urandom(16)).next  # not before: a fork that came until then must not share them
         self.connected = True
 
     # Rooms and waiters
@@ -187,19 +291,12 @@ class Keeper:
     async def close(self, caller: asyncio.Task[Any] | None, hurry: asyncio.Future[None], why: str) -> None:
         """Take every lock from its scope, and send every waiter away. Give the keys back when the
         blocks have been left, or when their locks would have been over, or in a hurry."""
-        leases: list[tuple[Room[Waiter], Lease]] = []
+        leases = self._close_rooms(why)
         exits: dict[asyncio.Future[None], float] = {}
-        for room in list(self.rooms.values()):
-            lease = room.holder
-            scope: Owner | None = lease.owner() if lease is not None and lease.owner is not None else None
-            for waiter in room.close(self.now()):
-                waiter.error = LockerClosedError(why)
-                waiter.done()
-            if lease is not None:
-                leases.append((room, lease))
-                if scope is not None and (left := scope._left(caller)) is not None:
-                    exits[left] = lease.deadline
-                    self._leaving.append(scope)
+        for _, lease, scope in leases:
+            if scope is not None and (left := scope._left(caller)) is not None:
+                exits[left] = lease.deadline
+                self._leaving.append(scope)
         while exits and not hurry.done():
             timeout = max(0.0, min(exits.values()) - self.now())
             await asyncio.wait([*exits, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -208,11 +305,24 @@ class Keeper:
         # Who holds a lock by hand has no block to be waited for; who waits for its loss is to hear of it first.
         for _ in range(TURNS if leases else 0):
             await asyncio.sleep(0)
-        for room, lease in leases:
+        for room, lease, _ in leases:
             self.give_back(room, lease, self.now())
         until = self.now() + self.options.try_next_after
-        for _, lease in leases:
+        for _, lease, _ in leases:
             await self.settling.wait(lease, until)
+
+    def _close_rooms(self, why: str) -> list[tuple[Room[Waiter], Lease, Owner | None]]:
+        """Take every lock from its scope, and send every waiter away. Returns what is to be given back."""
+        leases: list[tuple[Room[Waiter], Lease, Owner | None]] = []
+        for room in list(self.rooms.values()):
+            lease = room.holder
+            scope: Owner | None = lease.owner() if lease is not None and lease.owner is not None else None
+            for waiter in room.close(self.now()):
+                waiter.error = LockerClosedError(why)
+                waiter.done()
+            if lease is not None:
+                leases.append((room, lease, scope))
+        return leases
 
     def excuse(self, task: asyncio.Task[Any] | None) -> None:
         """This task waits for ``close`` itself: do not wait for its blocks."""
@@ -224,6 +334,11 @@ class Keeper:
         """Close every connection; nothing of this keeper runs on."""
         if self.connected:
             await self.topology.aclose()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Nothing will ever be asked or told again."""
+        if self.connected:
             for room in self.rooms.values():
                 self._alarms.forget(room)
             self.rooms.clear()  # they know this keeper: all of them would wait for the garbage collector
@@ -251,9 +366,7 @@ class Keeper:
         return lease.lost_unnoticed(self.rules.majority)
 
     def dropped(self, room: Room[Waiter], lease: Lease) -> None:
-        loop = self.loop
-        if loop is not None and not loop.is_closed() and not self.forked:
-            loop.call_soon_threadsafe(lambda: self.give_back(room, lease, self.now()))
+        self._soon(lambda: self.give_back(room, lease, self.now()))
 
     # What rooms need (core.room.Port)
 

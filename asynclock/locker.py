@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Never
+from typing import Never
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
@@ -50,7 +51,9 @@ class Locker:
     :raises ConfigurationError: naming the option, its value and the rule
 
     ``async with Locker(...)`` connects and closes; without it, the first acquisition connects, and
-    :meth:`aclose` closes. A locker belongs to one event loop and one process. It is not thread-safe.
+    :meth:`aclose` closes. A locker belongs to one event loop and one process, those in which it is
+    connected. It is not thread-safe. When it is forgotten, and no scope or task of it is left, it is
+    closed with a ``ResourceWarning``.
     """
 
     def __init__(
@@ -86,13 +89,10 @@ class Locker:
             restart_quarantine=restart_quarantine,
             unknown=unknown,
         )
-        self._servers = Servers.of(servers)
-        self._keeper = Keeper(self._options, self._servers)
-
-        self._cluster_client: RedisCluster | None = None
-
+        # Tasks, timers and connections know the keeper, and not this. So this is forgotten when nobody has it
+        # any more: no program, no scope, and nobody who waits for a lock.
+        self._keeper = Keeper(self._options, servers)
         # State, besides the keeper's: "new" until that is connected, then "open" until _closing is set.
-        self._opening: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None  # set by aclose, done when it is through
         self._hurry: asyncio.Future[None]  # done: do not wait for blocks to be left
 
@@ -101,16 +101,21 @@ class Locker:
         return f"<Locker {self._keeper.where()} {state}>"
 
     @property
+    def _servers(self) -> Servers:
+        return self._keeper.servers
+
+    @property
     def client(self) -> redis.Redis | RedisCluster:
         """The redis-py client behind it, for other commands: of the first server, if there are
         several, or of the cluster, once the servers have said that they are one."""
         servers, keeper = self._servers, self._keeper
+        keeper.lent = True
         if servers.url is None or not keeper.connected or not isinstance(keeper.topology, Cluster):
             return servers.client
-        if self._cluster_client is None:
+        if keeper.cluster_client is None:
             addresses = [(node.door.host, node.door.port) for node in keeper.topology.nodes]
-            self._cluster_client = cluster_client(servers.url, addresses)
-        return self._cluster_client
+            keeper.cluster_client = cluster_client(servers.url, addresses)
+        return keeper.cluster_client
 
     # Acquiring
 
@@ -122,7 +127,7 @@ class Locker:
         :raises ServerError: the server cannot be reached to begin with, or refuses
         :raises LockerClosedError: the locker is closed, or closes meanwhile
         :raises ConfigurationError: the name is empty or not a string, or the locker is used in
-            another event loop or process than it was made for
+            another event loop or process than it is connected in
         """
         return await Acquisition(self, name, Room.join, timeout).acquire()
 
@@ -166,19 +171,14 @@ class Locker:
         keeper = self._keeper
         loop = asyncio.get_running_loop()
         if keeper.forked:
-            raise ConfigurationError(f"{self!r} was made before a fork; make a new Locker in the child process")
+            raise ConfigurationError(f"{self!r} was connected before a fork; make a new Locker in the child process")
         if self._closing is not None:
             raise self._closed_error()
         if keeper.loop is not None and keeper.loop is not loop:
             raise ConfigurationError(f"{self!r} belongs to another event loop; make a Locker for each")
         if keeper.connected:
             return
-        if self._opening is None:
-            keeper.loop = loop
-            self._opening = loop.create_task(self._connect(), name=f"asynclock connecting to {self._keeper.where()}")
-        opening = self._opening
-        # Whoever asked may all be gone when it fails.
-        opening.add_done_callback(lambda opening: opening.cancelled() or opening.exception())
+        opening = keeper.open()
         try:
             await asyncio.shield(opening)
         except ServerError as error:
@@ -187,18 +187,6 @@ class Locker:
             if opening.cancelled():  # by aclose, not from outside
                 raise self._closed_error() from None
             raise
-
-    async def _connect(self) -> None:
-        keeper = self._keeper
-        try:
-            await keeper.connect()
-            if self._closing is None:
-                keeper.serving = keeper.loop
-        except BaseException:
-            keeper.loop = None
-            raise
-        finally:
-            self._opening = None
 
     async def aclose(self) -> None:
         """Close: every scope is lost with reason ``closed``, every waiter raises
@@ -215,9 +203,8 @@ class Locker:
         if keeper.loop is not None and keeper.loop is not loop:
             raise ConfigurationError(f"{self!r} belongs to another event loop; close it there")
         if self._closing is None:
-            keeper.serving = None
             self._hurry = loop.create_future()
-            self._closing = loop.create_task(self._close(asyncio.current_task()), name=f"asynclock closing {self!r}")
+            self._closing = keeper.end(asyncio.current_task(), self._hurry, str(self._closed_error()))
         else:
             keeper.excuse(asyncio.current_task())
         cancelled = None
@@ -232,18 +219,16 @@ class Locker:
             raise cancelled
         self._closing.result()
 
-    async def _close(self, caller: asyncio.Task[Any] | None) -> None:
-        try:
-            if self._opening is not None:
-                self._opening.cancel()
-                await asyncio.wait([self._opening])
-            await self._keeper.close(caller, self._hurry, str(self._closed_error()))
-        finally:
-            await self._keeper.disconnect()
-            for client in self._servers.ours:
-                await client.aclose()
-            if self._cluster_client is not None:
-                await self._cluster_client.aclose()
-
     def _closed_error(self) -> LockerClosedError:
-        return LockerClosedError(f"{self!r}: make a new Locker")
+        return LockerClosedError(f"<Locker {self._keeper.where()} closed>: make a new Locker")
+
+    def __del__(self) -> None:
+        # In any thread, when its loop is closed, in a forked child, or at the end of the interpreter.
+        keeper = getattr(self, "_keeper", None)  # None: what it was to be made of was refused
+        if keeper is not None and self._closing is None and keeper.forget():
+            warnings.warn(
+                f"{self!r} was forgotten without aclose(); use 'async with', or call aclose()",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )

@@ -34,6 +34,8 @@ class LockScope:
     never cancelled once ``_exiting`` is set, and is uncancelled as often as it was cancelled.
     """
 
+    _locker: object  # kept as long as this is: a locker that nobody has is closed
+
     __slots__ = (
         "__weakref__",
         "_baseline",
@@ -42,6 +44,7 @@ class LockScope:
         "_exiting",
         "_keeper",
         "_lease",
+        "_locker",
         "_parent",
         "_reason",
         "_room",

@@ -448,6 +448,9 @@ async def test_a_password_that_is_changed_is_told_to_those_who_wait(own_server: 
 @pytest.mark.asyncio
 async def test_a_credential_provider_that_fails(server: Server) -> None:
     class Failing(redis.CredentialProvider if hasattr(redis, "CredentialProvider") else object):  # type: ignore[misc]
+        def get_credentials(self) -> tuple[str, str]:  # what redis-py asks before 5.3
+            raise KeyError("no such secret")
+
         async def get_credentials_async(self) -> tuple[str, str]:
             raise KeyError("no such secret")
 

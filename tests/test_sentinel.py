@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -445,6 +446,9 @@ async def test_such_a_client_and_a_failover(sentinels: Sentinels) -> None:
         await sentinel.aclose()
 
 
+@pytest.mark.skipif(
+    "force_master_ip" not in inspect.signature(Sentinel).parameters, reason="redis-py has it from version 6 on"
+)
 @pytest.mark.asyncio
 async def test_an_address_that_the_sentinels_do_not_know(sentinels: Sentinels) -> None:
     manager = Sentinel(sentinels.addresses, force_master_ip="localhost")

@@ -67,10 +67,12 @@ class Server(Started):
     def start(self) -> None:
         """Returns when the server answers; at once, if it is running.
 
-        :raises RuntimeError: it does not come up within 10 s; the message shows the end of its log.
+        :raises RuntimeError: it does not come up within 10 s; the message shows the end of its log. Or this is Windows.
         """
         if self.running:
             return
+        if not hasattr(os, "killpg"):
+            raise RuntimeError("asynclock.testing starts no servers on Windows; test against one that is there")
         executable = find_executable(self._kind)
         is_first = self._guard is None  # a restart keeps the port, and the file
         self._guard = self._guard or Guard()

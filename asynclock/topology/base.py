@@ -46,5 +46,9 @@ class Topology(Protocol):
     def disconnected(self, node: Node) -> None:
         """That server is gone, perhaps for good."""
 
+    def drop(self) -> bool:
+        """Send what there is, and close every connection, as far as that can be done without waiting. Is there more
+        to it, for ``aclose``?"""
+
     async def aclose(self) -> None:
         """Close every connection; nothing runs on."""

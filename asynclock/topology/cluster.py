@@ -311,6 +311,14 @@ class Cluster:
             return False
         return not node.silent(self._clock(), self._options.try_next_after)
 
+    def drop(self) -> bool:
+        self._closed = True
+        tasks = [task for task in self._retiring if not task.done()]
+        for task in tasks:
+            task.cancel()
+        more = [self.looking.drop(), *(node.drop() for node in {*self._nodes.values(), *self._seeds})]
+        return any(more) or bool(tasks)
+
     async def aclose(self) -> None:
         # A release that is under way may have to be sent on. A server that says nothing is not waited for.
         until = self._clock() + PATIENCE

@@ -48,6 +48,10 @@ class Fixed:
 
     def disconnected(self, node: Node) -> None: ...
 
+    def drop(self) -> bool:
+        more = [node.drop() for node in self.nodes]
+        return any(more)
+
     async def aclose(self) -> None:
         for node in self.nodes:
             await node.aclose()

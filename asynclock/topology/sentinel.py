@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from urllib.parse import unquote
 
 import redis.asyncio as redis
-from redis.asyncio.connection import SSLConnection, parse_url
+from redis.asyncio.connection import SSLConnection
 from redis.asyncio.sentinel import Sentinel
 
 from ..errors import ConfigurationError
+from ..wire import tls
 from ..wire.background import Loop
 from ..wire.node import Node
 from ..wire.sentinel import ANSWER_TIMEOUT, SentinelDoor
@@ -45,6 +46,9 @@ class Monitored(Fixed):
                     node.demoted(f"the Sentinels name {primary} the primary now")
         return LOOK_EVERY
 
+    def drop(self) -> bool:
+        return any([self.looking.drop(), super().drop()])
+
     async def aclose(self) -> None:
         await self.looking.aclose()
         await super().aclose()
@@ -75,7 +79,7 @@ def client_of(url: str) -> tuple[redis.Redis, Sentinel]:
         raise _wrong("the database after the primary's name is not a number")
     plain = f"{scheme.lower().removesuffix('+sentinel')}://{userinfo}{at}localhost/{database}" + (query and f"?{query}")
     try:
-        options = dict(parse_url(plain))
+        options = tls.options_of(plain)
     except (ValueError, TypeError):
         raise _wrong("user, password or an option is wrong: redis-py would not accept it in redis://") from None
     for ours in ("host", "port"):

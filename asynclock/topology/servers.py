@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,10 +10,11 @@ from typing import Any
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.connection import SSLConnection, parse_url
+from redis.asyncio.connection import SSLConnection
 from redis.asyncio.sentinel import SentinelConnectionPool
 
 from ..errors import ConfigurationError
+from ..wire import tls
 from ..wire.door import Door
 from ..wire.sentinel import SentinelDoor
 from .base import Address
@@ -59,7 +61,9 @@ class Servers:
                 if len(listed) > 1:
                     raise ConfigurationError("servers: a RedisCluster client in a list; give it alone")
                 clients.append(server)
-                seeds: list[Any] = server.startup_nodes  # each a pool of its own
+                # Each a pool of its own. (Before redis-py 7, the nodes that it has found meanwhile.)
+                nodes: Any = getattr(server, "startup_nodes", None) or server.nodes_manager.startup_nodes.values()
+                seeds: list[Any] = [*nodes]
                 doors += [Door(node.connection_class, node.connection_kwargs, node) for node in seeds]
             else:
                 raise ConfigurationError(
@@ -73,7 +77,7 @@ class Servers:
 
 def cluster_client(url: str, addresses: Sequence[Address]) -> RedisCluster:
     """A client with the URL's settings for the cluster of these nodes; the URL's own may be down."""
-    kwargs: dict[str, Any] = {**parse_url(url)}
+    kwargs = tls.options_of(url)
     for where in ("host", "port", "path"):
         kwargs.pop(where, None)
     if kwargs.pop("connection_class", None) is SSLConnection:
@@ -83,7 +87,9 @@ def cluster_client(url: str, addresses: Sequence[Address]) -> RedisCluster:
 
 def _client_of(url: str) -> redis.Redis:
     with contextlib.suppress(ValueError, TypeError):
-        return redis.Redis.from_url(url)
+        # What the URL does not say; to what it says, redis-py gives way.
+        names = {k: v for k, v in tls.options_of(url).items() if k == "ssl_check_hostname"}
+        return redis.Redis.from_url(url, **names)
     # Neither the URL nor what redis-py says of it: parts of a password may be in there.
     raise ConfigurationError(
         "servers: not a server's URL: it starts with redis://, rediss://, unix:// or redis+sentinel://, "
@@ -95,4 +101,8 @@ def _door_of(client: redis.Redis) -> Door:
     pool: Any = client.connection_pool
     if isinstance(pool, SentinelConnectionPool):
         return SentinelDoor(client)
+    if issubclass(pool.connection_class, redis.UnixDomainSocketConnection) and not hasattr(
+        asyncio, "open_unix_connection"
+    ):
+        raise ConfigurationError("servers: Python has no unix sockets on this platform; use redis:// or rediss://")
     return Door(pool.connection_class, pool.connection_kwargs, pool)

@@ -76,6 +76,15 @@ class Loop:
             self._on_error(error)
             del error  # no cycle through its traceback
 
+    def drop(self) -> bool:
+        """End it for good, as far as that can be done without waiting. Is there more to it, for ``aclose``?"""
+        self._closed = True
+        if not self.running:
+            return False
+        assert self._task is not None
+        self._task.cancel()
+        return True
+
     async def aclose(self) -> None:
         """End it for good. What it awaits is cancelled; nothing of it runs on."""
         self._closed = True

@@ -15,10 +15,12 @@ import asyncio
 import contextlib
 import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from redis.auth.token import TokenInterface
-from redis.credentials import StreamingCredentialProvider
+import redis.credentials
+
+if TYPE_CHECKING:
+    from redis.auth.token import TokenInterface
 
 Words = tuple[bytes, ...]  # what AUTH takes: a user name and a password, or a password
 
@@ -63,11 +65,12 @@ def listen(provider: object, pool: Any, hear: Callable[[Words], None]) -> Callab
     :param pool: of the client that the provider came with, if it has one to be told
     :return: call it to hear no more
     """
-    if not isinstance(provider, StreamingCredentialProvider):
+    streaming = getattr(redis.credentials, "StreamingCredentialProvider", None)  # redis-py before 5.3 has none
+    if streaming is None or not isinstance(provider, streaming):
         return lambda: None
     stream = _streams.get(id(provider))
     if stream is None:
         stream = _streams[id(provider)] = Stream()
     stop = stream.listen(pool, hear)
-    provider.on_next(stream.on_next)  # type: ignore[arg-type]  # its own callback is a coroutine function as well
+    provider.on_next(stream.on_next)
     return stop

@@ -543,8 +543,7 @@ class Node:
 
     # Closing
 
-    async def aclose(self) -> None:
-        """Send what there is, and close. Takes no longer than ``try_next_after`` for a server that hangs."""
+    def _stop(self) -> None:
         self.closed = True
         self._hear_no_more()
         self.owed.close()
@@ -552,8 +551,22 @@ class Node:
         for handle in (self._grace, self._flushes):
             if handle is not None:
                 handle.cancel()
-        await self.connecting.aclose()
         self._stop_watching()
+
+    def drop(self) -> bool:
+        """As ``topology.base.Topology.drop``."""
+        self._stop()
+        wire = self.wire
+        if wire is not None:
+            wire.close()
+            abort = asyncio.get_running_loop().call_later(self._options.try_next_after, wire.abort)
+            wire.closed.add_done_callback(lambda _: abort.cancel())
+        return self.connecting.drop()
+
+    async def aclose(self) -> None:
+        """Send what there is, and close. Takes no longer than ``try_next_after`` for a server that hangs."""
+        self._stop()
+        await self.connecting.aclose()
         wire = self.wire
         if wire is not None:
             wire.close()

@@ -6,10 +6,23 @@ import ssl
 from collections.abc import Mapping
 from typing import Any
 
+from redis.asyncio.connection import SSLConnection, parse_url
+
 # X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH; Python has no names for them.
 _ANOTHER_NAME = (62, 64)
 # How a server asks for a client certificate, in the words of OpenSSL for TLS 1.3 and 1.2.
 _NO_CERTIFICATE = ("CERTIFICATE_REQUIRED", "HANDSHAKE_FAILURE", "BAD_CERTIFICATE", "UNKNOWN_CA")
+
+
+def options_of(url: str) -> dict[str, Any]:
+    """What redis-py reads in a URL. Host names are checked where it says nothing else: before redis-py 6 they are not.
+
+    :raises ValueError, TypeError: it is none
+    """
+    options: dict[str, Any] = {**parse_url(url)}
+    if options.get("connection_class") is SSLConnection and options.get("ssl_cert_reqs") != "none":
+        options.setdefault("ssl_check_hostname", True)
+    return options
 
 
 def explained(error: BaseException, options: Mapping[str, Any]) -> tuple[str, bool] | None:
