@@ -24,7 +24,7 @@ SERVERLESS = (
     "core",
     "simulation",
     "test_testing*",
-    *(f"test_{name}.py" for name in ("benchmarks", "compose", "demo", "docs", "examples", "readme")),
+    *(f"test_{name}.py" for name in ("benchmarks", "compose", "demo", "docs", "examples*", "readme")),
 )
 
 

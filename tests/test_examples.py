@@ -9,115 +9,21 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
-from aiohttp import web
-from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.types import ASGIApp
+from sqlalchemy import event
+from sqlalchemy.orm import Session
 
 from asynclock.testing import Server
-from examples import aiohttp_app, fastapi_app
-from tests.helpers import AT_ONCE, key, until
-
-WORK = 8.0  # seconds: of work that is to be cut short
+from examples import aiohttp_app
+from tests.apps import WORK, Client, check_refused, running
+from tests.helpers import AT_ONCE, until
 
 pytestmark = pytest.mark.asyncio
-
-
-@contextlib.asynccontextmanager
-async def serve_asgi(app: ASGIApp) -> AsyncIterator[int]:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", ws="none", log_config=None))
-        serving = asyncio.create_task(server.serve([listening]))
-        try:
-            await until(lambda: server.started or serving.done())
-            yield port
-        finally:
-            server.should_exit = True
-            await serving
-
-
-@contextlib.asynccontextmanager
-async def serve_aiohttp(*, handler_cancellation: bool = False) -> AsyncIterator[int]:
-    runner = web.AppRunner(aiohttp_app.make_app(), handler_cancellation=handler_cancellation)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
-
-
-SERVE: dict[str, Callable[[], AbstractAsyncContextManager[int]]] = {
-    "fastapi": lambda: serve_asgi(fastapi_app.app),
-    "fastapi in a BaseHTTPMiddleware": lambda: serve_asgi(
-        BaseHTTPMiddleware(fastapi_app.app, dispatch=lambda request, call_next: call_next(request))
-    ),
-    "aiohttp": serve_aiohttp,
-    "aiohttp with handler_cancellation": lambda: serve_aiohttp(handler_cancellation=True),
-}
 each_app = pytest.mark.parametrize("name", ["fastapi", "aiohttp"])
-
-
-class Client:
-    """An HTTP client of one app, whose locks are on ``server``."""
-
-    def __init__(self, http: httpx.AsyncClient, server: Server) -> None:
-        self.http = http
-        self.server = server
-
-    async def withdraw(
-        self, account: str, amount: int = 10, seconds: float = 0.0, timeout: float = 30.0
-    ) -> httpx.Response:
-        query = {"amount": amount, "seconds": seconds}
-        return await self.http.post(f"/accounts/{account}/withdraw", params=query, timeout=timeout)
-
-    def locked(self, account: str) -> bool:
-        return self.server.execute("EXISTS", key(f"account:{account}")) == 1
-
-    def take_away(self, account: str) -> None:
-        assert self.server.execute("DEL", key(f"account:{account}")) == 1
-
-    @contextlib.asynccontextmanager
-    async def working(self, account: str) -> AsyncIterator[asyncio.Task[httpx.Response]]:
-        """A request that works for long under the account's lock, at the latest until the block is left."""
-        task = asyncio.create_task(self.withdraw(account, seconds=WORK))
-        await until(lambda: self.locked(account) or task.done())
-        try:
-            yield task
-        finally:
-            if not task.done() and self.server.running:
-                self.take_away(account)
-            await asyncio.wait([task])
-
-
-@contextlib.asynccontextmanager
-async def running(
-    name: str, server: Server, *, wait: float = 0.1, balances: dict[str, int] | None = None
-) -> AsyncIterator[Client]:
-    module = fastapi_app if name.startswith("fastapi") else aiohttp_app
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "LOCK_URL", server.url)
-        patch.setattr(module, "LOCK_WAIT", wait)
-        patch.setattr(module, "balances", {} if balances is None else balances)
-        async with (
-            SERVE[name]() as port,
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http,
-        ):
-            yield Client(http, server)
-
-
-def check_refused(response: httpx.Response, status: int) -> None:
-    assert response.status_code == status, response.text
-    assert int(response.headers["Retry-After"]) > 0
-    assert response.json()["detail"]
 
 
 def connection(response: httpx.Response) -> object:
@@ -176,15 +82,35 @@ async def test_a_loss_during_the_work_is_503_at_once(name: str, server: Server) 
         assert connection(again) == connection(response)
 
 
-@each_app
-async def test_a_loss_that_shows_at_the_release_is_503(name: str, server: Server) -> None:
+@contextlib.contextmanager
+def after_each_write(name: str, do: Callable[[], None]) -> Iterator[None]:
+    """Call ``do`` when the app has written a balance, after its last look at the lock."""
+
     class Balances(dict[str, int]):
         def __setitem__(self, account: str, balance: int) -> None:
             super().__setitem__(account, balance)
-            client.take_away(account)  # after the last look at the lock
+            do()
 
-    async with running(name, server, balances=Balances()) as client:
-        check_refused(await client.withdraw("anna"), 503)
+    def committed(_: Session) -> None:
+        do()
+
+    if name == "aiohttp":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(aiohttp_app, "balances", Balances())
+            yield
+    else:
+        event.listen(Session, "after_commit", committed)
+        try:
+            yield
+        finally:
+            event.remove(Session, "after_commit", committed)
+
+
+@each_app
+async def test_a_loss_that_shows_at_the_release_is_503(name: str, server: Server) -> None:
+    async with running(name, server) as client:
+        with after_each_write(name, lambda: client.take_away("anna")):
+            check_refused(await client.withdraw("anna"), 503)
 
 
 @each_app
@@ -194,6 +120,16 @@ async def test_a_server_that_dies_during_the_work_is_503_at_once(name: str, own_
         own_server.kill()
         check_refused(await task, 503)
         assert time.monotonic() - since < AT_ONCE
+
+
+@each_app
+async def test_a_server_that_dies_while_a_request_waits_is_503_and_not_423(name: str, own_server: Server) -> None:
+    async with running(name, own_server, wait=1.0) as client, client.working("anna"):
+        waiting = asyncio.create_task(client.withdraw("anna"))
+        await asyncio.sleep(0.2)  # it has asked once, and waits: nothing on the wire shows that
+        assert not waiting.done()
+        own_server.kill()
+        check_refused(await waiting, 503)
 
 
 @each_app
@@ -251,7 +187,7 @@ async def test_aiohttp_can_stop_the_work_of_a_client_that_goes_away(server: Serv
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])
 @pytest.mark.parametrize("command", [["-m", "examples.fastapi_app"], ["examples/aiohttp_app.py"]], ids=" ".join)
-async def test_they_run_as_their_first_lines_say(command: list[str], server: Server) -> None:
+async def test_they_run_as_their_first_lines_say(command: list[str], server: Server, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
@@ -259,7 +195,12 @@ async def test_they_run_as_their_first_lines_say(command: list[str], server: Ser
         sys.executable,
         *command,
         cwd=Path(__file__).parents[1],
-        env={**os.environ, "LOCK_URL": server.url, "PORT": str(port)},
+        env={
+            **os.environ,
+            "LOCK_URL": server.url,
+            "PORT": str(port),
+            "DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path / 'accounts.db'}",
+        },
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -270,7 +211,7 @@ async def test_they_run_as_their_first_lines_say(command: list[str], server: Ser
         ):
             while True:
                 try:
-                    response = await Client(http, server).withdraw("anna")
+                    response = await Client(http, server, port).withdraw("anna")
                     break
                 except httpx.ConnectError:
                     assert process.returncode is None, "it ended by itself"
