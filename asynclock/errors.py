@@ -110,6 +110,7 @@ class ServerError(AsyncLockError):
         return f"{self.server}: {self.problem}"
 
 
-class UncertainError(ServerError):
-    """The server, or what it told, leaves open whether it still has its keys: it may be back with
-    them at any time. A lock that is held there counts on until its time is over."""
+class GoneError(ServerError):
+    """Proof that nobody is there who keeps keys: the server refused the connection, or broke it off while it was being
+    set up, or its Sentinels see it down. Whatever else goes wrong leaves that open: it may be back with its keys at any
+    time, and a lock that is held there counts on until its time is over."""

@@ -23,9 +23,9 @@ from .topology import Cluster, Servers, cluster_client
 class Locker:
     """Distributed locks on Redis or Valkey: one server, independent servers, a cluster, or Sentinel.
 
-    :param servers: a URL (``redis://``, ``rediss://``, ``unix://``) of a server or of any node of a
-        cluster; a list of an odd number of them: independent servers, each with one key of every
-        lock, or several nodes of one cluster; ``redis+sentinel://s1:26379,s2:26379/NAME/0`` (with
+    :param servers: a URL (``redis://``, ``rediss://``, ``unix://``, ``valkey://``, ``valkeys://``) of a server or of
+        any node of a cluster; a list of them: an odd number of independent servers, each with one key of
+        every lock, or any number of nodes of one cluster; ``redis+sentinel://s1:26379,s2:26379/NAME/0`` (with
         TLS ``rediss+sentinel://``) for the primary of that name; or a client of ``redis.asyncio``
         (``Redis``, from ``Sentinel.master_for`` too, ``RedisCluster``), whose connection settings
         are used (its pool is not)

@@ -14,6 +14,7 @@ from typing import Any, Self
 from asynclock.testing.resp import PUSH, FrameSplitter
 
 Answer = Callable[[bytes], bytes | None]
+_PING = b"*1\r\n$4\r\nPING\r\n"
 
 
 class Turncoat:
@@ -23,6 +24,8 @@ class Turncoat:
     its place in the order of replies; ``None``: the reply itself. ``say`` says what nobody asked
     for. ``mute`` has the connections that there are say nothing any more but that.
     """
+
+    passes_on = True  #: does the server get what it is not to answer?
 
     def __init__(self, port: int) -> None:
         self.answer: Answer | None = None
@@ -118,9 +121,10 @@ class Turncoat:
         self, commands: asyncio.StreamReader, server: asyncio.StreamWriter, asked: deque[tuple[bytes, bytes | None]]
     ) -> None:
         async for _, command in _frames(commands):
-            asked.append((command, None if self.answer is None else self.answer(command)))
+            instead = None if self.answer is None else self.answer(command)
+            asked.append((command, instead))
             if not server.is_closing():  # uvloop raises then
-                server.write(command)
+                server.write(command if instead is None or self.passes_on else _PING)
 
     async def _down(
         self, replies: asyncio.StreamReader, client: asyncio.StreamWriter, asked: deque[tuple[bytes, bytes | None]]

@@ -54,6 +54,21 @@ async def test_the_url_of_any_node_will_do(cluster: Cluster) -> None:
 
 
 @pytest.mark.asyncio
+async def test_any_number_of_seeds(cluster: Cluster) -> None:
+    for seeds in (cluster.urls, cluster.urls[:2], cluster.urls[:4]):
+        async with Locker(seeds) as locker, locker.with_context("job") as scope:
+            assert scope.held and len(keys(cluster)) == 3
+    held = HeldPort()  # nobody listens there
+    try:
+        refused = f"redis://127.0.0.1:{held.number}"
+        for seeds in ([refused, cluster.url], [cluster.url, refused], [refused, refused, refused, cluster.url]):
+            async with Locker(seeds) as locker, locker.with_context("job") as scope:
+                assert scope.held
+    finally:
+        held.close()
+
+
+@pytest.mark.asyncio
 async def test_of_three_seeds_one_is_enough(cluster: Cluster) -> None:
     silent = socket.create_server(("127.0.0.1", 0))  # takes connections, and never says a word
     hung = f"redis://127.0.0.1:{silent.getsockname()[1]}"
@@ -148,8 +163,9 @@ async def test_one_password_for_all_nodes(cluster: Cluster) -> None:
 
 @pytest.mark.asyncio
 async def test_lists_that_are_no_cluster(cluster: Cluster, server: Server) -> None:
-    with pytest.raises(ConfigurationError, match="odd"):
-        Locker(cluster.urls[:2])
+    for mixed in ([cluster.url, server.url], [server.url, cluster.url]):
+        with pytest.raises(ConfigurationError, match=f":{server.port}/0 is not"):
+            await Locker(mixed).acquire("job")
     for mixed in ([*cluster.urls[:2], server.url], [server.url, *cluster.urls[:2]]):
         with pytest.raises(ConfigurationError, match="is part of a cluster and") as refused:
             await Locker(mixed).acquire("job")

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
+import errno
 import gc
+import os
+import resource
+import socket
+import ssl
+import threading
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.asyncio as redis
+import trustme
+from redis.credentials import CredentialProvider
 
-from asynclock import ConfigurationError, Locker
-from asynclock.testing import Server
+from asynclock import AcquireTimeoutError, ConfigurationError, Locker, LockScope, ServerError
+from asynclock.testing import Proxy, Server
+from asynclock.testing.ports import HeldPort
+from tests.fronts import Front
 from tests.helpers import AT_ONCE, body, key, until
+from tests.hostile import Turncoat
 
 
 @pytest.mark.asyncio
@@ -184,3 +200,561 @@ async def test_a_call_on_a_lost_connection_fails_at_once(own_server: Server) -> 
         await wire.closed
         with pytest.raises(ConnectionResetError):
             await asyncio.wait_for(wire.call(b"*1\r\n$4\r\nPING\r\n"), 1)
+
+
+# Trying to connect ends with aclose, or with what is refused for good
+
+
+def drop(locker: Locker) -> None:
+    """The connection breaks, for whatever reason."""
+    for node in locker._keeper.topology.nodes:
+        if node.wire is not None:
+            node.wire.abort()
+
+
+def up(locker: Locker) -> bool:
+    return all(node.wire is not None for node in locker._keeper.topology.nodes)
+
+
+def trouble(locker: Locker) -> str:
+    (node,) = locker._keeper.topology.nodes
+    return str(node.trouble)
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_no_descriptor_left(server: Server, host: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with Locker(f"redis://{host}:{server.port}", key_validity=30) as locker:
+        scope = await locker.acquire("job")
+        with no_descriptors():
+            drop(locker)
+            await until(lambda: "open files" in trouble(locker))
+            assert scope.held
+            with pytest.raises(ServerError, match="open files") as caught:
+                await locker.try_acquire("another")
+            assert not caught.value.lasting
+        await (await locker.acquire("another", timeout=5)).release()
+        await scope.release()
+    assert len([record for record in caplog.records if "open files" in record.getMessage()]) <= 2  # not at each try
+
+
+@pytest.mark.asyncio
+async def test_no_descriptor_left_at_the_start(server: Server) -> None:
+    locker = Locker(server.url)
+    with no_descriptors():
+        with pytest.raises(ServerError, match="open files"):
+            await locker.acquire("job")
+        with contextlib.suppress(ServerError):  # some versions of redis-py open a file for a client too
+            Locker(server.url)
+    async with locker, locker.with_context("job") as scope:
+        assert scope.held
+
+
+class Provider(CredentialProvider):
+    """``fails`` is called before each answer."""
+
+    fails: Callable[[], Any] = staticmethod(lambda: None)
+    words: Any = ("default", "")
+
+    async def get_credentials_async(self) -> Any:
+        if (waits := self.fails()) is not None:
+            await waits
+        return self.words
+
+
+def raises(error: BaseException) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+async def cancelled() -> None:
+    """Somebody else's work, which this waits for, is cancelled."""
+    task = asyncio.create_task(asyncio.sleep(60))
+    asyncio.get_running_loop().call_soon(task.cancel)
+    await task
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.fixture
+def user(server: Server) -> Iterator[tuple[str, str]]:
+    server.execute("ACL", "SETUSER", "app", "reset", "on", ">s3cret", "+@all", "~*", "&*")
+    yield "app", "s3cret"
+    server.execute("ACL", "DELUSER", "app")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "fails",
+    [
+        cancelled,
+        raises(asyncio.CancelledError()),
+        raises(ConnectionRefusedError(errno.ECONNREFUSED, "no vault")),
+        raises(ConnectionResetError(errno.ECONNRESET, "no vault")),
+        raises(OSError(errno.EMFILE, "Too many open files")),
+        raises(TimeoutError()),
+        raises(redis.AuthenticationError("by the vault")),
+        raises(redis.ConnectionError("Connection closed by server.")),
+        raises(Unspeakable()),
+        raises(BaseException("neither")),
+        raises(BaseExceptionGroup("group", [asyncio.CancelledError()])),
+        lambda: asyncio.sleep(60),
+    ],
+)
+async def test_a_credential_provider_that_fails_once(
+    server: Server, user: tuple[str, str], fails: Callable[[], Any]
+) -> None:
+    """It says nothing of the server: what is held there is held on, and connecting goes on."""
+    provider = Provider()
+    provider.words = user
+    client = redis.Redis(host="127.0.0.1", port=server.port, credential_provider=provider, socket_connect_timeout=0.2)
+    locker = Locker(client, key_validity=30)
+    provider.fails = fails
+    with pytest.raises(ServerError, match="the credential provider failed"):
+        await locker.acquire("job")
+    provider.fails = lambda: None
+    scope = await locker.acquire("job")
+    provider.fails = fails
+    drop(locker)
+    await until(lambda: "the credential provider failed" in trouble(locker))
+    await asyncio.sleep(0.1)
+    assert scope.held
+    with pytest.raises(ServerError, match="the credential provider failed"):
+        await locker.try_acquire("another")
+    provider.fails = lambda: None
+    await (await locker.acquire("another", timeout=5)).release()
+    assert scope.held
+    provider.fails = lambda: asyncio.sleep(60)
+    drop(locker)
+    await asyncio.sleep(0.02)
+    since = time.monotonic()
+    await locker.aclose()  # a cancellation of our own stays one
+    assert time.monotonic() - since < AT_ONCE
+    await client.aclose()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("words", [None, (), ("a", "b", "c"), 5, (5, 6), (None, None), "password"])
+async def test_a_credential_provider_that_answers_rubbish(server: Server, user: tuple[str, str], words: Any) -> None:
+    provider = Provider()
+    provider.words = user
+    client = redis.Redis(host="127.0.0.1", port=server.port, credential_provider=provider)
+    async with Locker(client, key_validity=30) as locker:
+        scope = await locker.acquire("job")
+        provider.words = words
+        drop(locker)
+        await asyncio.sleep(0.1)
+        assert scope.held
+        provider.words = user
+        await until(lambda: up(locker))
+        await (await locker.acquire("another", timeout=5)).release()
+        assert scope.held
+        await scope.release()
+    await client.aclose()
+
+
+@pytest.mark.asyncio
+async def test_a_password_of_a_provider_is_not_shown(server: Server) -> None:
+    """Whoever repeats it: it was told to the server when the connection was set up."""
+    provider = Provider()
+    provider.words = ("app", "s3cret")
+    async with Turncoat(server.port) as turncoat:
+        turncoat.answer = lambda command: b"-ERR what is s3cret?\r\n"
+        client = redis.Redis(host="127.0.0.1", port=turncoat.port, credential_provider=provider)
+        with pytest.raises(ServerError) as caught:
+            await Locker(client).acquire("job")
+        assert "s3cret" not in str(caught.value) + repr(caught.value)
+        await client.aclose()
+
+
+class Streaming(Provider):
+    def on_next(self, callback: Any) -> None:
+        raise RuntimeError("no callbacks")
+
+
+@pytest.mark.asyncio
+async def test_a_provider_that_takes_no_callback(
+    server: Server, user: tuple[str, str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("redis.credentials.StreamingCredentialProvider", Streaming, raising=False)
+    provider = Streaming()
+    provider.words = user
+    client = redis.Redis(host="127.0.0.1", port=server.port, credential_provider=provider)
+    async with Locker(client) as locker, locker.with_context("job") as scope:
+        assert scope.held
+    assert "takes no callback" in caplog.text
+    await client.aclose()
+
+
+def test_a_client_that_leads_to_no_server() -> None:
+    fake = type("FakeConnection", (redis.Connection,), {"__module__": "fakeredis._async"})
+    other = type("Other", (), {"__module__": "elsewhere", "__init__": lambda self, **kwargs: None})
+    for kind, name in ((fake, "one of fakeredis"), (other, r"one of elsewhere\.Other")):
+        client = redis.Redis(connection_pool=redis.ConnectionPool())
+        client.connection_pool.connection_class = kind
+        with pytest.raises(ConfigurationError, match=f"{name}, whose connections lead to no server"):
+            Locker(client)
+    client.connection_pool = object()  # type: ignore[assignment]
+    with pytest.raises(ConfigurationError, match="object"):
+        Locker(client)
+
+
+class Odd(redis.Connection):
+    """One of redis-py's, and yet not what it should be."""
+
+    async def _connect(self) -> None:
+        await super()._connect()
+        self._writer, self.real = Writer(), self._writer  # type: ignore[assignment]
+
+
+class Writer:
+    def write(self, data: bytes) -> None: ...
+    def writelines(self, data: bytes) -> None: ...
+    async def drain(self) -> None: ...
+    def is_closing(self) -> bool:
+        return False
+
+    def get_extra_info(self, name: str) -> None: ...
+
+
+@pytest.mark.asyncio
+async def test_a_connection_without_a_transport(server: Server) -> None:
+    connections: list[Any] = []
+
+    class Kept(Odd):
+        async def _connect(self) -> None:
+            connections.append(self)
+            await super()._connect()
+
+    client = redis.Redis(
+        connection_pool=redis.ConnectionPool(
+            Kept, host="127.0.0.1", port=server.port, redis_connect_func=lambda c: None
+        )
+    )
+    for call in ("acquire", "try_acquire"):
+        with pytest.raises(ConfigurationError, match="Kept have no transport"):
+            await getattr(Locker(client), call)("job")
+    for connection in connections:
+        connection.real.transport.abort()
+    await asyncio.sleep(0)
+
+
+@pytest.mark.asyncio
+async def test_a_connection_class_of_the_users(server: Server) -> None:
+    """One that connects in its own way is left to do so."""
+
+    class Mine(redis.Connection):
+        used = 0
+
+        async def _connect(self) -> None:
+            type(self).used += 1
+            await super()._connect()
+
+    client = redis.Redis(connection_pool=redis.ConnectionPool(Mine, host="127.0.0.1", port=server.port))
+    async with Locker(client) as locker, locker.with_context("job") as scope:
+        assert scope.held and Mine.used == 1
+    await client.aclose()
+
+
+# What proves that a server is gone, and what does not
+
+
+class Papers:
+    def __init__(self, directory: Path, name: str = "127.0.0.1") -> None:
+        ca = trustme.CA()
+        self.ca = str(directory / "ca.pem")
+        ca.cert_pem.write_to_path(self.ca)
+        self.server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.certificate = ca.issue_cert(name)
+        self.certificate.configure_cert(self.server)
+        ca.configure_trust(self.server)
+
+
+async def held_while(
+    locker: Locker, happens: Callable[[], Any], what: str, ends: Callable[[], Any], scope: LockScope | None = None
+) -> None:
+    """The lock is held as long as that is the matter, and afterwards."""
+    scope = scope or await locker.acquire("job")
+    happens()
+    drop(locker)
+    await until(lambda: what in trouble(locker))
+    for _ in range(3):  # through some more attempts
+        await asyncio.sleep(0.05)
+        assert scope.held, scope.lost_reason
+    ends()
+    await until(lambda: up(locker))
+    await (await locker.acquire("another", timeout=5)).release()
+    assert scope.held
+    await scope.release()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("protocol", [3, 2])
+@pytest.mark.parametrize(
+    ("says", "what"),
+    [
+        (b"-ERR max number of clients reached\r\n", "max number of clients"),
+        (b"-LOADING Redis is loading the dataset in memory\r\n", "oading"),
+        (b"-NOAUTH Authentication required.\r\n", "uthentication"),
+        (b"-WRONGPASS invalid username-password pair or user is disabled.\r\n", "invalid username"),
+        (b"-NOPERM this user has no permissions\r\n", "no permissions"),
+        (b"-READONLY You can't write against a read only replica.\r\n", "read only"),
+        (b"-MASTERDOWN Link with MASTER is down\r\n", "Link with MASTER"),
+        (b"-BUSY Redis is busy running a script.\r\n", "busy"),
+        (b"-DENIED Redis is running in protected mode\r\n", "protected mode"),
+        (b"-ERR what\r\n", "what"),
+        (b"-\r\n", ""),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", ""),
+        (b"*2\r\n:1\r\n:1\r\n", ""),
+        (b"+OK\r\n", ""),
+        (b"$-1\r\n", ""),
+        (b">2\r\n$1\r\n", ""),
+    ],
+)
+async def test_a_server_that_answers_is_not_gone(server: Server, protocol: int, says: bytes, what: str) -> None:
+    async with Turncoat(server.port) as turncoat:
+        url = f"{turncoat.url}?protocol={protocol}&socket_connect_timeout=0.3"
+        async with Locker(url, key_validity=30) as locker:
+
+            def turn(answer: bytes | None) -> None:
+                turncoat.answer = None if answer is None else lambda command: answer
+
+            await held_while(locker, lambda: turn(says), what, lambda: turn(None))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("protocol", [3, 2])
+async def test_too_many_clients(own_server: Server, protocol: int) -> None:
+    """A real server says so and hangs up, whatever it was asked: the two race on their way."""
+    async with (
+        redis.Redis.from_url(own_server.url, single_connection_client=True) as admin,
+        Locker(f"{own_server.url}?protocol={protocol}", key_validity=60) as locker,
+    ):
+        scope = await locker.acquire("job")
+        for _ in range(10):
+            await admin.config_set("maxclients", 1)  # those that are there stay
+            drop(locker)
+            await until(lambda: "max number" in trouble(locker))
+            await asyncio.sleep(0.1)  # some more attempts
+            assert scope.held, scope.lost_reason
+            await admin.config_set("maxclients", 100)
+            await until(lambda: up(locker))
+        assert scope.held
+        await scope.release()
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_is_silent_is_not_gone(server: Server) -> None:
+    async with Proxy(server.port) as proxy:
+        async with Locker(f"{proxy.url}?socket_connect_timeout=0.1", key_validity=30) as locker:
+            await held_while(locker, proxy.freeze, "no answer within 0.1 s", proxy.thaw)
+
+
+@pytest.mark.asyncio
+async def test_another_certificate(server: Server, tmp_path: Path) -> None:
+    papers = Papers(tmp_path)
+    stranger = trustme.CA().issue_cert("127.0.0.1")
+    async with Front(server.port, papers.server) as front:
+        async with Locker(f"rediss://127.0.0.1:{front.port}/0?ssl_ca_certs={papers.ca}", key_validity=30) as locker:
+            await held_while(
+                locker,
+                lambda: stranger.configure_cert(papers.server),
+                "certificate was refused",
+                lambda: papers.certificate.configure_cert(papers.server),
+            )
+
+
+@pytest.fixture
+def nobody() -> Iterator[HeldPort]:
+    """A port that refuses connections."""
+    held = HeldPort()
+    yield held
+    held.close()
+
+
+class Balancer(Front):
+    """Passes connections on, or ends each as soon as it is there: as a balancer does whose server is gone."""
+
+    def _accept(self, client: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        if self.target_port:
+            super()._accept(client, back)
+        else:
+            back.transport.abort()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("protocol", [3, 2])
+@pytest.mark.parametrize("between_them", [Balancer, Proxy])  # with an orderly end, and with a reset
+async def test_a_server_that_ends_every_connection_is_gone(
+    server: Server, protocol: int, between_them: Any, nobody: HeldPort
+) -> None:
+    async with between_them(server.port) as between:
+        url = f"redis://127.0.0.1:{between.port}/0?protocol={protocol}"
+        async with Locker(url, key_validity=30) as locker:
+            holding = await body(await locker.acquire("job"))
+            between.target_port = nobody.number if between_them is Proxy else 0
+            since = time.monotonic()
+            drop(locker)
+            assert (await holding.lost_within(AT_ONCE, since)).reason == "disconnected"
+            between.target_port = server.port
+            await (await locker.acquire("another", timeout=5)).release()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("removed", [False, True])
+async def test_a_unix_socket_without_a_server_is_gone(kind: str, removed: bool) -> None:
+    with Server(kind, unix_socket=True) as server:
+        async with Locker(server.unix_url, key_validity=30) as locker:
+            holding = await body(await locker.acquire("job"))
+            since = time.monotonic()
+            server.kill()
+            if removed:
+                os.unlink(server.unix_url.removeprefix("unix://").partition("?")[0])
+            assert (await holding.lost_within(AT_ONCE, since)).reason == "disconnected"
+            with pytest.raises(AcquireTimeoutError):
+                await locker.acquire("job", timeout=0.05)
+
+
+# Names are looked up in threads of asynclock's own
+
+
+class Names:
+    """A resolver: ``known`` names have these addresses, and ``hangs`` is waited for before each answer."""
+
+    no_way: Any = None  # an address more, before them
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **known: list[str]) -> None:
+        self.known = known
+        self.hangs: dict[str, threading.Event] = {}
+        self.asked: list[str] = []
+        self._ask = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", self.getaddrinfo)
+
+    def getaddrinfo(self, host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        if host not in self.known:
+            return self._ask(host, port, *args, **kwargs)
+        if kwargs.get("flags"):
+            raise socket.gaierror(socket.EAI_NONAME, "a name")
+        self.asked.append(threading.current_thread().name)
+        if host in self.hangs:
+            self.hangs[host].wait()
+        if not self.known[host]:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        found = [found for address in self.known[host] for found in self._ask(address, port, *args, **kwargs)]
+        return [self.no_way, *found] if self.no_way else found
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("asynclock")]
+
+
+@pytest.mark.asyncio
+async def test_the_default_executor_is_full(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The application's threads work for long, and the connection to a named host drops."""
+    names = Names(monkeypatch, **{"redis.test": ["127.0.0.1"]})
+    ends = threading.Event()
+    loop = asyncio.get_running_loop()
+    executor = concurrent.futures.ThreadPoolExecutor(1)
+    loop.set_default_executor(executor)
+    async with Locker(f"redis://redis.test:{server.port}", key_validity=30) as locker:
+        scope = await locker.acquire("job")
+        work = asyncio.create_task(asyncio.to_thread(ends.wait))
+        await asyncio.sleep(0)
+        drop(locker)
+        await until(lambda: up(locker))
+        await (await locker.acquire("another", timeout=5)).release()
+        assert scope.held
+        await scope.release()
+    ends.set()
+    await work
+    assert names.asked == ["asynclock looking names up"] * 2
+    await until(lambda: not threads())
+
+
+@pytest.mark.asyncio
+async def test_a_name_that_cannot_be_looked_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names(monkeypatch, **{"redis.test": ["127.0.0.1"]})
+    async with Locker(f"redis://redis.test:{server.port}", key_validity=30) as locker:
+
+        def known(*addresses: str) -> None:
+            names.known["redis.test"] = [*addresses]
+
+        await held_while(locker, known, "Temporary failure", lambda: known("127.0.0.1"))
+
+
+@pytest.mark.asyncio
+async def test_a_look_up_that_hangs(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds nobody else up, has one thread however often it is asked for, and a locker closes all the same."""
+    names = Names(monkeypatch, **{"redis.test": ["127.0.0.1"], "hangs.test": ["127.0.0.1"]})
+    names.hangs["hangs.test"] = threading.Event()
+    urls = [f"redis://{host}:{server.port}/{n}" for n, host in enumerate(["redis.test", "hangs.test", "redis.test"])]
+    try:
+        async with Locker([f"{url}?socket_connect_timeout=0.1" for url in urls]) as locker:
+            async with locker.with_context("job") as scope:
+                await asyncio.sleep(0.5)  # and it is tried again
+                assert scope.held
+            since = time.monotonic()
+        assert time.monotonic() - since < AT_ONCE
+        assert len(threads()) == 1
+        with pytest.raises(ServerError, match=r"no answer within 0.1 s"):
+            await Locker(f"{urls[1]}?socket_connect_timeout=0.1").acquire("job")
+        assert len(threads()) == 1
+    finally:
+        names.hangs["hangs.test"].set()
+    await until(lambda: not threads())
+    async with Locker(urls[1]) as locker, locker.with_context("job") as scope:
+        assert scope.held
+
+
+@pytest.mark.asyncio
+async def test_each_address_is_tried(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    Names(monkeypatch, **{"redis.test": ["::1", "127.0.0.2", "127.0.0.1"]})
+    async with Locker(f"redis://redis.test:{server.port}", key_validity=30) as locker:  # it listens on the last one
+        holding = await body(await locker.acquire("job"))
+        assert "redis.test" in repr(locker)
+        since = time.monotonic()
+        server.execute("DEL", key("job"))
+        await holding.lost_within(AT_ONCE, since)
+
+
+@pytest.mark.asyncio
+async def test_every_address_refuses(own_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names(monkeypatch, **{"redis.test": ["::1", "127.0.0.1"]})
+    names.no_way = (127, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))  # a family that is unknown here
+    async with Locker(f"redis://redis.test:{own_server.port}", key_validity=30) as locker:
+        holding = await body(await locker.acquire("job"))
+        since = time.monotonic()
+        own_server.kill()
+        assert (await holding.lost_within(2 * AT_ONCE, since)).reason == "disconnected"
+
+
+@pytest.mark.asyncio
+async def test_tls_checks_the_name_and_not_the_address(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Names(monkeypatch, **{"redis.test": ["127.0.0.1"], "other.test": ["127.0.0.1"]})
+    papers = Papers(tmp_path, "redis.test")
+    asked: list[str] = []
+    papers.server.sni_callback = lambda _, name, context: asked.append(name)
+    async with Front(server.port, papers.server) as front:
+        rest = f"{front.port}?ssl_ca_certs={papers.ca}"
+        async with Locker(f"rediss://redis.test:{rest}") as locker, locker.with_context("job") as scope:
+            assert scope.held and asked == ["redis.test"]
+        for host in ("other.test", "127.0.0.1"):
+            with pytest.raises(ServerError, match="certificate was refused"):
+                await Locker(f"rediss://{host}:{rest}").acquire("job")

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import asyncio
 
-from asynclock.testing import Server
+import pytest
+
+from asynclock.testing import Sentinels, Server
 from tests.fuzz.__main__ import fuzz
 
 
 def test_replies_that_no_server_sends(own_server: Server) -> None:
     report = asyncio.run(fuzz(own_server, iter(range(500)), 60.0))
     assert report.cases == 500
+    assert not report.failed and not report.left, str(report)
+
+
+@pytest.mark.one_loop
+def test_sentinels_that_lie(kind: str) -> None:
+    if kind == "redis-6.2":
+        pytest.skip("asynclock.testing has no Sentinels of Redis 6.2")
+    with Sentinels(kind, replicas=0) as group:
+        report = asyncio.run(fuzz(group, iter(range(100)), 60.0, at_once=20))
+    assert report.cases == 100
     assert not report.failed and not report.left, str(report)

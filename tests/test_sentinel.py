@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import redis.asyncio as redis
 from redis.asyncio.sentinel import Sentinel
+from redis.credentials import CredentialProvider
 
 from asynclock import (
     AcquireTimeoutError,
@@ -30,6 +31,7 @@ from asynclock.testing import Proxy, Sentinels, Server
 from asynclock.topology import sentinel as topology
 from asynclock.wire.sentinel import ANSWER_TIMEOUT, SentinelDoor
 from tests.helpers import AT_ONCE, body, key, until
+from tests.hostile import Turncoat
 
 FAILOVER = 12.0  # seconds; it takes two or three
 
@@ -72,6 +74,11 @@ def copied(sentinels: Sentinels) -> None:
 
 def at(locker: Locker, server: Server) -> bool:
     return f"at 127.0.0.1:{server.port}/" in repr(locker) and "open" in repr(locker)
+
+
+def trouble(locker: Locker) -> str:
+    (node,) = locker._keeper.topology.nodes
+    return str(node.trouble)
 
 
 def up(locker: Locker) -> bool:
@@ -402,6 +409,142 @@ async def test_a_server_given_as_a_sentinel(server: Server) -> None:
         await Locker(f"redis+sentinel://127.0.0.1:{server.port}/mymaster").acquire("job")
 
 
+# Sentinels that answer rubbish
+
+
+def masters(**changed: bytes | None) -> bytes:
+    """What SENTINEL MASTERS answers, with some of it changed, or left out."""
+    fields: dict[str, bytes | None] = {
+        "name": b"mymaster", "ip": b"127.0.0.1", "port": b"1", "flags": b"master", "num-other-sentinels": b"2",
+        "config-epoch": b"999", **changed,
+    }  # fmt: skip
+    words = [word for name, value in fields.items() if value is not None for word in (name.encode(), value)]
+    return b"*1\r\n*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+
+
+RUBBISH = {
+    "a word for an epoch": (masters(**{"config-epoch": b"abc"}), None),
+    "a fraction for an epoch": (masters(**{"config-epoch": b"1.5"}), None),
+    "a huge epoch": (masters(**{"config-epoch": b"9" * 5000}), None),
+    "a negative epoch": (masters(**{"config-epoch": b"-1"}), None),
+    "no epoch": (masters(**{"config-epoch": None}), None),
+    "no flags": (masters(flags=None), None),
+    "no address": (masters(ip=None, port=None), None),
+    "a word for a port": (masters(port=b"x"), None),
+    "no name": (masters(name=None), None),
+    "not UTF-8": (masters(name=b"\xff\xfe"), None),
+    "an odd list": (b"*1\r\n*3\r\n+name\r\n+mymaster\r\n+ip\r\n", None),
+    "lists in lists": (b"*1\r\n*2\r\n*0\r\n*1\r\n+x\r\n", None),
+    "a number": (b":1\r\n", None),
+    "a string": (b"+OK\r\n", None),
+    "nothing": (b"$-1\r\n", None),
+    "null": (b"*-1\r\n", None),
+    "a map": (b"%1\r\n+name\r\n+mymaster\r\n", None),
+    "an error": (b"-ERR what\r\n", None),
+    "no protocol": (b"HTTP/1.1 400 Bad Request\r\n\r\n", None),
+    "a billion": (b"*1000000000\r\n", None),
+    "an address that is a number": (None, b":1\r\n"),
+    "an address that is a string": (None, b"+12\r\n"),
+    "an address of one": (None, b"*1\r\n+h\r\n"),
+    "an address of three": (None, b"*3\r\n+h\r\n+1\r\n+2\r\n"),
+    "an address without a port": (None, b"*2\r\n+h\r\n$-1\r\n"),
+    "an address with no host": (None, b"*2\r\n$0\r\n\r\n+1\r\n"),
+    "an address with a line in it": (None, b"*2\r\n$3\r\na\nb\r\n+1\r\n"),
+    "a port too large": (None, b"*2\r\n+h\r\n+65536\r\n"),
+    "port 0": (None, b"*2\r\n+h\r\n+0\r\n"),
+    "an empty list": (None, b"*0\r\n"),
+    "one answer too many": (None, b"+OK\r\n+OK\r\n"),
+}
+
+
+@pytest.mark.asyncio
+@pytest.mark.one_loop
+@pytest.mark.parametrize("rubbish", RUBBISH)
+async def test_a_sentinel_that_answers_rubbish(
+    sentinels: Sentinels, rubbish: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts as one that has not answered: the others decide. Once it is well again, it counts."""
+    monkeypatch.setattr(topology, "LOOK_EVERY", 0.02)
+    told, address = RUBBISH[rubbish]
+
+    def answer(command: bytes) -> bytes | None:
+        return told if b"MASTERS" in command else address if b"GET-MASTER" in command else None
+
+    async with contextlib.AsyncExitStack() as stack:
+        turncoats = [await stack.enter_async_context(Turncoat(port)) for _, port in sentinels.addresses]
+        url = f"redis+sentinel://{','.join(f'127.0.0.1:{turncoat.port}' for turncoat in turncoats)}/mymaster"
+        locker = await stack.enter_async_context(Locker(url, key_validity=30))
+        scope = await locker.acquire("job")
+
+        async def drop() -> None:
+            sentinels.primary.execute("CLIENT", "KILL", "TYPE", "normal")
+            await until(lambda: not up(locker))
+
+        turncoats[0].answer = answer
+        await drop()
+        await until(lambda: up(locker))
+        await asyncio.sleep(0.1)  # and at some looks
+        assert up(locker) and scope.held and at(locker, sentinels.primary)
+        async with Locker(url) as another:
+            await (await another.acquire("another")).release()
+
+        for turncoat in turncoats:
+            turncoat.answer = answer
+        await asyncio.sleep(0.1)
+        assert up(locker) and scope.held
+        await drop()
+        await until(lambda: "entinel" in trouble(locker))
+        with pytest.raises(ServerError):
+            await Locker(url).acquire("another")
+        await asyncio.sleep(0.1)
+        assert scope.held  # nobody has said anything of the primary
+        for turncoat in turncoats:
+            turncoat.answer = None
+        await until(lambda: up(locker))
+        assert scope.held
+        await drop()  # and again: it is looked for as ever
+        await until(lambda: up(locker))
+        await (await locker.acquire("another")).release()
+        assert locker._keeper.topology.looking.running  # type: ignore[attr-defined]
+        await scope.release()
+
+
+@pytest.mark.asyncio
+async def test_sentinels_that_see_too_few_others_do_not_prove_anything(sentinels: Sentinels) -> None:
+    manager = Sentinel(sentinels.addresses)
+    async with Locker(manager.master_for("mymaster"), key_validity=30) as locker:
+        scope = await locker.acquire("job")
+        manager.min_other_sentinels = 5
+        sentinels.primary.execute("CLIENT", "KILL", "TYPE", "normal")
+        await until(lambda: "min_other_sentinels" in trouble(locker))
+        await asyncio.sleep(0.1)
+        assert scope.held
+        manager.min_other_sentinels = 2
+        await until(lambda: up(locker))
+        assert scope.held
+        await scope.release()
+
+
+@pytest.mark.asyncio
+async def test_a_sentinels_credential_provider_whose_work_is_cancelled(sentinels: Sentinels) -> None:
+    """Once, and not because of this locker: connecting goes on."""
+
+    class Provider(CredentialProvider):
+        fails = 3
+
+        async def get_credentials_async(self) -> tuple[str, str]:
+            if self.fails:
+                self.fails -= 1
+                raise asyncio.CancelledError
+            return ("default", "")
+
+    manager = Sentinel(sentinels.addresses, sentinel_kwargs={"credential_provider": Provider()})
+    locker = Locker(manager.master_for("mymaster"))
+    with pytest.raises(ServerError, match="no Sentinel can be reached"):
+        await locker.acquire("job")
+    await locker.aclose()
+
+
 # Clients, options, secrets
 
 
@@ -575,18 +718,22 @@ def test_tls_is_for_the_servers_and_the_sentinels() -> None:
         ("h:1/m/x", "database"),
         ("h:1/m/0/1", "database"),
         ("h:1/m/-1", "database"),
-        ("h:1/m?db=x", "an option"),
-        ("h:1/m?socket_timeout=soon", "an option"),
+        ("h:1/m?db=x", "database"),
+        ("h:1/m/1?db=2", "the option db is there twice"),
+        ("h:1/m?socket_timeout=soon", "the option socket_timeout"),
+        ("h:1/m#1", "'#'"),
+        ("h:1/m?client_name=a b", "white space"),
+        ("u:%ff@h:1/m", "not UTF-8"),
         # Passwords that are not percent-encoded, and what they make of the rest.
         ("user:secret/secret@h:1/m", "Sentinel 1 is not host:port"),
         ("user:123/secret@h:1/m", "percent-encoded"),
-        ("user:secret#secret@h:1/m", "Sentinel 1 is not host:port"),
+        ("user:secret#secret@h:1/m", "there is a '#'"),
         ("user:123?secret@h:1/m", "name of the primary is missing"),
         ("user:sec[ret@h:1/m", "would not accept it"),
     ],
 )
 def test_a_wrong_url(rest: str, what: str) -> None:
-    for scheme in ("redis+sentinel", "rediss+sentinel"):
+    for scheme in ("redis+sentinel", "rediss+sentinel", "valkey+sentinel", "valkeys+sentinel"):
         with pytest.raises(ConfigurationError, match=what) as caught:
             Locker(f"{scheme}://{rest}")
         error: BaseException | None = caught.value
@@ -595,7 +742,9 @@ def test_a_wrong_url(rest: str, what: str) -> None:
         assert error.__suppress_context__ or error.__context__ is None  # redis-py's error may show some of it
 
 
-@pytest.mark.asyncio
-async def test_an_option_that_redis_py_does_not_know(sentinels: Sentinels) -> None:
-    with pytest.raises(ConfigurationError, match="no_such_option"):
-        await Locker(sentinels.url + "?no_such_option=1").acquire("job")
+def test_an_option_that_redis_py_does_not_know() -> None:
+    for option in ("no_such_option=1", "ssl_ca_certs=ca.pem"):
+        with pytest.raises(ConfigurationError, match=rf"redis\+sentinel://h:1/m/0.*{option.split('=')[0]}"):
+            Locker(f"redis+sentinel://h:1/m?{option}")
+    with pytest.raises(ConfigurationError, match="CERT_NONE"):
+        Locker("rediss+sentinel://h:1/m?ssl_cert_reqs=CERT_NONE")

@@ -41,6 +41,11 @@ async def connect(
         connected = [node for node in nodes if node.wire is not None]
         clusters = [node for node in connected if node.abilities.mode == "cluster"]
         if not clusters:
+            if len(nodes) % 2 == 0:
+                raise ConfigurationError(
+                    f"servers: {len(nodes)} of them, and {connected[0].label} is not part of a cluster; independent "
+                    "servers vote by majority, which needs an odd number"
+                )
             if options.min_replicas and len(nodes) > 1:
                 raise ConfigurationError(
                     f"min_replicas={options.min_replicas}: {len(nodes)} independent servers vote by themselves, and a "
@@ -99,6 +104,8 @@ async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
                 else:
                     _tell(first)
             return
+        if connected and len(nodes) % 2 == 0:
+            return  # too many or too few of them, if they are no cluster's: no other answer is needed
         if connected and len(problems) > len(nodes) - majority:
             break  # without one, the next may be of a cluster, and do alone
     # Those that were connected and are not any more, at the very time that it was looked at.
@@ -108,9 +115,10 @@ async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
     if len(nodes) == 1:
         raise first_problem
     assert isinstance(first_problem, ServerError)
+    few = f"fewer than {majority} of {len(nodes)}" if len(nodes) % 2 else f"none of {len(nodes)}"
     raise ServerError(
         ", ".join(node.label for node in nodes),
-        f"fewer than {majority} of {len(nodes)} servers can be used: " + "; ".join(map(str, problems)),
+        f"{few} servers can be used: " + "; ".join(map(str, problems)),
         lasting=first_problem.lasting,
     )
 

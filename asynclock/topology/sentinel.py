@@ -16,12 +16,13 @@ from ..wire import tls
 from ..wire.background import Loop
 from ..wire.node import Node
 from ..wire.sentinel import ANSWER_TIMEOUT, SentinelDoor
+from . import urls
 from .base import Address
 from .fixed import Fixed
 
 log = logging.getLogger("asynclock")
 
-SCHEMES = ("redis+sentinel", "rediss+sentinel")
+SCHEMES = ("redis+sentinel", "rediss+sentinel", "valkey+sentinel", "valkeys+sentinel")
 DEFAULT_PORT = 26379
 LOOK_EVERY = 1.0  # seconds between two questions to the Sentinels, while connected
 
@@ -65,7 +66,7 @@ def client_of(url: str) -> tuple[redis.Redis, Sentinel]:
         parts of a password may be anywhere.
     """
     scheme, _, rest = url.partition("://")
-    rest, _, query = rest.partition("#")[0].partition("?")
+    rest, _, query = rest.strip().partition("?")
     authority, *path = rest.split("/")
     userinfo, at, hosts = authority.rpartition("@")
     sentinels = [_address(text, position) for position, text in enumerate(hosts.split(","), 1)]
@@ -75,9 +76,16 @@ def client_of(url: str) -> tuple[redis.Redis, Sentinel]:
     if re.search(r"[@:\s]", path[0]):
         raise _wrong("the name of the primary, or a password before it, contains what must be percent-encoded")
     database = "/".join(path[1:])
-    if not re.fullmatch(r"([0-9]+/?)?", database, re.ASCII):
+    if not urls.DATABASE.fullmatch(database):
         raise _wrong("the database after the primary's name is not a number")
-    plain = f"{scheme.lower().removesuffix('+sentinel')}://{userinfo}{at}localhost/{database}" + (query and f"?{query}")
+    urls.check_characters(f"{rest}?{query}")
+    if "@" in query:
+        raise _wrong("a special character in user name or password is not percent-encoded")
+    for text in (userinfo, *path):
+        urls.decoded(text)
+    urls.check_options(query, said=["host", "port", *(["db"] if database else [])])
+    plain = f"{urls.PLAIN[scheme.lower().removesuffix('+sentinel')]}://{userinfo}{at}localhost/{database}"
+    plain += query and f"?{query}"
     try:
         options = tls.options_of(plain)
     except (ValueError, TypeError):
@@ -107,7 +115,9 @@ def _address(text: str, position: int) -> Address:
     port = int(found["port"] or DEFAULT_PORT)
     if not 0 < port < 65536:
         raise _wrong(f"the port of Sentinel {position} is not between 1 and 65535")
-    return found["v6"] or unquote(found["host"]), port
+    host = found["v6"] or urls.decoded(found["host"])
+    urls.check_host(host)
+    return host, port
 
 
 def _wrong(what: str) -> ConfigurationError:

@@ -13,12 +13,13 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import SSLConnection
 from redis.asyncio.sentinel import SentinelConnectionPool
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, ServerError
 from ..wire import tls
 from ..wire.door import Door
 from ..wire.sentinel import SentinelDoor
 from .base import Address
 from .sentinel import client_of, is_sentinel_url
+from .urls import checked, wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,18 @@ class Servers:
 
     @classmethod
     def of(cls, servers: object) -> Servers:
-        """:raises ConfigurationError: they are no servers, or an even number"""
-        listed = [*servers] if isinstance(servers, list | tuple) else [servers]
-        if len(listed) % 2 == 0:
-            raise ConfigurationError(
-                f"servers: {len(listed)} of them; a majority needs an odd number (of a cluster, one is enough)"
-            )
+        """:raises ConfigurationError: they are no servers
+        :raises ServerError: no file can be opened just now
+        """
+        try:
+            return cls._of([*servers] if isinstance(servers, list | tuple) else [servers])
+        except OSError as error:  # redis-py opens one, for its own version
+            raise ServerError("servers", f"a client cannot be made just now: {error}") from error
+
+    @classmethod
+    def _of(cls, listed: list[object]) -> Servers:
+        if not listed:
+            raise ConfigurationError("servers: an empty list; give a URL, or a list of them")
         doors: list[Door] = []
         clients: list[redis.Redis | RedisCluster] = []
         ours: list[redis.Redis] = []
@@ -50,7 +57,7 @@ class Servers:
                 clients.append(client)
                 doors.append(SentinelDoor(client))
             elif isinstance(server, str):
-                client = _client_of(server)
+                client = _client_of(checked(server))
                 ours.append(client)
                 clients.append(client)
                 doors.append(_door_of(client))
@@ -63,15 +70,15 @@ class Servers:
                 clients.append(server)
                 # Each a pool of its own. (Before redis-py 7, the nodes that it has found meanwhile.)
                 nodes: Any = getattr(server, "startup_nodes", None) or server.nodes_manager.startup_nodes.values()
-                seeds: list[Any] = [*nodes]
-                doors += [Door(node.connection_class, node.connection_kwargs, node) for node in seeds]
+                doors += [_door(node) for node in nodes]
             else:
                 raise ConfigurationError(
                     "servers: expected a URL, a list of URLs or a redis.asyncio client (Redis, RedisCluster), "
                     f"not {type(server).__name__}"
                 )
         remap = clients[0].nodes_manager.address_remap if isinstance(clients[0], RedisCluster) else None
-        url = listed[0] if isinstance(listed[0], str) else None
+        first = listed[0]
+        url = checked(first) if isinstance(first, str) and not is_sentinel_url(first) else None
         return cls(tuple(doors), clients[0], tuple(ours), url, remap)
 
 
@@ -91,18 +98,19 @@ def _client_of(url: str) -> redis.Redis:
         names = {k: v for k, v in tls.options_of(url).items() if k == "ssl_check_hostname"}
         return redis.Redis.from_url(url, **names)
     # Neither the URL nor what redis-py says of it: parts of a password may be in there.
-    raise ConfigurationError(
-        "servers: not a server's URL: it starts with redis://, rediss://, unix:// or redis+sentinel://, "
-        "and special characters in user name and password are percent-encoded"
-    )
+    raise wrong("redis-py does not accept an option, or a character, in it")
 
 
 def _door_of(client: redis.Redis) -> Door:
-    pool: Any = client.connection_pool
-    if isinstance(pool, SentinelConnectionPool):
+    if isinstance(client.connection_pool, SentinelConnectionPool):
         return SentinelDoor(client)
-    if issubclass(pool.connection_class, redis.UnixDomainSocketConnection) and not hasattr(
-        asyncio, "open_unix_connection"
-    ):
+    return _door(client.connection_pool)
+
+
+def _door(pool: Any) -> Door:
+    """:param pool: of redis-py; or a ``ClusterNode``, which is as good as one"""
+    kind, kwargs = getattr(pool, "connection_class", pool), getattr(pool, "connection_kwargs", None)
+    unix = isinstance(kind, type) and issubclass(kind, redis.UnixDomainSocketConnection)
+    if unix and not hasattr(asyncio, "open_unix_connection"):
         raise ConfigurationError("servers: Python has no unix sockets on this platform; use redis:// or rediss://")
-    return Door(pool.connection_class, pool.connection_kwargs, pool)
+    return Door(kind, kwargs if isinstance(kwargs, dict) else {}, pool)

@@ -7,12 +7,13 @@ empty), in ways that change nothing. So a missing permission shows at connect, n
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from ..core.clock import ServerClock
 from ..core.rules import RELEASE
-from ..errors import ServerError, UncertainError
+from ..errors import ServerError
 from ..options import Options
 from . import noloop
 from .commands import LOAD, PASSING, Abilities, Commands, bulk, is_error, packed, seconds_of
@@ -25,7 +26,15 @@ Ask = Callable[[bytes], Awaitable[Any]]
 PXAT_SINCE = (6, 2)
 IFEQ_SINCE = (8, 1)  # of Valkey
 INFO = packed(b"INFO", b"server")
+_TIME = packed(b"TIME")
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,2}")  # of a version
 NOLOOP_SINCE = (7, 0, 5)  # before it, redis/redis#11052: NOLOOP did not keep own writes silent reliably
+
+
+_UNTOLD = object()  # in place of an answer, where there is none
+
+# What a server says that has these commands, and does not do them now; or not for somebody unknown.
+_PASSING = ("LOADING", "BUSY", "MASTERDOWN", "READONLY", "NOAUTH")
 
 
 class Redirect(NamedTuple):
@@ -54,22 +63,29 @@ async def learn(
     sent = now()
     # Without RESP3 there may be no HELLO at all, or a proxy that hangs up at it.
     who = "HELLO" if protocol == 3 else "INFO"
-    asked = [ask(packed(b"HELLO") if who == "HELLO" else INFO), ask(packed(b"TIME"))]
-    about_keys = [ask(question) for question in noloop.QUESTIONS] if options.client_side_caching else []
-    told = await asked[0]
-    time = await asked[1]
-    received = now()
-    report = noloop.understood([await reply for reply in about_keys]) if about_keys else noloop.Report()
-    if who == "INFO" and is_error(told) and not is_error(hello := await ask(packed(b"HELLO"))):
-        who, told = "HELLO", hello  # no permission takes HELLO away, as one may INFO
+    told: Any = _UNTOLD
+    time: Any = _UNTOLD
+    received = sent
+    report = noloop.Report()
+    if not door.plain:
+        asked = [ask(packed(b"HELLO") if who == "HELLO" else INFO), ask(_TIME)]
+        about_keys = [ask(question) for question in noloop.QUESTIONS] if options.client_side_caching else []
+        told, time = [await reply for reply in asked]
+        received = now()
+        if about_keys:
+            report = noloop.understood([await reply for reply in about_keys])
+        if who == "INFO" and is_error(told) and not is_error(hello := await ask(packed(b"HELLO"))):
+            who, told = "HELLO", hello  # no permission takes HELLO away, as one may INFO
+        for command, reply in ((who, told), ("TIME", time)):
+            if _is_not_now(reply):
+                raise refused(door, command, reply)
     if is_error(told):
-        raise refused(door, who, told)
+        told = _UNTOLD  # what it is, nobody says: what it can do is found out all the same
     try:
-        about = _about(told, protocol)
-        kind = about.get(b"server", about.get(b"server_name", b"redis")).decode()
-        mode = _first_of(about, b"mode", b"server_mode", b"redis_mode").decode()
-        number = _first_of(about, b"version", b"valkey_version", b"redis_version").decode()
-        version = tuple(int(part) for part in number.split(".")[:3])
+        about = {} if told is _UNTOLD else _about(told, protocol)
+        if told is not _UNTOLD and not about:
+            raise ValueError("no word")
+        kind, mode, version = _identity(about, sure=who == "HELLO" and told is not _UNTOLD)
     except (AttributeError, KeyError, ValueError, TypeError, IndexError):
         raise ServerError(
             server, f"not a Redis or Valkey server: {who} answered {door.quote(told)}", lasting=True
@@ -87,12 +103,18 @@ async def learn(
             "is a Sentinel, which keeps no keys; say redis+sentinel://HOST:PORT,.../NAME, with the primary's name",
             lasting=True,
         )
-    if is_error(time):  # a Sentinel does not know TIME
-        raise refused(door, "TIME", time)
-    try:
-        clock.observe(sent, seconds_of(time), received)
-    except ValueError:
-        raise ServerError(server, f"answered TIME with {door.quote(time)}", lasting=True) from None
+    pxat = options.fallback_setpx is not True  # not even to try it
+    if time is _UNTOLD or is_error(time):
+        if options.fallback_setpx is False:
+            if time is not _UNTOLD:
+                raise refused(door, "TIME", time)
+            raise ServerError(server, "hangs up at TIME, perhaps; leave fallback_setpx=False out", lasting=True)
+        pxat = False  # what time it is there is needed for nothing else
+    else:
+        try:
+            clock.observe(sent, seconds_of(time), received)
+        except ValueError:
+            raise ServerError(server, f"answered TIME with {door.quote(time)}", lasting=True) from None
 
     uptime = uptime and mode != "cluster"  # there, others have the keys of one that is back
     silent = options.no_loop_tracking
@@ -109,11 +131,13 @@ async def learn(
         "DELIFEQ": packed(b"DELIFEQ", key, value),
         "DELEX": packed(b"DELEX", key, b"IFEQ", value),
     }
-    if options.fallback_setpx is True:
-        del probes["SET PXAT"]  # not even to try it
+    if not pxat:
+        del probes["SET PXAT"]
+    if door.plain:
+        probes = {name: probes[name] for name in ("GET", "PTTL", "SET")}
     if options.client_side_caching:
         probes = {"CLIENT TRACKING": tracking_on(redirect, noloop=silent), **probes}
-    if door.client_name is not None:  # a courtesy, may be refused
+    if door.client_name is not None and not door.plain:  # a courtesy, may be refused
         probes["CLIENT SETNAME"] = packed(b"CLIENT", b"SETNAME", door.client_name.encode())
     if options.min_replicas:
         probes["WAIT"] = packed(b"WAIT", b"0", b"1")  # for none
@@ -132,28 +156,29 @@ async def learn(
     if mode == "cluster":  # options of SET that were perhaps not looked at
         if "SET PXAT" in can:
             can["SET PXAT"] = can["SET PXAT"] and version >= PXAT_SINCE
-        can["SET IFEQ"] = can["SET IFEQ"] and kind == "valkey" and version >= IFEQ_SINCE
+        can["SET IFEQ"] = can.get("SET IFEQ", False) and kind == "valkey" and version >= IFEQ_SINCE
     for may in ("SET PXAT", "SET IFEQ", "DELIFEQ", "DELEX"):
         # "unknown command" and "syntax error" are answers; a missing permission is not.
         if not can.get(may, True) and str(replies[may]).startswith("NOPERM") and may != "DELEX":
             raise refused(door, may, replies[may])
-    if options.fallback_setpx is False and not can["SET PXAT"]:
+    if options.fallback_setpx is False and "SET PXAT" in can and not can["SET PXAT"]:
         raise ServerError(
             server,
             f"does not know SET ... PXAT ({door.quote(replies['SET PXAT'])}); leave fallback_setpx=False out",
             lasting=True,
         )
-    delete = b"DELIFEQ" if can["DELIFEQ"] else b"DELEX" if can["DELEX"] else b"EVAL"
+    delete = next((name.encode() for name in ("DELIFEQ", "DELEX") if can.get(name)), b"EVAL")
     evalsha = False
-    if delete == b"EVAL" or not can["SET IFEQ"]:
+    if delete == b"EVAL" or not can.get("SET IFEQ"):
         evalsha = await _scripts(door, ask, key, mode)
+    door.learnt()
     return Abilities(
         server=kind,
         version=version,
         noloop=silent and options.client_side_caching,
         report=report,
         pxat=can.get("SET PXAT", False),
-        set_ifeq=can["SET IFEQ"],
+        set_ifeq=can.get("SET IFEQ", False),
         delete=delete,
         evalsha=evalsha,
         mode=mode,
@@ -173,19 +198,16 @@ def tracking_on(redirect: Redirect | None, *, noloop: bool) -> bytes:
 async def _scripts(door: Door, ask: Ask, key: bytes, mode: str) -> bool:
     """Let the server learn the scripts. May they be run by their digests, rather than told each time?"""
     commands = Commands(Abilities(evalsha=True), 1.0)
-    replies = await _all(
-        ask,
-        {
-            "EVAL": packed(b"EVAL", b"return redis.call('GET',KEYS[1])", b"1", key),
-            **{f"SCRIPT LOAD {number}": load for number, load in enumerate(LOAD)},
-            "EVALSHA": commands.packers[RELEASE](bulk(key), b"asynclock:probe", b""),
-        },
-    )
+    probes = {"EVAL": packed(b"EVAL", b"return redis.call('GET',KEYS[1])", b"1", key)}
+    if not door.plain:
+        probes |= {f"SCRIPT LOAD {number}": load for number, load in enumerate(LOAD)}
+        probes["EVALSHA"] = commands.packers[RELEASE](bulk(key), b"asynclock:probe", b"")
+    replies = await _all(ask, probes)
     if mode == "cluster":
         replies = {name: None if _elsewhere(reply) else reply for name, reply in replies.items()}
     if is_error(replies["EVAL"]):
         raise refused(door, "EVAL", replies["EVAL"])
-    return not any(map(is_error, replies.values()))
+    return not door.plain and not any(map(is_error, replies.values()))
 
 
 def _started(door: Door, info: Any, now: float, options: Options) -> tuple[float | None, str]:
@@ -233,11 +255,34 @@ def _about(told: Any, protocol: int) -> dict[bytes, bytes]:
     return dict(zip(told[::2], told[1::2], strict=True))
 
 
-def _first_of(about: dict[bytes, bytes], *names: bytes) -> bytes:
+def _identity(about: dict[bytes, bytes], *, sure: bool) -> tuple[str, str, tuple[int, ...]]:
+    """What kind of server, in which mode, of which version, from what HELLO or INFO told. A proxy's own INFO may
+    say nothing of these, or in other words.
+
+    :param sure: it must be there
+    :raises KeyError, ValueError, AttributeError: it is not
+    """
+    kind = about.get(b"server", about.get(b"server_name", b"redis")).decode()
+    mode = _first_of(about, b"mode", b"server_mode", b"redis_mode", default=None if sure else b"standalone").decode()
+    number = _first_of(about, b"version", b"valkey_version", b"redis_version", default=None if sure else b"0")
+    found = _NUMBER.match(number.decode())
+    if found is None and sure:
+        raise ValueError("no version")
+    return kind, mode, tuple(int(part) for part in found[0].split(".")) if found is not None else (0,)
+
+
+def _first_of(about: dict[bytes, bytes], *names: bytes, default: bytes | None) -> bytes:
     for name in names:
         if name in about:
             return about[name]
-    raise KeyError(names[0])
+    if default is None:
+        raise KeyError(names[0])
+    return default
+
+
+def _is_not_now(reply: Any) -> bool:
+    """Is that no word on whether there is such a command, or whether it is allowed?"""
+    return is_error(reply) and str(reply).split(" ", 1)[0] in _PASSING
 
 
 async def _all(ask: Ask, commands: dict[str, bytes]) -> dict[str, Any]:
@@ -262,7 +307,7 @@ def refused(door: Door, command: str, reply: Any) -> ServerError:
     if word in ("READONLY", "MASTERDOWN"):
         # Not for good: behind one address, and behind Sentinels that are a moment late, a failover
         # goes on to a primary. Nor does it mean that the keys are gone: that one may have them.
-        return UncertainError(server, f"is a read-only replica; give the primary's address ({text})")
+        return ServerError(server, f"is a read-only replica; give the primary's address ({text})")
     if command == "CLIENT TRACKING" and "redirect" in str(reply):
         # The second connection was dropped in this very moment, or went to another server.
         return ServerError(server, f"cannot track keys, the connection for invalidations is not there ({text})")

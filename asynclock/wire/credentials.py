@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import weakref
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 import redis.credentials
+from redis.credentials import CredentialProvider
 
 if TYPE_CHECKING:
     from redis.auth.token import TokenInterface
+
+log = logging.getLogger("asynclock")
 
 Words = tuple[bytes, ...]  # what AUTH takes: a user name and a password, or a password
 
@@ -72,5 +76,31 @@ def listen(provider: object, pool: Any, hear: Callable[[Words], None]) -> Callab
     if stream is None:
         stream = _streams[id(provider)] = Stream()
     stop = stream.listen(pool, hear)
-    provider.on_next(stream.on_next)
+    try:
+        provider.on_next(stream.on_next)
+    except Exception as error:  # the user's own code
+        log.warning(
+            "asynclock: the credential provider takes no callback (%s), and is asked when connecting only",
+            type(error).__name__,
+        )
     return stop
+
+
+class Asked(CredentialProvider):
+    """Asks the user's provider for one connection, and remembers how that went: what it raises looks like anything
+    else that goes wrong there, and says nothing of the server."""
+
+    def __init__(self, provider: CredentialProvider) -> None:
+        self._provider = provider
+        self.error: BaseException | None = None
+        self.password = ""  #: what it answered
+
+    async def get_credentials_async(self) -> Any:
+        try:
+            words = await self._provider.get_credentials_async()
+        except BaseException as error:
+            self.error = error
+            raise
+        if isinstance(words, tuple | list) and words:
+            self.password = words[-1].decode(errors="replace") if isinstance(words[-1], bytes) else str(words[-1])
+        return words

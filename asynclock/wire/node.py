@@ -14,7 +14,7 @@ from ..core.lease import Lease
 from ..core.pace import Pace
 from ..core.room import Room
 from ..core.rules import EXTEND, FORCE, RELEASE, TAKE_TTL, Ask, LossReason
-from ..errors import ConfigurationError, ServerError, UncertainError
+from ..errors import ConfigurationError, GoneError, ServerError
 from ..options import Options
 from .abilities import learn, tracking_on
 from .background import Loop
@@ -194,16 +194,20 @@ class Node:
         except BaseException as error:
             wire.abort()  # and the others with it
             if isinstance(error, TimeoutError):
-                raise UncertainError(self.label, f"no answer within {self.door.timeout:g} s") from None
+                raise ServerError(self.label, f"no answer within {self.door.timeout:g} s") from None
             if isinstance(error, ConnectionResetError):
+                if self.door.hung_up():
+                    return await self._connect()
                 why = f": {wire.problem}" if wire.problem else ""
-                raise ServerError(self.label, f"the connection was closed while it was set up{why}") from None
+                gone = ServerError if wire.problem else GoneError  # who says what cannot be understood is there
+                raise gone(self.label, f"the connection was closed while it was set up{why}") from None
             if not isinstance(error, Exception) or isinstance(error, ServerError | ConfigurationError):
                 raise
             # Whatever a server or proxy may say that nobody has thought of: trying must not end with it.
             raise ServerError(self.label, f"cannot be set up: {type(error).__name__}: {self.quote(error)}") from error
         if wire.closed.done():
-            raise ServerError(self.label, "the connection was closed as soon as it was set up")
+            gone = ServerError if wire.problem else GoneError
+            raise gone(self.label, "the connection was closed as soon as it was set up")
         self._clock_asked = False
         self._millisecond = -1
         self._second = second
@@ -268,14 +272,14 @@ class Node:
         """Why that is so, for whoever asks: those who wait for the first connection, for a lock, or hold one."""
         if not isinstance(error, ServerError):
             # Whatever nobody has thought of: trying must not end with it.
-            error = UncertainError(self.label, f"cannot be set up: {type(error).__name__}: {self.quote(error)}")
+            error = ServerError(self.label, f"cannot be set up: {type(error).__name__}: {self.quote(error)}")
         known = self._problem is not None and str(self._problem) == str(error)
         self._problem = error
         if not self.first.done():
             self.first.set_result(error)
         elif not known:
             log.warning("asynclock: not connected, still trying: %s", error)
-        if not isinstance(error, UncertainError):
+        if isinstance(error, GoneError):
             self._missing()
         if error.lasting:
             self._listener.shut_out(self)
@@ -333,7 +337,7 @@ class Node:
             self._watchdog = None
 
     def _missing(self) -> None:
-        """A reconnect was refused: the server is gone, now or when the grace is over."""
+        """A reconnect has shown it: the server is gone, now or when the grace is over."""
         if self._told_gone or self._grace is not None:
             return
         left = self._down_since + self._options.disconnect_grace - self.now()

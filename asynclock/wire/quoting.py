@@ -25,9 +25,16 @@ def quoted(said: Any, secrets: Collection[str] = ()) -> str:
 
     :param secrets: what the server was told of these, it shall not tell on
     """
-    text = str(said) if isinstance(said, Exception) else _repr.repr(said)
+    text = _text(said) if isinstance(said, BaseException) else _repr.repr(said)
     text = _REPEATED.sub(" ...", text[:_READ])
     if any(secret in text for secret in secrets):
         return "(what it said had a password in it)"
     text = _VALUE.sub("asynclock:...", text)
     return text if len(text) <= LONGEST else text[: LONGEST - 4] + " ..."
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # the user's own class, perhaps: what it says is not to be had
+        return type(error).__name__

@@ -8,6 +8,8 @@ an old primary, names that for as long as it lasts.
 from __future__ import annotations
 
 import asyncio
+import re
+import reprlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,13 +19,28 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ResponseError
 
-from ..errors import ConfigurationError, ServerError, UncertainError
-from .door import NOT_OURS, Door, passwords
+from ..errors import ConfigurationError, GoneError, ServerError
+from .door import NOT_OURS, Door, passing, passwords
+from .lookup import connecting
+from .parser import WaryParser
 
 ANSWER_TIMEOUT = 1.0  # seconds for a Sentinel to answer
 STRAGGLERS = 0.05  # seconds for the others, once a majority has answered, without which there was no failover
 MINORITY = 0.3  # ... and after the first answer, as long as it has not
 CONNECT_TIMEOUT = 1.0  # seconds for the primary, unless the URL or client says: another one may be named by then
+
+
+MAX_EPOCH = (1 << 64) - 1
+_MASTERS = "SENTINEL MASTERS"
+_HOST = re.compile(r"[\w.:%-]{1,255}", re.ASCII)
+_ADDRESS = "SENTINEL GET-MASTER-ADDR-BY-NAME"
+
+
+class _RubbishError(Exception):
+    """What a Sentinel has answered is none of its answers: it counts as one that has not answered."""
+
+    def __init__(self, command: str, answer: object) -> None:
+        super().__init__(f"{command} was answered with {reprlib.repr(answer)}")
 
 
 class _View(NamedTuple):
@@ -32,7 +49,8 @@ class _View(NamedTuple):
     host: str
     port: int
     epoch: int  # of that configuration
-    up: bool
+    up: bool  # as far as the user's Sentinel object believes it
+    down: bool
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
@@ -65,27 +83,31 @@ class SentinelDoor(Door):
                 f"servers: the client is one for replicas of {pool.service_name!r}, which accept no writes; "
                 "give Sentinel.master_for(...)"
             )
-        kwargs = {k: v for k, v in pool.connection_kwargs.items() if k != "connection_pool"}
+        kwargs = {**pool.connection_kwargs, "connection_pool": _Named("", 0)}  # open says where
         kind: Any = pool.connection_class
-        super().__init__(kind, kwargs, pool)
-        self._timeout = self._kwargs.get("socket_connect_timeout") or CONNECT_TIMEOUT
         self._name: str = pool.service_name
         self._manager = pool.sentinel_manager
         self._sentinels = [_own(sentinel) for sentinel in self._manager.sentinels]
-        self._secrets += passwords(*(sentinel.connection_pool.connection_kwargs for sentinel in self._sentinels))
         addresses = [_address_of(sentinel) for sentinel in self._sentinels]
-        self._db = self._kwargs.get("db") or 0
+        self._db = kwargs.get("db") or 0
         self._of_sentinels = f"redis+sentinel://{','.join(addresses)}/{self._name}/{self._db}"
-        self.label = self._of_sentinels
+        super().__init__(kind, kwargs, pool, self._of_sentinels)
+        self._timeout = self._kwargs.get("socket_connect_timeout") or CONNECT_TIMEOUT
+        self._secrets += passwords(*(sentinel.connection_pool.connection_kwargs for sentinel in self._sentinels))
+        # What redis-py makes of that answer, for check_master_state, which may be the user's.
+        self._parsed: Any = self._sentinels[0].response_callbacks[_MASTERS] if self._sentinels else None
+        for sentinel in self._sentinels:  # what comes in is looked at here
+            for command in (_MASTERS, _ADDRESS):
+                sentinel.set_response_callback(command, _raw)
         self._believed: _View | None = None  # last, and where the last connect went, or goes
 
-    async def open(self) -> asyncio.StreamWriter:
+    async def _enter(self) -> asyncio.StreamWriter:
         named = await self._find()
         # For those who reach the servers under another address than the Sentinels do.
         host = getattr(self._manager, "_force_master_ip", None) or named.host
         self._kwargs["connection_pool"] = _Named(host, named.port)
         self.label = f"{self._name} at {host}:{named.port}/{self._db}"
-        return await super().open()
+        return await super()._enter()
 
     def at(self, host: str, port: int) -> Door:
         raise ConfigurationError(
@@ -110,32 +132,38 @@ class SentinelDoor(Door):
             await sentinel.aclose()
 
     async def _find(self) -> _View:
-        """:raises ServerError: there is no primary, for all that the Sentinels know
-        :raises UncertainError: they say nothing of it
+        """:raises GoneError: the primary is down, and there is no other, for all that the Sentinels know
+        :raises ServerError: they say nothing of it
         """
         self.label = label = self._of_sentinels
         views, problems = await self._ask_all(STRAGGLERS)
         newest = self._newest(views)
         if newest is not None:
-            if not newest.up:
+            if newest.down:
                 # They have given it up: its keys count no more, another server will be the primary.
-                raise ServerError(label, f"the Sentinels see the primary {newest} down, and name no other yet")
+                raise GoneError(label, f"the Sentinels see the primary {newest} down, and name no other yet")
+            if not newest.up:
+                raise ServerError(label, f"the Sentinels that name {newest} see too few others (min_other_sentinels)")
             self._believed = newest
             return newest
-        if views:
-            raise UncertainError(label, "the only Sentinels that answer have missed the last failover")
-        if len(problems) < len(self._sentinels):
-            raise ServerError(label, f"the Sentinels know no primary of the name {self._name!r}")
-        # Nobody has said anything of the primary: it may be in the best of health.
         what = "; ".join(sorted({self.quote(problem) or type(problem).__name__ for problem in problems}))
+        if views:
+            raise ServerError(label, "the only Sentinels that answer have missed the last failover")
+        if len(problems) < len(self._sentinels):
+            raise ServerError(
+                label, f"the Sentinels know no primary of the name {self._name!r}" + (what and f" ({what})")
+            )
+        # Nobody has said anything of the primary: it may be in the best of health.
         if all(isinstance(problem, AuthenticationError | ResponseError) for problem in problems):
-            raise UncertainError(
+            raise ServerError(
                 label,
                 f"the Sentinels refuse ({what}); if they want a password of their own, give a client: "
                 "Sentinel(..., sentinel_kwargs={'password': ...}).master_for(...)",
                 lasting=True,
             )
-        raise UncertainError(label, f"no Sentinel can be reached ({what})")
+        if any(isinstance(problem, _RubbishError) for problem in problems):
+            raise ServerError(label, f"no Sentinel tells where the primary is ({what})")
+        raise ServerError(label, f"no Sentinel can be reached ({what})")
 
     def _newest(self, views: Sequence[_View]) -> _View | None:
         """What to believe. None: nothing that they say."""
@@ -147,14 +175,14 @@ class SentinelDoor(Door):
         newest = [view for view in views if view.epoch == epoch]
         return next((view for view in newest if view.up), newest[0])
 
-    async def _ask_all(self, patience: float) -> tuple[list[_View], list[Exception]]:
+    async def _ask_all(self, patience: float) -> tuple[list[_View], list[BaseException]]:
         """What they say, and what went wrong. When most have answered, the others have that many
         seconds left."""
         loop = asyncio.get_running_loop()
         until = loop.time() + ANSWER_TIMEOUT
         pending = {loop.create_task(self._ask(sentinel)) for sentinel in self._sentinels}
         views: list[_View] = []
-        problems: list[Exception] = []
+        problems: list[BaseException] = []
         try:
             while pending:
                 done, pending = await asyncio.wait(
@@ -178,33 +206,93 @@ class SentinelDoor(Door):
                 _, pending = await asyncio.wait(pending, timeout=0.01)  # one may get lost (cancellation.py)
         return views, problems
 
-    async def _ask(self, sentinel: redis.Redis) -> _View | Exception | None:
+    async def _ask(self, sentinel: redis.Redis) -> _View | BaseException | None:
         """None: it does not know the name."""
         try:
-            masters: Any = await sentinel.sentinel_masters()
-            address = await sentinel.execute_command(  # type: ignore[no-untyped-call]  # redis-py's own gap
-                "SENTINEL GET-MASTER-ADDR-BY-NAME", self._name
-            )
-            state = masters.get(self._name)
-            if state is None or address is None:
-                return None
-            host, port = address
-            # A replica's address is told as soon as it is promoted, while the state is still the old primary's.
-            promoted = (host, port) != (state["ip"], state["port"])
-            up = promoted or self._manager.check_master_state(state, self._name)
-            return _View(host, port, state["config-epoch"], up)
-        except Exception as error:  # anything at all: credential providers are the user's own code
-            return error
+            masters: Any = await sentinel.execute_command(_MASTERS)  # type: ignore[no-untyped-call]
+            address: Any = await sentinel.execute_command(_ADDRESS, self._name)  # type: ignore[no-untyped-call]
+            try:
+                return self._view(masters, address)
+            except _RubbishError:
+                # What comes next may be the answer to what was asked before.
+                await sentinel.connection_pool.disconnect()
+                raise
+        except BaseException as error:
+            if not passing(error):
+                raise
+            return error  # anything at all: credential providers are the user's own code
+
+    def _view(self, masters: Any, address: Any) -> _View | None:
+        """:raises _RubbishError: that is not what a Sentinel answers"""
+        state = _state(masters, self._name)
+        if address is None or state is None:
+            return None
+        if not (isinstance(address, list) and len(address) == 2):
+            raise _RubbishError(_ADDRESS, address)
+        host, port = _address(*address)
+        # A replica's address is told as soon as it is promoted, while the state is still the old primary's.
+        promoted = (host, port) != _address(state.get("ip"), state.get("port"))
+        epoch, flags = state.get("config-epoch"), state.get("flags")
+        if epoch is None or not _is_number(epoch, MAX_EPOCH):
+            raise _RubbishError(_MASTERS, f"config-epoch {epoch}")
+        if not isinstance(flags, str):
+            raise _RubbishError(_MASTERS, f"flags {flags}")
+        up, down = True, False
+        if not promoted:
+            try:
+                parsed = self._parsed([[word for pair in state.items() for word in pair]])
+                up = bool(self._manager.check_master_state(parsed[self._name], self._name))
+            except Exception as error:  # the user's own, perhaps; of what it looks at, something is missing
+                raise _RubbishError(_MASTERS, f"{type(error).__name__}: {error}") from error
+            words = flags.split(",")
+            down = "master" not in words or "s_down" in words or "o_down" in words
+        return _View(host, port, int(epoch), up and not down, down)
+
+
+def _state(masters: Any, name: str) -> dict[str, str] | None:
+    """What ``SENTINEL MASTERS`` says of that one; None: nothing.
+
+    :raises _RubbishError: that is no such answer
+    """
+    if not isinstance(masters, list):
+        raise _RubbishError(_MASTERS, masters)
+    found = None
+    for master in masters:
+        if not isinstance(master, list) or len(master) % 2 or not all(isinstance(word, str) for word in master):
+            raise _RubbishError(_MASTERS, master)
+        state = dict(zip(master[::2], master[1::2], strict=True))
+        if "name" not in state:
+            raise _RubbishError(_MASTERS, master)
+        if state["name"] == name:
+            found = state
+    return found
+
+
+def _address(host: Any, port: Any) -> tuple[str, int]:
+    """:raises _RubbishError: that is none"""
+    if isinstance(host, str) and _HOST.fullmatch(host) and _is_number(port, 65535) and int(port):
+        return host, int(port)
+    raise _RubbishError(_ADDRESS, (host, port))
+
+
+def _is_number(word: Any, most: int) -> bool:
+    return isinstance(word, str) and len(word) <= 20 and word.isascii() and word.isdigit() and int(word) <= most
+
+
+def _raw(response: Any, **options: Any) -> Any:
+    return response
 
 
 def _own(sentinel: redis.Redis) -> redis.Redis:
     """A client of our own to the same Sentinel, which does not repeat what has failed."""
     pool = sentinel.connection_pool
-    kwargs = {k: v for k, v in pool.connection_kwargs.items() if k not in (*NOT_OURS, "protocol")}
+    kwargs = {k: v for k, v in pool.connection_kwargs.items() if k not in NOT_OURS}
     for timeout in ("socket_timeout", "socket_connect_timeout"):
         kwargs[timeout] = kwargs.get(timeout) or ANSWER_TIMEOUT
-    kwargs |= {"retry": Retry(NoBackoff(), 0), "decode_responses": True}
-    return redis.Redis.from_pool(redis.ConnectionPool(pool.connection_class, **kwargs))
+    # In RESP2 there are lists and strings, and nothing else.
+    kwargs |= {"retry": Retry(NoBackoff(), 0), "decode_responses": True, "protocol": 2}
+    kwargs.setdefault("parser_class", WaryParser)
+    return redis.Redis.from_pool(redis.ConnectionPool(connecting(pool.connection_class), **kwargs))
 
 
 def _address_of(sentinel: redis.Redis) -> str:

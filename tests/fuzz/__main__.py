@@ -1,4 +1,5 @@
-"""``python -m tests.fuzz --minutes M``: replies that were recorded from a real server, changed at random.
+"""``python -m tests.fuzz --minutes M``: replies that were recorded from a real server, changed at random; with
+``--sentinels``, those of Sentinels.
 
 A failing case is told with its seed and with what was said; ``--seed N`` runs that one again.
 """
@@ -13,11 +14,14 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
-from asynclock.testing import Server
+from asynclock.testing import Sentinels, Server
+from asynclock.topology import sentinel as topology
 
-from .recording import Recording, record
+from .recording import Recording, record, record_sentinels
+from .sentinels import SentinelCase
 from .target import Case
 
 AT_ONCE = 100  # most of a case's time is waited for
@@ -48,7 +52,7 @@ class Report:
 
 
 async def fuzz(
-    server: Server, seeds: Iterator[int], seconds: float, show: bool = False, at_once: int = AT_ONCE
+    server: Server | Sentinels, seeds: Iterator[int], seconds: float, show: bool = False, at_once: int = AT_ONCE
 ) -> Report:
     """Run cases until the time is over, or there are no more seeds."""
     report = Report()
@@ -56,15 +60,21 @@ async def fuzz(
     before = asyncio.all_tasks()
     handler = loop.get_exception_handler()
     since = time.monotonic()
+    look_every = topology.LOOK_EVERY
+    case: Callable[[int], Case | SentinelCase]
     try:
-        recording = await record(server)
+        if isinstance(server, Sentinels):
+            topology.LOOK_EVERY = 0.02
+            case, keys_on = partial(_sentinel_case, await record_sentinels(server), server), server.servers[0]
+        else:
+            case, keys_on = partial(_case, await record(server), server), server
         loop.set_exception_handler(lambda _, context: report.left.append(f"the event loop complained: {context}"))
 
         async def work() -> None:
             for seed in seeds:
                 if time.monotonic() - since > seconds:
                     return
-                await _one(seed, recording, server, report, show)
+                await _one(seed, case(seed), report, show)
 
         async def look() -> None:
             while True:
@@ -78,17 +88,25 @@ async def fuzz(
         with contextlib.suppress(asyncio.CancelledError):
             await looking
     finally:
+        topology.LOOK_EVERY = look_every
         loop.set_exception_handler(handler)
     await asyncio.sleep(0)
     report.left += [f"left running: {task}" for task in asyncio.all_tasks() - before]
-    if keys := server.execute("DBSIZE"):
+    if keys := keys_on.execute("DBSIZE"):
         report.left.append(f"left: {keys} keys")
     report.seconds = time.monotonic() - since
     return report
 
 
-async def _one(seed: int, recording: Recording, server: Server, report: Report, show: bool) -> None:
-    case = Case(seed, recording, server.url)
+def _case(recording: Recording, server: Server, seed: int) -> Case:
+    return Case(seed, recording, server.url)
+
+
+def _sentinel_case(recording: Recording, group: Sentinels, seed: int) -> SentinelCase:
+    return SentinelCase(seed, recording, group)
+
+
+async def _one(seed: int, case: Case | SentinelCase, report: Report, show: bool) -> None:
     wrong = await case.run()
     report.cases += 1
     report.replies += len(case.told)
@@ -102,12 +120,13 @@ async def _one(seed: int, recording: Recording, server: Server, report: Report, 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--sentinels", action="store_true", help="the Sentinels lie, and not the server")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--at-once", type=int, default=AT_ONCE, help="cases; fewer on a busy machine")
     parser.add_argument("--seed", type=int, help="only this one, and show what was said")
     arguments = parser.parse_args()
     seeds = itertools.count(arguments.first) if arguments.seed is None else iter([arguments.seed])
-    with Server() as server:
+    with Sentinels(replicas=0) if arguments.sentinels else Server() as server:
         told = arguments.seed is not None
         report = asyncio.run(fuzz(server, seeds, arguments.minutes * 60, told, arguments.at_once))
     print(report)

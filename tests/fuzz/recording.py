@@ -7,8 +7,10 @@ import contextlib
 import re
 from collections import defaultdict
 
+import redis.asyncio as redis
+
 from asynclock import AcquireTimeoutError, Locker, NotLockedError
-from asynclock.testing import Server
+from asynclock.testing import Sentinels, Server
 from tests.hostile import Turncoat
 
 TOKEN = re.compile(rb"asynclock:[nf]:[0-9a-f]+:[0-9a-f]+")
@@ -78,4 +80,16 @@ async def record(server: Server) -> Recording:
             scope = await locker.acquire("job")
             server.execute("FLUSHALL")
             await scope.wait_lost()
+    return recording
+
+
+async def record_sentinels(group: Sentinels) -> Recording:
+    """All that Sentinels are asked, and what they answer: of the group's name, and of one that they do not know."""
+    recording = Recording()
+    for _, port in group.addresses:
+        async with _Recorder(port, recording) as recorder:
+            for name in (group.name, "another"):
+                async with redis.Redis(port=recorder.port, protocol=2) as sentinel:
+                    await sentinel.execute_command("SENTINEL MASTERS")
+                    await sentinel.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", name)
     return recording

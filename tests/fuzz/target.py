@@ -122,6 +122,10 @@ class Case:
         for liar in liars:
             liar.abort()
         await self.well_again(locker, names, waiting)
+        for node in locker._keeper.topology.nodes:  # whatever looks after it lives: so it is found again once more
+            if node.wire is not None:
+                node.wire.abort()
+        await self.well_again(locker, names, [])
         await locker.aclose()
         if locker._keeper.busy():
             self.wrong.append(f"left: {locker._keeper.busy()}")
@@ -157,7 +161,7 @@ class Case:
 
     async def well_again(self, locker: Locker, names: list[str], waiting: list[asyncio.Task[None]]) -> None:
         end = time.monotonic() + WELL_AGAIN
-        _, stuck = await asyncio.wait(waiting, timeout=WELL_AGAIN)
+        stuck = (await asyncio.wait(waiting, timeout=WELL_AGAIN))[1] if waiting else set()
         if stuck:
             self.wrong.append(f"{len(stuck)} who wait for a lock wait for ever")
             for task in stuck:

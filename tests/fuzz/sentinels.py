@@ -1,0 +1,104 @@
+"""One case: Sentinels that lie, and then, for the same locker, the truth. They have real sockets: what reads their
+answers is redis-py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+
+from asynclock import AsyncLockError, Locker, ServerError
+from asynclock.testing import Sentinels
+from asynclock.wire.sentinel import SentinelDoor
+from tests.hostile import Turncoat
+
+from .mutations import mutated
+from .recording import Recording, shape
+
+LIES = 0.3  # seconds for which they lie
+WELL_AGAIN = 10.0  # seconds after which the primary is to be found again: a reconnect takes 1.2 s at most
+
+
+class SentinelCase:
+    def __init__(self, seed: int, recording: Recording, group: Sentinels) -> None:
+        self.random = r = random.Random(seed)
+        self.recording = recording
+        self.others = recording.everything
+        self.group = group
+        self.primary = ("127.0.0.1", group.servers[0].port)
+        self.lies = r.choice((0.05, 0.2, 0.5, 1.0))  # share of the answers that are changed
+        self.liars = r.choice((1, 2, 3))
+        self.told: list[tuple[bytes, bytes]] = []
+        self.wrong: list[str] = []
+
+    def answer(self, command: bytes) -> bytes | None:
+        r = self.random
+        if b"SENTINEL" not in command or r.random() > self.lies:
+            return None
+        reply = r.choice(self.recording.replies.get(shape(command)) or self.others)
+        reply = mutated(reply, r, self.others)
+        self.told.append((command, reply))
+        return reply
+
+    async def run(self) -> list[str]:
+        async with contextlib.AsyncExitStack() as stack:
+            liars = [await stack.enter_async_context(Turncoat(port)) for _, port in self.group.addresses]
+            hosts = ",".join(f"127.0.0.1:{liar.port}" for liar in liars)
+            locker = Locker(f"redis+sentinel://{hosts}/{self.group.name}", key_validity=5)
+            (door,) = locker._servers.doors
+            assert isinstance(door, SentinelDoor)
+            self.go_nowhere_else(door)
+            name = f"job {self.random.random()}"
+            await self.to_be_had(locker, name)
+            for liar in self.random.sample(liars, self.liars):
+                liar.answer = self.answer
+            end = time.monotonic() + LIES
+            while time.monotonic() < end:
+                self.drop(locker)
+                with contextlib.suppress(AsyncLockError):
+                    async with locker.with_context(name, timeout=0.05):
+                        pass
+                await asyncio.sleep(0.01)
+            for liar in liars:
+                liar.answer = None
+            for _ in range(2):  # what came last, and then a connection that drops as any other
+                await self.to_be_had(locker, name)
+                self.drop(locker)
+            await self.to_be_had(locker, name)
+            if not locker._keeper.topology.looking.running:  # type: ignore[attr-defined]
+                self.wrong.append("nobody looks any more whether the primary is still the one")
+            await locker.aclose()
+        return self.wrong
+
+    def go_nowhere_else(self, door: SentinelDoor) -> None:
+        """They may name any address: who listens there shall not be disturbed."""
+        enter = door._open
+
+        async def guarded(protocol: int) -> asyncio.StreamWriter:
+            if (address := door._kwargs["connection_pool"]._address) != self.primary:
+                raise ServerError(door.label, f"{address} is not to be disturbed")
+            return await enter(protocol)
+
+        door._open = guarded  # type: ignore[method-assign]
+
+    def drop(self, locker: Locker) -> None:
+        for node in locker._keeper.topology.nodes:
+            if node.wire is not None:
+                node.wire.abort()
+
+    async def to_be_had(self, locker: Locker, name: str) -> None:
+        end = time.monotonic() + WELL_AGAIN
+        while True:
+            try:
+                async with locker.with_context(name, timeout=WELL_AGAIN) as scope:
+                    scope.check()
+                return
+            except AsyncLockError as error:
+                if time.monotonic() > end:
+                    self.wrong.append(f"the primary is not found again: {error}")
+                    return
+                await asyncio.sleep(0.02)
+            except Exception as error:
+                self.wrong.append(f"{type(error).__name__} came out of a block: {error}")
+                return
