@@ -502,6 +502,25 @@ async def test_freeze_and_thaw(server: Server) -> None:
 
 
 @pytest.mark.asyncio
+async def test_connections_that_are_forgotten_stay_so_and_new_ones_are_well(server: Server) -> None:
+    async with proxied(server) as (proxy, client):
+        client.send("PING")
+        await client.expect(b"+PONG\r\n")
+        proxy.forget()
+        client.send("SET", "forgotten", "1")
+        again = await Client.connect(proxy.port)
+        again.send("PING")
+        await again.expect(b"+PONG\r\n")
+        proxy.freeze()
+        proxy.thaw()
+        await client.expect_silence()
+        assert server.execute("GET", "forgotten") is None
+        proxy.reset()
+        assert isinstance(await client.end(), ConnectionResetError)
+        again.transport.abort()
+
+
+@pytest.mark.asyncio
 async def test_delay_is_added_each_way_and_keeps_the_order(server: Server) -> None:
     async with proxied(server) as (proxy, client):
         proxy.delay = 0.1
@@ -674,6 +693,7 @@ async def test_aclose_is_idempotent_and_refuses(server: Server) -> None:
         test_cut_is_an_end_without_error,
         test_refuse_and_accept,
         test_freeze_and_thaw,
+        test_connections_that_are_forgotten_stay_so_and_new_ones_are_well,
         test_delay_is_added_each_way_and_keeps_the_order,
         test_split_makes_small_pieces,
         test_swallowed_replies_leave_a_sound_stream,

@@ -27,6 +27,7 @@ class Link:
         self.loop = asyncio.get_running_loop()
         self.faults = faults
         self.connected = False
+        self.forgotten = False  # nothing passes any more
         self._connecting = False
         self._server_port = server_port
         self._on_close: Callable[[Link], None] | None = on_close
@@ -40,9 +41,13 @@ class Link:
             _Flow(self, server, client, ReplyFilter(faults), to_client=True),
         )
 
+    @property
+    def frozen(self) -> bool:
+        return self.forgotten or self.faults.frozen
+
     def update(self) -> None:
         """Does what the faults allow now: connect, flow, or stand still."""
-        if not self._connecting and not self.faults.frozen:
+        if not self._connecting and not self.frozen:
             self._connect()
         for flow in self._flows:
             flow.update()
@@ -122,7 +127,7 @@ class _Flow:
 
     def update(self) -> None:
         """Reads or does not, as things are now, and writes what may be written."""
-        read = self._link.connected and not (self._faults.frozen or self._blocked or self._read_all)
+        read = self._link.connected and not (self._link.frozen or self._blocked or self._read_all)
         if read and not self._reading:
             self._loop.add_reader(self._source, self._read)
         elif self._reading and not read:
@@ -167,7 +172,7 @@ class _Flow:
 
     def _write(self) -> None:
         while self._queue and self._link.connected:
-            if self._faults.frozen or self._blocked or self._next_write is not None:
+            if self._link.frozen or self._blocked or self._next_write is not None:
                 return
             due, data = self._queue[0]
             if due > self._loop.time():

@@ -91,6 +91,13 @@ class Proxy(Faults):
         self.frozen = False
         self._update_links()
 
+    def forget(self) -> None:
+        """The connections that there are pass nothing on any more, not even their ends, as if a NAT or a load balancer
+        between them had forgotten them. New ones are well. Ends for them with ``reset()`` or ``cut()``."""
+        for link in self._links:
+            link.forgotten = True
+        self._update_links()
+
     def deliver(self) -> None:
         """What is under way arrives now, whatever ``delay`` and ``rate`` were when it set out. Lowering those is for
         what comes after it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import random
 import shutil
@@ -18,7 +19,8 @@ from rich.console import Console
 from . import report
 from .deployments import DEPLOYMENTS
 from .faults import kinds_for
-from .plan import CHAOS
+from .plan import work_for
+from .planted import PLANTED
 from .progress import Progress
 from .run import Outcome, run
 
@@ -29,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=4.0, help="of faults, for all deployments together")
     parser.add_argument("--only", choices=list(DEPLOYMENTS), action="append", help="this deployment; may be repeated")
     parser.add_argument("--fault", metavar="NAME", action="append", help="this fault; may be repeated")
+    parser.add_argument("--plant", choices=list(PLANTED), help="a fault of the library, to be found")
     parser.add_argument("--seed", type=int, help="of the plan of faults (default: a new one, which is shown)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table of what each fault did")
@@ -37,13 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     report.writable(options.json, options.markdown, options.svg and options.svg / "chaos.svg")
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
-    chosen = options.only or list(DEPLOYMENTS)
+    chosen = options.only or [name for name, kind in DEPLOYMENTS.items() if kind.possible()]
     if wanted := set(options.fault or ()):
         possible = {name: wanted & {kind.name for kind in kinds_for(name)} for name in chosen}
         if unknown := wanted.difference(*possible.values()):
             parser.error(f"no such fault on {', '.join(chosen)}: {', '.join(sorted(unknown))}")
         if without := [name for name in chosen if not possible[name]]:
             parser.error(f"none of these faults on {', '.join(without)}")
+    if options.only is None and (impossible := [name for name in DEPLOYMENTS if name not in chosen]):
+        print(f"Left out, since their server is not installed: {', '.join(impossible)}")
     console = Console()
     if not console.is_terminal:
         console = Console(width=150)
@@ -54,8 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seconds = options.minutes * 60 / len(chosen)
             logs = directory / f"{name}-{seed}-{time.time():.0f}"
             logs.mkdir(parents=True)
+            work = dataclasses.replace(work_for(name), planted=options.plant or "")
             with Progress(console, DEPLOYMENTS[name].title, seconds) as progress:
-                outcome = asyncio.run(run(CHAOS, name, seconds, seed, logs, progress.say, options.fault))
+                outcome = asyncio.run(run(work, name, seconds, seed, logs, progress.say, options.fault))
             outcomes.append(outcome)
             report.show(console, outcome)
             if options.svg is not None:

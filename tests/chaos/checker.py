@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from .history import Fault, History, Hold
@@ -13,6 +13,7 @@ IN_FLIGHT = 0.5  # seconds between a server's granting a lock and the holder's k
 NOTICED = 0.05  # seconds from when a worker's loop runs again until it has noticed that its lock is over
 EXIT = 0.1  # seconds from a loss until the block is left, which waits for no server
 RECONNECT = 1.5  # seconds for which a client may stay away from a server that is there again (its pause, and room)
+COMMANDS = 200.0  # a second that come and go by themselves
 FORCED = "taken over by force"
 
 
@@ -27,6 +28,14 @@ class Bounds:
     majority: int
     harmless: tuple[str, ...] = ()
     """Faults that cost nobody a lock, where they come alone."""
+    heard: tuple[str, ...] = ()
+    """Faults that keep no other one's message from coming."""
+    waits: Mapping[str, float] = field(default_factory=dict)
+    """``wait``, for faults after which it is less."""
+    idle: float = math.inf
+    """How long a worker may get no lock at all, after a fault."""
+    commands: float = math.inf
+    """Commands a second that a server may get beside what it gets anyway."""
 
 
 @dataclass
@@ -50,6 +59,8 @@ class Row:
     wait: float = 0.0
     """The longest that nobody held a lock after the fault was over. Only of those that were alone, as the next ones."""
     lost: int = 0
+    rate: float = 0.0
+    """The most commands a second that a server got then, where they were counted."""
     told: float = 0.0
     """From the fault's beginning until the last of those who lost a lock knew."""
     errors: int = 0
@@ -72,6 +83,7 @@ def judge(history: History, bounds: Bounds) -> Verdict:
     for first, second in history.overlaps:
         _judge_overlap(history, bounds, verdict, first, second, stale)
     _judge_waits(history, bounds, verdict)
+    _judge_rates(history, bounds, verdict)
     _judge_losses(history, bounds, verdict)
     for who, since, until in history.exits:
         took = _uncovered(since, until, history.stalls[who])
@@ -108,7 +120,7 @@ def _judge_overlap(
         row.forgotten += 1
         row.longest = max(row.longest, awake)
         bound = bounds.told[excuse]
-        if not _alone(history, second.held, until):
+        if not _alone(history, second.held, until, besides=bounds.heard, own=excuse):
             row.beyond += awake > bound
             bound += bounds.validity  # the message may be what another fault keeps from coming
         if awake > bound:
@@ -177,10 +189,16 @@ def _granted(hold: Hold, bounds: Bounds) -> float:
     return until[bounds.majority - 1] if len(until) >= bounds.majority else -math.inf
 
 
-def _alone(history: History, since: float, until: float) -> bool:
-    """Was there just one fault around that time? Others are over once all may have reconnected."""
+def _alone(history: History, since: float, until: float, besides: Collection[str] = (), own: str = "") -> bool:
+    """Was there just one fault around that time (``own``, if that is known), but for these? Others are over once all
+    may have reconnected."""
     around = since - RECONNECT
-    return sum(fault.since <= until and fault.until >= around for fault in history.faults.values()) <= 1
+    others = [
+        fault
+        for fault in history.faults.values()
+        if fault.since <= until and fault.until >= around and fault.kind not in besides
+    ]
+    return len(others) <= (own not in besides)
 
 
 def _judge_waits(history: History, bounds: Bounds, verdict: Verdict) -> None:
@@ -191,20 +209,49 @@ def _judge_waits(history: History, bounds: Bounds, verdict: Verdict) -> None:
             continue
         next_one = faults[number + 1].since if number + 1 < len(faults) else history.closing
         row = verdict.rows[fault.kind]
-        for name, free, taken in gaps:
-            if free < next_one and taken > fault.until:
-                # What lasts into the next fault is that one's.
-                wait = min(taken, next_one) - max(free, fault.until)
-                row.wait = max(row.wait, wait)
-                if wait > bounds.wait:
-                    verdict.violations.append(
-                        f"{name!r} was waited for, and nobody had it for {wait:.2f} s after {fault.kind!r} "
-                        f"({max(free, fault.until):.3f}); {bounds.wait:g} s are the bound"
-                    )
+        bound = bounds.waits.get(fault.kind, bounds.wait)
+        for name, wait in _after(history, fault, next_one, gaps):
+            row.wait = max(row.wait, wait)
+            if wait > bound:
+                verdict.violations.append(
+                    f"{name!r} was waited for, and nobody had it for {wait:.2f} s after {fault.kind!r} "
+                    f"({fault.until:.3f}); {bound:g} s are the bound"
+                )
+        for who, wait in _after(history, fault, next_one, history.idle):
+            if wait > bounds.idle:
+                verdict.violations.append(
+                    f"{who} got no lock at all for {wait:.2f} s after {fault.kind!r} ({fault.until:.3f}); "
+                    f"{bounds.idle:g} s are the bound"
+                )
     for name, free, taken in gaps:
         since = max(free, history.calm)
         if taken - since > bounds.wait:
             verdict.violations.append(f"{name!r}: nobody had it for {taken - since:.2f} s though all was well")
+
+
+def _after(
+    history: History, fault: Fault, next_one: float, without: Iterable[tuple[str, float, float]]
+) -> Iterable[tuple[str, float]]:
+    """Who or what went without for how long, after this fault. What lasts into the next fault is that one's. Whoever
+    does not run cannot get anything."""
+    for who, free, taken in without:
+        if free < next_one and taken > fault.until:
+            yield who, _uncovered(max(free, fault.until), min(taken, next_one), history.stalls.get(who, ()))
+
+
+def _judge_rates(history: History, bounds: Bounds, verdict: Verdict) -> None:
+    for fault in history.faults.values():
+        if fault.rate is None or not fault.solo:
+            continue
+        before, during = fault.rate
+        row = verdict.rows[fault.kind]
+        row.rate = max(row.rate, during)
+        limit = 1.5 * before + bounds.commands + COMMANDS
+        if during > limit:
+            verdict.violations.append(
+                f"the server got {during:,.0f} commands a second during {fault.kind!r} ({fault.since:.3f}), and "
+                f"{before:,.0f} before it; {limit:,.0f} are the bound"
+            )
 
 
 def _judge_losses(history: History, bounds: Bounds, verdict: Verdict) -> None:
@@ -222,7 +269,7 @@ def _judge_losses(history: History, bounds: Bounds, verdict: Verdict) -> None:
             row.lost += 1
             row.told = max(row.told, hold.ended - fault.since)
             ran = not _within(history.stalls[hold.who], hold.acted - bounds.validity, hold.ended)
-            if fault.kind in bounds.harmless and ran and _alone(history, fault.since, hold.ended):
+            if (fault.harmless or fault.kind in bounds.harmless) and ran and _alone(history, fault.since, hold.ended):
                 verdict.violations.append(
                     f"{hold.who} lost {hold.name!r} ({hold.why}) at {hold.ended:.3f} after {fault.kind!r}, which "
                     "costs nobody a lock"

@@ -10,9 +10,16 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from asynclock.testing import Clock, Cluster, Proxy, Sentinels, Server
+from asynclock.testing.executables import find_executable
 from asynclock.testing.nodes import view
 
 PREFIX = "asynclock"
+PACE = 2.0  # seconds that the durations of faults are multiples of
+VALIDITY = 2.0
+LONG = 30.0  # a validity beside which no lost message is made up for by chance
+SILENT = 5.0  # seconds until a connection that is asked nothing is found dead: asked once a second, and 2 s of patience
+QUIET = (0, 2)  # the places of workers whose connections are idle, where the validity is long
+CROWD = "crowd-"  # how the names of many locks begin that are there to be lost, and not to be waited for
 ROOM = 1.0  # seconds that a busy machine needs on top of all that was promised of waits
 Key = tuple[str, int]  # a lock's name, and which of its keys
 
@@ -25,14 +32,20 @@ class Deployment(ABC):
     majority: ClassVar[int] = 1
     patience: ClassVar[float] = math.inf
     """Seconds for which a server may be silent without being replaced by another one."""
+    by_name: ClassVar[tuple[int, ...]] = ()
+    """The places of the workers that look the servers' names up. (Not on uvloop, which asks no Python for that.)"""
     has_roles: ClassVar[bool] = False
     """A server may take another one's place."""
     pause: ClassVar[float] = 1.0
     """Seconds between a client's attempts to reconnect, at most."""
+    validity: ClassVar[float] = VALIDITY
+    spared: ClassVar[tuple[str, ...]] = ()
+    """Kinds of faults that do not happen here."""
 
-    def __init__(self, names: Iterable[str], validity: float) -> None:
+    def __init__(self, names: Iterable[str], crowd: Iterable[str] = ()) -> None:
+        """:param crowd: names of locks that get lost with the others, but are no fault's own"""
         self.names = list(names)
-        self.validity = validity
+        self.crowd = list(crowd)
         self.servers: list[Server] = []
         self.clocks: dict[int, Clock] = {}  # of each server, by its port, where it has one
         self.offsets: dict[int, float] = {}  # ... and how far it is off
@@ -88,6 +101,11 @@ class Deployment(ABC):
         name, index = key
         return f"{PREFIX}:{index}:{name}"
 
+    @classmethod
+    def possible(cls) -> bool:
+        """Its servers are installed."""
+        return True
+
     def fronts(self, place: int) -> dict[int, int]:
         return {port: proxy.port for port, proxy in self.proxies[place].items()}
 
@@ -115,23 +133,75 @@ class Deployment(ABC):
 class One(Deployment):
     name = "one"
     title = "one server"
+    by_name = (0,)
+    kind: ClassVar[str] = "valkey-9.1"
+    config: ClassVar[dict[str, str]] = {}
 
     def _start(self) -> None:
         self._start_servers(1)
 
     def how(self, place: int) -> dict[str, Any]:
-        return {"urls": [proxy.url for proxy in self.proxies[place].values()]}
+        urls = [proxy.url for proxy in self.proxies[place].values()]
+        if place in self.by_name:
+            urls = [url.replace("127.0.0.1", "localhost") for url in urls]
+        return {"urls": urls}
 
     def keys_on(self, server: Server) -> list[Key]:
-        return [(name, 0) for name in self.names]
+        return [(name, 0) for name in (*self.names, *self.crowd)]
+
+    @classmethod
+    def possible(cls) -> bool:
+        try:
+            find_executable(cls.kind)
+        except RuntimeError:
+            return False  # there is no Redis 6.2 in a package for newer Pythons
+        return True
 
     def _start_servers(self, count: int) -> None:
         """Each with its own clock, which may jump, and with its keys on disk."""
         for _ in range(count):
             clock = self._resources.enter_context(Clock())
-            server = self._resources.enter_context(Server(persist=True, environment=clock.environment))
+            server = Server(self.kind, persist=True, config=self.config, environment=clock.environment)
+            self._resources.enter_context(server)
             self.clocks[server.port] = clock
             self.servers.append(server)
+
+
+class OldRedis(One):
+    name = "redis-6.2"
+    title = "one server, Redis 6.2"
+    kind = "redis-6.2"
+
+
+class NewRedis(One):
+    name = "redis-8.2"
+    title = "one server, Redis 8.2"
+    kind = "redis-8.2"
+
+
+class Evicting(One):
+    name = "evicting"
+    title = "one server that evicts keys"
+    config = {"maxmemory-policy": "allkeys-random"}  # noqa: RUF012 - nobody changes it
+
+
+class Long(One):
+    """What is made up for within two seconds elsewhere, because a key's time is over, is not here."""
+
+    name = "long"
+    title = f"one server, a validity of {LONG:g} s"
+    validity = LONG
+    spared = (  # what leaves a key, or costs a push, is made up for when the validity is over
+        "worker SIGKILL",
+        "worker SIGSTOP past the validity",
+        "pushes swallowed",
+        "server's time of day jumps ahead",
+        "server's time of day jumps back",
+    )
+
+    @property
+    def longest_gap(self) -> float:
+        return SILENT + self.pause + ROOM
 
 
 class Three(One):
@@ -241,4 +311,6 @@ class Monitored(Deployment):
         self.sentinels.wait_for_failover(server)
 
 
-DEPLOYMENTS: dict[str, type[Deployment]] = {kind.name: kind for kind in (One, Three, Clustered, Monitored)}
+DEPLOYMENTS: dict[str, type[Deployment]] = {
+    kind.name: kind for kind in (One, Three, Clustered, Monitored, OldRedis, NewRedis, Evicting, Long)
+}

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from asynclock.testing import Proxy, Server
 
 from .crew import Crew
-from .deployments import Deployment, Key
+from .deployments import PACE, Deployment, Key
 from .logs import Log, now
 
 UNASKED = "failover that nobody asked for"
@@ -30,12 +30,14 @@ class Field:
         self._moved = -math.inf  # when there was a fault last that moves roles
 
     @property
-    def validity(self) -> float:
-        return self.deployment.validity
+    def pace(self) -> float:
+        """Seconds that a fault's duration is a multiple of."""
+        return PACE
 
     @contextlib.asynccontextmanager
-    async def fault(self, kind: str, *on: object) -> AsyncIterator[set[Key]]:
-        """It lasts as long as the block. ``on``: what it was done to, for people."""
+    async def fault(self, kind: str, *on: object, harmless: bool = False) -> AsyncIterator[set[Key]]:
+        """It lasts as long as the block. ``on``: what it was done to, for people. ``harmless``: it is over so soon that
+        it costs nobody a lock, if it comes alone."""
         self._count += 1
         number = self._count
         self.active.append(kind)
@@ -45,6 +47,7 @@ class Field:
             kind=kind,
             on=" ".join(str(each.port if isinstance(each, Server) else each) for each in on),
             solo=self.solo,
+            harmless=harmless,
         )
         forgot: set[Key] = set()
         try:
@@ -85,6 +88,17 @@ class Field:
         count = chance.choice((1, 1, 1, self.deployment.majority, len(servers)))
         return chance.sample(servers, min(count, len(servers)))
 
+    @contextlib.asynccontextmanager
+    async def rate(self, server: Server) -> AsyncIterator[None]:
+        """Writes down how many commands a second the server gets for as long as the block lasts, and how many it got
+        in the second before that."""
+        number, since, first = self._count, now(), await asyncio.to_thread(_commands, server)
+        await asyncio.sleep(1.0)
+        at, second = now(), await asyncio.to_thread(_commands, server)
+        yield
+        third = await asyncio.to_thread(_commands, server)
+        self.log("rate", number=number, before=(second - first) / (at - since), during=(third - second) / (now() - at))
+
     async def execute(self, server: Server, *command: str | int) -> None:
         """What comes to nothing because of another fault is no harm."""
         with contextlib.suppress(OSError, RuntimeError):
@@ -104,12 +118,15 @@ class Field:
         working = self.crew.working
         return chance.choice(working) if working else None
 
+    def wires_of(self, place: int) -> list[Proxy]:
+        return list(self.deployment.proxies[place].values())
+
     def wires(self, chance: random.Random) -> list[Proxy]:
         """Some of the connections: all of one worker, all to one server, or all."""
         proxies = self.deployment.proxies
         match chance.randrange(3):
             case 0:
-                return list(chance.choice(proxies).values())
+                return self.wires_of(chance.randrange(len(proxies)))
             case 1:
                 port = chance.choice(self.deployment.servers).port
                 return [of_place[port] for of_place in proxies]
@@ -118,6 +135,12 @@ class Field:
 
     async def keys_on(self, *servers: Server) -> list[Key]:
         return [key for server in servers for key in await asyncio.to_thread(self.deployment.keys_on, server)]
+
+
+def _commands(server: Server) -> int:
+    told = server.execute("INFO", "stats")
+    assert isinstance(told, bytes)
+    return int(told.split(b"total_commands_processed:")[1].split()[0])
 
 
 def _moves(kind: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .deployments import Key
+from .deployments import CROWD, Key
 from .logs import KEPT, Event
 
 LONG_GAP = 0.1  # seconds without a holder that are remembered
@@ -38,6 +38,9 @@ class Fault:
     since: float
     until: float = math.inf
     forgot: frozenset[Key] = frozenset()
+    harmless: bool = False
+    rate: tuple[float, float] | None = None
+    """Commands a second that the server got before it, and while it lasted."""
 
 
 class Sample(NamedTuple):
@@ -56,6 +59,7 @@ class History:
     lost: list[Hold] = field(default_factory=list)  # by somebody's doing but the holder's
     overdue: list[Hold] = field(default_factory=list)  # that did not end before their own deadline
     gaps: list[tuple[str, float, float]] = field(default_factory=list)  # name, and when nobody had it
+    idle: list[tuple[str, float, float]] = field(default_factory=list)  # who, and when he had no lock at all
     stalls: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     exits: list[tuple[str, float, float]] = field(default_factory=list)  # from a loss until the block was left
     errors: list[tuple[float, str]] = field(default_factory=list)
@@ -82,6 +86,13 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
     by_name: dict[str, list[Hold]] = defaultdict(list)
     free_since: dict[str, float] = {}
     paused: dict[str, float] = {}
+    idle_since: dict[str, float] = {}
+    holding: Counter[str] = Counter()
+
+    def idle_until(who: str, at: float) -> None:
+        since = idle_since.pop(who, at)
+        if at - since > LONG_GAP:
+            history.idle.append((who, since, at))
 
     def end(key: tuple[str, int], at: float, why: str) -> Hold | None:
         hold = history.open.pop(key, None)
@@ -90,6 +101,9 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
         hold.ended, hold.why = at, why
         if hold.held < finish and at > begin:
             history.kept.append(hold)
+        holding[hold.who] -= 1
+        if not holding[hold.who]:
+            idle_since[hold.who] = at
         holders = by_name[hold.name]
         holders.remove(hold)
         if not holders:
@@ -105,11 +119,13 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
                 name = details["name"]
                 hold = Hold(who, name, at, details["due"], at, details["votes"], forced=details.get("forced", False))
                 history.holds += 1
+                holding[who] += 1
+                idle_until(who, at)
                 history.longest_wait = max(history.longest_wait, details["waited"])
                 history.overlaps += ((other, hold) for other in by_name[name])
                 if not by_name[name]:
                     free = free_since.pop(name, history.since)
-                    if at - free > LONG_GAP:
+                    if at - free > LONG_GAP and not name.startswith(CROWD):
                         history.gaps.append((name, free, at))
                 by_name[name].append(hold)
                 history.open[who, details["hold"]] = hold
@@ -131,6 +147,8 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
                 history.stalls[who].append((details["since"], at))
                 if details["since"] <= paused.get(who, -math.inf):
                     del paused[who]  # it runs again
+            case "started":
+                idle_since[who] = at
             case "paused":
                 paused[details["target"]] = at
             case "killed":
@@ -139,6 +157,7 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
                     history.stalls[target].append((paused[target], at))
                 for key in [key for key in history.open if key[0] == target]:
                     end(key, at, "killed")
+                idle_until(target, at)
             case "self":
                 history.samples[who].append(Sample(at, **details))
             case "turned away":  # the locker was closed
@@ -155,7 +174,11 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
             case "error":
                 history.errors.append((at, f"{who}: {details['text']}"))
             case "fault":
-                history.faults[details["number"]] = Fault(details["kind"], details["on"], details["solo"], at)
+                history.faults[details["number"]] = Fault(
+                    details["kind"], details["on"], details["solo"], at, harmless=details.get("harmless", False)
+                )
+            case "rate":
+                history.faults[details["number"]].rate = details["before"], details["during"]
             case "over":
                 fault = history.faults[details["number"]]
                 fault.until = at
@@ -165,5 +188,8 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
             case "closing":
                 history.closing = at
     until = min(history.closing, history.until)
-    history.gaps += ((name, free, until) for name, free in free_since.items() if free < until)
+    history.gaps += (
+        (name, free, until) for name, free in free_since.items() if free < until and not name.startswith(CROWD)
+    )
+    history.idle += ((who, since, until) for who, since in idle_since.items() if since < until)
     return history

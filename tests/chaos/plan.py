@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 
+from .deployments import QUIET
 from .faults import Kind
 from .field import Field
 from .logs import now
@@ -38,7 +40,7 @@ async def inject(field: Field, kinds: list[Kind], seed: int, until: float, say: 
 async def _storm(field: Field, kinds: list[Kind], chance: random.Random, until: float, say: Say) -> None:
     while now() < until:
         kind = chance.choice(kinds)
-        await asyncio.sleep(chance.uniform(0.0, 1.0) * field.validity)
+        await asyncio.sleep(chance.uniform(0.0, 1.0) * field.pace)
         task = asyncio.create_task(kind.run(field, random.Random(chance.random()), kind.name))
         await asyncio.sleep(0)
         say(" + ".join(field.active) or "nothing")
@@ -61,5 +63,18 @@ CHAOS = Work(
     rest=(0.02, 0.3),
     inject=inject,
     resp2=(2,),
-    options={1: {"fallback_setpx": True, "local_handoffs": 0}},
+    options={1: {"fallback_setpx": True, "local_handoffs": 0}, 3: {"no_loop_tracking": False}},
 )
+# Many locks, where the server may lose track of them.
+CROWDED = dataclasses.replace(CHAOS, crowd=60, crowd_tasks=25)
+# Who waits for replicas contends with those who do not.
+REPLICATED = dataclasses.replace(CHAOS, options={**CHAOS.options, 0: {"min_replicas": 1}})
+LONG = dataclasses.replace(
+    CHAOS, names=[(name, (8.0, 14.0) if name.startswith("long") else hold) for name, hold in CHAOS.names], quiet=QUIET
+)
+
+
+def work_for(deployment: str) -> Work:
+    if deployment in ("cluster", "sentinel"):
+        return REPLICATED
+    return {"three": CHAOS, "long": LONG}.get(deployment, CROWDED)

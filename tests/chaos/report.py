@@ -34,7 +34,7 @@ def show(console: Console, outcome: Outcome) -> None:
     table.add_column("fault")
     for column in ("times", "two holders", "… servers forgot", "longest", "bound", "stale", "noticed in"):
         table.add_column(column, justify="right")
-    for column in ("locks lost", "told in", "longest wait", "errors"):
+    for column in ("locks lost", "told in", "longest wait", "errors", "commands a second"):
         table.add_column(column, justify="right")
     for kind, row in sorted(verdict.rows.items()):
         table.add_row(
@@ -50,6 +50,7 @@ def show(console: Console, outcome: Outcome) -> None:
             _ms(row.told) if row.lost else "-",
             f"{row.wait:.2f} s" if bounds.wait < math.inf else "-",
             f"[bold red]{row.errors}[/]" if row.errors else "0",
+            f"{row.rate:,.0f}" if row.rate else "-",
         )
     console.print(table)
     waits = f"Nobody may have a lock for {bounds.wait:g} s after a fault at most. " if bounds.wait < math.inf else ""

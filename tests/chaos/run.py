@@ -14,7 +14,7 @@ from asynclock.testing import Clock
 from . import server_faults, wire_faults, worker_faults  # noqa: F401 - they register their kinds
 from .checker import FORCED, Bounds, Verdict, judge
 from .crew import Crew
-from .deployments import DEPLOYMENTS, Deployment
+from .deployments import CROWD, DEPLOYMENTS, VALIDITY, Deployment
 from .faults import LOOK, PUSH, Kind, kinds_for
 from .field import UNASKED, Field
 from .history import History, tell
@@ -22,7 +22,8 @@ from .logs import INJECTOR, Event, Log, merged, now, read
 from .worker import Spec
 
 PLACES = 4
-VALIDITY = 2.0
+CALM = 4.0  # seconds without faults in the end, beside what the servers need
+LOOKS = 2.0  # commands a second and lock that looking after it may cost, while servers do not tell of changes
 FIRST_HOLDS = 20.0  # seconds until everybody has begun
 
 Say = Callable[[str], None]
@@ -41,6 +42,26 @@ class Work:
     resp2: tuple[int, ...] = ()  # the places of those who speak RESP2
     options: dict[int, dict[str, Any]] = field(default_factory=dict)  # of the lockers in these places
     unwanted: tuple[str, ...] = ()  # kinds of faults
+    crowd: int = 0  # so many more names,
+    crowd_tasks: int = 0  # ... any of which so many tasks of each worker take
+    planted: str = ""  # a fault of the library (see planted.py)
+    quiet: tuple[int, ...] = ()  # the places of those who take the long locks only, which nobody else does
+
+    def names_of(self, place: int) -> list[tuple[str, tuple[float, float]]]:
+        """Those that this worker takes."""
+        if not self.quiet:
+            return self.names
+        return [name for name in self.names if name[0].startswith("long") == (place in self.quiet)]
+
+    @property
+    def crowd_names(self) -> list[str]:
+        return [f"{CROWD}{number}" for number in range(self.crowd)]
+
+    @property
+    def in_all(self) -> int:
+        """The tasks of all workers."""
+        tasks = (self.tasks if self.roam else self.tasks * len(self.names_of(place)) for place in range(PLACES))
+        return sum(tasks) + PLACES * self.crowd_tasks
 
 
 @dataclass
@@ -60,7 +81,7 @@ async def run(
     work: Work, name: str, seconds: float, seed: int, directory: Path, say: Say, only: list[str] | None = None
 ) -> Outcome:
     """:param say: is told what happens, for people to watch"""
-    deployment = DEPLOYMENTS[name]([each for each, _ in work.names], VALIDITY)
+    deployment = DEPLOYMENTS[name]([each for each, _ in work.names], work.crowd_names)
     log = Log(directory, INJECTOR)
     clocks = {PLACES - 1: Clock()}
     crew = Crew(log, directory, PLACES, lambda place, who: _spec(work, deployment, directory, seed, place, who), clocks)
@@ -85,7 +106,7 @@ async def run(
         log("calm")
         for place in crew.working:
             crew.order(place, "hurry")
-        await asyncio.sleep(2 * VALIDITY + deployment.settled + 2.0)
+        await asyncio.sleep(min(2 * deployment.validity, CALM) + deployment.settled + 2.0)
         log("closing")
         say("closing")
         await crew.stop_all()
@@ -94,8 +115,8 @@ async def run(
         left_at_once = len(left)
         if left:
             violations.append(f"{len(left)} keys left when all had closed: {left[:5]}")
-        await asyncio.sleep(VALIDITY)
-        if left := await asyncio.to_thread(deployment.left):
+            await asyncio.sleep(min(deployment.validity, VALIDITY))
+        if deployment.validity <= VALIDITY and (left := await asyncio.to_thread(deployment.left)):
             violations.append(f"{len(left)} keys left for ever: {left[:5]}")
     finally:
         if watch is not None:
@@ -119,24 +140,37 @@ async def run(
 
 
 def bounds_of(deployment: Deployment, work: Work) -> Bounds:
-    told = {kind.name: kind.told for kind in kinds_for(deployment.name)} | {FORCED: PUSH, UNASKED: LOOK}
+    kinds = kinds_for(deployment.name)
+    told = {kind.name: kind.told for kind in kinds} | {FORCED: PUSH, UNASKED: LOOK}
     wait = math.inf if work.roam else deployment.longest_gap
-    harmless = tuple(kind.name for kind in kinds_for(deployment.name) if kind.harmless)
-    return Bounds(told, wait, VALIDITY, deployment.majority, harmless)
+    return Bounds(
+        told,
+        wait,
+        deployment.validity,
+        deployment.majority,
+        heard=tuple(kind for kind, seconds in told.items() if seconds == PUSH),
+        harmless=tuple(kind.name for kind in kinds if kind.harmless),
+        waits={kind.name: min(wait, kind.free) for kind in kinds if kind.free is not None and wait < math.inf},
+        idle=math.inf if work.quiet else wait,
+        commands=LOOKS * work.in_all * deployment.keys,
+    )
 
 
 def _spec(work: Work, deployment: Deployment, directory: Path, seed: int, place: int, who: str) -> Spec:
-    options = {"key_validity": VALIDITY, **work.options.get(place, {})}
+    options = {"key_validity": deployment.validity, **work.options.get(place, {})}
     return Spec(
         who=who,
         directory=str(directory),
         seed=f"{seed} {who}",
         servers=deployment.how(place) | {"protocol": 2 if place in work.resp2 else 3},
         options=options,
-        names=work.names,
+        names=work.names_of(place),
         tasks=work.tasks,
         rest=work.rest,
         roam=work.roam,
+        crowd=work.crowd_names,
+        crowd_tasks=work.crowd_tasks,
+        planted=work.planted,
         uvloop=place % 2 == 1,
     )
 
@@ -171,6 +205,6 @@ def _asleep(history: History, crew: Crew, work: Work) -> list[str]:
     return [
         f"{who} did not get {name!r} {calm}"
         for who in crew.names
-        for name, _ in work.names
+        for name, _ in work.names_of(int(who[1 : who.index("-")]))
         if (who, name) not in history.at_rest
     ]

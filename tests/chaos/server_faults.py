@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections.abc import AsyncIterator
+from pathlib import Path
 
+from asynclock.testing import Proxy, Server
+
+from .admin import Admin
 from .deployments import Clustered, Key, Monitored
-from .faults import AWAY, LOOK, PUSH, kind
+from .faults import AWAY, CROWDED_OUT, FREED, LOOK, PUSH, kind
 from .field import Field
 
-WITH_DISK = ("one", "three")
+CROWDED = ("one", "redis-6.2", "redis-8.2", "evicting")
+SINGLE = (*CROWDED, "long")
+WITH_DISK = (*SINGLE, "three")
 WITH_REPLICAS = ("cluster", "sentinel")
 
 
 def _downtime(field: Field, chance: random.Random) -> float:
-    return chance.choice((0.0, 0.3, 1.2)) * field.validity
+    return chance.choice((0.0, 0.3, 1.2)) * field.pace
 
 
 # Servers that keep their word
@@ -40,7 +47,7 @@ async def killed_in_quarantine(field: Field, chance: random.Random, name: str) -
 @kind("server SIGSTOP", "servers", only=WITH_DISK)
 async def stopped(field: Field, chance: random.Random, name: str) -> None:
     servers = await field.pick_servers(chance)
-    seconds = chance.choice((0.1, 0.6, 1.3)) * field.validity
+    seconds = chance.choice((0.1, 0.6, 1.3)) * field.pace
     async with field.fault(name, *servers, f"{seconds:.1f} s"):
         for server in servers:
             server.pause()
@@ -60,7 +67,7 @@ async def clients_killed(field: Field, chance: random.Random, name: str) -> None
 @kind("CLIENT PAUSE", "servers")
 async def clients_paused(field: Field, chance: random.Random, name: str) -> None:
     servers = await field.pick_servers(chance)
-    seconds = chance.choice((0.1, 0.4, 1.2)) * field.validity
+    seconds = chance.choice((0.1, 0.4, 1.2)) * field.pace
     which = chance.choice(("ALL", "WRITE"))
     async with field.fault(name, *servers, which, f"{seconds:.1f} s"):
         for server in servers:
@@ -72,15 +79,216 @@ async def clients_paused(field: Field, chance: random.Random, name: str) -> None
 async def slept(field: Field, chance: random.Random, name: str) -> None:
     servers = await field.pick_servers(chance)
     longest = field.deployment.patience  # or there is a failover, which is another fault
-    seconds = min(chance.choice((0.1, 0.4, 1.2)) * field.validity, longest)
+    seconds = min(chance.choice((0.1, 0.4, 1.2)) * field.pace, longest)
     async with field.fault(name, *servers, f"{seconds:.1f} s"):
         await asyncio.gather(*(field.execute(server, "DEBUG", "SLEEP", f"{seconds:.3f}") for server in servers))
+
+
+# Servers that are there, and refuse
+
+
+Refusal = contextlib.AbstractAsyncContextManager[None]
+
+
+async def _refusing(field: Field, name: str, *refusals: Refusal, seconds: float, harmless: bool = False) -> None:
+    """A lock is extended in time once it is over, if it was short, and what could not be released is free soon
+    afterwards."""
+    async with field.fault(name, f"{seconds:.1f} s", harmless=harmless or seconds <= 0.3 * field.pace):
+        async with contextlib.AsyncExitStack() as stack:
+            for refusal in refusals:
+                await stack.enter_async_context(refusal)
+            await asyncio.sleep(seconds)
+
+
+def _while(field: Field, chance: random.Random) -> float:
+    return chance.choice((0.1, 0.3, 0.3, 1.2)) * field.pace
+
+
+@contextlib.asynccontextmanager
+async def _setting(field: Field, server: Server, name: str, value: str | int, after: str | int) -> AsyncIterator[None]:
+    await field.execute(server, "CONFIG", "SET", name, value)
+    try:
+        yield
+    finally:
+        await field.execute(server, "CONFIG", "SET", name, after)
+
+
+@kind("NOREPLICAS", "servers", free=FREED)
+async def no_replicas(field: Field, chance: random.Random, name: str) -> None:
+    """More replicas are wanted than there are."""
+    servers = await field.pick_servers(chance)
+    refusals = [_setting(field, server, "min-replicas-to-write", 9, 0) for server in servers]
+    await _refusing(field, name, *refusals, seconds=_while(field, chance))
+
+
+@kind("OOM", "servers", only=("one", "redis-6.2", "redis-8.2", "long", "three", "cluster", "sentinel"), free=FREED)
+async def out_of_memory(field: Field, chance: random.Random, name: str) -> None:
+    """New locks take memory. Those that there are take none, and are kept (but where a replica is to confirm it, which
+    takes a new key)."""
+    servers = await field.pick_servers(chance)
+    refusals = [_setting(field, server, "maxmemory", 1, 0) for server in servers]
+    kept = not field.deployment.has_roles
+    await _refusing(field, name, *refusals, seconds=_while(field, chance), harmless=kept)
+
+
+@kind("BUSY", "servers", free=FREED)
+async def busy(field: Field, chance: random.Random, name: str) -> None:
+    servers = await field.pick_servers(chance)
+    seconds = min(_while(field, chance), field.deployment.patience)
+    await _refusing(field, name, *(_script(field, server) for server in servers), seconds=seconds)
+
+
+@contextlib.asynccontextmanager
+async def _script(field: Field, server: Server) -> AsyncIterator[None]:
+    """One that does not end by itself."""
+    await field.execute(server, "CONFIG", "SET", "lua-time-limit", 10)
+    script = asyncio.create_task(field.execute(server, "EVAL", "while true do end", 0))
+    try:
+        yield
+    finally:
+        while not script.done():  # it may not have begun
+            await field.execute(server, "SCRIPT", "KILL")
+            await asyncio.wait([script], timeout=0.05)
+
+
+@kind("READONLY", "servers", only=WITH_DISK, free=FREED)
+async def read_only(field: Field, chance: random.Random, name: str) -> None:
+    """A replica of nobody."""
+    servers = await field.pick_servers(chance)
+    await _refusing(field, name, *(_demoted(field, server) for server in servers), seconds=_while(field, chance))
+
+
+@contextlib.asynccontextmanager
+async def _demoted(field: Field, server: Server) -> AsyncIterator[None]:
+    await field.execute(server, "REPLICAOF", "127.0.0.1", 1)
+    try:
+        yield
+    finally:
+        await field.execute(server, "REPLICAOF", "NO", "ONE")
+
+
+@kind("MISCONF", "servers", only=WITH_DISK, free=FREED)
+async def not_saved(field: Field, chance: random.Random, name: str) -> None:
+    servers = await field.pick_servers(chance)
+    await _refusing(field, name, *(_unsaved(field, server) for server in servers), seconds=_while(field, chance))
+
+
+@contextlib.asynccontextmanager
+async def _unsaved(field: Field, server: Server) -> AsyncIterator[None]:
+    """There is a directory where its snapshot should go."""
+    told = await asyncio.to_thread(server.execute, "CONFIG", "GET", "dir")
+    assert isinstance(told, list) and isinstance(told[1], bytes)
+    obstacle = Path(told[1].decode()) / "dump.rdb"
+    obstacle.mkdir()
+    try:
+        await field.execute(server, "BGSAVE")
+        async with _setting(field, server, "save", "3600 1000000", ""):
+            yield
+    finally:
+        obstacle.rmdir()
+
+
+@kind("maxclients at the reconnect", "servers", only=WITH_DISK, free=FREED)
+async def too_many_clients(field: Field, chance: random.Random, name: str) -> None:
+    """A server that answers with an error is not gone."""
+    servers = await field.pick_servers(chance)
+    seconds = chance.choice((0.05, 0.1, 0.5)) * field.pace
+    async with field.fault(name, *servers, f"{seconds:.1f} s", harmless=seconds <= 0.1 * field.pace):
+        with contextlib.ExitStack() as stack:
+            for server in servers:
+                admin = await asyncio.to_thread(stack.enter_context, Admin(server))  # who could not come back, either
+                before = await asyncio.to_thread(admin, "CONFIG", "GET", "maxclients")
+                assert isinstance(before, list)
+                stack.callback(admin, "CONFIG", "SET", "maxclients", before[1])
+                await asyncio.to_thread(admin, "CONFIG", "SET", "maxclients", 1)
+                await asyncio.to_thread(admin, "CLIENT", "KILL", "TYPE", "normal")
+            await asyncio.sleep(seconds)
+
+
+@kind("FLUSHDB of another database", "servers", only=CROWDED)
+async def flushed_elsewhere(field: Field, chance: random.Random, name: str) -> None:
+    """It is pushed to everybody, as if every key were gone. Nobody loses anything, and the server has time for more."""
+    server = (await field.pick_servers(chance))[0]
+    async with field.fault(name, server, harmless=True), field.rate(server):
+        with await asyncio.to_thread(Admin, server) as admin:
+            await asyncio.to_thread(admin, "SELECT", 1)
+            for _ in range(100):
+                await asyncio.to_thread(admin, "FLUSHDB")
+                await asyncio.sleep(0.02)
+
+
+@kind("restart by a clock that was off, with one server away", "servers", only=("three",))
+async def restarted_by_a_wrong_clock(field: Field, chance: random.Random, name: str) -> None:
+    """One comes back without its data, and seems to have been up for an hour; it is in quarantine all the same. The
+    locks are on it and one other server, since the third is away; it is there again, and without them, when some who
+    hold them have not noticed yet."""
+    first, second = chance.sample(field.deployment.servers, 2)
+    clock, offset = field.deployment.clocks[second.port], field.deployment.offsets.get(second.port, 0.0)
+    proxies = field.deployment.proxies
+    unaware = chance.sample(range(len(proxies)), 2)
+    away = [of_place[first.port] for of_place in proxies]
+    others = [of_place[second.port] for place, of_place in enumerate(proxies) if place not in unaware]
+    silent = [proxies[place][second.port] for place in unaware]
+    async with field.fault(name, first, second):
+        _refuse(away)
+        try:
+            await asyncio.sleep(1.2 * field.pace)
+            _refuse(others)
+            for proxy in silent:
+                proxy.freeze()
+            second.kill()
+            second.wipe()
+            clock.set(offset - 3600.0)
+            await asyncio.to_thread(second.start)
+            clock.set(offset)
+        finally:
+            for proxy in (*others, *away):
+                proxy.accept()
+        await asyncio.sleep(1.1 * field.pace)
+        for proxy in silent:
+            proxy.thaw()
+
+
+def _refuse(proxies: list[Proxy]) -> None:
+    for proxy in proxies:
+        proxy.refuse()
+        proxy.reset()
 
 
 # Servers that forget
 
 
-@kind("server SIGKILL, back without its data", "servers", told=AWAY, only=("one", "cluster", "sentinel"))
+@kind("keys evicted", "servers", told=PUSH, only=("evicting",))
+async def evicted(field: Field, chance: random.Random, name: str) -> None:
+    """By commands of everybody, their holders' own ones too."""
+    server = (await field.pick_servers(chance))[0]
+    async with field.fault(name, server) as forgot:
+        forgot.update(await field.keys_on(server))
+        for place in field.crew.working:
+            field.crew.order(place, "swell 1.0")
+        memory = await asyncio.to_thread(server.execute, "INFO", "memory")
+        assert isinstance(memory, bytes)
+        used = int(memory.split(b"used_memory:")[1].split()[0])
+        async with _setting(field, server, "maxmemory", used + 2000, 0):
+            await asyncio.sleep(1.0)
+
+
+@kind("the tracking table is full, DEL", "servers", told=CROWDED_OUT, only=CROWDED)
+async def tracking_table_full(field: Field, chance: random.Random, name: str) -> None:
+    """Each key that is read crowds another one out."""
+    server = (await field.pick_servers(chance))[0]
+    crowd = field.deployment.crowd
+    keys = [(lock, 0) for lock in (*field.deployment.names, *chance.sample(crowd, min(10, len(crowd))))]
+    async with field.fault(name, server) as forgot, field.rate(server):
+        forgot.update(keys)
+        async with _setting(field, server, "tracking-table-max-keys", 10, 1_000_000):
+            await asyncio.sleep(1.0)
+            for key in keys:
+                await field.execute(server, "DEL", field.deployment.key(key))
+            await asyncio.sleep(CROWDED_OUT)
+
+
+@kind("server SIGKILL, back without its data", "servers", told=AWAY, only=(*SINGLE, "cluster", "sentinel"))
 async def killed_and_emptied(field: Field, chance: random.Random, name: str) -> None:
     await _emptied(field, chance, name, forgets=True)
 
@@ -134,13 +342,13 @@ def _some_keys(field: Field, chance: random.Random) -> list[Key]:
 @kind("server's time of day jumps ahead", "servers", told=PUSH, only=WITH_DISK)
 async def clock_jumps_ahead(field: Field, chance: random.Random, name: str) -> None:
     """Keys expire before their time."""
-    await _clock_jumps(field, chance, name, chance.choice((0.3, 1.0, 3600.0)) * field.validity)
+    await _clock_jumps(field, chance, name, chance.choice((0.3, 1.0, 3600.0)) * field.pace)
 
 
 @kind("server's time of day jumps back", "servers", only=WITH_DISK, harmless=True)
 async def clock_jumps_back(field: Field, chance: random.Random, name: str) -> None:
     """Keys live longer."""
-    await _clock_jumps(field, chance, name, -chance.choice((0.3, 0.8)) * field.validity)
+    await _clock_jumps(field, chance, name, -chance.choice((0.3, 0.8)) * field.pace)
 
 
 async def _clock_jumps(field: Field, chance: random.Random, name: str, off: float) -> None:

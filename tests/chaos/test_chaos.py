@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from .deployments import DEPLOYMENTS, One
 from .faults import KINDS, kinds_for
 from .field import UNASKED
 from .history import History
-from .plan import CHAOS
+from .plan import CHAOS, work_for
 
 SECONDS = 6.0
 
@@ -33,10 +34,23 @@ pytestmark = pytest.mark.slow
     "PYTEST_XDIST_WORKER" in os.environ,
     reason="its bounds are for a machine that does nothing else: pytest -n 0 tests/chaos",
 )
-def test_a_few_seconds_of_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("deployment", "fault"),
+    [
+        ("one", None),
+        ("evicting", "keys evicted"),
+        ("redis-8.2", "the tracking table is full, DEL"),
+        ("redis-8.2", "FLUSHDB of another database"),
+        ("long", "NOREPLICAS"),
+        ("one", "no file descriptor at the reconnect"),
+        ("one", "maxclients at the reconnect"),
+    ],
+)
+def test_a_few_seconds_of_it(tmp_path: Path, deployment: str, fault: str | None) -> None:
     said: list[str] = []
-    outcome = asyncio.run(running.run(CHAOS, "one", SECONDS, 1, tmp_path, said.append))
-    assert not outcome.verdict.violations
+    work = work_for(deployment)
+    outcome = asyncio.run(running.run(work, deployment, SECONDS, 1, tmp_path, said.append, fault and [fault]))
+    assert outcome.verdict.violations == []
     assert outcome.history.holds > 100
     assert said[-1] == "judging"
     assert outcome.verdict.rows
@@ -58,6 +72,19 @@ def test_without_locks_it_is_found_out(tmp_path: Path, monkeypatch: pytest.Monke
     outcome = asyncio.run(running.run(CHAOS, "one", 1.0, 1, tmp_path, print, ["CLIENT KILL"]))
     assert any("two holders" in violation for violation in outcome.verdict.violations)
     assert outcome.verdict.rows["none"].broken or outcome.verdict.rows["CLIENT KILL"].broken
+
+
+@pytest.mark.parametrize(
+    ("planted", "deployment", "fault", "told"),
+    [
+        ("a refused release is forgotten", "long", "NOREPLICAS", "nobody had it for|keys left when all had closed"),
+        ("NOLOOP though keys are evicted", "evicting", "keys evicted", "two holders"),
+    ],
+)
+def test_what_is_planted_is_found(tmp_path: Path, planted: str, deployment: str, fault: str, told: str) -> None:
+    work = dataclasses.replace(work_for(deployment), planted=planted)
+    found = asyncio.run(running.run(work, deployment, 10.0, 1, tmp_path, print, [fault])).verdict.violations
+    assert any(re.search(told, violation) for violation in found)
 
 
 def test_what_goes_wrong_beside_the_locks_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,5 +126,6 @@ def test_every_deployment_has_faults_of_all_tracks() -> None:
         kinds = kinds_for(name)
         assert {kind.track for kind in kinds} == {"servers", "wires", "workers"}
         assert len(kinds) > 20
+        assert set(DEPLOYMENTS[name].spared) <= set(KINDS)
     named = {deployment for kind in KINDS.values() if kind.name != UNASKED for deployment in kind.only}
     assert named <= set(DEPLOYMENTS)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from .checker import FORCED, Bounds, judge
+from .deployments import CROWD
 from .history import tell
 from .logs import INJECTOR, Event, Log, merged
 
@@ -146,6 +147,85 @@ def test_a_loss_after_what_costs_nobody_a_lock() -> None:
     assert not verdict(lost, fault(8, 9.5, "DEL"), fault(10.45, 10.46, "cut"), bounds=bounds).violations
     stalled = Event(10.49, "a", "stall", {"since": 9.0})
     assert not verdict(lost, stalled, fault(10.45, 10.46, "cut"), bounds=bounds).violations
+
+
+def test_an_evicted_key_is_told_of_as_soon_as_a_deleted_one() -> None:
+    bounds = dataclasses.replace(BOUNDS, told={"keys evicted": 0.1})
+    evicted = fault(11, 12, "keys evicted", forgot=[["x", 0]])
+    for until, excused in ((11.59, True), (11.7, False)):
+        first = [held(10.5, "a"), ended(until, "a", why="deleted", acted=until - 0.01, due=13)]
+        found = verdict(first, evicted, turn("b", 11.5, 11.9), bounds=bounds).violations
+        assert bool(found) != excused, until
+
+
+def test_what_takes_keys_and_no_connection_allows_no_later_message() -> None:
+    events = [held(10, "a"), ended(11.3, "a", why="deleted", acted=11.3, due=13), *turn("b", 11.002, 12)]
+    faults = fault(10.5, 10.6, "DEL", forgot=[["y", 0]]), fault(11, 11.001, "DEL", forgot=[["x", 0]])
+    assert not verdict(*events, *faults).violations
+    assert verdict(*events, *faults, bounds=dataclasses.replace(BOUNDS, heard=("DEL",))).violations
+
+
+def test_a_fault_that_is_over_in_a_moment_costs_nobody_a_lock() -> None:
+    lost = [held(10, "a"), ended(10.5, "a", why="disconnected", acted=10.4, due=12)]
+    for harmless in (True, False):
+        brief = fault(10.45, 10.46, "maxclients")
+        brief[0].details["harmless"] = harmless
+        found = verdict(lost, brief).violations
+        assert any("costs nobody a lock" in violation for violation in found) == harmless
+
+
+def test_after_some_faults_a_lock_has_to_be_free_sooner() -> None:
+    bounds = dataclasses.replace(BOUNDS, waits={"NOREPLICAS": 1.0})
+    events = [*turn("a", 10, 11), *turn("b", 13.2, 14), Event(18, INJECTOR, "closing", {})]
+    assert not verdict(events[:-1], fault(11, 11.2, "SIGKILL"), bounds=bounds).violations
+    found = verdict(events[:-1], fault(11, 11.2, "NOREPLICAS"), bounds=bounds).violations
+    assert "2.00 s after 'NOREPLICAS'" in found[0] and "1 s are the bound" in found[0]
+
+
+def test_nobody_waits_for_the_locks_of_the_crowd() -> None:
+    events = [*turn("a", 10, 11), *turn("b", 25, 26), Event(28, INJECTOR, "closing", {})]
+    for event in events[:-1]:
+        event.details["name"] = f"{CROWD}7"
+    assert not verdict(events, fault(11, 11.2, "SIGKILL")).violations
+
+
+def test_a_worker_that_never_works_again() -> None:
+    """The others have the locks, so that nobody is missed by name."""
+    bounds = dataclasses.replace(BOUNDS, idle=3.0)
+    others = [event for at in range(10, 20) for event in turn("b", at, at + 0.99, hold=at)]
+    broken, end = fault(10, 11, "maxclients"), Event(20, INJECTOR, "closing", {})
+    before = turn("a", 9, 9.9)
+    for more, well in (
+        ([], False),
+        (turn("a", 18.992, 18.994, hold=2), False),
+        (turn("a", 13.992, 13.994, hold=2) + turn("a", 17.992, 17.994, hold=3), False),
+        (
+            turn("a", 13.992, 13.994, hold=2) + turn("a", 16.992, 16.994, hold=3) + turn("a", 17.992, 17.994, hold=4),
+            True,
+        ),
+        # Who does not run, or is not there, gets nothing.
+        ([Event(19.9, "a", "stall", {"since": 12.0})], True),
+        ([Event(12, INJECTOR, "killed", {"target": "a"})], True),
+    ):
+        found = verdict(others, before, more, broken, end, bounds=bounds).violations
+        assert bool(found) != well, (more, found)
+        assert all("a got no lock at all for" in violation for violation in found)
+    # Nor who has just begun.
+    begun = Event(18, "a", "started", {})
+    assert not verdict(others, begun, broken, end, bounds=bounds).violations
+
+
+def test_a_server_that_is_asked_without_end() -> None:
+    bounds = dataclasses.replace(BOUNDS, commands=300.0)
+    for before, during, well in ((1000.0, 1900.0, True), (1000.0, 2100.0, False), (100.0, 40_000.0, False)):
+        storm = fault(10, 13, "FLUSHDB")
+        counted = Event(12.9, INJECTOR, "rate", {"number": 10_000, "before": before, "during": during})
+        found = verdict(storm, counted, bounds=bounds)
+        assert bool(found.violations) != well, during
+        assert found.rows["FLUSHDB"].rate == during
+        assert well or "commands a second during 'FLUSHDB'" in found.violations[0]
+        storm[0].details["solo"] = False  # others may be what it is asked for
+        assert not verdict(storm, counted, bounds=bounds).violations
 
 
 def test_errors_and_holds_without_an_end() -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from asynclock.testing import Proxy
 
-from .faults import kind
+from .deployments import QUIET, SILENT
+from .faults import PUSH, kind
 from .field import Field
 
 
@@ -34,6 +35,28 @@ async def refused(field: Field, chance: random.Random, name: str) -> None:
 @kind("wire silent", "wires")
 async def frozen(field: Field, chance: random.Random, name: str) -> None:
     await _for_a_while(field, chance, name, Proxy.freeze, Proxy.thaw)
+
+
+@kind("connections forgotten", "wires")
+async def forgotten(field: Field, chance: random.Random, name: str) -> None:
+    """By a NAT or a load balancer: whoever waits for something to come may wait for ever."""
+    await _for_a_while(field, chance, name, Proxy.forget, Proxy.reset)
+
+
+@kind("idle connection forgotten, DEL", "servers", told=SILENT + PUSH, only=("long",))
+async def forgotten_while_idle(field: Field, chance: random.Random, name: str) -> None:
+    """Whoever asks nothing just now finds out that he hears nothing."""
+    place = chance.choice(QUIET)
+    lost = [(lock, 0) for lock in field.deployment.names if lock.startswith("long")]
+    async with field.fault(name, field.crew.name(place)) as forgot:
+        forgot.update(lost)
+        for proxy in field.wires_of(place):
+            proxy.forget()
+        for key in lost:
+            await field.on_key(key, "DEL", field.deployment.key(key))
+        await asyncio.sleep(SILENT + 2.0)
+        for proxy in field.wires_of(place):
+            proxy.reset()
 
 
 @kind("wire delayed", "wires")
@@ -100,7 +123,7 @@ async def _for_a_while(
     *about: object,
 ) -> None:
     proxies = field.wires(chance)
-    seconds = chance.choice((0.1, 0.5, 1.5)) * field.validity
+    seconds = chance.choice((0.1, 0.5, 1.5)) * field.pace
     async with field.fault(name, len(proxies), *about, f"{seconds:.1f} s"):
         for proxy in proxies:
             begin(proxy)

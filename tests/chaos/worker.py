@@ -3,7 +3,9 @@
     python -m tests.chaos.worker SPEC
 
 SPEC is JSON (see ``Spec``). Obeys lines on stdin: ``block 1.5`` blocks the event loop for so many seconds, ``force
-NAME`` takes a lock over, ``reopen`` closes the locker and opens another, ``hurry`` makes every hold short from then
+NAME`` takes a lock over, ``swell 1.0`` fills the server's memory for so many seconds, ``without descriptors 1.0`` and
+``without names 1.0`` leave the process without file descriptors, and without an answer to who has which address, for
+so long, ``reopen`` closes the locker and opens another, ``hurry`` makes every hold short from then
 on. The end of stdin closes the locker, and that ends the process.
 
 What it writes: ``held`` as soon as it knows that it holds a lock, and ``ended`` as soon as it knows that it no longer
@@ -15,17 +17,21 @@ was told that it still had the lock, ``due`` the deadline that it was told then,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
 import random
+import resource
 import signal
+import socket
 import sys
 import time
 import traceback
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from asynclock import (
     AcquireTimeoutError,
@@ -39,11 +45,16 @@ from asynclock import (
 
 from .connecting import Servers
 from .logs import KEPT, Log, now
+from .planted import PLANTED
 
 STEP = 0.02  # seconds between two checks of a worker that works under a lock
 TICK = 0.005  # seconds between two looks at whether the loop runs
 STALL = 0.012  # seconds between two of them that count as one that it did not
 SELF = 5.0  # seconds between two looks at its own memory and descriptors
+CROWD_HOLD = (1.0, 4.0)  # seconds
+DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
+LOOK_UP = socket.getaddrinfo
+BIG = "y" * 2000  # in the name of a lock whose key takes much memory
 CLOSE_LIMIT = 10.0  # seconds that closing may take
 
 
@@ -58,8 +69,11 @@ class Spec:
     tasks: int  # for each name; with ``roam`` for all of them
     rest: tuple[float, float]  # seconds between turns
     roam: bool = False  # every turn takes any name
+    crowd: list[str] = field(default_factory=list)  # more names,
+    crowd_tasks: int = 0  # ... any of which so many tasks take
     uvloop: bool = False
     patience: float = field(default=0.3)  # of those who do not wait for ever
+    planted: str = ""  # a fault of the library (see planted.py)
 
 
 class Worker:
@@ -74,19 +88,18 @@ class Worker:
         self._holds = 0
         self._started = asyncio.Event()
         self._lost: dict[asyncio.Task[Any], float] = {}  # when whose lock was
-        self._forcing: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[None]] = set()  # what was ordered, and is under way
+        self._without_descriptors = False
 
     # Turns
 
-    async def take_turns(self, number: int) -> None:
-        spec = self.spec
+    async def take_turns(self, names: list[tuple[str, tuple[float, float]]]) -> None:
+        """Every turn takes any of them."""
         await self._started.wait()
-        name, hold = spec.names[number % len(spec.names)]
         while not self._closing:
-            if spec.roam:
-                name, hold = self.random.choice(spec.names)
+            name, hold = self.random.choice(names)
             await self.turn(name, self.random.uniform(*hold), self.random.random())
-            await asyncio.sleep(self.random.uniform(*spec.rest))
+            await asyncio.sleep(self.random.uniform(*self.spec.rest))
 
     async def turn(self, name: str, hold: float, how: float) -> None:
         since = now()
@@ -152,6 +165,18 @@ class Worker:
         except Exception:
             self.log("error", text=traceback.format_exc())
 
+    async def swell(self, seconds: float) -> None:
+        """Keys that take much memory, more and more of them."""
+        until, number = now() + seconds, 0
+        scopes: list[LockScope] = []
+        while now() < until:
+            number += 1
+            with contextlib.suppress(AsyncLockError):
+                scopes.append(await self.locker.try_acquire(f"{self.spec.who} {number} {BIG}"))
+            await asyncio.sleep(STEP)
+        for scope in scopes:
+            await scope.release()
+
     async def work(
         self, scope: LockScope, seconds: float, since: float, told: Any = None, forced: bool = False
     ) -> None:
@@ -209,6 +234,8 @@ class Worker:
         page = os.sysconf("SC_PAGE_SIZE")
         while True:
             await asyncio.sleep(SELF)
+            if self._without_descriptors:
+                continue
             with open("/proc/self/statm") as sizes:  # noqa: ASYNC230 - it is memory
                 resident = int(sizes.read().split()[1]) * page
             open_files = len(os.listdir("/proc/self/fd")) - 1  # less the one that lists them
@@ -226,9 +253,13 @@ class Worker:
                 case ["block", seconds]:
                     time.sleep(float(seconds))  # noqa: ASYNC251 - this is what it is for
                 case ["force", name]:
-                    task = asyncio.create_task(self.force(name))
-                    self._forcing.add(task)
-                    task.add_done_callback(self._forcing.discard)
+                    self.beside(self.force(name))
+                case ["swell", seconds]:
+                    self.beside(self.swell(float(seconds)))
+                case ["without", "descriptors", seconds]:
+                    self.without_descriptors(float(seconds))
+                case ["without", "names", seconds]:
+                    self.without_names(float(seconds))
                 case ["reopen"]:
                     before = self.locker, self.servers
                     self.open()
@@ -238,6 +269,29 @@ class Worker:
                 case _:
                     raise ValueError(line)
         pipe.close()
+
+    def beside(self, what: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(what)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+    def without_descriptors(self, seconds: float) -> None:
+        """Those that there are stay."""
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, DESCRIPTORS[1]))
+        self._without_descriptors = True
+
+        def end() -> None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, DESCRIPTORS)
+            self._without_descriptors = False
+
+        asyncio.get_running_loop().call_later(seconds, end)
+
+    def without_names(self, seconds: float) -> None:
+        def refuse(*arguments: Any, **more: Any) -> NoReturn:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+        socket.getaddrinfo = refuse
+        asyncio.get_running_loop().call_later(seconds, setattr, socket, "getaddrinfo", LOOK_UP)
 
     def open(self) -> None:
         self.servers = Servers(self.spec.servers)
@@ -251,17 +305,19 @@ class Worker:
 
     async def run(self) -> None:
         self.open()
-        count = self.spec.tasks if self.spec.roam else self.spec.tasks * len(self.spec.names)
+        spec = self.spec
+        tasks = [spec.names] * spec.tasks if spec.roam else [[name] for name in spec.names] * spec.tasks
+        tasks += [[(name, CROWD_HOLD) for name in spec.crowd]] * spec.crowd_tasks
         await self.watch_loop()
         own = asyncio.create_task(self.watch_self())
-        turns = [asyncio.create_task(self.take_turns(number)) for number in range(count)]
+        turns = [asyncio.create_task(self.take_turns(names)) for names in tasks]
         self.log("started")
         self._started.set()
         await self.obey()
         self._closing = True
         await self.close(self.locker, self.servers)
         async with asyncio.timeout(CLOSE_LIMIT):
-            await asyncio.gather(*turns, *self._forcing)
+            await asyncio.gather(*turns, *self._beside)
         own.cancel()
         self.log("bye")
 
@@ -281,6 +337,8 @@ def _die_with_parent() -> None:
 def main() -> None:
     _die_with_parent()
     spec = Spec(**json.loads(sys.argv[1]))
+    if spec.planted:
+        PLANTED[spec.planted](spec)
     factory = asyncio.new_event_loop
     if spec.uvloop:
         import uvloop

@@ -6,8 +6,11 @@ import asyncio
 import random
 
 from .checker import FORCED
-from .faults import PUSH, kind
+from .deployments import DEPLOYMENTS
+from .faults import FREED, PUSH, kind
 from .field import Field
+
+BY_NAME = tuple(name for name, kind in DEPLOYMENTS.items() if kind.by_name)
 
 
 @kind("worker SIGKILL", "workers")
@@ -16,18 +19,18 @@ async def killed(field: Field, chance: random.Random, name: str) -> None:
         return
     async with field.fault(name, field.crew.name(place)):
         await field.crew.kill(place)
-    await asyncio.sleep(chance.uniform(0.0, 1.5) * field.validity)
+    await asyncio.sleep(chance.uniform(0.0, 1.5) * field.pace)
     await field.crew.start(place)
 
 
 @kind("worker SIGSTOP past the validity", "workers")
 async def stopped_for_long(field: Field, chance: random.Random, name: str) -> None:
-    await _stopped(field, chance, name, chance.uniform(1.05, 2.0) * field.validity)
+    await _stopped(field, chance, name, chance.uniform(1.05, 2.0) * field.pace)
 
 
 @kind("worker SIGSTOP for a moment", "workers")
 async def stopped(field: Field, chance: random.Random, name: str) -> None:
-    await _stopped(field, chance, name, chance.uniform(0.1, 0.7) * field.validity)
+    await _stopped(field, chance, name, chance.uniform(0.1, 0.7) * field.pace)
 
 
 async def _stopped(field: Field, chance: random.Random, name: str, seconds: float) -> None:
@@ -43,7 +46,7 @@ async def _stopped(field: Field, chance: random.Random, name: str, seconds: floa
 async def blocked(field: Field, chance: random.Random, name: str) -> None:
     if (place := field.pick_worker(chance)) is None:
         return
-    seconds = chance.choice((0.3, 0.9, 1.2, 2.0)) * field.validity
+    seconds = chance.choice((0.3, 0.9, 1.2, 2.0)) * field.pace
     async with field.fault(name, field.crew.name(place), f"{seconds:.1f} s"):
         field.crew.order(place, f"block {seconds:.3f}")
         await asyncio.sleep(seconds)
@@ -56,6 +59,30 @@ async def reopened(field: Field, chance: random.Random, name: str) -> None:
     async with field.fault(name, field.crew.name(place)):
         field.crew.order(place, "reopen")
         await asyncio.sleep(0.2)
+
+
+@kind("no file descriptor at the reconnect", "workers", free=FREED)
+async def without_descriptors(field: Field, chance: random.Random, name: str) -> None:
+    await _unable_to_reconnect(field, chance, name, field.pick_worker(chance), "descriptors")
+
+
+@kind("no names looked up at the reconnect", "workers", only=BY_NAME, free=FREED)
+async def without_names(field: Field, chance: random.Random, name: str) -> None:
+    places = [place for place in field.deployment.by_name if place in field.crew.working]
+    await _unable_to_reconnect(field, chance, name, chance.choice(places) if places else None, "names")
+
+
+async def _unable_to_reconnect(field: Field, chance: random.Random, name: str, place: int | None, order: str) -> None:
+    """It says nothing about the server."""
+    if place is None:
+        return
+    seconds = chance.choice((0.05, 0.1, 0.5)) * field.pace
+    async with field.fault(name, field.crew.name(place), f"{seconds:.1f} s", harmless=seconds <= 0.1 * field.pace):
+        field.crew.order(place, f"without {order} {seconds:.3f}")
+        await asyncio.sleep(0.05)  # until it has read that
+        for proxy in field.wires_of(place):
+            proxy.reset()
+        await asyncio.sleep(seconds)
 
 
 @kind(FORCED, "workers", told=PUSH)
@@ -79,5 +106,5 @@ async def worker_clock_jumps(field: Field, chance: random.Random, name: str) -> 
     off = chance.choice((-7200.0, -1.5, 1.5, 7200.0))
     async with field.fault(name, field.crew.name(place), f"{off:+g} s"):
         clock.set(off)
-        await asyncio.sleep(field.validity)
+        await asyncio.sleep(field.pace)
         clock.set(0.0)
