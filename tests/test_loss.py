@@ -433,3 +433,16 @@ async def test_the_rooms_of_a_closed_locker_do_not_wait_for_the_garbage_collecto
         assert rooms() == []
     finally:
         gc.enable()
+
+
+@pytest.mark.asyncio
+async def test_who_takes_over_and_gives_back_at_once_is_told_of_as_that(server: Server) -> None:
+    """The holder sees whose value has replaced its own, before that is gone as well."""
+    async with Locker(server.url) as locker, Locker(server.url) as other:
+        for _ in range(20):
+            holding = await body(await locker.acquire("job"))
+            await asyncio.sleep(0.01)
+            since = time.monotonic()
+            await (await other.force_acquire("job")).release()
+            error = await holding.lost_within(AT_ONCE, since)
+            assert error.reason is LossReason.TAKEN_OVER

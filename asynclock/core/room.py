@@ -37,6 +37,7 @@ class Room(Generic[W]):
 
     __slots__ = (
         "attempt",
+        "confirming",
         "due",
         "expected",
         "failures",
@@ -77,6 +78,7 @@ class Room(Generic[W]):
         self.impatient: W | None = None  # the first in the queue, if it does not wait
         self.forces: dict[W, None] = {}
         self.forced = False  # is the attempt on behalf of the first in forces?
+        self.confirming = 0  # ... and these keys, which it has got, are read once more
         self.turns: Turns | None = None  # while others are known to want it
         self.fruitless: Lease | None = None  # the last attempt, while the time for another is waited for
         self.expected = NEVER  # when the key that refused the last attempt was to be free
@@ -427,6 +429,7 @@ class Room(Generic[W]):
     def _force(self, now: float) -> None:
         self.attempt = lease = Lease(self.port.token(True), self.rules.keys)
         self.forced = True
+        self.confirming = 0
         self._ask_all(lease, FORCE, now)
         self._decide(now)
 
@@ -468,6 +471,8 @@ class Room(Generic[W]):
         assert lease is not None
         if lease.unasked:
             self._ask_in_order(lease, now)
+        if now < lease.deadline and self.forced and not self._told_of_force(lease, now):
+            return
         if now < lease.deadline:  # a majority is ours
             self.attempt = None
             if self.forced:
@@ -493,6 +498,21 @@ class Room(Generic[W]):
                 self._give_up_force(lease, now)
             else:
                 self._give_up(lease, now)
+
+    def _told_of_force(self, lease: Lease, now: float) -> bool:
+        """Has whoever had the lock been told by now, and had the time to see what is in their key instead?
+
+        Their server has pushed that before it answered; one more question and answer is as long as theirs take. A
+        lock that was given back at once would be gone by then, and seem to have been deleted."""
+        keys = range(self.rules.keys)
+        if not self.confirming:
+            for index in keys:
+                if lease.votes[index] > now and self._ask(lease, index, READ, now):
+                    self.confirming |= 1 << index
+            lease.unread |= self.confirming
+            return not self.confirming
+        waited_for = self.confirming & lease.unread
+        return waited_for != self.confirming or not any(lease.asked[index] for index in keys if waited_for >> index & 1)
 
     def _give_up_force(self, lease: Lease, now: float) -> None:
         """The lock could not be taken over: see what is left of the lease of its holder."""

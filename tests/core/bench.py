@@ -104,6 +104,12 @@ class Bench:
         okay = ask is Ask.READ or found is OURS if ok is None else ok
         self.room.answered(*sent[:3], sent.when, okay, value, ttl, self.now)
 
+    def forced(self, *indexes: int) -> None:
+        """These keys are taken over, or the only one, and read once more."""
+        for index in indexes or (0,):
+            self.answer(Ask.FORCE, index)
+        self.answer(Ask.READ, indexes[0] if indexes else 0, ttl=round(self.rules.validity * 1000))
+
     def fail(self, ask: Ask, index: int = 0, error: Exception | None = None) -> None:
         self.room.failed(*self._take(ask, index)[:3], error, self.now)
 

@@ -244,6 +244,8 @@ def test_force_takes_the_lock_from_the_holder_in_this_process() -> None:
     assert bench.asks == [(Ask.FORCE, 0)]
     assert bench.told == []
     bench.answer(Ask.FORCE)
+    assert bench.told == []  # whoever had it elsewhere is to see what became of it
+    bench.answer(Ask.READ, ttl=5000)
     assert bench.told == [("lost", LossReason.TAKEN_OVER, None), ("granted", "me")]
     assert bench.room.holder is not lease
     assert bench.asks == [(Ask.RELEASE, 0)]  # of the former token
@@ -256,7 +258,7 @@ def test_force_comes_after_a_local_attempt_whatever_becomes_of_that(found: objec
     bench.join("waiter")
     bench.room.force("me", bench.now)
     bench.answer(Ask.TAKE, found=found)
-    bench.answer(Ask.FORCE)
+    bench.forced()
     assert bench.of("granted")[-1] == "me"
     assert bench.of("lost") == ([LossReason.TAKEN_OVER] if found is OURS else [])
 
@@ -265,8 +267,8 @@ def test_of_two_who_force_the_later_has_it_in_the_end() -> None:
     bench = Bench()
     bench.room.force("one", bench.now)
     bench.room.force("two", bench.now)
-    bench.answer(Ask.FORCE)
-    bench.answer(Ask.FORCE)
+    bench.forced()
+    bench.forced()
     assert bench.of("granted") == ["one", "two"]
     assert bench.of("lost") == [LossReason.TAKEN_OVER]
 
@@ -330,7 +332,25 @@ def test_a_force_that_comes_to_nothing_between_its_two_commands_is_tried_again(f
     bench.room.force("me", bench.now)
     bench.answer(Ask.FORCE, found=found, ok=True)
     assert bench.of("failed") == []
+    bench.forced()
+    assert bench.of("granted") == ["me"]
+
+
+def test_a_force_that_is_overwritten_before_it_is_told_is_tried_again() -> None:
+    bench = Bench()
+    bench.room.force("me", bench.now)
     bench.answer(Ask.FORCE)
+    bench.answer(Ask.READ, found=OTHER, ttl=5000)
+    assert bench.told == []
+    bench.forced()
+    assert bench.of("granted") == ["me"]
+
+
+def test_a_force_whose_second_look_is_not_answered_holds_what_it_has() -> None:
+    bench = Bench()
+    bench.room.force("me", bench.now)
+    bench.answer(Ask.FORCE)
+    bench.fail(Ask.READ, error=Trouble())
     assert bench.of("granted") == ["me"]
 
 
