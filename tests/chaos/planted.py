@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from asynclock.core.rules import RELEASE
 from asynclock.wire.commands import is_error
+from asynclock.wire.quarantine import Quarantine
 from asynclock.wire.requests import Request
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def _forget_refused_releases(spec: Spec) -> None:
 
     def forgetful(self: Request, answer: Any, earlier: Sequence[Any], now: float) -> None:
         if self.ask is RELEASE and is_error(answer) and str(answer).startswith(PASSING):
-            self.room.released(self.lease, True, now)
+            self.room.released(self.lease, self.index, True, now)
         else:
             reply(self, answer, earlier, now)
 
@@ -32,7 +33,18 @@ def _keep_noloop(spec: Spec) -> None:
     spec.options["no_loop_tracking"] = True
 
 
+def _believe_the_uptime(spec: Spec) -> None:
+    """That a server is another process now says nothing, as long as it says that it has been up for long."""
+    connected = Quarantine.connected
+
+    def trusting(self: Quarantine, label: str, run_id: str, started: float | None) -> None:
+        connected(self, label, "", started)
+
+    Quarantine.connected = trusting  # type: ignore[method-assign]  # that is the fault
+
+
 PLANTED: dict[str, Callable[[Spec], None]] = {
     "a refused release is forgotten": _forget_refused_releases,
     "NOLOOP though keys are evicted": _keep_noloop,
+    "the uptime is believed": _believe_the_uptime,
 }

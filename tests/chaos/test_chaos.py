@@ -79,6 +79,7 @@ def test_without_locks_it_is_found_out(tmp_path: Path, monkeypatch: pytest.Monke
     [
         ("a refused release is forgotten", "long", "NOREPLICAS", "nobody had it for|keys left when all had closed"),
         ("NOLOOP though keys are evicted", "evicting", "keys evicted", "two holders"),
+        ("the uptime is believed", "three", "restart by a clock that was off, with one server away", "two holders"),
     ],
 )
 def test_what_is_planted_is_found(tmp_path: Path, planted: str, deployment: str, fault: str, told: str) -> None:
