@@ -75,16 +75,18 @@ def test_without_locks_it_is_found_out(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("planted", "deployment", "fault", "told"),
+    ("planted", "deployment", "seconds", "fault", "told"),
     [
-        ("a refused release is forgotten", "long", "NOREPLICAS", "nobody had it for|keys left when all had closed"),
-        ("NOLOOP though keys are evicted", "evicting", "keys evicted", "two holders"),
-        ("the uptime is believed", "three", "restart by a clock that was off, with one server away", "two holders"),
+        ("a refused release is forgotten", "long", 10, "NOREPLICAS", "nobody had it for|keys left when all had closed"),
+        ("NOLOOP though keys are evicted", "evicting", 10, "keys evicted", "two holders"),
+        ("the uptime is believed", "three", 30, "restart by a clock that was off, with one server away", "two holders"),
     ],
 )
-def test_what_is_planted_is_found(tmp_path: Path, planted: str, deployment: str, fault: str, told: str) -> None:
+def test_what_is_planted_is_found(
+    tmp_path: Path, planted: str, deployment: str, seconds: float, fault: str, told: str
+) -> None:
     work = dataclasses.replace(work_for(deployment), planted=planted)
-    found = asyncio.run(running.run(work, deployment, 10.0, 1, tmp_path, print, [fault])).verdict.violations
+    found = asyncio.run(running.run(work, deployment, seconds, 1, tmp_path, print, [fault])).verdict.violations
     assert any(re.search(told, violation) for violation in found)
 
 
