@@ -69,8 +69,8 @@ class Block:
             self._stopping = [Cancellation(task, why) for task in self.tasks]
         if self.left or self.cancellation is not None or self._cancel_soon is not None:
             return
-        if asyncio.current_task() is self._parent:
-            # Cancelling oneself would strike at the first await after the block if the body has none left.
+        if _runs(self._parent):
+            # Cancelled now, it would be struck at the first await after the block if the body has none left.
             self._cancel_soon = asyncio.get_running_loop().call_soon(self._cancel_parent)
         else:
             self._cancel_parent()
@@ -144,3 +144,11 @@ class Block:
         if not self.aborting:
             self.failed = True
             self.abort(LEFT.format(self._name))
+
+
+def _runs(task: asyncio.Task[object]) -> bool:
+    """Is the code of ``task`` on the stack now? That of the current task is, and of one that has just begun another
+    eagerly (Python 3.12): the current task is that other one then."""
+    if asyncio.current_task() is None or task.done():
+        return False
+    return bool(getattr(task.get_coro(), "cr_running", True))  # of a coroutine that does not tell: it may

@@ -167,7 +167,13 @@ _all_collected = -math.inf
 
 def _handles_cancellation(task: asyncio.Task[Any]) -> bool:
     """Is ``task``, or one that it waits for, inside an ``except`` or ``finally`` that a cancellation has entered?"""
-    return any(_shows_cancellation(each.get_coro()) for each in _to_be_told(task) if isinstance(each, asyncio.Task))
+    # Not the tasks that are done: they handle nothing, and to ask one that has ended eagerly for its coroutine
+    # crashes Python 3.12.1.
+    return any(
+        _shows_cancellation(each.get_coro())
+        for each in _to_be_told(task)
+        if isinstance(each, asyncio.Task) and not each.done()
+    )
 
 
 def _shows_cancellation(awaited: Any) -> bool:

@@ -134,7 +134,7 @@ class Keeper:
 
     def open(self) -> asyncio.Task[None]:
         """Connect in this loop, once for however many ask. The task raises as ``connect``; ``end`` cancels it."""
-        if self.opening is None:
+        if self.opening is None or self.opening.done():  # an eager task may have failed before it was known here
             self.loop = asyncio.get_running_loop()
             self.opening = self.loop.create_task(self._open(), name=f"asynclock connecting to {self.where()}")
             # Whoever asked may all be gone when it fails.

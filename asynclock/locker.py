@@ -220,6 +220,7 @@ class Locker:
         self._closing.result()
 
     def _closed_error(self) -> LockerClosedError:
+        # Not its repr: an eager task that closes it tells the waiters before it is known to be there.
         return LockerClosedError(f"<Locker {self._keeper.where()} closed>: make a new Locker")
 
     def __del__(self) -> None:

@@ -54,8 +54,7 @@ class Loop:
         failures, known = 0, ""
         while pause is not None:
             try:
-                if pause:
-                    await asyncio.sleep(pause)
+                await asyncio.sleep(pause)  # 0 too: an eager task begins within ``start``
                 pause = await self._step()
                 failures, known = 0, ""
                 continue
