@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from asyncio import current_task
 from collections.abc import Callable, Coroutine
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Protocol
 
 from .core.lease import Lease
 from .core.room import Room
 from .core.rules import NEVER
-from .errors import AcquireTimeoutError, LockerClosedError, NotLockedError, ServerError
+from .errors import AcquireTimeoutError, ConfigurationError, LockerClosedError, NotLockedError, ServerError
 from .keeper import Keeper, Waiter
 from .options import Seconds, check_name, check_timeout
 from .scope import LockScope
@@ -86,18 +88,23 @@ class Acquisition:
                 enter = Room.try_join
         if type(name) is not str:
             check_name(name)
-        if asyncio.get_running_loop() is not loop:
+        # Is this a task of the locker's loop? Two looks, since asyncio.get_running_loop() asks for the process in 3.11.
+        task = None if loop is None or keeper.thread != get_ident() else current_task(loop)
+        if task is None:
             check_name(name)
             try:
                 async with asyncio.timeout(seconds or None):
                     await locker._ready()
+            except ConfigurationError:
+                self._locker = locker  # another event loop, perhaps: it was not used
+                raise
             except TimeoutError:
                 assert seconds is not None
                 why = ServerError(keeper.where(), "has not answered yet")
                 raise AcquireTimeoutError(name, seconds, str(why)) from why
             if locker._closing is not None:
                 raise locker._closed_error()  # in this very moment
-            loop = keeper.loop
+            loop, task = keeper.loop, current_task()
             now = keeper.now()
         assert loop is not None
         while True:
@@ -140,7 +147,7 @@ class Acquisition:
                     lease.owner = weakref.ref(scope)
                     if block:
                         self._scope = scope
-                        scope._enter()
+                        scope._enter(task)
                     return scope
             # Lost between being granted and getting here: it never was this caller's. Again.
             if locker._closing is not None:

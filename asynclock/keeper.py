@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection
 from functools import partial
+from threading import get_ident
 from typing import Any, Protocol
 
 from redis.asyncio.cluster import RedisCluster
@@ -90,8 +91,8 @@ class Keeper:
     ``_sweep`` if they are empty, and in ``disconnect``, nowhere else. ``loop`` is set while the locker is in
     use: connected, or connecting (``opening``). ``topology``, ``rules`` and what follows from them are set once it
     is connected, and there are no rooms before. ``serving`` is the loop as long as locks may be acquired without
-    further ado: connected, not ``closing``, not ``forked``. In the child of a fork that came while it was in use
-    nothing is ever sent again: ``forked``.
+    further ado: connected, not ``closing``, not ``forked``; ``thread`` is the one that it runs in. In the child of a
+    fork that came while it was in use nothing is ever sent again: ``forked``.
     """
 
     topology: Topology
@@ -117,6 +118,7 @@ class Keeper:
         self.rooms: dict[str, Room[Waiter]] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
         self.serving: asyncio.AbstractEventLoop | None = None
+        self.thread = 0
         self.forked = False
         self.now = clock
         self._room_bytes = 0  # about
@@ -145,7 +147,7 @@ class Keeper:
         try:
             await self.connect()
             if self.closing is None:
-                self.serving = self.loop
+                self.serving, self.thread = self.loop, get_ident()
         except BaseException:
             self.loop = None
             raise

@@ -51,9 +51,9 @@ class Locker:
     :raises ConfigurationError: naming the option, its value and the rule
 
     ``async with Locker(...)`` connects and closes; without it, the first acquisition connects, and
-    :meth:`aclose` closes. A locker belongs to one event loop and one process, those in which it is
-    connected. It is not thread-safe. When it is forgotten, and no scope or task of it is left, it is
-    closed with a ``ResourceWarning``.
+    :meth:`aclose` closes. A locker belongs to one event loop and one process, those in which it is connected;
+    elsewhere, what would change something or wait raises :class:`ConfigurationError`. When it is forgotten,
+    and no scope or task of it is left, it is closed with a ``ResourceWarning``.
     """
 
     def __init__(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import sys
 import warnings
+from asyncio import current_task
 from collections.abc import Coroutine
 from contextvars import Context
+from threading import get_ident
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -14,7 +16,7 @@ from .block import LEFT, Block
 from .core.lease import Lease
 from .core.room import Room
 from .core.rules import LossReason
-from .errors import LockLostError
+from .errors import ConfigurationError, LockLostError
 from .keeper import Keeper
 
 T = TypeVar("T")
@@ -28,6 +30,11 @@ class LockScope:
     and the body. When the lock is lost, body and tasks are cancelled and the block raises
     :class:`LockLostError`. Without ``async with``, nothing is cancelled: look at :attr:`held`, call
     :meth:`check`, or await :meth:`wait_lost`; and call :meth:`release`.
+
+    :attr:`name`, :attr:`held`, :attr:`lost_reason`, :meth:`remaining` and :meth:`check` may be called from any
+    thread. Everything else belongs to the event loop of the locker, and raises :class:`ConfigurationError`
+    elsewhere, where it changes nothing; from a thread, ``loop.call_soon_threadsafe(scope.cancel)`` and
+    ``asyncio.run_coroutine_threadsafe(scope.release(), loop)`` do it.
 
     Invariants: ``_lease`` is set while the lock is held, as far as is known here; the three ways to
     end it are ``_on_lost``, ``_end`` by ``release`` or exit, and ``__del__``. The parent task is
@@ -108,6 +115,7 @@ class LockScope:
 
     async def wait_lost(self) -> LossReason | None:
         """Wait until the lock is lost, and return why; ``None`` if it is released instead."""
+        self._check_here()
         self._look()
         if self._lease is not None:
             future = asyncio.get_running_loop().create_future()
@@ -126,9 +134,15 @@ class LockScope:
     async def release(self) -> None:
         """Give the lock back. Waits for the server's answer, for ``try_next_after`` seconds if it is
         silent; the key of a server that is down dies by its time to live. Does nothing for a lock
-        that is lost or released. Tasks of the scope go on; to stop them too, use :meth:`cancel`."""
+        that is lost or released. Tasks of the scope go on; to stop them too, use :meth:`cancel`.
+
+        :raises ConfigurationError: called in another event loop or thread than the locker's
+        """
+        gone = self._gone()
+        if not gone:
+            self._check_here()
         lease = self._end()
-        if lease is not None:
+        if lease is not None and not gone:
             keeper = self._keeper
             now = keeper.now()
             keeper.give_back(self._room, lease, now)
@@ -147,7 +161,14 @@ class LockScope:
 
     def cancel(self) -> None:
         """Stop the body and the tasks, release, and let the block end silently. Without
-        ``async with``: release, without waiting for the server."""
+        ``async with``: release, without waiting for the server.
+
+        :raises ConfigurationError: called in another event loop or thread than the locker's
+        """
+        if self._gone():
+            self._end()
+            return
+        self._check_here()
         if self._exiting:
             return
         if self._parent is None:
@@ -167,10 +188,13 @@ class LockScope:
 
         :raises LockLostError: the lock is lost
         :raises RuntimeError: not inside ``async with``, or the block is being left
+        :raises ConfigurationError: called in another event loop or thread than the locker's
         """
         self._look()
         problem: Exception | None = None
-        if self._parent is None:
+        if not self._here():
+            problem = self._elsewhere()
+        elif self._parent is None:
             problem = RuntimeError(f"lock {self.name!r}: create_task needs 'async with' around it")
         elif self._lease is None:
             problem = self._error()
@@ -186,14 +210,14 @@ class LockScope:
     # The block
 
     async def __aenter__(self) -> LockScope:
+        self._check_here()
         if self._parent is not None:
             raise RuntimeError(f"lock {self.name!r}: a scope can be entered once; acquire the lock again")
         self.check()
-        self._enter()
+        self._enter(current_task())
         return self
 
-    def _enter(self) -> None:
-        parent = asyncio.current_task(self._keeper.loop)
+    def _enter(self, parent: asyncio.Task[Any] | None) -> None:
         if parent is None:
             raise RuntimeError(f"lock {self.name!r}: 'async with' needs a task around it")
         self._parent = parent
@@ -208,6 +232,8 @@ class LockScope:
             and lease is not None
             and self._block is None
             and keeper.serving is not None
+            and keeper.thread == get_ident()
+            and current_task(keeper.serving) is self._parent
             and (now := keeper.now()) < lease.deadline
         ):
             # Nothing to stop, nobody to wait for: just give the lock back.
@@ -225,6 +251,8 @@ class LockScope:
             if self._reason is not None:
                 raise self._error()
             return None
+        if not isinstance(error, GeneratorExit) and not self._gone():
+            self._check_here()
         try:
             return await self._exit(error)
         finally:
@@ -310,9 +338,9 @@ class LockScope:
         """The lock is no longer this scope's: stop everything, and never ask a server about it."""
         if reason is LossReason.CLOSED:
             self._unreleased = self._lease  # to be given back when the body is out
-        self._lease = None
-        self._reason = reason
         self._detail = detail
+        self._reason = reason
+        self._lease = None  # last: a thread that finds it gone may ask why
         self._wake()
         if self._parent is not None:
             self._abort()
@@ -333,6 +361,21 @@ class LockScope:
             return asyncio.get_running_loop() is self._keeper.loop
         except RuntimeError:
             return False
+
+    def _check_here(self) -> None:
+        if not self._here():
+            raise self._elsewhere()
+
+    def _elsewhere(self) -> ConfigurationError:
+        return ConfigurationError(
+            f"lock {self.name!r}: its scope belongs to the event loop of its locker, which does not run here; "
+            "ask that loop to call it, with loop.call_soon_threadsafe or asyncio.run_coroutine_threadsafe"
+        )
+
+    def _gone(self) -> bool:
+        """Is there nothing left to be asked: a loop that is closed, a forked child's copy?"""
+        loop = self._keeper.loop
+        return self._keeper.forked or loop is None or loop.is_closed()
 
     def _find_out(self, lease: Lease) -> None:
         """Was the lock lost before, and that not noticed until its keys were to be released?"""
@@ -357,7 +400,7 @@ class LockScope:
         """Send the release on leaving the block. Returns the lease whose release is worth waiting for."""
         lease = self._end()
         give_back = lease or self._unreleased
-        if give_back is not None:
+        if give_back is not None and not self._gone():
             self._keeper.give_back(self._room, give_back, self._keeper.now())
         return lease
 
