@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from .cancellation import Cancellation
+from .whereabouts import Home
 
 LEFT = "the block of lock {!r} is being left"
 
@@ -16,13 +17,15 @@ class Block:
     There is one as soon as a scope has tasks, is stopped, or is left by an exception: most scopes never need it.
 
     Invariants: the parent is never cancelled once ``left`` is set; ``aborting`` is set before anything is
-    cancelled, and whatever is added after that is cancelled too.
+    cancelled, and whatever is added after that is cancelled too. Once the block is ``closed`` (by a
+    GeneratorExit) nobody waits for its tasks, and nobody is left to raise their errors to.
     """
 
     __slots__ = (
         "_cancel_soon",
         "_done",
         "_exit",
+        "_home",
         "_name",
         "_parent",
         "_stopping",
@@ -30,14 +33,16 @@ class Block:
         "aborting",
         "base_error",
         "cancellation",
+        "closed",
         "errors",
         "failed",
         "left",
         "stopped",
         "tasks",
+        "when_done",
     )
 
-    def __init__(self, name: str, parent: asyncio.Task[object]) -> None:
+    def __init__(self, name: str, parent: asyncio.Task[object], home: Home) -> None:
         self.tasks: set[asyncio.Task[object]] = set()
         self.errors: list[BaseException] = []  #: of tasks
         self.base_error: BaseException | None = None  #: the first of those that end the program
@@ -46,6 +51,9 @@ class Block:
         self.failed = False  #: ... because a task failed
         self.stopped = False  #: ... because of ``cancel``
         self.cancellation: Cancellation | None = None  #: of the parent
+        self.closed = False
+        self.when_done: Callable[[], None] | None = None  #: to be called when it is closed and all tasks are done
+        self._home = home
         self._name = name
         self._parent = parent
         self._why = ""
@@ -83,6 +91,12 @@ class Block:
         if self.cancellation is not None:
             self.cancellation.stop()
 
+    def take_back(self) -> None:
+        """The parent is no longer to be stopped by this."""
+        if self.cancellation is not None:
+            for _ in range(self.cancellation.count):
+                self._parent.uncancel()
+
     async def tasks_done(self, why: Callable[[], str]) -> asyncio.CancelledError | None:
         """Wait for the tasks. A cancellation meanwhile stops them, and is returned."""
         cancelled = None
@@ -98,6 +112,12 @@ class Block:
             return cancelled
         finally:
             del cancelled  # no cycle through its traceback
+
+    def tell_loop(self, errors: list[BaseException]) -> None:
+        """Of tasks, when there is nobody else to be told."""
+        for error in errors:
+            message = f"a task of lock {self._name!r} failed, and its block was closed"
+            asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
 
     def exit(self) -> asyncio.Future[None]:
         """Done when the scope has been left."""
@@ -120,23 +140,19 @@ class Block:
         self.base_error = None
 
     def _cancel_parent(self) -> None:
-        self.cancellation = Cancellation(self._parent, self._why)
+        self.cancellation = Cancellation(self._parent, self._why, self._home)
 
     def _task_done(self, task: asyncio.Task[object]) -> None:
         self.tasks.discard(task)
         if self._done is not None and not self.tasks and not self._done.done():
             self._done.set_result(None)
-        if task.cancelled() or (error := task.exception()) is None:
+        error = None if task.cancelled() else task.exception()
+        if self.when_done is not None and not self.tasks:
+            self.when_done()
+        if error is None:
             return
-        if self._parent.done():
-            # The block was closed under the task (GeneratorExit): nobody is left to raise it to.
-            asyncio.get_running_loop().call_exception_handler(
-                {
-                    "message": f"task {task!r} of lock {self._name!r} failed after its block was closed",
-                    "exception": error,
-                    "task": task,
-                }
-            )
+        if self.closed:
+            self.tell_loop([error])
             return
         self.errors.append(error)
         if self.base_error is None and isinstance(error, SystemExit | KeyboardInterrupt):

@@ -26,6 +26,9 @@ An exception that was dropped may live on, and must not keep the task going:
 
 What cannot be told from an exception that is to be raised again later is one that the program itself
 still keeps, in an attribute or a variable: that task is left in peace too.
+
+A task that runs beside its block, which is in a generator that it has left at a ``yield``, is cancelled once, and
+again only when it is in there again (whereabouts.py).
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ import time
 import weakref
 from typing import Any
 
-MAX_DEPTH = 1000  # coroutines that await each other
+from .whereabouts import Home, awaited_by, cancelled_with, frames
+
 MAX_PAUSE = 0.1  # seconds between cancellations of a task that drops every one
 FIRST_LOOK, LAST_LOOK = 0.001, 0.25  # seconds between looks at a task that has not ended; each twice the one before
 PATIENCE = 0.2  # seconds in which no frame shows an exception, and it lives: then old objects are collected too
@@ -50,13 +54,14 @@ class _Message(str):
 class Cancellation:
     """A cancellation of ``task`` that insists until ``stop``, or until the task is done."""
 
-    __slots__ = ("__weakref__", "_alive", "_dropped", "_loop", "_message", "_next", "_task", "_told", "count")
+    __slots__ = ("__weakref__", "_alive", "_dropped", "_home", "_loop", "_message", "_next", "_task", "_told", "count")
 
-    def __init__(self, task: asyncio.Task[Any], message: str) -> None:
+    def __init__(self, task: asyncio.Task[Any], message: str, home: Home | None = None) -> None:
         self.count = 0  #: how many ``uncancel()`` it takes to undo it
         self._task: asyncio.Task[Any] | None = task
         self._loop = asyncio.get_running_loop()
         self._message = message
+        self._home = home  # of the block, if this is the task that has entered one
         self._alive: weakref.ref[_Message] | None = None
         self._dropped = math.inf  # since when no frame shows it
         self._told: dict[asyncio.Future[Any], bool] = {}  # who was given the message; was it done at the last look?
@@ -74,14 +79,14 @@ class Cancellation:
         task = self._task
         if task is None or task.done():
             return
-        if self.count and _handles_cancellation(task):
-            # Another one's, or one that a library made anew: heard all the same. Look again later.
+        if self.count and (_handles_cancellation(task) or (self._home is not None and self._home.is_beside(task))):
+            # Another one's, or one that a library made anew: heard all the same. Or not its business now. Look again.
             self._next = self._loop.call_later(MAX_PAUSE, self._strike)
             return
         self.count += 1
         message = _Message(self._message)
         self._alive = weakref.ref(message, self._died)
-        self._told = _to_be_told(task)
+        self._told = cancelled_with(task)
         try:
             task.cancel(message)
         except Exception as error:
@@ -136,21 +141,6 @@ class Cancellation:
             self._next = self._loop.call_later(pause, self._strike)
 
 
-def _to_be_told(task: asyncio.Task[Any]) -> dict[asyncio.Future[Any], bool]:
-    """The task, and whoever ``task.cancel()`` passes the cancellation on to."""
-    found: dict[asyncio.Future[Any], bool] = {}
-    rest: list[Any] = [task]
-    while rest:
-        each = rest.pop()
-        if isinstance(each, asyncio.Future) and each not in found:
-            found[each] = False
-            rest.append(getattr(each, "_fut_waiter", None))
-            children = getattr(each, "_children", None)  # of a gather; what a subclass calls so may be anything
-            if isinstance(children, list):
-                rest += children
-    return found
-
-
 def _collect(since: float) -> None:
     """Collect what may be garbage for as long as that: of many tasks that go on, one has old objects collected too."""
     global _all_collected
@@ -167,37 +157,19 @@ _all_collected = -math.inf
 
 def _handles_cancellation(task: asyncio.Task[Any]) -> bool:
     """Is ``task``, or one that it waits for, inside an ``except`` or ``finally`` that a cancellation has entered?"""
-    # Not the tasks that are done: they handle nothing, and to ask one that has ended eagerly for its coroutine
-    # crashes Python 3.12.1.
-    return any(
-        _shows_cancellation(each.get_coro())
-        for each in _to_be_told(task)
-        if isinstance(each, asyncio.Task) and not each.done()
-    )
+    return any(_shows_cancellation(frame) for each in awaited_by(task) for frame in frames(each))
 
 
-def _shows_cancellation(awaited: Any) -> bool:
+def _shows_cancellation(frame: Any) -> bool:
     """Does a suspended frame handle a cancellation?
 
     A suspended coroutine or generator keeps the exception that it handles where the garbage collector
     can see it. (A local variable that holds one is seen too: then it is left in peace.)
     """
-    for _ in range(MAX_DEPTH):
-        if awaited is None or isinstance(awaited, asyncio.Future):
-            break
-        below = None
-        for each in gc.get_referents(awaited):
-            error = each
-            while isinstance(error, BaseException):
-                if isinstance(error, asyncio.CancelledError):
-                    return True
-                error = error.__context__
-            if type(awaited).__name__ in _WRAPPERS and (hasattr(each, "ag_await") or hasattr(each, "cr_await")):
-                below = each  # async for, asynccontextmanager, __await__: the generator or coroutine inside
-        for name in ("cr_await", "gi_yieldfrom", "ag_await"):
-            below = below or getattr(awaited, name, None)
-        awaited = below
+    for error in gc.get_referents(frame):
+        # Not isinstance: it asks the object, which may be a proxy that stands for nothing now.
+        while issubclass(type(error), BaseException):
+            if isinstance(error, asyncio.CancelledError):
+                return True
+            error = error.__context__
     return False
-
-
-_WRAPPERS = ("async_generator_asend", "async_generator_athrow", "coroutine_wrapper")

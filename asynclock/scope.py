@@ -18,6 +18,7 @@ from .core.room import Room
 from .core.rules import LossReason
 from .errors import ConfigurationError, LockLostError
 from .keeper import Keeper
+from .whereabouts import Home
 
 T = TypeVar("T")
 
@@ -251,28 +252,27 @@ class LockScope:
             if self._reason is not None:
                 raise self._error()
             return None
-        if not isinstance(error, GeneratorExit) and not self._gone():
+        if isinstance(error, GeneratorExit):
+            return self._closed()
+        if not self._gone():
             self._check_here()
+        closed = False
         try:
             return await self._exit(error)
+        except GeneratorExit:
+            closed = True
+            self._closed()
+            raise
         finally:
-            self._to_stop().close()
+            if not closed:
+                self._to_stop().close()
 
     async def _exit(self, error: BaseException | None) -> bool:
         """The rules are those of ``asyncio.TaskGroup.__aexit__`` (Python 3.13), with two more causes
         to stop the body, the loss and ``cancel``, and with the body's own exception left bare."""
         self._exiting = True
-        parent, block = self._parent, self._to_stop()
-        assert parent is not None
+        block = self._to_stop()
         block.leave()
-        if isinstance(error, GeneratorExit):
-            # The coroutine is being closed: nothing can be awaited any more.
-            if self._here():
-                self._abort()
-                self._finish()
-            elif (lease := self._end()) is not None:
-                self._keeper.dropped(self._room, lease)  # no loop runs: when it does
-            return False
         cancelled = error if isinstance(error, asyncio.CancelledError) else None
         cancellation = block.cancellation
         if error is not None:
@@ -286,9 +286,8 @@ class LockScope:
             cancelled = await self._keeper.settling.wait(lease) or cancelled
             self._find_out(lease)
 
-        for _ in range(cancellation.count if cancellation is not None else 0):
-            parent.uncancel()
-        outside_too = parent.cancelling() > self._baseline
+        block.take_back()
+        leaver, outside_too = self._leaver()
         if cancelled is not None and cancellation is not None:
             if not outside_too:
                 cancelled = None  # it was this scope's own
@@ -313,12 +312,19 @@ class LockScope:
         if outside_too and cancelled is not None and sys.version_info >= (3, 13):
             # What is raised now goes before the cancellation, which comes at the next await. Before
             # 3.13 uncancel() leaves such a one pending, and its owner could not take it back.
-            parent.uncancel()
-            parent.cancel()
+            leaver.uncancel()
+            leaver.cancel()
+        if own and error is not None:
+            if not block.errors:
+                return False
+            block.errors.append(error)
+        self._tell(block)
+        return error is not None
+
+    def _tell(self, block: Block) -> None:
+        """Raise what has become of the tasks and of the lock."""
         lost = self._reason is not None and not block.stopped
         if block.errors:
-            if own and error is not None:
-                block.errors.append(error)
             group = BaseExceptionGroup(f"unhandled errors in the tasks of lock {self.name!r}", block.errors)
             try:
                 if lost and not block.failed:
@@ -326,11 +332,58 @@ class LockScope:
                 raise group from None
             finally:
                 del group  # no cycle, as above
-        if own:
-            return False
         if lost:
             raise self._error() from None
-        return error is not None
+
+    def _leaver(self) -> tuple[asyncio.Task[Any], bool]:
+        """The task that leaves the block, mostly the one that has entered it; is it cancelled by others?"""
+        parent = self._parent
+        assert parent is not None
+        leaver = current_task() or parent
+        return leaver, leaver.cancelling() > (self._baseline if leaver is parent else 0)
+
+    def _closed(self) -> bool:
+        """The generator or coroutine that the block is in is being closed: nothing can be awaited any more."""
+        self._exiting = True
+        if self._gone():
+            self._end()
+        elif self._here():
+            self._close()
+        elif self._block is not None:
+            assert self._keeper.loop is not None
+            self._keeper.loop.call_soon_threadsafe(self._close)
+        elif (lease := self._end()) is not None:
+            self._keeper.dropped(self._room, lease)
+        return False
+
+    def _close(self) -> None:
+        block = self._to_stop()
+        block.leave()
+        self._abort()
+        block.take_back()
+        block.closed = True
+        if block.tasks:
+            block.when_done = self._closed_under_tasks  # they hold the lock until then, and it this scope
+        else:
+            self._finish()
+        try:
+            # Whoever else closes it (the garbage collector, in a task of its own) has not worked with this lock; and
+            # what was cancelled by others is on its way out already.
+            if current_task() is not self._parent or self._leaver()[1]:
+                block.tell_loop(block.errors)
+            elif block.base_error is not None:
+                raise block.base_error
+            else:
+                self._tell(block)
+        finally:
+            if block.when_done is None:
+                block.close()
+
+    def _closed_under_tasks(self) -> None:
+        block = self._to_stop()
+        block.when_done = None
+        self._finish()
+        block.close()
 
     # What the locker tells, and what follows from it
 
@@ -406,7 +459,8 @@ class LockScope:
 
     def _left(self, closing: asyncio.Task[Any] | None) -> asyncio.Future[None] | None:
         """For ``aclose`` in the task ``closing``: done when the block has been left. ``None``: nothing to wait for."""
-        if self._parent is None or self._parent is closing or self._parent.done():
+        waits = self._block is not None and self._block.when_done is not None  # for its tasks, and for nobody else
+        if not waits and (self._parent is None or self._parent is closing or self._parent.done()):
             return None
         return self._to_stop().exit()
 
@@ -425,7 +479,7 @@ class LockScope:
         """The block, now that it matters."""
         if self._block is None:
             assert self._parent is not None
-            self._block = Block(self.name, self._parent)
+            self._block = Block(self.name, self._parent, Home(self))
         return self._block
 
     def _abort(self) -> None:

@@ -95,6 +95,23 @@ async def in_a_thread(_: Locker, lose: Callable[[], None]) -> None:
     await asyncio.to_thread(thread_may_end.wait, 5)
 
 
+class Proxy:
+    """As frameworks have it: what it stands for is not there now, and to ask for it is an error."""
+
+    @property
+    def __class__(self) -> type:
+        raise RuntimeError("working outside of a request")
+
+
+async def beside_a_proxy(_: Locker, lose: Callable[[], None]) -> None:
+    request = Proxy()
+    lose()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(5)
+    await asyncio.sleep(5)
+    del request
+
+
 async def raised_again(_: Locker, lose: Callable[[], None]) -> None:
     lose()
     try:
@@ -130,6 +147,7 @@ thread_may_end = threading.Event()
         task_that_swallows,
         future,
         in_a_thread,
+        beside_a_proxy,
         raised_again,
     ],
 )

@@ -1,0 +1,176 @@
+"""Where the block of a scope is: below its task, or in an async generator that is suspended beside it.
+
+An async generator can be left in the middle of a block, at its ``yield``, and the task that has entered the block
+runs other code then. That may be the body of a context manager around it (``contextlib.asynccontextmanager``), of
+``async with aclosing(...)`` or of an ``async for``, and belong to the block; or the program has lost interest in the
+generator, and what it does is none of its business. What tells them apart is whether some ``async with`` or
+``async for``, in a frame of the task, leads to the block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import math
+import sys
+import time
+import types
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+# "Frame" means a coroutine or generator here: what the garbage collector says of it is what its frame keeps.
+MAX_DEPTH = 1000  # coroutines that await each other
+MAX_PARTS = 500  # objects of the context managers of a frame that are looked at
+MAX_SHARE = 0.1  # of the time, for searches: each goes through all objects that there are
+
+_WRAPPERS = ("async_generator_asend", "async_generator_athrow", "coroutine_wrapper")
+
+
+class Home:
+    """Where the block of ``scope``, which has been entered, is. It never moves."""
+
+    __slots__ = ("_generator", "_known", "_scope", "_since")
+
+    def __init__(self, scope: object) -> None:
+        self._scope = weakref.ref(scope)
+        self._since = time.monotonic()
+        self._generator: weakref.ref[object] | None = None
+        self._known = False
+
+    def is_beside(self, task: asyncio.Task[Any]) -> bool:
+        """Is it in a generator, and ``task``, which is suspended, in other code? Also while that is not known yet."""
+        scope = self._scope()
+        if scope is None or (self._known and self._generator is None):
+            return False
+        kind = type(scope)
+        if any(each is scope for awaited in awaited_by(task) for frame in frames(awaited) for each in _in(frame, kind)):
+            return False
+        if not self._known:
+            if not _search.done_since(self._since, kind):
+                return True
+            self._known = True
+            self._generator = _search.found.get(scope)
+        return self._generator is not None and self._generator() is not None
+
+
+class _Search:
+    """The generators with blocks in them. One search serves all who have been waiting for it."""
+
+    def __init__(self) -> None:
+        self.found: weakref.WeakKeyDictionary[object, weakref.ref[object]] = weakref.WeakKeyDictionary()
+        self._at = self._again = -math.inf
+
+    def done_since(self, since: float, kind: type) -> bool:
+        now = time.monotonic()
+        if self._at < since and now >= self._again:
+            self._at = now
+            self._go_through(gc.get_objects(), kind)
+            now = time.monotonic()
+            self._again = now + (now - self._at) / MAX_SHARE
+        return self._at >= since
+
+    def _go_through(self, objects: list[object], kind: type) -> None:
+        # The body of a context manager belongs to the block, wherever the manager is kept.
+        managers = (each for each in objects if type(each) is contextlib._AsyncGeneratorContextManager)
+        managed = {id(getattr(each, "gen", None)) for each in managers}
+        for each in objects:
+            if type(each) is types.AsyncGeneratorType and id(each) not in managed:
+                for scope in _in(each, kind):
+                    self.found[scope] = weakref.ref(each)
+
+
+_search = _Search()
+
+
+def awaited_by(task: asyncio.Task[Any]) -> list[Any]:
+    """The coroutines of the task, and of the tasks that it waits for."""
+    # Not of those that are done: to ask one that has ended eagerly crashes Python 3.12.1.
+    return [each.get_coro() for each in cancelled_with(task) if isinstance(each, asyncio.Task) and not each.done()]
+
+
+def cancelled_with(task: asyncio.Task[Any]) -> dict[asyncio.Future[Any], bool]:
+    """The task, and whoever ``task.cancel()`` passes the cancellation on to."""
+    found: dict[asyncio.Future[Any], bool] = {}
+    rest: list[Any] = [task]
+    while rest:
+        each = rest.pop()
+        if isinstance(each, asyncio.Future) and each not in found:
+            found[each] = False
+            rest.append(getattr(each, "_fut_waiter", None))
+            children = getattr(each, "_children", None)  # of a gather; what a subclass calls so may be anything
+            if isinstance(children, list):
+                rest += children
+    return found
+
+
+def frames(awaited: Any) -> Iterator[Any]:
+    """The coroutines and generators that are suspended in each other, from the outermost inwards."""
+    for _ in range(MAX_DEPTH):
+        if awaited is None or isinstance(awaited, asyncio.Future):
+            break
+        yield awaited
+        below = None
+        if type(awaited).__name__ in _WRAPPERS:
+            for each in gc.get_referents(awaited):
+                if hasattr(each, "ag_await") or hasattr(each, "cr_await"):
+                    below = each  # async for, asynccontextmanager, __await__: the generator or coroutine inside
+        for name in ("cr_await", "gi_yieldfrom", "ag_await"):
+            below = below or getattr(awaited, name, None)
+        awaited = below
+
+
+def _in(frame: Any, kind: type) -> Iterator[object]:
+    """The scopes (those are the ``kind``) that a suspended frame is inside of: by an ``async with`` of them or of
+    something that has entered them, or by an ``async for`` over a generator that is."""
+    rest = [frame]
+    seen: set[int] = set()
+    while rest and len(seen) < MAX_PARTS:
+        each = rest.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if issubclass(type(each), kind):  # not isinstance: it asks the object, which may be a proxy
+            yield each
+            continue
+        parts = gc.get_referents(each)
+        if each is frame or type(each) in _FRAMES:
+            rest += [part.__self__ for part in parts if type(part) is types.MethodType and _is_exit(part)]
+            rest += _iterated(each, [part for part in parts if type(part) is types.AsyncGeneratorType])
+        else:
+            rest[:0] = [part for part in parts[:MAX_PARTS] if not issubclass(type(part), _NO_PARTS)]
+
+
+def _is_exit(method: object) -> bool:
+    """Is it what an ``async with`` is going to call?"""
+    return getattr(method, "__name__", "") in ("__aexit__", "__exit__")
+
+
+def _iterated(awaited: Any, generators: list[object]) -> list[object]:
+    """Those of the generators that a suspended frame keeps otherwise than in a variable."""
+    frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)
+    if not generators or frame is None:
+        return []
+    variables = frame.f_locals
+    for name in set(frame.f_code.co_varnames).difference(frame.f_code.co_cellvars):
+        value = variables.get(name)
+        if any(value is each for each in generators):
+            del generators[next(index for index, each in enumerate(generators) if each is value)]
+    if sys.version_info < (3, 13):
+        variables.clear()  # a copy, and the frame keeps it: what is in there would live on
+    return generators
+
+
+_FRAMES = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
+_NO_PARTS = (
+    type,
+    types.ModuleType,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.CodeType,
+    types.FrameType,
+    types.TracebackType,
+    asyncio.AbstractEventLoop,
+    asyncio.Future,
+)
