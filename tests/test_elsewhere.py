@@ -172,6 +172,8 @@ def test_a_closed_loop_is_not_asked(server: Server) -> None:
         close(scope)
         close(scope)
         assert not scope.held
+        with pytest.warns(ResourceWarning, match="was forgotten without aclose"):
+            del scope, locker
 
 
 @pytest.mark.asyncio
