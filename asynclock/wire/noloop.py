@@ -34,6 +34,7 @@ class Report(NamedTuple):
     evicts: bool = True  #: may it evict keys?
     evicted: int = 0  #: how many it has evicted
     full: bool = False  #: is there no room in the tracking table?
+    tells: bool = True  #: does it tell how large that is?
 
     @property
     def safe(self) -> bool:
@@ -42,24 +43,25 @@ class Report(NamedTuple):
 
 
 def understood(replies: Sequence[Any]) -> Report:
-    """What the answers to ``QUESTIONS`` mean. Who does not answer may evict keys."""
-    memory, stats, config = replies
+    """What the answers to ``QUESTIONS`` mean, or to all but the last. Who does not answer may evict keys."""
+    memory, stats, *rest = replies
     about: dict[bytes, bytes] = {}
     for told in (memory, stats):
         if isinstance(told, bytes):
             for line in told.splitlines():
                 name, _, value = line.partition(b":")
                 about[name] = value
-    most = MAX_KEYS
+    config: Any = rest[0] if rest else None
     if isinstance(config, dict):
         config = [part for pair in config.items() for part in pair]
-    if isinstance(config, list) and len(config) == 2:
-        most = _number(config[1], MAX_KEYS)
+    tells = isinstance(config, list) and len(config) == 2
+    most = _number(config[1], MAX_KEYS) if tells else MAX_KEYS
     tracked = _number(about.get(b"tracking_total_keys"), 0)
     return Report(
         evicts=about.get(b"maxmemory_policy") != b"noeviction",
         evicted=_number(about.get(b"evicted_keys"), 0),
         full=0 < most * ROOM <= tracked,
+        tells=tells,
     )
 
 
@@ -87,7 +89,9 @@ class Vigil:
     def _look(self) -> None:
         if not self._asked and not self._wire.full and self._in_use():
             self._asked = True
-            self._wire.send(b"".join(QUESTIONS), self, len(QUESTIONS), self._wire.clock())
+            # Not what was refused: the server notes each refusal (``ACL LOG``).
+            questions = QUESTIONS if self._report.tells else QUESTIONS[:-1]
+            self._wire.send(b"".join(questions), self, len(questions), self._wire.clock())
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         self._asked = False

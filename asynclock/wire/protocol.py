@@ -22,6 +22,7 @@ from .violations import ViolationError
 log = logging.getLogger("asynclock")
 
 PING = b"*1\r\n$4\r\nPING\r\n"
+HELLO = b"*1\r\n$5\r\nHELLO\r\n"
 _MORE = object()  # what the reader answers when it wants more bytes
 _PUSH = hiredis.PushNotification
 MAX_UNSENT = 1 << 20  # bytes that may wait here while the kernel takes no more
@@ -71,6 +72,21 @@ class _Nobody:
 _NOBODY = _Nobody()
 
 
+class _Pong:
+    """The answer to a ping, whatever it is."""
+
+    __slots__ = ("_wire",)
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
+        if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOPERM"):
+            self._wire._question = HELLO  # which no permission takes away: refusals are noted on the server
+
+    def dropped(self) -> None: ...
+
+
 class Wire(asyncio.Protocol):
     """One connection. State: ``waiting`` (who is told of the next replies; None: nobody yet, it goes
     into ``_earlier`` until the last one of the same request) and ``_out`` (what leaves at the end of
@@ -105,6 +121,7 @@ class Wire(asyncio.Protocol):
         self._flushing = False
         self._at_once = at_once
         self._alone = False  # was the last thing that left the only one of its loop turn?
+        self._question = PING
         self.problem: Exception | None = None  # why it was dropped from this side
         self.waiting: deque[Expects | None] = deque()
         self._earlier: list[Any] = []
@@ -120,7 +137,7 @@ class Wire(asyncio.Protocol):
     def ping(self, now: float) -> None:
         """Nothing has been heard for a while: ask something, unless that is waited for."""
         if not self.waiting:
-            self.send(PING, Call(self._loop), 1, now)
+            self.send(self._question, _Pong(self), 1, now)
 
     def send(self, data: bytes, expects: Expects, replies: int, now: float) -> None:
         """Send in this loop turn. ``expects`` gets that many replies, all at once, or ``dropped``."""
