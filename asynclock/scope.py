@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import warnings
-from asyncio import current_task
+from asyncio import _get_running_loop, current_task
 from collections.abc import Coroutine
 from contextvars import Context
-from threading import get_ident
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -232,9 +231,7 @@ class LockScope:
             error is None
             and lease is not None
             and self._block is None
-            and keeper.serving is not None
-            and keeper.thread == get_ident()
-            and current_task(keeper.serving) is self._parent
+            and _get_running_loop() is keeper.serving is not None
             and (now := keeper.now()) < lease.deadline
         ):
             # Nothing to stop, nobody to wait for: just give the lock back.

@@ -51,6 +51,7 @@ class Lease:
     watched: int  # once it is lost: bit i: a change of key i makes another one worth while
     # Once it is won:
     acquired_at: float
+    looked_at: float  # once it is extended: when was sent what showed last that a key is still ours
     owner: Any  # the shell's: who is told of a loss
     # Once it is done:
     released_at: float
@@ -96,7 +97,6 @@ class Lease:
         self.pushed = 0  # bit i: key i changed while it was being asked
         self.doubted = 0  # bit i: key i may have changed, and has not been looked at since then
         self.look_at = NEVER  # when that is done, if not at once
-        self.looked_at = 0.0  # when was sent what showed last that a key is still ours
         self.owed = 0
         self.refused = 0  # bit i: somebody else had key i, or it was gone again at once
         self.deadline = 0.0

@@ -226,7 +226,7 @@ class Room(Generic[W]):
         if lease.done:
             if lease.missed >> index & 1 and ask is READ:
                 lease.cause = lease.why_lost(index, found, lease.released_at)
-                self._release_over(lease, now)
+                self.released(lease, index, True, now)
             elif self.turns is not None and lease is self.turns.watch:
                 self._watched(self.turns, lease, found, ttl, now)
             elif lease is self.fruitless and self.attempt is None and self.queue:
@@ -286,7 +286,7 @@ class Room(Generic[W]):
             lease.extending &= ~(1 << index)
         if lease.done:
             if lease.missed >> index & 1 and ask is READ:
-                self._release_over(lease, now)
+                self.released(lease, index, True, now)
             return
         lease.error = error
         if ask <= FORCE:
@@ -310,12 +310,8 @@ class Room(Generic[W]):
         if not ok:
             lease.missed |= 1 << index
             if lease.votes[index] and self.port.ask(self, lease, index, READ, now):
-                lease.asked[index] += 1  # it was lost before: what has become of it says why
+                lease.asked[index] += 1  # it was lost before: what has become of it says why, and comes back here
                 return
-        self._release_over(lease, now)
-
-    def _release_over(self, lease: Lease, now: float) -> None:
-        """All that can be known of the RELEASE of one key is known."""
         lease.unreleased -= 1
         if lease.unreleased:
             return
@@ -471,18 +467,18 @@ class Room(Generic[W]):
         assert lease is not None
         if lease.unasked:
             self._ask_in_order(lease, now)
-        if now < lease.deadline and self.forced and not self._told_of_force(lease, now):
-            return
         if now < lease.deadline:  # a majority is ours
-            self.attempt = None
             if self.forced:
+                if not self._told_of_force(lease, now):
+                    return
+                self.attempt = None
                 self.forced = False
                 waiter = next(iter(self.forces))
                 del self.forces[waiter]
                 if self.holder is not None:
                     self._lose(self.holder, LossReason.TAKEN_OVER, None, now)
             else:
-                self.impatient = None
+                self.attempt = self.impatient = None
                 waiter, _ = self.queue.popitem(last=False)
             self._install(lease, waiter, now)
             if self.forces:
@@ -711,6 +707,7 @@ class Room(Generic[W]):
             # The first extension comes early by chance, so that locks acquired together are not all
             # extended in the same loop turn for ever.
             lease.extend_at = self.rules.extension(now, 0.5 + self.port.chance() / 2)
+            lease.looked_at = now
         deadline = lease.deadline
         latest = deadline - min(self.rules.reserve, (deadline - now) / 2)
         if latest < lease.extend_at:
@@ -733,7 +730,7 @@ class Room(Generic[W]):
 
     def _look_at(self, lease: Lease, index: int, now: float) -> None:
         """Read key ``index``, now or when it is time for another look."""
-        if lease is self.holder and (pause := self.port.pause(self, index, now)):
+        if lease is self.holder and lease.extend_at != NEVER and (pause := self.port.pause(self, index, now)):
             when = lease.looked_at + pause
             if when > now:
                 lease.look_at = min(lease.look_at, when)
@@ -902,7 +899,6 @@ class Room(Generic[W]):
 
     def _empty(self, now: float) -> None:
         self.fruitless = self.kept = None
-        self.expected = NEVER
         self.haste = self.failures = 0
         self.wake = NEVER
         if self.turns is not None:

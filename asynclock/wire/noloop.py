@@ -45,24 +45,25 @@ class Report(NamedTuple):
 def understood(replies: Sequence[Any]) -> Report:
     """What the answers to ``QUESTIONS`` mean, or to all but the last. Who does not answer may evict keys."""
     memory, stats, *rest = replies
-    about: dict[bytes, bytes] = {}
-    for told in (memory, stats):
-        if isinstance(told, bytes):
-            for line in told.splitlines():
-                name, _, value = line.partition(b":")
-                about[name] = value
     config: Any = rest[0] if rest else None
     if isinstance(config, dict):
         config = [part for pair in config.items() for part in pair]
     tells = isinstance(config, list) and len(config) == 2
     most = _number(config[1], MAX_KEYS) if tells else MAX_KEYS
-    tracked = _number(about.get(b"tracking_total_keys"), 0)
+    tracked = _number(_told(stats, b"tracking_total_keys"), 0)
     return Report(
-        evicts=about.get(b"maxmemory_policy") != b"noeviction",
-        evicted=_number(about.get(b"evicted_keys"), 0),
+        evicts=_told(memory, b"maxmemory_policy") != b"noeviction",
+        evicted=_number(_told(stats, b"evicted_keys"), 0),
         full=0 < most * ROOM <= tracked,
         tells=tells,
     )
+
+
+def _told(info: Any, name: bytes) -> bytes | None:
+    """One of the many lines of INFO."""
+    if not isinstance(info, bytes) or (start := info.find(b"\n%b:" % name)) < 0:
+        return None
+    return info[start + len(name) + 2 :].split(b"\r\n", 1)[0]
 
 
 def _number(said: Any, otherwise: int) -> int:
