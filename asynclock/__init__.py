@@ -7,8 +7,10 @@ async with Locker("redis://127.0.0.1:6379") as locker:
 """
 
 from ._version import __version__
+from .acquisition import Acquisition
 from .errors import (
     AcquireTimeoutError,
+    AlreadyHeldError,
     AsyncLockError,
     ConfigurationError,
     LockerClosedError,
@@ -22,6 +24,8 @@ from .scope import LockScope
 
 __all__ = [
     "AcquireTimeoutError",
+    "Acquisition",
+    "AlreadyHeldError",
     "AsyncLockError",
     "ConfigurationError",
     "LockLostError",

@@ -13,7 +13,14 @@ from typing import Any, Protocol
 from .core.lease import Lease
 from .core.room import Room
 from .core.rules import NEVER
-from .errors import AcquireTimeoutError, ConfigurationError, LockerClosedError, NotLockedError, ServerError
+from .errors import (
+    AcquireTimeoutError,
+    AlreadyHeldError,
+    ConfigurationError,
+    LockerClosedError,
+    NotLockedError,
+    ServerError,
+)
 from .keeper import Keeper, Waiter
 from .options import Seconds, check_name, check_timeout
 from .scope import LockScope
@@ -111,6 +118,10 @@ class Acquisition:
             self.room = room = keeper.rooms.get(name) or keeper.room(name)
             self.future = loop.create_future()
             self.lease = self.error = timer = None
+            if room.holder is not None and enter is Room.join:
+                owner = room.holder.owner
+                if owner is not None and (scope := owner()) is not None and scope._only_ended_by(task):
+                    raise AlreadyHeldError(name)
             if seconds:
                 timer = loop.call_later(max(0.0, until - now), keeper.time_out, self, seconds)
             enter(room, self, now)

@@ -6,6 +6,7 @@ from .core.rules import LossReason
 
 __all__ = [
     "AcquireTimeoutError",
+    "AlreadyHeldError",
     "AsyncLockError",
     "ConfigurationError",
     "LockLostError",
@@ -56,6 +57,20 @@ class AcquireTimeoutError(AsyncLockError, TimeoutError):
 
     def __str__(self) -> str:
         return f"lock {self.name!r} was not acquired within {self.timeout:g} s: {self.why}"
+
+
+class AlreadyHeldError(AsyncLockError, RuntimeError):
+    """The lock is that of a block which the same task is inside of: it would wait for itself for ever."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return (
+            f"lock {self.name!r} is held by a block that this task is inside of, and would never be released: "
+            "use the scope of that block, leave it first, or take a lock of another name"
+        )
 
 
 class LockLostError(AsyncLockError):

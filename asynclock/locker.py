@@ -125,6 +125,7 @@ class Locker:
         :param timeout: seconds to wait at most; ``None``: as long as it takes; 0: one attempt
         :raises AcquireTimeoutError: the lock was not to be had in that time
         :raises ServerError: the server cannot be reached to begin with, or refuses
+        :raises AlreadyHeldError: the task is inside a block that holds it, and would wait for itself
         :raises LockerClosedError: the locker is closed, or closes meanwhile
         :raises ConfigurationError: the name is empty or not a string, or the locker is used in
             another event loop or process than it is connected in

@@ -17,7 +17,7 @@ from .core.room import Room
 from .core.rules import LossReason
 from .errors import ConfigurationError, LockLostError
 from .keeper import Keeper
-from .whereabouts import Home
+from .whereabouts import Home, may_be_used_by_others
 
 T = TypeVar("T")
 
@@ -465,6 +465,12 @@ class LockScope:
         """Let ``aclose`` not wait for this block, if it is that of a task that waits for ``aclose``."""
         if self._parent is task:
             self._to_stop().excuse()
+
+    def _only_ended_by(self, task: asyncio.Task[Any] | None) -> bool:
+        """Is this the block of that task, which runs, and can nobody else leave it or release the lock?"""
+        if task is None or self._parent is not task or self._exiting:
+            return False
+        return (self._block is None or not self._block.aborting) and not may_be_used_by_others(self, task)
 
     def _wake(self) -> None:
         for future in self._waiting or ():

@@ -23,6 +23,7 @@ from typing import Any
 # "Frame" means a coroutine or generator here: what the garbage collector says of it is what its frame keeps.
 MAX_DEPTH = 1000  # coroutines that await each other
 MAX_PARTS = 500  # objects of the context managers of a frame that are looked at
+MAX_LEVELS, MAX_KEEPERS = 10, 100  # of what keeps something: of more than that, others may know
 MAX_SHARE = 0.1  # of the time, for searches: each goes through all objects that there are
 
 _WRAPPERS = ("async_generator_asend", "async_generator_athrow", "coroutine_wrapper")
@@ -82,6 +83,29 @@ class _Search:
 
 
 _search = _Search()
+
+
+def may_be_used_by_others(thing: object, task: asyncio.Task[Any]) -> bool:
+    """May anybody but ``task``, which is running, have hold of it?
+
+    It is that task's alone if only the frames on the stack keep it (as far as the garbage collector is shown them, in
+    coroutines that run), or things that nothing else keeps. (Other threads have frames too; nobody looks at those.)
+    """
+    mark = object()  # by which the arguments of the question are known, which are found too in Python 3.13
+    level: list[object] = [thing]
+    seen = {id(thing), id(task)}
+    for _ in range(MAX_LEVELS):
+        found = gc.get_referrers(*level, mark)
+        ours = {id(level), *(id(each) for each in found if type(each) is tuple and each and each[-1] is mark)}
+        level = [each for each in found if id(each) not in seen and id(each) not in ours]
+        del found
+        seen.update(map(id, level))
+        level = [each for each in level if not (type(each) is types.CoroutineType and each.cr_running)]
+        if not level:
+            return False
+        if len(seen) > MAX_KEEPERS or any(issubclass(type(each), asyncio.Future | asyncio.Handle) for each in level):
+            return True
+    return True
 
 
 def awaited_by(task: asyncio.Task[Any]) -> list[Any]:

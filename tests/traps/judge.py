@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from asynclock import AcquireTimeoutError, LockLostError, LockScope, NotLockedError
+from asynclock import AcquireTimeoutError, AlreadyHeldError, LockLostError, LockScope, NotLockedError
 
 
 class Wrong(AssertionError):
@@ -23,6 +23,7 @@ class Record:
 
     name: str
     cancelling: int  # of its task, before it
+    inside: bool = False  # its task was in a block of that name, which held it
     scope: LockScope | None = None  # entered
     ended: bool = False  # the body has come to its end
     error: BaseException | None = None  # how
@@ -68,6 +69,9 @@ def _judge_acquiring(block: Record) -> None:
     if isinstance(block.out, asyncio.CancelledError):
         if not block.cancelling_after:
             raise Wrong(f"{block.name}: acquiring was cancelled by nobody")
+    elif isinstance(block.out, AlreadyHeldError):
+        if not block.inside:
+            raise Wrong(f"{block.name}: {block.out}, and it is not")
     elif not isinstance(block.out, AcquireTimeoutError | NotLockedError | LockLostError):
         raise Wrong(f"{block.name}: acquiring ended with {block.out!r}")
 

@@ -318,7 +318,9 @@ class Run:
         return step.name if step.name.startswith("~") else f"{step.name} {self.number}"
 
     async def lock(self, step: p.Lock, place: Place) -> None:
-        block = Record(self.name(step), self.cancelling())
+        name = self.name(step)
+        around = [each.scope for each in place.blocks if each.name == name and each.scope is not None]
+        block = Record(name, self.cancelling(), inside=any(scope.held for scope in around))
         inside: Place | None = None
         try:
             async with self.acquiring(step) as scope:
