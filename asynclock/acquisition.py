@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import weakref
 from asyncio import current_task
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from threading import get_ident
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import Any, Protocol
 
 from .core.lease import Lease
@@ -64,15 +64,16 @@ class Acquisition:
         if not self.future.done():
             self.future.set_result(None)
 
-    # Not coroutines themselves: one less to be resumed through.
+    # Not coroutines themselves: one less to be resumed through. CoroutineType is what an async def returns to pyright,
+    # which wants that of a context manager; to mypy it is any Coroutine.
 
-    def __aenter__(self) -> Coroutine[Any, Any, LockScope]:
-        return self.acquire(True)
+    def __aenter__(self) -> CoroutineType[Any, Any, LockScope]:
+        return self.acquire(True)  # type: ignore[return-value]  # as above
 
     def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> Coroutine[Any, Any, bool | None]:
-        return self._scope.__aexit__(kind, error, traceback)
+    ) -> CoroutineType[Any, Any, bool | None]:
+        return self._scope.__aexit__(kind, error, traceback)  # type: ignore[return-value]  # as above
 
     async def acquire(self, block: bool = False) -> LockScope:
         """Wait for the lock and hold it.

@@ -1,0 +1,192 @@
+"""What users write, and the types that checkers see in it: read by mypy and pyright (test_typing.py), never run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from typing import Protocol, assert_type
+
+import redis.asyncio as redis
+from redis.asyncio.cluster import RedisCluster
+
+from asynclock import (
+    AcquireTimeoutError,
+    Acquisition,
+    AlreadyHeldError,
+    AsyncLockError,
+    ConfigurationError,
+    Locker,
+    LockerClosedError,
+    LockLostError,
+    LockScope,
+    LossReason,
+    NotLockedError,
+    ServerError,
+)
+
+
+async def making(client: redis.Redis, cluster: RedisCluster, urls: list[str]) -> None:
+    Locker("redis://127.0.0.1:6379")
+    Locker(urls)
+    Locker(client)
+    Locker([client, client, client])
+    Locker(cluster)
+    Locker(
+        "redis://127.0.0.1:6379",
+        key_prefix="locks",
+        key_validity=timedelta(seconds=10),
+        extend_interval=2,
+        try_next_after=0.05,
+        key_majority=2,
+        no_loop_tracking=False,
+        fallback_setpx=True,
+        client_side_caching=False,
+        disconnect_grace=timedelta(seconds=1),
+        local_handoffs=0,
+        min_replicas=1,
+        restart_quarantine=True,
+    )
+    Locker("redis://127.0.0.1:6379", key_vality=10)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Locker(6379)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    async with Locker("redis://127.0.0.1:6379") as locker:
+        assert_type(locker, Locker)
+    assert_type(locker.client, redis.Redis | RedisCluster)
+    assert_type(await locker.aclose(), None)
+
+
+async def acquiring(locker: Locker) -> None:
+    assert_type(await locker.acquire("x"), LockScope)
+    assert_type(await locker.acquire("x", timeout=1), LockScope)
+    assert_type(await locker.acquire("x", timeout=timedelta(seconds=1)), LockScope)
+    assert_type(await locker.acquire("x", timeout=None), LockScope)
+    assert_type(await locker.try_acquire("x"), LockScope)
+    assert_type(await locker.force_acquire("x"), LockScope)
+    await locker.try_acquire("x", timeout=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await locker.acquire(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def contexts(locker: Locker) -> None:
+    assert_type(locker.with_context("x"), Acquisition)
+    assert_type(locker.try_with_context("x"), Acquisition)
+    assert_type(locker.force_with_context("x"), Acquisition)
+    async with locker.with_context("x", timeout=1.5) as scope:
+        assert_type(scope, LockScope)
+    async with locker.try_with_context("x") as scope, locker.force_with_context("y") as other:
+        assert_type(scope, LockScope)
+        assert_type(other, LockScope)
+    async with await locker.acquire("x") as scope:
+        assert_type(scope, LockScope)
+
+
+async def stacks(locker: Locker) -> None:
+    async with AsyncExitStack() as stack:
+        assert_type(await stack.enter_async_context(locker), Locker)
+        assert_type(await stack.enter_async_context(locker.with_context("x")), LockScope)
+        assert_type(await stack.enter_async_context(locker.try_with_context("x")), LockScope)
+        assert_type(await stack.enter_async_context(locker.force_with_context("x")), LockScope)
+        assert_type(await stack.enter_async_context(await locker.acquire("x")), LockScope)
+        assert_type(await stack.enter_async_context(held(locker)), LockScope)
+        stack.push_async_exit(locker.with_context("x"))
+
+
+def returned(locker: Locker, *, wait: bool) -> AbstractAsyncContextManager[LockScope]:
+    return locker.with_context("x") if wait else locker.try_with_context("x")
+
+
+def named(locker: Locker) -> Acquisition:
+    return locker.with_context("x")
+
+
+async def passed_on(locker: Locker) -> None:
+    context: AbstractAsyncContextManager[LockScope] = locker.with_context("x")
+    async with context as scope:
+        assert_type(scope, LockScope)
+    contexts: list[AbstractAsyncContextManager[LockScope]] = [locker.with_context(name) for name in "abc"]
+    contexts.append(await locker.acquire("x"))
+    of_the_locker: AbstractAsyncContextManager[Locker] = locker
+    del of_the_locker
+    entering: Awaitable[LockScope] = locker.with_context("x").__aenter__()
+    assert_type(await entering, LockScope)
+    assert_type(await asyncio.wait_for(locker.acquire("x"), 1), LockScope)
+    assert_type(await asyncio.create_task(locker.acquire("x")), LockScope)
+    assert_type(await asyncio.gather(locker.acquire("x"), locker.acquire("y")), tuple[LockScope, LockScope])
+
+
+@asynccontextmanager
+async def held(locker: Locker) -> AsyncIterator[LockScope]:
+    async with locker.with_context("x") as scope:
+        yield scope
+
+
+async def dependency(locker: Locker) -> AsyncIterator[LockScope]:
+    async with locker.with_context("x") as scope:
+        yield scope
+
+
+def value_from_a_block(locker: Locker) -> Awaitable[int]:
+    async def work() -> int:
+        async with locker.with_context("x"):
+            return 1
+
+    return work()
+
+
+class Locks(Protocol):
+    """What a service may ask for, to be given something else in its tests."""
+
+    def with_context(self, name: str, /) -> AbstractAsyncContextManager[LockScope]: ...
+    async def acquire(self, name: str, /) -> LockScope: ...
+
+
+def given(locker: Locker) -> Locks:
+    return locker
+
+
+async def scopes(scope: LockScope) -> None:
+    async def number() -> int:
+        return 1
+
+    assert_type(scope.name, str)
+    assert_type(scope.held, bool)
+    assert_type(scope.lost_reason, LossReason | None)
+    assert_type(scope.remaining(), float)
+    assert_type(scope.check(), None)
+    assert_type(scope.cancel(), None)
+    assert_type(await scope.release(), None)
+    assert_type(await scope.wait_lost(), LossReason | None)
+    task = scope.create_task(number(), name="n")
+    assert_type(task, asyncio.Task[int])
+    assert_type(await task, int)
+    assert_type(await asyncio.to_thread(scope.check), None)
+    scope.held = True  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    scope.create_task(number)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def errors(locker: Locker) -> None:
+    try:
+        await locker.acquire("x", timeout=1)
+    except AcquireTimeoutError as error:
+        assert_type(error.name, str)
+        assert_type(error.timeout, float)
+        as_timeout: TimeoutError = error
+        del as_timeout
+    except NotLockedError as error:
+        assert_type(error.why, str)
+    except AlreadyHeldError as error:
+        as_runtime: RuntimeError = error
+        assert_type(error.name, str)
+        del as_runtime
+    except LockLostError as error:
+        assert_type(error.reason, LossReason)
+        assert_type(error.reason == "deleted", bool)
+        assert_type(error.detail, str)
+    except ServerError as error:
+        assert_type(error.lasting, bool)
+        assert_type(error.server, str)
+    except ConfigurationError as error:
+        as_value: ValueError = error
+        del as_value
+    except (LockerClosedError, AsyncLockError):
+        pass
