@@ -769,7 +769,7 @@ class Room(Generic[W]):
         if lease is None:
             return
         for i in range(self.rules.keys) if index is None else (index,):
-            if lease.asked[i]:
+            if lease.asked[i] and index is not None:
                 lease.doubted |= 1 << i
                 lease.pushed |= 1 << i  # what is under way may be older than the change: look again after it
             elif lease.owed >> i & 1:

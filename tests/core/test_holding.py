@@ -300,12 +300,17 @@ def test_an_abandoned_force_is_released_after_the_look_at_the_holders_key() -> N
 
 def test_an_abandoned_force_is_not_hidden_by_an_extension_that_was_under_way() -> None:
     bench = Bench()
+    bench.ordered = True
     bench.hold()
     bench.wait(1.25)
     bench.room.force("me", bench.now)
     bench.room.leave("me", bench.now)
-    bench.answer(Ask.EXTEND)  # asked before the FORCE
-    assert (Ask.READ, 0) in bench.asks
+    # The second one comes after the take-over, and before its release.
+    assert bench.asks == [(Ask.EXTEND, 0), (Ask.FORCE, 0), (Ask.EXTEND, 0), (Ask.RELEASE, 0)]
+    bench.answer(Ask.EXTEND)
+    assert bench.of("lost") == []
+    bench.answer(Ask.EXTEND, found=b"asynclock:f:00:2")
+    assert bench.of("lost") == [LossReason.TAKEN_OVER]
 
 
 def test_a_waiter_goes_on_when_a_force_was_abandoned() -> None:
