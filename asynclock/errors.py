@@ -88,6 +88,8 @@ class LockLostError(AsyncLockError):
         self.detail = detail
 
     def __str__(self) -> str:
+        if self.reason is LossReason.RELEASED:
+            return f"lock {self.name!r} is not held: its scope has released it; acquire it again"
         detail = f" ({self.detail})" if self.detail else ""
         return (
             f"lock {self.name!r} was lost: {_EXPLAINED[self.reason]}{detail}; "

@@ -72,6 +72,7 @@ async def worker(server: Server | str, *arguments: str) -> AsyncIterator[Worker]
     """``tests/worker.py`` in a process of its own."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
+        "-P",  # or tests/typing would be found before Python's own
         str(Path(__file__).parent / "worker.py"),
         server if isinstance(server, str) else server.url,
         *arguments,

@@ -92,7 +92,7 @@ async def test_a_look_that_somebody_cancelled_is_not_the_last(cluster: Cluster) 
     async with Locker(cluster.url) as locker:
         topology = topology_of(locker)
         topology.doubt()
-        looking = topology.looking.task
+        looking = topology.looking._task
         assert looking is not None
         looking.cancel()
         await asyncio.wait([looking])

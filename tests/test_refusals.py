@@ -192,6 +192,21 @@ async def test_a_refusal_costs_nobody_a_lock_that_is_extended_in_time(own_server
 
 
 @pytest.mark.asyncio
+async def test_a_lock_is_kept_on_a_server_that_is_full_and_has_forgotten_its_scripts(kind: str) -> None:
+    """One that extends by a command, and deletes by a script (Valkey 8.1): neither way back undoes the other."""
+    config = {"rename-command DELIFEQ": '""'} if kind.startswith("valkey") else {}
+    with Server(kind, config=config) as server:
+        async with Locker(server.url, key_validity=1.0) as locker:
+            scope = await locker.acquire("x")
+            with full(server):
+                server.execute("SCRIPT", "FLUSH")
+                await asyncio.sleep(2.5)
+                assert scope.held
+            await scope.release()
+            assert free(server, "x")
+
+
+@pytest.mark.asyncio
 async def test_a_lock_is_kept_on_a_server_that_is_full_and_new_ones_are_refused(own_server: Server) -> None:
     async with Locker(own_server.url, key_validity=1.0) as locker:
         scopes = [await locker.acquire(name) for name in ("x", "y")]

@@ -26,13 +26,13 @@ TAKE, TAKE_TTL, FORCE, EXTEND, READ, RELEASE = Ask
 class LossReason(StrEnum):
     """Why a scope no longer holds its lock. A string: ``reason == "deleted"`` works."""
 
-    DELETED = "deleted"  #: another client deleted the key
+    DELETED = "deleted"  #: another client deleted the key, or the server evicted it
     OVERWRITTEN = "overwritten"  #: another client wrote something else to the key
     EXPIRED = "expired"  #: the validity was over before the lock could be extended
     FLUSHED = "flushed"  #: ``FLUSHALL`` or ``FLUSHDB``
     TAKEN_OVER = "taken over"  #: ``force_acquire`` here or in another process
     FORGOTTEN = "forgotten"  #: the server came back without the key
-    DISCONNECTED = "disconnected"  #: the server is gone and cannot be reached again
+    DISCONNECTED = "disconnected"  #: the server is gone: it refuses connections, or breaks them off
     CLOSED = "closed"  #: the locker was closed
     RELEASED = "released"  #: nobody took it: this scope gave the lock back itself
 

@@ -40,11 +40,6 @@ class Loop:
     def running(self) -> bool:
         return self._task is not None and not self._task.done()
 
-    @property
-    def task(self) -> asyncio.Task[None] | None:
-        """The task of the last start."""
-        return self._task
-
     def start(self, pause: float = 0.0) -> None:
         """Begin, in so many seconds; unless it runs, or is closed."""
         if not self._closed and not self.running:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hiredis
 
 from ..errors import ServerError
+
+if TYPE_CHECKING:
+    from .noloop import Report
 
 OK = b"OK"
 MAX_TIME = 1 << 42  # Unix seconds: a clock that shows more than this is none
@@ -71,7 +74,7 @@ class Abilities(NamedTuple):
     server: str = "redis"
     version: tuple[int, ...] = (6, 0, 0)
     noloop: bool = False  #: own writes stay silent, and with them what the server itself does meanwhile
-    report: Any = None  #: a ``noloop.Report`` of when it was connected
+    report: Report | None = None  #: what it said of what it does to keys by itself
     pxat: bool = False  #: SET ... PXAT
     set_ifeq: bool = False  #: SET ... IFEQ
     delete: bytes = b"EVAL"  #: how to compare and delete: DELIFEQ, DELEX or EVAL
@@ -84,12 +87,11 @@ class Abilities(NamedTuple):
 class Commands:
     """Packs asks for a server with these abilities. ``key`` is a packed key: ``bulk(name)``."""
 
-    __slots__ = ("_delete", "_expire", "extends_by_set", "names", "packers", "px")
+    __slots__ = ("_delete", "_expire", "names", "packers", "px")
 
     def __init__(self, abilities: Abilities, validity: float) -> None:
         self.px = b"$2\r\nPX\r\n" + bulk(b"%d" % round(validity * 1000))
         self._expire, self._delete = (_SHA_EXPIRE, _SHA_DELETE) if abilities.evalsha else (_EVAL_EXPIRE, _EVAL_DELETE)
-        self.extends_by_set = abilities.set_ifeq
         extend, extend_name = (_extend, "SET") if abilities.set_ifeq else (self._extend_by_script, "EVAL")
         release = _RELEASES.get(abilities.delete, self._delete_by_script)
         #: How each ask is packed, from the packed key, the token and an expiry: ``px``, or the result of ``pxat``.

@@ -22,7 +22,7 @@ from .commands import Abilities, Commands, error_of, is_error, packed, pxat, sec
 from .credentials import Words
 from .door import Door
 from .invalidations import Invalidations
-from .noloop import Vigil
+from .noloop import Report, Vigil
 from .owed import OwedReleases
 from .protocol import Wire
 from .quarantine import Quarantine
@@ -293,7 +293,9 @@ class Node:
         self._up_since = self.now()
         self._watchdog = Watchdog(wire, self.label, self._silence)
         if self.abilities.noloop:
-            self._vigil = Vigil(wire, self.label, self.abilities.report, self._listener.in_use, self._may_have_hidden)
+            self._vigil = Vigil(
+                wire, self.label, self.abilities.report or Report(), self._listener.in_use, self._may_have_hidden
+            )
         try:
             self.owed.send_all()
             if not self.first.done():
@@ -319,7 +321,7 @@ class Node:
             return
         if self._options.no_loop_tracking is None:
             log.info("asynclock: %s evicts keys, or tracks too many: without NOLOOP from now on", self.label)
-            self.abilities = self.abilities._replace(noloop=False)
+            self._can_no_more(self.abilities._replace(noloop=False))
             self._stop_vigil()
             redirect = None if self._second is None else self._second.redirect
             wire.send(tracking_on(redirect, noloop=False), Ignored(), 1, self.now())
@@ -426,8 +428,13 @@ class Node:
 
     def scripts_are_gone(self, request: Request | OwedRelease) -> None:
         """``SCRIPT FLUSH``. From now on the scripts are told each time, in case somebody does that often."""
-        self.commands = self._plain_commands()
+        self._can_no_more(self.abilities._replace(evalsha=False))
         self.take_on(request, isinstance(request, Request) and request.asking)
+
+    def _can_no_more(self, left: Abilities) -> None:
+        """That is what this server can do until the next connection."""
+        self.abilities = left
+        self.commands = Commands(self.abilities, self._options.key_validity)
 
     def _plain_commands(self) -> Commands:
         return Commands(self.abilities._replace(evalsha=False), self._options.key_validity)
@@ -435,7 +442,7 @@ class Node:
     def is_full(self, request: Request) -> None:
         """``SET ... IFEQ`` wants memory for the value that it writes, ``PEXPIRE`` does not. Until the next
         connection, since it would be refused again and again."""
-        self.commands = Commands(self.abilities._replace(set_ifeq=False), self._options.key_validity)
+        self._can_no_more(self.abilities._replace(set_ifeq=False))
         self.take_on(request, request.asking)
 
     def error_of(self, command: str, room: Room[Any], index: int, reply: Any, now: float) -> ServerError | None:
@@ -486,6 +493,10 @@ class Node:
         """Set no absolute expiry until the server's clock was read again."""
         self._clock.forget()
         self._millisecond = -1
+
+    @property
+    def extends_by_set(self) -> bool:
+        return self.abilities.set_ifeq
 
     def demoted(self, why: str = "the server has become a read-only replica") -> None:
         """It is the primary no more: whoever is that now is behind the same door."""

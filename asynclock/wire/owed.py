@@ -32,9 +32,6 @@ class OwedReleases:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
-    def __len__(self) -> int:
-        return len(self._until)
-
     def owe(self, key: bytes, token: bytes, until: float | None = None) -> None:
         """The server is away: release ``key`` once it is back. However late: what it was sent before it hung, it may
         have done after that."""

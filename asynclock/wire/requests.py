@@ -60,6 +60,10 @@ class Asked(Protocol):
     def freed(self, key: bytes, now: float) -> None:
         """That key was released late. With NOLOOP nobody here is told, and somebody may wait for it."""
 
+    @property
+    def extends_by_set(self) -> bool:
+        """Does an extension write the value anew, which takes memory?"""
+
     def is_full(self, request: Request) -> None:
         """It refused to extend for want of memory: send it again, in a way that takes none."""
 
@@ -153,7 +157,7 @@ class Request:
                     if text.startswith(NO_SCRIPT):
                         node.scripts_are_gone(self)
                         return
-                    if text.startswith(NO_MEMORY) and ask is EXTEND and node.commands.extends_by_set:
+                    if text.startswith(NO_MEMORY) and ask is EXTEND and node.extends_by_set:
                         node.is_full(self)
                         return
                 error = node.error_of(node.commands.names[ask][position], self.room, self.index, reply, now)
