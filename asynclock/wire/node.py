@@ -36,7 +36,8 @@ log.addHandler(logging.NullHandler())  # silent unless the application sets logg
 
 _TIME = packed(b"TIME")
 _ASKING = packed(b"ASKING")
-FIRST_PAUSE = 0.01  # seconds between attempts to reconnect; then twice as long, up to the door's max_pause
+FIRST_PAUSE = 0.01  # seconds between attempts to reconnect; then twice as long
+MIN_PAUSE = 0.1  # ... up to this at least, however short the validity; and up to the door's max_pause at most
 SETTLED = 1.0  # seconds after which a connection that was made has lasted: the next attempt has no pause before it
 FULL_FOR = 5.0  # seconds of want of memory after which acquiring is given up, rather than waited for
 FULL_AGAIN = 3.0  # seconds without one after which it is another one
@@ -114,6 +115,8 @@ class Node:
         self._told_gone = False
         self.closed = False
         self._silence = silence_of(options.key_validity, options.extend_interval)
+        # Often enough that a lock that was due for its extension is reached before it is over.
+        self._max_pause = min(door.max_pause, max(MIN_PAUSE, (options.key_validity - options.extend_interval) / 4))
 
     def __repr__(self) -> str:
         return f"<Node {self.label} {'closed' if self.closed else 'up' if self.wire else 'down'}>"
@@ -306,7 +309,7 @@ class Node:
             raise
 
     def _longer(self, pause: float) -> float:
-        return min(max(FIRST_PAUSE, pause * 2), self.door.max_pause)
+        return min(max(FIRST_PAUSE, pause * 2), self._max_pause)
 
     def _drained(self) -> None:
         """The server reads again, before it counted as dead: what could not be asked meanwhile can be now."""
