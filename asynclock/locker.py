@@ -36,7 +36,8 @@ class Locker:
     :param key_majority: a lock holds ``key_majority`` of ``2 * key_majority - 1`` keys; default 1 on
         one server, 2 on a cluster, ``(n + 1) / 2`` on n independent servers (where it cannot be
         chosen); lockers that share locks share it
-    :param no_loop_tracking: ``CLIENT TRACKING ... NOLOOP``; default: where the server is 7.0.5 or later
+    :param no_loop_tracking: ``CLIENT TRACKING ... NOLOOP``; default: where the server is Valkey, or Redis 7.0.5 or
+        later, unless it may evict keys or its tracking table is full
     :param fallback_setpx: ``PX`` instead of ``PXAT``; default: where the server is before 6.2
     :param client_side_caching: ``False``: no tracking; a loss is found at the next extension, and
         waiters ask again at least every ``extend_interval``
@@ -49,6 +50,7 @@ class Locker:
         ``key_validity`` ago gives no votes yet, since it may have forgotten some that still count;
         default: yes, where ``INFO`` is allowed; without meaning elsewhere
     :raises ConfigurationError: naming the option, its value and the rule
+    :raises ServerError: a client cannot be made just now (no file descriptor is left)
 
     ``async with Locker(...)`` connects and closes; without it, the first acquisition connects, and
     :meth:`aclose` closes. A locker belongs to one event loop and one process, those in which it is connected;
