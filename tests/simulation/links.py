@@ -24,6 +24,7 @@ class Link:
         self.since = self.world.now
         self.broken = False  # at the server's end; the client finds out later
         self.noloop = self.world.noloop and not server.evicts  # does the server keep it from hearing of its own writes?
+        self.informed = self.world.now  # when it asked last whether the tracking table is full
         self.quarantined = False  # does the client ask for no votes here yet?
         self.out: deque[tuple[Asker, Command]] = deque()  # commands that the server has not read
         self.back: deque[tuple[Asker | None, Any]] = deque()  # replies and pushes that the client has not read

@@ -51,7 +51,7 @@ class Server:
         self.lies = False  # does its uptime say nothing, since its clock was behind when it was started?
         self.evicts = world.evicting  # does its policy evict keys?
         self.evicted = 0  # how many
-        self.full = False  # has its tracking table been since it was asked last?
+        self.full_at = -NEVER  # when its tracking table was, last: real ones stay so until they are asked
         # (client, key) -> when something was done to the key or its entry that the client was not told of
         self.hidden: dict[tuple[object, bytes], float] = {}
         self._rate = 1 + (world.random.random() * 2 - 1) * world.drift
@@ -141,7 +141,7 @@ class Server:
     def _limit_tracking(self, link: Link) -> None:
         """A tracking table that is full drops entries, while it runs a command of somebody."""
         while len(self.tracked) > self.world.table:
-            self.full = True
+            self.full_at = self.world.now
             self.tell(self.world.random.choice(list(self.tracked)), link, own=False)
 
     def execute(self, command: str, key: bytes, token: bytes, expiry: Expiry, link: Link) -> Any:
@@ -156,7 +156,7 @@ class Server:
         if len(self.tracked) > world.table:
             self._limit_tracking(link)
         if command == "INFO":
-            full, self.full = self.full, False
+            full, link.informed = self.full_at >= link.informed, world.now
             return Report(self.evicts, self.evicted, full)
         if command == "TRACKING":
             link.noloop = False
