@@ -25,7 +25,6 @@ class Block:
         "_cancel_soon",
         "_done",
         "_exit",
-        "_home",
         "_name",
         "_parent",
         "_stopping",
@@ -36,6 +35,7 @@ class Block:
         "closed",
         "errors",
         "failed",
+        "home",
         "left",
         "stopped",
         "tasks",
@@ -53,7 +53,7 @@ class Block:
         self.cancellation: Cancellation | None = None  #: of the parent
         self.closed = False
         self.when_done: Callable[[], None] | None = None  #: to be called when it is closed and all tasks are done
-        self._home = home
+        self.home = home
         self._name = name
         self._parent = parent
         self._why = ""
@@ -140,7 +140,7 @@ class Block:
         self.base_error = None
 
     def _cancel_parent(self) -> None:
-        self.cancellation = Cancellation(self._parent, self._why, self._home)
+        self.cancellation = Cancellation(self._parent, self._why, self.home)
 
     def _task_done(self, task: asyncio.Task[object]) -> None:
         self.tasks.discard(task)

@@ -470,7 +470,13 @@ class LockScope:
         """Is this the block of that task, which runs, and can nobody else leave it or release the lock?"""
         if task is None or self._parent is not task or self._exiting:
             return False
-        return (self._block is None or not self._block.aborting) and not may_be_used_by_others(self, task)
+        return (self._block is None or not self._block.aborting) and not may_be_used_by_others(
+            self, task, self._weakly_known()
+        )
+
+    def _weakly_known(self) -> list[object]:
+        """Who keeps a weak reference to this scope, and does not let go of the lock by itself."""
+        return [self._lease, None if self._block is None else self._block.home]
 
     def _wake(self) -> None:
         for future in self._waiting or ():

@@ -14,10 +14,11 @@ import contextlib
 import gc
 import math
 import sys
+import threading
 import time
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 # "Frame" means a coroutine or generator here: what the garbage collector says of it is what its frame keeps.
@@ -85,19 +86,22 @@ class _Search:
 _search = _Search()
 
 
-def may_be_used_by_others(thing: object, task: asyncio.Task[Any]) -> bool:
+def may_be_used_by_others(thing: object, task: asyncio.Task[Any], ours: Sequence[object]) -> bool:
     """May anybody but ``task``, which is running, have hold of it?
 
     It is that task's alone if only the frames on the stack keep it (as far as the garbage collector is shown them, in
-    coroutines that run), or things that nothing else keeps. (Other threads have frames too; nobody looks at those.)
+    coroutines that run), or things that nothing else keeps. ``ours`` are those that keep a weak reference to it, and
+    ask nothing. The search goes through all objects that there are: it blocks the loop for about 0.1 s per million.
     """
+    if weakref.getweakrefcount(thing) > 1 or _in_other_threads(thing):  # one, which all share that want no callback
+        return True
     mark = object()  # by which the arguments of the question are known, which are found too in Python 3.13
-    level: list[object] = [thing]
-    seen = {id(thing), id(task)}
+    level: list[object] = [thing, *weakref.getweakrefs(thing)]
+    seen = {id(thing), id(task), *map(id, level), *map(id, ours)}
     for _ in range(MAX_LEVELS):
         found = gc.get_referrers(*level, mark)
-        ours = {id(level), *(id(each) for each in found if type(each) is tuple and each and each[-1] is mark)}
-        level = [each for each in found if id(each) not in seen and id(each) not in ours]
+        asking = {id(level), *(id(each) for each in found if type(each) is tuple and each and each[-1] is mark)}
+        level = [each for each in found if id(each) not in seen and id(each) not in asking]
         del found
         seen.update(map(id, level))
         level = [each for each in level if not (type(each) is types.CoroutineType and each.cr_running)]
@@ -106,6 +110,20 @@ def may_be_used_by_others(thing: object, task: asyncio.Task[Any]) -> bool:
         if len(seen) > MAX_KEEPERS or any(issubclass(type(each), asyncio.Future | asyncio.Handle) for each in level):
             return True
     return True
+
+
+def _in_other_threads(thing: object) -> bool:
+    """Does a function that runs in another thread have it, or a method of it, in a variable?"""
+    here = threading.get_ident()
+    for ident, frame in sys._current_frames().items():
+        depth: types.FrameType | None = frame if ident != here else None
+        while depth is not None:
+            for value in list(depth.f_locals.values()):
+                inside = value if type(value) in (tuple, list) else value.values() if type(value) is dict else (value,)
+                if any(each is thing or getattr(each, "__self__", None) is thing for each in list(inside)):
+                    return True
+            depth = depth.f_back
+    return False
 
 
 def awaited_by(task: asyncio.Task[Any]) -> list[Any]:

@@ -11,7 +11,7 @@ import pytest
 
 from asynclock import Locker, LockLostError, LossReason, ServerError
 from asynclock.testing import Proxy, Server
-from asynclock.wire.background import Loop, Ticker
+from asynclock.wire.background import CANCELLED_PAUSE, Loop, Ticker
 from asynclock.wire.door import Door
 from tests.helpers import AT_ONCE, body, until
 
@@ -217,3 +217,42 @@ async def test_a_loss_that_the_release_finds_tells_its_reason(server: Server, wh
             if theirs is not None:
                 await theirs.release()
             server.execute("DEL", "asynclock:0:x")
+
+
+@pytest.mark.asyncio
+async def test_a_program_that_cancels_all_tasks_and_goes_on_is_served_again(own_server: Server) -> None:
+    async with Locker(own_server.url) as locker:
+        async with locker.with_context("x"):
+            pass
+        own_server.kill()
+        await until(lambda: the_node(locker).wire is None)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.sleep(0.05)
+        own_server.start()
+        async with asyncio.timeout(CANCELLED_PAUSE + 5), locker.with_context("x"):
+            pass
+
+
+@pytest.mark.asyncio
+async def test_a_loop_that_somebody_cancels_begins_anew_until_it_is_closed() -> None:
+    steps: list[int] = []
+
+    async def step() -> float | None:
+        steps.append(1)
+        await asyncio.sleep(60)
+        return None
+
+    loop = Loop("a loop", step)
+    loop.start()
+    await until(lambda: len(steps) == 1)
+    assert loop._task is not None
+    loop._task.cancel()
+    await until(lambda: len(steps) == 2)
+    loop._task.cancel()
+    await asyncio.sleep(0)
+    assert loop.running
+    await loop.aclose()
+    assert not loop.running
+    await asyncio.sleep(CANCELLED_PAUSE + 0.1)
+    assert len(steps) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -247,3 +248,42 @@ async def test_tasks_that_wait_for_the_body_are_no_business_of_this(locker: Lock
         await asyncio.sleep(SOON)
         assert not waiting.done()
         waiting.cancel()
+
+
+@pytest.mark.asyncio
+async def test_who_has_hold_of_the_scope_in_another_thread_or_weakly_may_release_it(locker: Locker) -> None:
+    """A thread that was given the scope; a set or a reference that does not keep it."""
+
+    async def outer(give: Callable[[LockScope], object]) -> None:
+        async with locker.with_context("job") as scope:
+            kept = give(scope)
+            async with asyncio.timeout(5), locker.with_context("job"):
+                pass
+            del kept
+
+    def in_a_thread(scope: LockScope) -> object:
+        loop = asyncio.get_running_loop()
+
+        def release(scope: LockScope) -> None:
+            time.sleep(0.2)
+            asyncio.run_coroutine_threadsafe(scope.release(), loop).result(5)
+
+        return loop.run_in_executor(None, release, scope)
+
+    def later(active: Callable[[], LockScope | None]) -> None:
+        if (scope := active()) is not None:
+            scope.cancel()
+
+    def weakly(scope: LockScope) -> object:
+        reference = weakref.ref(scope)
+        asyncio.get_running_loop().call_later(0.2, later, reference)
+        return reference
+
+    def in_a_set(scope: LockScope) -> object:
+        active = weakref.WeakSet([scope])
+        asyncio.get_running_loop().call_later(0.2, later, lambda: next(iter(active), None))
+        return active
+
+    for give in (in_a_thread, weakly, in_a_set):
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.create_task(outer(give))

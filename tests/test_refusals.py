@@ -226,3 +226,44 @@ async def test_a_lock_is_kept_on_a_server_that_is_full_and_new_ones_are_refused(
             assert free(own_server, "x") and free(own_server, "y")
         async with locker.with_context("new"):
             pass
+
+
+@pytest.mark.asyncio
+async def test_closing_waits_for_releases_that_are_refused_for_a_moment(own_server: Server) -> None:
+    async with Locker(own_server.url, key_validity=30) as locker:
+        scopes = [await locker.acquire(f"x{number}") for number in range(5)]
+        with few_replicas(own_server):
+            for scope in scopes[:3]:
+                await scope.release()
+            closing = asyncio.create_task(locker.aclose())
+            await asyncio.sleep(0.2)
+        await asyncio.wait_for(closing, 1 + AT_ONCE)
+        assert all(free(own_server, scope.name) for scope in scopes)
+
+
+@pytest.mark.asyncio
+async def test_closing_does_not_wait_for_long(own_server: Server) -> None:
+    async with Locker(own_server.url, key_validity=30) as locker:
+        _scope = await locker.acquire("x")
+        with few_replicas(own_server):
+            since = time.monotonic()
+            await locker.aclose()
+            assert time.monotonic() - since < 1 + AT_ONCE
+
+
+@pytest.mark.asyncio
+async def test_who_may_not_run_scripts_extends_again_once_there_is_memory(own_server: Server, kind: str) -> None:
+    if not kind.startswith("valkey"):
+        pytest.skip("Redis extends by scripts anyway")
+    own_server.execute("ACL", "SETUSER", "locks", "on", ">x", "~*", "+@all", "-eval", "-evalsha")
+    url = own_server.url.replace("redis://", "redis://locks:x@")
+    async with Locker(url, key_validity=2) as locker:
+        scope = await locker.acquire("x")
+        with full(own_server):
+            await asyncio.sleep(1.3)  # until an extension is refused
+        await asyncio.sleep(1.1)
+        if not scope.held:  # that could not be helped
+            scope = await locker.acquire("x")
+        await asyncio.sleep(3)
+        assert scope.held
+        await scope.release()

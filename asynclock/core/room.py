@@ -40,6 +40,7 @@ class Room(Generic[W]):
         "confirming",
         "due",
         "expected",
+        "expected_since",
         "failures",
         "forced",
         "forces",
@@ -82,6 +83,7 @@ class Room(Generic[W]):
         self.turns: Turns | None = None  # while others are known to want it
         self.fruitless: Lease | None = None  # the last attempt, while the time for another is waited for
         self.expected = NEVER  # when the key that refused the last attempt was to be free
+        self.expected_since = NEVER  # ... and since when that has been known
         self.passes = 0  # how often the lock may pass on here until others have a chance to be met
         self.kept: Lease | None = None  # the last one that was to pass on, or that was taken to pass the lock on
         self.kept_since = 0.0  # since when it passes on
@@ -574,9 +576,11 @@ class Room(Generic[W]):
         self.haste = 0
         if lease.refused:
             first = (lease.refused & -lease.refused).bit_length() - 1
-            expected, self.expected = self.expected, lease.free_at.get(first, NEVER)
-            if abs(self.expected - expected) < SAME:
-                self.port.needless(self, first, now)  # the same holder, which has not even extended it
+            expected = lease.free_at.get(first, NEVER)
+            if not abs(expected - self.expected) < SAME:
+                self.expected, self.expected_since = expected, now  # another holder, or an extension
+            elif now > self.expected_since + 10 * SAME:  # one that has had it only just now looks the same
+                self.port.needless(self, first, now)
         self.fruitless = lease
         # Not those that have not answered: what changes there may be our own release of it.
         lease.watched = sum(1 << index for index in lease.free_at if not lease.asked[index])
@@ -722,7 +726,7 @@ class Room(Generic[W]):
             lease.cause = cause or lease.cause
         elif lease.votes[index]:
             lease.doubted |= 1 << index
-            lease.cause = cause or lease.cause
+            lease.cause = cause
             if lease is not self.holder:
                 # Not counted towards a majority until the answer: an attempt must not be won with it.
                 lease.vote(index, 0.0, self.rules.majority)
@@ -758,7 +762,8 @@ class Room(Generic[W]):
         if lease.doubted & bit:
             lease.doubted &= ~bit
             # A push of one's own extension is none that means nothing.
-            if ask is READ and sent - lease.extended_at > OWN_PUSH:
+            asked = lease.extended_at if lease is not self.holder else max(lease.extended_at, lease.acquired_at)
+            if ask is READ and sent - asked > OWN_PUSH:
                 self.port.needless(self, index, now)
         if not lease.doubted and lease is self.holder:
             self.failures = 0

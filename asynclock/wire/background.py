@@ -13,6 +13,9 @@ from collections.abc import Awaitable, Callable
 
 log = logging.getLogger("asynclock")
 
+CANCELLED_PAUSE = (
+    0.5  # seconds after somebody has cancelled a loop until it begins anew; a program that ends is through
+)
 FIRST_PAUSE = 0.01  # seconds after a step that failed in a way nobody has thought of; then twice as long, up to
 MAX_PAUSE = 1.0
 
@@ -34,11 +37,12 @@ class Loop:
         self._step = step
         self._on_error = on_error
         self._task: asyncio.Task[None] | None = None
+        self._again: asyncio.TimerHandle | None = None  # after somebody else has cancelled it
         self._closed = False
 
     @property
     def running(self) -> bool:
-        return self._task is not None and not self._task.done()
+        return self._again is not None or (self._task is not None and not self._task.done())
 
     def start(self, pause: float = 0.0) -> None:
         """Begin, in so many seconds; unless it runs, or is closed."""
@@ -56,7 +60,11 @@ class Loop:
             except asyncio.CancelledError as cancelled:
                 task = asyncio.current_task()
                 assert task is not None
-                if self._closed or task.cancelling():
+                if self._closed:
+                    raise
+                if task.cancelling():
+                    # An application that cancels all tasks that there are: at its end, or not.
+                    self._again = asyncio.get_running_loop().call_later(CANCELLED_PAUSE, self._begin_anew)
                     raise
                 # Nobody has cancelled this task: it is about something that was awaited here.
                 error: Exception = RuntimeError(f"what it waited for was cancelled by somebody else {cancelled}")
@@ -70,9 +78,19 @@ class Loop:
             self._on_error(error)
             del error  # no cycle through its traceback
 
+    def _begin_anew(self) -> None:
+        self._again = None
+        self.start()
+
+    def _stop_anew(self) -> None:
+        self._closed = True
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+
     def drop(self) -> bool:
         """End it for good, as far as that can be done without waiting. Is there more to it, for ``aclose``?"""
-        self._closed = True
+        self._stop_anew()
         if not self.running:
             return False
         assert self._task is not None
@@ -81,7 +99,7 @@ class Loop:
 
     async def aclose(self) -> None:
         """End it for good. What it awaits is cancelled; nothing of it runs on."""
-        self._closed = True
+        self._stop_anew()
         while self.running:
             assert self._task is not None
             self._task.cancel()

@@ -39,7 +39,9 @@ _ASKING = packed(b"ASKING")
 FIRST_PAUSE = 0.01  # seconds between attempts to reconnect; then twice as long
 MIN_PAUSE = 0.1  # ... up to this at least, however short the validity; and up to the door's max_pause at most
 SETTLED = 1.0  # seconds after which a connection that was made has lasted: the next attempt has no pause before it
+OWED_PATIENCE = 1.0  # seconds for which closing waits for releases that are refused
 FULL_FOR = 5.0  # seconds of want of memory after which acquiring is given up, rather than waited for
+FULL_CHECK = 1.0  # seconds until a full server is asked in the usual way again
 FULL_AGAIN = 3.0  # seconds without one after which it is another one
 
 
@@ -104,6 +106,7 @@ class Node:
         self._clock_asked = False
         self._millisecond = -1  # the one in which ``_expiry_then`` was worked out; -1: anew
         self._expiry_then = b""
+        self._room_again: asyncio.TimerHandle | None = None  # when it may have memory again
         self._full_since = self._full_at = float("-inf")  # want of memory: from the first refusal to the last
         self._watchdog: Watchdog | None = None  # ... and of what NOLOOP may hide, as long as there is a wire:
         self._vigil: Vigil | None = None
@@ -324,7 +327,7 @@ class Node:
             return
         if self._options.no_loop_tracking is None:
             log.info("asynclock: %s evicts keys, or tracks too many: without NOLOOP from now on", self.label)
-            self._can_no_more(self.abilities._replace(noloop=False))
+            self._can(self.abilities._replace(noloop=False))
             self._stop_vigil()
             redirect = None if self._second is None else self._second.redirect
             wire.send(tracking_on(redirect, noloop=False), Ignored(), 1, self.now())
@@ -362,6 +365,9 @@ class Node:
             return  # it never was ready: whoever sets it up is told by its calls
         self.wire = None
         self._stop_watching()
+        if self._room_again is not None:
+            self._room_again.cancel()
+            self._room_again = None
         if self.closed:
             return
         self._down_since = self.now()
@@ -431,22 +437,30 @@ class Node:
 
     def scripts_are_gone(self, request: Request | OwedRelease) -> None:
         """``SCRIPT FLUSH``. From now on the scripts are told each time, in case somebody does that often."""
-        self._can_no_more(self.abilities._replace(evalsha=False))
+        self._can(self.abilities._replace(evalsha=False))
         self.take_on(request, isinstance(request, Request) and request.asking)
 
-    def _can_no_more(self, left: Abilities) -> None:
-        """That is what this server can do until the next connection."""
-        self.abilities = left
+    def _can(self, abilities: Abilities) -> None:
+        """That is what this server can do from now on."""
+        self.abilities = abilities
         self.commands = Commands(self.abilities, self._options.key_validity)
 
     def _plain_commands(self) -> Commands:
         return Commands(self.abilities._replace(evalsha=False), self._options.key_validity)
 
     def is_full(self, request: Request) -> None:
-        """``SET ... IFEQ`` wants memory for the value that it writes, ``PEXPIRE`` does not. Until the next
-        connection, since it would be refused again and again."""
-        self._can_no_more(self.abilities._replace(set_ifeq=False))
+        """``SET ... IFEQ`` wants memory for the value that it writes, ``PEXPIRE`` does not. For a while, since it
+        would be refused again and again."""
+        self._can(self.abilities._replace(set_ifeq=False))
+        if self._room_again is None:
+            self._room_again = asyncio.get_running_loop().call_later(FULL_CHECK, self._maybe_room_again)
         self.take_on(request, request.asking)
+
+    def _maybe_room_again(self) -> None:
+        """The script costs more, and is not allowed to everybody."""
+        self._room_again = None
+        if self.wire is not None:
+            self._can(self.abilities._replace(set_ifeq=True))
 
     def error_of(self, command: str, room: Room[Any], index: int, reply: Any, now: float) -> ServerError | None:
         """What an error reply means; ``None``: nothing, the key just holds something that is not a string."""
@@ -566,7 +580,7 @@ class Node:
         self._hear_no_more()
         self.owed.close()
         self._quarantine.close()
-        for handle in (self._grace, self._flushes):
+        for handle in (self._grace, self._flushes, self._room_again):
             if handle is not None:
                 handle.cancel()
         self._stop_watching()
@@ -582,7 +596,10 @@ class Node:
         return self.connecting.drop()
 
     async def aclose(self) -> None:
-        """Send what there is, and close. Takes no longer than ``try_next_after`` for a server that hangs."""
+        """Send what there is, and close. Takes no longer than ``try_next_after`` for a server that hangs, and
+        ``OWED_PATIENCE`` for one that refuses to release."""
+        if self.wire is not None:
+            await self.owed.settled(OWED_PATIENCE)
         self._stop()
         await self.connecting.aclose()
         wire = self.wire

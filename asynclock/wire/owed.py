@@ -30,11 +30,14 @@ class OwedReleases:
         self._until: dict[tuple[bytes, bytes], float] = {}  # (key, token) -> when the key has expired
         self._pause = 0.0  # before the next try; 0: nothing was refused of late
         self._timer: asyncio.TimerHandle | None = None
+        self._under_way = 0  # releases that were sent, and are not answered
+        self._waiting: asyncio.Future[None] | None = None  # until nothing is owed
         self._closed = False
 
     def owe(self, key: bytes, token: bytes, until: float | None = None) -> None:
         """The server is away: release ``key`` once it is back. However late: what it was sent before it hung, it may
-        have done after that."""
+        have done after that. ``until``: its release was under way, and the key has expired then."""
+        self._under_way -= until is not None
         if not self._closed:
             self._until.setdefault((key, token), self._clock() + self._validity if until is None else until)
 
@@ -42,6 +45,8 @@ class OwedReleases:
         """The server is there, and has answered with an error. Most pass (``NOREPLICAS``, ``READONLY``, ...),
         and whether one does only the next try shows."""
         if self._closed or (until is not None and until <= self._clock()):
+            self._under_way -= until is not None
+            self._told()
             return
         self.owe(key, token, until)
         if self._timer is None:
@@ -50,17 +55,35 @@ class OwedReleases:
 
     def accepted(self) -> None:
         """The server has done what was owed: it will do the rest."""
+        self._under_way -= 1
+        self._told()
         self._pause = 0.0
         if self._until and not self._closed:
             if self._timer is not None:
                 self._timer.cancel()
             self._again(0.0)
 
+    def passed_on(self, other: OwedReleases) -> None:
+        """What was under way is another node's now."""
+        self._under_way -= 1
+        other._under_way += 1
+        self._told()
+
     def send_all(self) -> None:
         """The server is back."""
         self._stop()
         self._pause = 0.0
         self._try(len(self._until))
+
+    async def settled(self, seconds: float) -> None:
+        """Wait until nothing is owed, for so many seconds at most."""
+        if self._until or self._under_way > 0:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._waiting], timeout=seconds)
+
+    def _told(self) -> None:
+        if self._waiting is not None and not self._waiting.done() and not self._until and self._under_way <= 0:
+            self._waiting.set_result(None)
 
     def take(self) -> list[tuple[bytes, bytes]]:
         """The (key, token) pairs that are still to be released; they are the caller's from now on."""
@@ -89,3 +112,4 @@ class OwedReleases:
             if not self._send(key, token, until):
                 return  # not connected: ``send_all`` follows
             del self._until[key, token]
+            self._under_way += 1

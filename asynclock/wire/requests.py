@@ -296,6 +296,7 @@ class OwedRelease:
         text = str(reply)
         if self.hops < MAX_HOPS:
             if text.startswith(REDIRECTIONS) and node.redirected(self, text):
+                node.owed.passed_on(self.node.owed)
                 return
             if text.startswith(NO_SCRIPT):
                 node.scripts_are_gone(self)
