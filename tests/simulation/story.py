@@ -13,7 +13,8 @@ from asynclock.wire.noloop import LOOK_EVERY
 
 from .checks import Check
 from .processes import Task
-from .servers import Trouble
+from .requests import OwedRelease
+from .servers import Server, Trouble
 from .world import World
 
 # How often each thing happens, in parts of the whole.
@@ -241,7 +242,7 @@ def _settle(world: World, check: Check, end: str) -> None:
     for server in world.servers:
         for key in server.data if server.up else ():
             entry = server.peek(key)
-            if entry is not None and _is_owned(world, entry[0]):
+            if entry is not None and _is_owned(world, entry[0]) and not _is_owed(world, server, key, entry[0]):
                 raise check.broken("c", f"server {server.name} still has {key!r} = {entry[0]!r}")
 
 
@@ -309,6 +310,18 @@ def _free(world: World) -> bool:
 
 def _tasks(world: World) -> list[Task]:
     return [task for client in world.clients for task in client.tasks if task.state in ("waiting", "held")]
+
+
+def _is_owed(world: World, server: Server, key: bytes, value: bytes) -> bool:
+    """Was its release refused a moment ago, and is about to be tried again, or on its way?"""
+    for client in [*world.clients, *world.past]:
+        link = client.links[server.name]
+        under_way = [asker for asker in link.waiting if isinstance(asker, OwedRelease)] if link is not None else []
+        if (key, value) in client.owed[server.name] or any(
+            (each.key, each.token) == (key, value) for each in under_way
+        ):
+            return True
+    return False
 
 
 def _is_owned(world: World, value: bytes) -> bool:
