@@ -130,7 +130,7 @@ class Turncoat:
         self, replies: asyncio.StreamReader, client: asyncio.StreamWriter, asked: deque[tuple[bytes, bytes | None]]
     ) -> None:
         async for kind, reply in _frames(replies):
-            command, instead = (None, None) if kind == PUSH else asked.popleft()
+            command, instead = (None, None) if kind == PUSH or not asked else asked.popleft()
             self.heard(command, reply)
             await self._goes_on.wait()
             if client not in self._muted and not client.is_closing():

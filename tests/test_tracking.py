@@ -145,7 +145,8 @@ async def test_flushes_of_another_database_are_looked_into_at_a_bounded_rate(own
             await asyncio.sleep(0.02)
         seconds = time.monotonic() - since - 1
         commands = figure(own_server, "stats", "total_commands_processed") - before - flushes
-        assert commands / seconds < 250, f"{commands / seconds:.0f} commands a second for 100 locks"
+        # 1.6 a lock, 30 looks in vain; and what scripts do counts too, where there is no SET IFEQ: 0.8 a lock.
+        assert commands / seconds < 350, f"{commands / seconds:.0f} commands a second for 100 locks"
         assert all(scope.held for scope in scopes)
         lost = await body(scopes[0])
         own_server.execute("FLUSHDB")
@@ -177,8 +178,10 @@ async def test_extensions_without_noloop_cost_no_second_look(evicting: Server) -
         before = figure(evicting, "stats", "total_commands_processed")
         await asyncio.sleep(2)
         commands = figure(evicting, "stats", "total_commands_processed") - before
+        (node,) = locker._keeper.topology.nodes
+        each = 2 if node.abilities.set_ifeq else 4  # what a script does is counted too
         await scope.release()
-    assert commands < 2 * 10 + 10  # two for an extension, and some room
+    assert commands < each * 10 + 10  # for an extension, and some room
 
 
 @pytest.mark.asyncio

@@ -28,7 +28,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from .. import _version
 from ..errors import ConfigurationError, GoneError, ServerError
 from . import credentials, tls
-from .lookup import connecting
+from .lookup import Connects, connecting
 from .parser import WaryParser
 from .quoting import quoted
 from .violations import ViolationError
@@ -270,6 +270,8 @@ class Door:
                     transport.abort()
             # The connection must forget its streams, or it closes them when it is collected.
             connection._writer = connection._reader = None
+            if isinstance(connection, Connects):
+                connection.heard = None
             if isinstance(parser := getattr(connection, "_parser", None), WaryParser):
                 parser.let_go()
         return writer

@@ -141,7 +141,7 @@ async def connected(host: str, port: int, seconds: float) -> socket.socket:
     raise next((problem for problem in tried if not isinstance(problem, ConnectionError)), tried[0])
 
 
-class _Connects:
+class Connects:
     """Over a connection class of redis-py: it connects by itself to the host that it was given."""
 
     host: str
@@ -179,5 +179,5 @@ def connecting(kind: type[Any]) -> type[Any]:
     if getattr(kind, "_connect", None) is not redis.Connection._connect:
         return kind
     if kind not in _classes:
-        _classes[kind] = type(kind.__name__, (_Connects, kind), {"__module__": kind.__module__})
+        _classes[kind] = type(kind.__name__, (Connects, kind), {"__module__": kind.__module__})
     return _classes[kind]
