@@ -97,10 +97,20 @@ class Asked(CredentialProvider):
 
     async def get_credentials_async(self) -> Any:
         try:
-            words = await self._provider.get_credentials_async()
+            return self._answered(await self._provider.get_credentials_async())
         except BaseException as error:
             self.error = error
             raise
+
+    def get_credentials(self) -> Any:
+        """What redis-py 5.2.0 asks."""
+        try:
+            return self._answered(self._provider.get_credentials())
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def _answered(self, words: Any) -> Any:
         if isinstance(words, tuple | list) and words:
             self.password = words[-1].decode(errors="replace") if isinstance(words[-1], bytes) else str(words[-1])
         return words
