@@ -17,7 +17,7 @@ from .core.room import Room
 from .core.rules import LossReason
 from .errors import ConfigurationError, LockLostError
 from .keeper import Keeper
-from .whereabouts import Home, may_be_used_by_others
+from .whereabouts import Home, may_be_used_by_others, on_its_way
 
 T = TypeVar("T")
 
@@ -371,6 +371,11 @@ class LockScope:
             elif block.base_error is not None:
                 raise block.base_error
             else:
+                own = on_its_way()
+                if own is not None and not isinstance(own, asyncio.CancelledError):
+                    if not block.errors:
+                        return
+                    block.errors.append(own)
                 self._tell(block)
         finally:
             if block.when_done is None:

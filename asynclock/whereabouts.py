@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import math
 import sys
 import threading
@@ -84,6 +85,23 @@ class _Search:
 
 
 _search = _Search()
+
+
+def on_its_way() -> BaseException | None:
+    """While a generator is being closed: the exception for which that is done, as far as an ``__aexit__`` on the stack
+    was told of one (that of ``aclosing``, or of an ``AsyncExitStack``)."""
+    frame = sys._getframe(1).f_back
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__aexit__":
+            variables = frame.f_locals
+            for name in code.co_varnames[: code.co_argcount + bool(code.co_flags & inspect.CO_VARARGS)]:
+                value = variables.get(name)
+                for each in value if type(value) is tuple else (value,):
+                    if issubclass(type(each), BaseException) and type(each) is not GeneratorExit:
+                        return each  # type: ignore[no-any-return]  # it is one
+        frame = frame.f_back
+    return None
 
 
 def may_be_used_by_others(thing: object, task: asyncio.Task[Any], ours: Sequence[object]) -> bool:

@@ -454,6 +454,67 @@ async def test_tasks_that_failed_are_told_when_it_is_closed(locker: Locker, serv
     await until(lambda: free(server))
 
 
+@contextlib.asynccontextmanager
+async def in_a_stack(generator: Any) -> AsyncIterator[Any]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield await stack.enter_async_context(contextlib.aclosing(generator))
+
+
+class OwnClosing:
+    def __init__(self, generator: Any) -> None:
+        self.generator = generator
+
+    async def __aenter__(self) -> Any:
+        return self.generator
+
+    async def __aexit__(self, kind: object, error: object, traceback: object) -> None:
+        await self.generator.aclose()
+
+
+async def nested_numbers(
+    locker: Locker, work: Callable[[LockScope], object] = lambda scope: None
+) -> AsyncIterator[int]:
+    async with held(locker) as scope:
+        work(scope)
+        yield 0
+        yield 1
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("closing", [contextlib.aclosing, in_a_stack, OwnClosing])
+@pytest.mark.parametrize("make", [numbers, nested_numbers])
+async def test_an_error_of_the_loops_body_goes_first(
+    locker: Locker, server: Server, closing: Callable[[Any], Any], make: Callable[..., AsyncIterator[int]]
+) -> None:
+    """As that of a block's."""
+
+    for when in ("held", "lost", "heard"):
+        with pytest.raises(OwnError, match="body"):
+            async with closing(make(locker)) as generator:
+                async for _ in generator:
+                    if when != "held":
+                        lose(server)
+                        if when == "heard":
+                            await heard()
+                        else:  # by a look, which this task has: it is not suspended, and so not cancelled yet
+                            locker._keeper.rooms["job"].gone(0, locker._keeper.now())
+                    raise OwnError("body")
+        assert cancelling() == 0
+        await until(lambda: free(server) and not locker._keeper.busy())
+
+    async def fail_at_once() -> None:
+        raise OwnError("task")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with closing(make(locker, lambda scope: scope.create_task(fail_at_once()))) as generator:
+            async for _ in generator:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(5)
+                raise OwnError("body")
+    assert [str(error) for error in caught.value.exceptions] == ["task", "body"]
+    assert cancelling() == 0
+
+
 @pytest.mark.asyncio
 async def test_cancelled_by_others_too(locker: Locker, server: Server) -> None:
     """A cancellation from outside stays one."""
