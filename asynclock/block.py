@@ -17,16 +17,16 @@ class Block:
     There is one as soon as a scope has tasks, is stopped, or is left by an exception: most scopes never need it.
 
     Invariants: the parent is never cancelled once ``left`` is set; ``aborting`` is set before anything is
-    cancelled, and whatever is added after that is cancelled too. Once the block is ``closed`` (by a
-    GeneratorExit) nobody waits for its tasks, and nobody is left to raise their errors to.
+    cancelled, and whatever is added after that is cancelled too. Nothing is cancelled while a task runs. Once the
+    block is ``closed`` (by a GeneratorExit) nobody waits for its tasks, and nobody is left to raise their errors to.
     """
 
     __slots__ = (
-        "_cancel_soon",
         "_done",
         "_exit",
         "_name",
         "_parent",
+        "_soon",
         "_stopping",
         "_why",
         "aborting",
@@ -57,8 +57,8 @@ class Block:
         self._name = name
         self._parent = parent
         self._why = ""
-        self._stopping: list[Cancellation] = []  # of the tasks
-        self._cancel_soon: asyncio.Handle | None = None
+        self._stopping: dict[asyncio.Task[object], Cancellation] = {}
+        self._soon: asyncio.Handle | None = None  # to stop what there is to stop
         self._done: asyncio.Future[None] | None = None  # all tasks are
         self._exit: asyncio.Future[None] | None = None  # the scope has been left
 
@@ -67,27 +67,35 @@ class Block:
         self.tasks.add(task)
         task.add_done_callback(self._task_done)
         if self.aborting:  # an eager task may have ended the scope before it was known
-            self._stopping.append(Cancellation(task, self._why))
+            self._stop_soon()
 
     def abort(self, why: str) -> None:
         """Cancel the tasks, and the body if it is still inside."""
         if not self.aborting:
             self.aborting = True
             self._why = why
-            self._stopping = [Cancellation(task, why) for task in self.tasks]
-        if self.left or self.cancellation is not None or self._cancel_soon is not None:
-            return
-        if _runs(self._parent):
-            # Cancelled now, it would be struck at the first await after the block if the body has none left.
-            self._cancel_soon = asyncio.get_running_loop().call_soon(self._cancel_parent)
-        else:
-            self._cancel_parent()
+            self._stop_soon()
+
+    def _stop_soon(self) -> None:
+        """Not while a task runs. If it is the parent, that would be struck at the first await after the block if the
+        body has none left. Or the parent waits for it; it may also be one that has begun eagerly (Python 3.12), inside
+        of another. What a task awaits next then would get the cancellation, and nobody could tell who that is."""
+        if asyncio.current_task() is None:
+            self._stop()
+        elif self._soon is None:
+            self._soon = asyncio.get_running_loop().call_soon(self._stop)
+
+    def _stop(self) -> None:
+        self._soon = None
+        for task in list(self.tasks):
+            if task not in self._stopping:
+                self._stopping[task] = Cancellation(task, self._why)
+        if not self.left and self.cancellation is None:
+            self.cancellation = Cancellation(self._parent, self._why, self.home)
 
     def leave(self) -> None:
         """The body is through: it is not to be cancelled any more."""
         self.left = True
-        if self._cancel_soon is not None:
-            self._cancel_soon.cancel()
         if self.cancellation is not None:
             self.cancellation.stop()
 
@@ -133,14 +141,13 @@ class Block:
     def close(self) -> None:
         """The scope has been left."""
         self.excuse()
-        for each in self._stopping:
+        if self._soon is not None:
+            self._soon.cancel()
+        for each in self._stopping.values():
             each.stop()
         self._stopping.clear()
         self.errors = []  # no cycles through tracebacks: the group has the old list
         self.base_error = None
-
-    def _cancel_parent(self) -> None:
-        self.cancellation = Cancellation(self._parent, self._why, self.home)
 
     def _task_done(self, task: asyncio.Task[object]) -> None:
         self.tasks.discard(task)
@@ -160,11 +167,3 @@ class Block:
         if not self.aborting:
             self.failed = True
             self.abort(LEFT.format(self._name))
-
-
-def _runs(task: asyncio.Task[object]) -> bool:
-    """Is the code of ``task`` on the stack now? That of the current task is, and of one that has just begun another
-    eagerly (Python 3.12): the current task is that other one then."""
-    if asyncio.current_task() is None or task.done():
-        return False
-    return bool(getattr(task.get_coro(), "cr_running", True))  # of a coroutine that does not tell: it may

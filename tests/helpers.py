@@ -21,6 +21,11 @@ from asynclock.testing import Server
 AT_ONCE = 1.0
 
 
+def eager_task(loop: asyncio.AbstractEventLoop, coro: Any, **arguments: Any) -> asyncio.Task[Any]:
+    """As ``asyncio.eager_task_factory`` (Python 3.12), which uvloop does not know how to call in Python 3.13."""
+    return asyncio.Task(coro, loop=loop, **{**arguments, "eager_start": True})
+
+
 def key(name: str, index: int = 0, prefix: str = "asynclock") -> str:
     return f"{prefix}:{index}:{name}"
 

@@ -6,25 +6,19 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from asynclock import ConfigurationError, Locker, LockLostError
 from asynclock.testing import Server
-from tests.helpers import AT_ONCE, key, until
+from tests.helpers import AT_ONCE, eager_task, key, until
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
 
 
 class OwnError(Exception):
     """A task's own."""
-
-
-def eager_task(loop: asyncio.AbstractEventLoop, coro: Any, **arguments: Any) -> asyncio.Task[Any]:
-    """As ``asyncio.eager_task_factory``, which uvloop does not know how to call in Python 3.13."""
-    return asyncio.Task(coro, loop=loop, **{**arguments, "eager_start": True})
 
 
 @pytest_asyncio.fixture(autouse=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from asynclock import Locker, LockLostError
 from asynclock.testing import Server
-from tests.helpers import key
+from tests.helpers import eager_task, key
 from tests.traps.__main__ import told
 from tests.traps.programs import make
 from tests.traps.runner import run_all
@@ -28,6 +29,19 @@ async def test_random_programs(own_server: Server) -> None:
     report = await run_all(own_server, map(make, range(first, first + PROGRAMS)))
     assert report.programs == PROGRAMS
     assert len(report.seen) > 4  # of all the things that may come out of a block
+    assert not report.failed and not report.left, told("", report)
+
+
+@pytest.mark.asyncio
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+async def test_random_programs_of_eager_tasks(own_server: Server) -> None:
+    loop = asyncio.get_running_loop()
+    first = 2 * PROGRAMS if isinstance(loop, asyncio.SelectorEventLoop) else 3 * PROGRAMS
+    loop.set_task_factory(eager_task)
+    try:
+        report = await run_all(own_server, map(make, range(first, first + PROGRAMS)))
+    finally:
+        loop.set_task_factory(None)
     assert not report.failed and not report.left, told("", report)
 
 
@@ -95,6 +109,17 @@ async def in_a_thread(_: Locker, lose: Callable[[], None]) -> None:
     await asyncio.to_thread(thread_may_end.wait, 5)
 
 
+async def found_by_a_task_that_it_waits_for(locker: Locker, _: Callable[[], None]) -> None:
+    """That one runs when it is cancelled, and passes the cancellation on to what it awaits next."""
+    kept.append(asyncio.get_running_loop().create_future())
+
+    async def find() -> None:
+        locker._keeper.rooms["outer"].gone(0, locker._keeper.now())
+        await kept[-1]
+
+    await asyncio.create_task(find())
+
+
 class Proxy:
     """As frameworks have it: what it stands for is not there now, and to ask for it is an error."""
 
@@ -147,6 +172,7 @@ thread_may_end = threading.Event()
         task_that_swallows,
         future,
         in_a_thread,
+        found_by_a_task_that_it_waits_for,
         beside_a_proxy,
         raised_again,
     ],

@@ -1,4 +1,5 @@
-"""``python -m tests.traps --programs 5000``: so many random programs on each event loop, against a real server.
+"""``python -m tests.traps --programs 5000``: so many random programs on each event loop, against a real server;
+from Python 3.12 on with eager tasks, too.
 
 A failing one is told with its seed and as text; ``--seed N --repeat 100`` runs that one again, as often.
 """
@@ -7,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import sys
 from collections.abc import Callable
 
 from asynclock.testing import Server
+from tests.helpers import eager_task
 
 from .programs import Program, make, text
 from .runner import AT_ONCE, Report, run_all
@@ -25,7 +28,15 @@ def loops() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
         pass
     else:
         found["uvloop"] = uvloop.new_event_loop
+    if sys.version_info >= (3, 12):
+        found |= {f"{name}-eager": functools.partial(_eager, new) for name, new in found.items()}
     return found
+
+
+def _eager(new: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
+    loop = new()
+    loop.set_task_factory(eager_task)
+    return loop
 
 
 def told(name: str, report: Report) -> str:

@@ -36,8 +36,14 @@ class Record:
     swallowed: bool = False  # a cancellation of its task got lost in the body
     excused: bool = False  # ... and that is neither the program's doing nor the library's
     out: BaseException | None = None
+    overtaken_by: BaseException | None = None  # its generator was closed for this
     cancelling_after: int = 0
     still_pending: bool = False  # an outside cancellation comes at the next await
+
+    @property
+    def closed(self) -> bool:
+        """It was in a generator that was closed at its yield."""
+        return isinstance(self.error, GeneratorExit)
 
 
 def judge(block: Record) -> None:
@@ -46,6 +52,9 @@ def judge(block: Record) -> None:
         raise Wrong(f"{block.name}: a cancellation from outside was taken back: {_counts(block)}")
     if block.scope is None:
         _judge_acquiring(block)
+        return
+    if block.closed:
+        _judge_closed(block)
         return
     if any(not task.done() for task in block.tasks):
         raise Wrong(f"{block.name}: a task of the scope runs on after its block")
@@ -74,6 +83,30 @@ def _judge_acquiring(block: Record) -> None:
             raise Wrong(f"{block.name}: {block.out}, and it is not")
     elif not isinstance(block.out, AcquireTimeoutError | NotLockedError | LockLostError):
         raise Wrong(f"{block.name}: acquiring ended with {block.out!r}")
+
+
+def _judge_closed(block: Record) -> None:
+    """Nothing could be awaited any more."""
+    assert block.scope is not None
+    reason, out = block.scope.lost_reason, block.out
+    if block.scope.held and not block.tasks:  # else it is theirs until they are done, and that is known
+        raise Wrong(f"{block.name}: still held after its generator was closed")
+    lost = reason is not None and not block.stopped
+    if isinstance(out, LockLostError) and isinstance(out.__cause__, BaseExceptionGroup):
+        out = out.__cause__
+    if isinstance(out, BaseExceptionGroup):
+        own = {id(error) for error in (*block.failures, block.overtaken_by)}
+        if not {id(error) for error in out.exceptions} <= own:
+            raise Wrong(f"{block.name}: {block.failures!r} failed, and {block.out!r} came out when it was closed")
+    elif isinstance(out, LockLostError):
+        if not lost or (out.name, out.reason) != (block.name, reason) or out.__cause__ is not None:
+            raise Wrong(f"{block.name}: {out!r} came out when it was closed, and the reason is {reason!r}")
+        if block.overtaken_by is not None:
+            raise Wrong(f"{block.name}: {out!r} hides {block.overtaken_by!r}")
+    elif out is not block.error:
+        raise Wrong(f"{block.name}: {out!r} came out when it was closed")
+    elif lost and block.overtaken_by is None and block.cancelling_after <= block.cancelling and not block.swallowed:
+        raise Wrong(f"{block.name}: lost ({reason}), and nothing came out when it was closed")
 
 
 def _judge_failures(block: Record, expected: list[BaseException]) -> None:

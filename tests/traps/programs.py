@@ -63,7 +63,7 @@ class Lose(Step):
     """Have the lock of an enclosing scope lost; 0 is the innermost."""
 
     level: int
-    how: str  # delete, overwrite, take
+    how: str  # delete, overwrite, take, look
 
 
 @dataclass(slots=True)
@@ -83,6 +83,14 @@ class Check(Step):
     level: int
 
 
+@dataclass(slots=True)
+class InThread(Step):
+    """Use an enclosing scope in a thread."""
+
+    level: int
+    call: str  # check, cancel, release, create_task
+
+
 # Blocks
 
 
@@ -92,6 +100,24 @@ class Lock(Step):
     how: str  # with, try, force, hand
     body: Block
     timeout: float | None = None
+
+
+@dataclass(slots=True)
+class Generator(Step):
+    """A lock in an async generator: ``before`` and ``after`` run in there, ``body`` in between, at its yield."""
+
+    name: str
+    how: str  # manager, aclosing
+    before: Block
+    body: Block
+    after: Block
+
+
+@dataclass(slots=True)
+class Begin(Step):
+    """A task that nobody waits for."""
+
+    body: Block
 
 
 @dataclass(slots=True)
@@ -239,13 +265,22 @@ class _Maker:
             self.names += 1
         return Lock(name, how, self.block(depth + 1, scopes + 1), timeout)
 
+    def generator(self, depth: int, scopes: int) -> Generator:
+        name = f"{self.seed}-{self.names}"
+        self.names += 1
+        how = self.random.choice(("manager", "aclosing", "aclosing"))
+        before = self.block(depth, scopes + 1) if self.random.random() < 0.5 else []
+        body = self.block(depth, scopes + 1)
+        after = self.block(depth, scopes + 1) if self.random.random() < 0.3 else []
+        return Generator(name, how, before, body, after)
+
     def step(self, depth: int, scopes: int) -> Step:
         r = self.random
         self.steps += 1
         if depth >= MAX_DEPTH or self.steps >= MAX_STEPS or r.random() < 0.3:
             return self.leaf(scopes)
         down = depth + 1
-        match r.randrange(14):
+        match r.randrange(17):
             case 0 | 1 | 2:
                 return self.lock(depth, scopes)
             case 3 | 4 if scopes:
@@ -273,21 +308,30 @@ class _Maker:
                 return Finally(self.block(down, scopes), cleanup)
             case 12:
                 return Swallow(self.block(down, scopes))
+            case 13:
+                body = self.block(down, scopes)
+                if scopes and r.random() < 0.5:
+                    body.insert(0, Lose(r.randrange(scopes), "look"))  # at once, where tasks begin eagerly
+                return Begin(body)
+            case 14 | 15:
+                return self.generator(down, scopes)
             case _:
                 return Catch(self.block(down, scopes))
 
     def leaf(self, scopes: int) -> Step:
         r = self.random
         level = r.randrange(scopes) if scopes else 0
-        match r.randrange(24):
+        match r.randrange(25):
             case 0:
                 return Fail(self.steps)
             case 2 | 3 | 4 if scopes:
-                return Lose(level, r.choice(("delete", "delete", "overwrite", "take")))
+                return Lose(level, r.choice(("delete", "delete", "overwrite", "take", "look")))
             case 5 if scopes:
                 return Stop(level)
             case 6 if scopes:
                 return Release(level) if r.random() < 0.5 else Check(level)
+            case 8 if scopes:
+                return InThread(level, r.choice(("check", "cancel", "release", "create_task")))
             case 7:
                 return CancelMyself() if r.random() < 0.25 else CancelTask(r.randrange(3))
             case _:
@@ -349,6 +393,8 @@ def _leaf(step: Step) -> str:
             return f"await scopes[-{level + 1}].release()"
         case Check(level):
             return f"scopes[-{level + 1}].check()"
+        case InThread(level, call):
+            return f"await asyncio.to_thread(scopes[-{level + 1}].{call})"
     raise AssertionError(step)
 
 
@@ -364,6 +410,14 @@ def _heads(step: Step) -> list[tuple[str, Block]] | None:
                 "hand": f"await locker.acquire({name!r}{wait})",
             }[how]
             return [(f"async with {call} as scope:", body)]
+        case Generator(name, how, before, body, after):
+            return [
+                (f"async with locker.with_context({name!r}) in a generator ({how}):", before),
+                ("at its yield:", body),
+                ("after it:", after),
+            ]
+        case Begin(body):
+            return [("asyncio.create_task:", body)]
         case Spawn(level, body):
             return [(f"scopes[-{level + 1}].create_task:", body)]
         case Timeout(ms, body, catch):

@@ -7,13 +7,13 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
 
-from asynclock import Locker, LockScope
+from asynclock import ConfigurationError, Locker, LockLostError, LockScope
 from asynclock.testing import Server
 from asynclock.testing.resp import encode_command
 from tests.helpers import key, until
@@ -156,14 +156,20 @@ class Run:
                 await place.scopes[-1 - level].release()
             case p.Check(level):
                 place.scopes[-1 - level].check()
+            case p.InThread(level, call):
+                await self.in_thread(place.scopes[-1 - level], call)
             case p.Lock():
                 await self.lock(step, place)
+            case p.Generator():
+                await self.generator(step, place)
             case _:
                 await self.around(step, place)
 
     async def around(self, step: p.Step, place: Place) -> None:
         caught = contextlib.suppress(TimeoutError) if getattr(step, "catch", False) else contextlib.nullcontext()
         match step:
+            case p.Begin(body):
+                self.task(body, place)
             case p.Spawn(level, body):
                 self.spawn(level, body, place)
             case p.Timeout(ms, body, _):
@@ -177,6 +183,8 @@ class Run:
                     place.swallowed()  # python/cpython#86296, or as above
                 with caught:
                     await asyncio.wait_for(self.task(body, place), ms / 1000)
+                if self.cancelling():
+                    place.swallowed()  # by the task that it waited for: it was that which was told
             case p.FailAfter(ms, body, _):
                 with caught, anyio.fail_after(ms / 1000) as around:
                     await self.anyio(around, body, place)
@@ -189,15 +197,19 @@ class Run:
             case p.Group(tasks, body):
                 await self.group(tasks, body, place)
             case p.AnyioGroup(tasks, body, cancel):
-                async with anyio.create_task_group() as nursery:
-                    for each in tasks:
-                        nursery.start_soon(self.block, each, place.elsewhere())
-                    try:
-                        await self.anyio(nursery.cancel_scope, body, place)
-                    finally:
-                        if cancel:
-                            nursery.cancel_scope.cancel()
-                            place.swallowed()
+                nursery = anyio.create_task_group()
+                try:
+                    async with nursery:
+                        for each in tasks:
+                            nursery.start_soon(self.block, each, place.elsewhere())
+                        try:
+                            await self.anyio(nursery.cancel_scope, body, place)
+                        finally:
+                            if cancel:
+                                nursery.cancel_scope.cancel()
+                finally:
+                    if nursery.cancel_scope.cancel_called:
+                        place.swallowed()
             case p.Shield(body):
                 await asyncio.shield(self.task(body, place))
             case p.Gather(tasks):
@@ -223,11 +235,17 @@ class Run:
 
     async def group(self, tasks: list[p.Block], body: p.Block, place: Place) -> None:
         group = asyncio.TaskGroup()
-        inside = True
+        inside, at_once = True, False
         try:
             async with group:
                 for each in tasks:
-                    self.spawned.append(group.create_task(self.block(each, place.elsewhere())))
+                    coroutine = self.block(each, place.elsewhere())
+                    try:
+                        self.spawned.append(group.create_task(coroutine))
+                        at_once |= self.spawned[-1].done()
+                    except RuntimeError:  # one that has begun eagerly has failed
+                        coroutine.close()
+                        raise
                 try:
                     await self.block(body, place)
                 finally:
@@ -238,6 +256,11 @@ class Run:
                 task = asyncio.current_task()
                 assert task is not None
                 task.uncancel()
+            if sys.version_info < (3, 13) and at_once:
+                # An eager one has failed, and the group has cancelled a task that was not suspended: it comes now.
+                place.swallowed()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
 
     async def anyio(self, around: anyio.CancelScope, body: p.Block, place: Place) -> None:
         self.anyio_used = True
@@ -294,6 +317,10 @@ class Run:
             return
         if how == "take":
             self.background.add(asyncio.ensure_future(self.take(name)))
+        elif how == "look":  # found by the task that looks, and not told by a callback of the loop
+            keeper = self.world.locker._keeper
+            if (room := keeper.rooms.get(name)) is not None:
+                room.gone(0, keeper.now())
         elif how == "delete":
             self.world.saboteur.write(encode_command("DEL", key(name)))
         else:
@@ -330,24 +357,87 @@ class Run:
                 try:
                     await self.block(step.body, inside)
                 except BaseException as error:
-                    block.error = error
-                    block.error_was = error.__cause__, error.__suppress_context__
-                    block.cancelling_at_error = self.cancelling()
+                    self.ended(block, error)
                     raise
         except BaseException as error:
             block.out = error
             raise
         finally:
-            block.cancelling_after = self.cancelling()
-            if block.cancelling_after > block.cancelling and not isinstance(block.out, asyncio.CancelledError):
-                block.still_pending = await self.pending()
+            await self.left(block)
+
+    def ended(self, block: Record, error: BaseException) -> None:
+        """The body of the block, by this."""
+        block.error = error
+        block.error_was = error.__cause__, error.__suppress_context__
+        block.cancelling_at_error = self.cancelling()
+
+    async def left(self, block: Record) -> None:
+        block.cancelling_after = self.cancelling()
+        if block.cancelling_after > block.cancelling and not isinstance(
+            block.out, asyncio.CancelledError | GeneratorExit
+        ):
+            block.still_pending = not block.closed and await self.pending()
+        try:
+            judge(block)
+        except Wrong as wrong:
+            self.wrong.append(str(wrong))
+        self.world.seen[_kind(block.out)] += 1
+        block.error = block.out = block.overtaken_by = None  # no cycles through tracebacks
+        block.failures.clear()
+
+    async def in_thread(self, scope: LockScope, call: str) -> None:
+        """What looks works there; all else refuses, and whether it has changed anything shows in what comes after."""
+
+        def use() -> None:
+            if call == "check":
+                with contextlib.suppress(LockLostError):
+                    scope.check()
+                return
             try:
-                judge(block)
-            except Wrong as wrong:
-                self.wrong.append(str(wrong))
-            self.world.seen[_kind(block.out)] += 1
-            block.error = block.out = None  # no cycles through tracebacks
-            block.failures.clear()
+                if call == "cancel":
+                    scope.cancel()
+                elif call == "release":
+                    scope.release().send(None)
+                else:
+                    scope.create_task(asyncio.sleep(0))
+            except ConfigurationError:
+                return
+            self.wrong.append(f"{scope.name}: {call} works in a thread")
+
+        await asyncio.to_thread(use)
+
+    async def generator(self, step: p.Generator, place: Place) -> None:
+        if step.how == "manager":
+            async with contextlib.asynccontextmanager(self.generate)(step, place) as inside:
+                await self.block(step.body, inside)
+            return
+        async with contextlib.aclosing(self.generate(step, place)) as generator:
+            async for inside in generator:
+                try:
+                    await self.block(step.body, inside)
+                except BaseException as error:
+                    inside.blocks[-1].overtaken_by = None if isinstance(error, asyncio.CancelledError) else error
+                    raise
+
+    async def generate(self, step: p.Generator, place: Place) -> AsyncGenerator[Place]:
+        block = Record(f"{step.name} {self.number}", self.cancelling())
+        try:
+            async with self.world.locker.with_context(block.name) as scope:
+                block.scope = scope
+                inside = Place([*place.scopes, scope], [*place.records, block], [*place.blocks, block])
+                try:
+                    await self.block(step.before, inside)
+                    yield inside
+                    await self.block(step.after, inside)
+                except BaseException as error:
+                    self.ended(block, error)
+                    raise
+        except BaseException as error:
+            block.out = error
+            raise
+        finally:
+            self.background.update(block.tasks)  # that run on if it is closed
+            await self.left(block)
 
     async def pending(self) -> bool:
         """Does a cancellation come at the next await? Then have it come at the one after that."""
@@ -400,7 +490,14 @@ async def run_all(server: Server, programs: Iterable[p.Program], at_once: int = 
     loop = asyncio.get_running_loop()
     before = asyncio.all_tasks()
     handler = loop.get_exception_handler()
-    loop.set_exception_handler(lambda _, context: report.left.append(f"the event loop complained: {context}"))
+
+    def complain(_: object, context: dict[str, Any]) -> None:
+        if not context["message"].endswith(
+            "failed, and its block was closed"
+        ):  # with its generator: nobody else is told
+            report.left.append(f"the event loop complained: {context}")
+
+    loop.set_exception_handler(complain)
     since = time.monotonic()
     try:
         _, saboteur = await asyncio.open_connection("127.0.0.1", server.port)
