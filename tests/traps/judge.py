@@ -35,6 +35,7 @@ class Record:
     released: bool = False  # by hand, in the body or a task
     swallowed: bool = False  # a cancellation of its task got lost in the body
     excused: bool = False  # ... and that is neither the program's doing nor the library's
+    stray: bool = False  # a cancellation was pending, and comes though it has been taken back (before Python 3.13)
     out: BaseException | None = None
     overtaken_by: BaseException | None = None  # its generator was closed for this
     cancelling_after: int = 0
@@ -125,7 +126,8 @@ def _judge_quiet(block: Record) -> None:
     outside = block.cancelling_after > block.cancelling
     if isinstance(out, asyncio.CancelledError):
         # From outside; or the body awaited something that was cancelled, and so was cancelled itself.
-        if not block.cancelling_after and not (block.error is out and not block.cancelling_at_error):
+        own = block.error is out and not block.cancelling_at_error
+        if not block.cancelling_after and not own and not block.stray:
             raise Wrong(f"{block.name}: cancelled by nobody, or by the scope itself")
         return
     if outside and not block.swallowed and not block.still_pending:

@@ -123,6 +123,7 @@ class Run:
         task = asyncio.create_task(self.block(block, place.elsewhere()))
         self.background.add(task)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, or nobody's
+        task.add_done_callback(self.background.discard)  # with its exception: who keeps one is left in peace
         return task
 
     async def step(self, step: p.Step, place: Place) -> None:
@@ -232,6 +233,8 @@ class Run:
                         place.swallowed()  # an error went before it, as in asyncio.TaskGroup before 3.13
             case _:
                 raise AssertionError(step)
+        if getattr(step, "catch", False) and self.cancelling():
+            place.swallowed()  # an error went before it, as in asyncio.TaskGroup before 3.13, and was caught
 
     async def group(self, tasks: list[p.Block], body: p.Block, place: Place) -> None:
         group = asyncio.TaskGroup()
@@ -363,7 +366,7 @@ class Run:
             block.out = error
             raise
         finally:
-            await self.left(block)
+            await self.left(block, place)
 
     def ended(self, block: Record, error: BaseException) -> None:
         """The body of the block, by this."""
@@ -371,12 +374,14 @@ class Run:
         block.error_was = error.__cause__, error.__suppress_context__
         block.cancelling_at_error = self.cancelling()
 
-    async def left(self, block: Record) -> None:
+    async def left(self, block: Record, place: Place) -> None:
         block.cancelling_after = self.cancelling()
         if block.cancelling_after > block.cancelling and not isinstance(
             block.out, asyncio.CancelledError | GeneratorExit
         ):
             block.still_pending = not block.closed and await self.pending()
+            for each in place.blocks:
+                each.stray |= block.still_pending and sys.version_info < (3, 13)
         try:
             judge(block)
         except Wrong as wrong:
@@ -437,7 +442,7 @@ class Run:
             raise
         finally:
             self.background.update(block.tasks)  # that run on if it is closed
-            await self.left(block)
+            await self.left(block, place)
 
     async def pending(self) -> bool:
         """Does a cancellation come at the next await? Then have it come at the one after that."""
