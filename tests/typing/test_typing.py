@@ -1,4 +1,7 @@
-"""Both type checkers accept what users write, see the same types in it, and refuse what is wrong (api.py)."""
+"""Both type checkers accept what users write, see the same types in it, and refuse what is wrong (api.py).
+
+This directory is no package: scripts in the one above would take it for the standard library's ``typing``.
+"""
 
 from __future__ import annotations
 
