@@ -122,7 +122,8 @@ async def test_waiters_are_woken_where_the_tracking_table_is_full(own_server: Se
             before = figure(own_server, "stats", "total_commands_processed")
             await asyncio.sleep(2)
             commands = (figure(own_server, "stats", "total_commands_processed") - before) / 2
-            assert commands < 300, f"{commands:.0f} commands a second for 19 that wait"
+            # 160 to 270 are seen; a storm has thousands.
+            assert commands < 600, f"{commands:.0f} commands a second for 19 that wait"
             since = time.monotonic()
             for scope in theirs:
                 await scope.release()
