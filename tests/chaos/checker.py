@@ -246,8 +246,7 @@ def _judge_rates(history: History, bounds: Bounds, verdict: Verdict) -> None:
         before, during = fault.rate
         row = verdict.rows[fault.kind]
         row.rate = max(row.rate, during)
-        # The first looks are done at once (core/pace.py: 100, and 30 a second), and counted in a window of seconds.
-        limit = 1.5 * (1.5 * before + bounds.commands + COMMANDS)
+        limit = 1.5 * before + bounds.commands + COMMANDS
         if during > limit:
             verdict.violations.append(
                 f"the server got {during:,.0f} commands a second during {fault.kind!r} ({fault.since:.3f}), and "
