@@ -762,8 +762,7 @@ class Room(Generic[W]):
         if lease.doubted & bit:
             lease.doubted &= ~bit
             # A push of one's own extension is none that means nothing.
-            asked = lease.extended_at if lease is not self.holder else max(lease.extended_at, lease.acquired_at)
-            if ask is READ and sent - asked > OWN_PUSH:
+            if ask is READ and sent - lease.extended_at > OWN_PUSH:
                 self.port.needless(self, index, now)
         if not lease.doubted and lease is self.holder:
             self.failures = 0
