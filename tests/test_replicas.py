@@ -403,7 +403,8 @@ async def test_two_replicas(kind: str) -> None:
             await scope.release()
             one.pause()
             await acquired(either)
-            with pytest.raises(ServerError, match=r"1 of 2 replicas have key"):
+            # The second: a busy machine's server is late to say so.
+            with pytest.raises(ServerError, match=r"1 of 2 replicas have key|WAIT for 2 replicas was not answered"):
                 await both.try_acquire("job")
             one.resume()
 

@@ -300,14 +300,16 @@ async def test_handoff_is_bounded_so_that_others_get_their_turn(server: Server, 
 
         tasks = [asyncio.create_task(greedy()) for _ in range(10)]
         await asyncio.sleep(0.05)
-        for number in range(20):
-            before = turns
+        before = []
+        for _ in range(20):
+            since = turns
             async with asyncio.timeout(2), other.with_context("job"):
-                pass
-            # Until the other has had its turn once, it is not known to be there: 50 ms are the bound.
-            assert turns - before < 500 or number == 0
+                before.append(turns - since)
         stop = True
         await asyncio.gather(*tasks)
+        # While it is not known that somebody else is there, 50 ms are the bound instead: before the other's first turn,
+        # and again after a pause of the machine, in which nobody was met.
+        assert statistics.median(before) < 100, before
 
 
 @pytest.mark.asyncio

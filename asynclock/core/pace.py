@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 PAUSE = 1.3  # seconds from one look at a key to the next, while pushes mean nothing
-BURST = 100.0  # looks in vain that are done at once
+BURST = 50.0  # looks in vain that are done at once
 RATE = 30.0  # ... and as many more a second
 LULL = 5.0  # seconds without any, after which pushes mean something again: locks that are looked at together leave some
 FLUSHES = 20.0  # flushes that are told at once

@@ -579,7 +579,7 @@ class Room(Generic[W]):
             expected = lease.free_at.get(first, NEVER)
             if not abs(expected - self.expected) < SAME:
                 self.expected, self.expected_since = expected, now  # another holder, or an extension
-            elif now > self.expected_since + 10 * SAME:  # one that has had it only just now looks the same
+            elif now > self.expected_since + 2 * SAME:  # one that has had it only just now looks the same
                 self.port.needless(self, first, now)
         self.fruitless = lease
         # Not those that have not answered: what changes there may be our own release of it.
