@@ -17,7 +17,7 @@ nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["lint", "tests", "debug", "servers", "oldest", "demo", "docs"]
 
 # What goes through redis-py.
-OLDEST = ("door", "resp2", "credentials", "tls", "cluster", "sentinel", "loss", "exit", "bad_input", "lifecycle")
+OLDEST = ("connector", "resp2", "credentials", "tls", "cluster", "sentinel", "loss", "exit", "bad_input", "lifecycle")
 
 # What asks no server, or chooses its servers itself.
 SERVERLESS = (

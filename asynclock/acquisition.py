@@ -10,6 +10,7 @@ from threading import get_ident
 from types import CoroutineType, TracebackType
 from typing import Any, Protocol
 
+from ._engine.manager import LockManager, Waiter
 from .core.lease import Lease
 from .core.room import Room
 from .core.rules import NEVER
@@ -21,7 +22,6 @@ from .errors import (
     NotLockedError,
     ServerError,
 )
-from .keeper import Keeper, Waiter
 from .options import Seconds, check_name, check_timeout
 from .scope import LockScope
 
@@ -31,7 +31,7 @@ Enter = Callable[[Room[Waiter], Waiter, float], None]  # how to enter a room: jo
 class Opens(Protocol):
     """A locker."""
 
-    _keeper: Keeper
+    _manager: LockManager
     _closing: asyncio.Task[None] | None
 
     async def _ready(self) -> None: ...
@@ -84,9 +84,9 @@ class Acquisition:
         if locker is None:
             raise RuntimeError("this context manager was used before; call with_context() again")
         name, enter = self.name, self._enter
-        keeper = locker._keeper
-        loop = keeper.serving
-        now = keeper.now()
+        manager = locker._manager
+        loop = manager.serving
+        now = manager.now()
         seconds, until = None, NEVER
         if self._timeout is not None:
             seconds = check_timeout(self._timeout)
@@ -97,7 +97,7 @@ class Acquisition:
         if type(name) is not str:
             check_name(name)
         # Is this a task of the locker's loop? Two looks, since asyncio.get_running_loop() asks for the process in 3.11.
-        task = None if loop is None or keeper.thread != get_ident() else current_task(loop)
+        task = None if loop is None or manager.thread != get_ident() else current_task(loop)
         if task is None:
             check_name(name)
             try:
@@ -108,39 +108,39 @@ class Acquisition:
                 raise
             except TimeoutError:
                 assert seconds is not None
-                why = ServerError(keeper.where(), "has not answered yet")
+                why = ServerError(manager.where(), "has not answered yet")
                 raise AcquireTimeoutError(name, seconds, str(why)) from why
             if locker._closing is not None:
                 raise locker._closed_error()  # in this very moment
-            loop, task = keeper.loop, current_task()
-            now = keeper.now()
+            loop, task = manager.loop, current_task()
+            now = manager.now()
         assert loop is not None
         while True:
-            self.room = room = keeper.rooms.get(name) or keeper.room(name)
+            self.room = room = manager.rooms.get(name) or manager.room(name)
             self.future = loop.create_future()
             self.lease = self.error = timer = None
             if room.holder is not None and enter is Room.join:
-                owner = room.holder.owner
+                owner = room.holder.scope_ref
                 if owner is not None and (scope := owner()) is not None and scope._only_ended_by(task):
                     raise AlreadyHeldError(name)
             if seconds:
-                timer = loop.call_later(max(0.0, until - now), keeper.time_out, self, seconds)
+                timer = loop.call_later(max(0.0, until - now), manager.time_out, self, seconds)
             enter(room, self, now)
             try:
                 await self.future
             except BaseException as error:
                 # Cancelled, before, while or after the lock was granted: give back what there is.
                 # Or the coroutine is being closed (GeneratorExit), and nothing can be awaited.
-                lease = keeper.leave(self)
+                lease = manager.leave(self)
                 if lease is not None and isinstance(error, asyncio.CancelledError):
-                    await keeper.settling.wait(lease)
+                    await manager.pending_releases.wait(lease)
                 raise
             finally:
                 if timer is not None:
                     timer.cancel()
             lease = self.lease
             if self.error is not None:
-                if lease is not None and (cancelled := await keeper.settling.wait(lease)) is not None:
+                if lease is not None and (cancelled := await manager.pending_releases.wait(lease)) is not None:
                     raise cancelled
                 if seconds == 0 and isinstance(self.error, NotLockedError):
                     raise AcquireTimeoutError(name, 0.0, self.error.why)
@@ -149,14 +149,14 @@ class Acquisition:
                 finally:
                     self.error = None  # no cycle through its traceback
             assert lease is not None
-            now = keeper.now()
+            now = manager.now()
             if not lease.done:
                 if now >= lease.deadline:
                     room.woken(now)  # the loop was blocked for so long
                 if not lease.done:
-                    scope = LockScope(keeper, room, lease)
+                    scope = LockScope(manager, room, lease)
                     scope._locker = locker
-                    lease.owner = weakref.ref(scope)
+                    lease.scope_ref = weakref.ref(scope)
                     if block:
                         self._scope = scope
                         scope._enter(task)

@@ -119,7 +119,7 @@ class ServerError(AsyncLockError):
         self.problem = problem
         self.lasting = lasting
 
-    def again(self) -> ServerError:
+    def copy(self) -> ServerError:
         """The same error, to be raised somewhere else."""
         return ServerError(self.server, self.problem, lasting=self.lasting)
 

@@ -11,10 +11,10 @@ from typing import Never
 import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
 
+from ._engine.manager import LockManager
 from .acquisition import Acquisition
 from .core.room import Room
 from .errors import ConfigurationError, LockerClosedError, ServerError
-from .keeper import Keeper
 from .options import Seconds, check_options
 from .scope import LockScope
 from .topology import Cluster, Servers, cluster_client
@@ -93,31 +93,31 @@ class Locker:
         )
         # Tasks, timers and connections know the keeper, and not this. So this is forgotten when nobody has it
         # any more: no program, no scope, and nobody who waits for a lock.
-        self._keeper = Keeper(self._options, servers)
+        self._manager = LockManager(self._options, servers)
         # State, besides the keeper's: "new" until that is connected, then "open" until _closing is set.
         self._closing: asyncio.Task[None] | None = None  # set by aclose, done when it is through
         self._hurry: asyncio.Future[None]  # done: do not wait for blocks to be left
 
     def __repr__(self) -> str:
-        state = "closed" if self._closing else "open" if self._keeper.connected else "new"
-        return f"<Locker {self._keeper.where()} {state}>"
+        state = "closed" if self._closing else "open" if self._manager.connected else "new"
+        return f"<Locker {self._manager.where()} {state}>"
 
     @property
     def _servers(self) -> Servers:
-        return self._keeper.servers
+        return self._manager.servers
 
     @property
     def client(self) -> redis.Redis | RedisCluster:
         """The redis-py client behind it, for other commands: of the first server, if there are
         several, or of the cluster, once the servers have said that they are one."""
-        servers, keeper = self._servers, self._keeper
-        keeper.lent = True
-        if servers.url is None or not keeper.connected or not isinstance(keeper.topology, Cluster):
+        servers, manager = self._servers, self._manager
+        manager.lent = True
+        if servers.url is None or not manager.connected or not isinstance(manager.topology, Cluster):
             return servers.client
-        if keeper.cluster_client is None:
-            addresses = [(node.door.host, node.door.port) for node in keeper.topology.nodes]
-            keeper.cluster_client = cluster_client(servers.url, addresses)
-        return keeper.cluster_client
+        if manager.cluster_client is None:
+            addresses = [(node.connector.host, node.connector.port) for node in manager.topology.nodes]
+            manager.cluster_client = cluster_client(servers.url, addresses)
+        return manager.cluster_client
 
     # Acquiring
 
@@ -171,21 +171,21 @@ class Locker:
 
     async def _ready(self) -> None:
         """Connect, once for however many ask."""
-        keeper = self._keeper
+        manager = self._manager
         loop = asyncio.get_running_loop()
-        if keeper.forked:
+        if manager.forked:
             raise ConfigurationError(f"{self!r} was connected before a fork; make a new Locker in the child process")
         if self._closing is not None:
             raise self._closed_error()
-        if keeper.loop is not None and keeper.loop is not loop:
+        if manager.loop is not None and manager.loop is not loop:
             raise ConfigurationError(f"{self!r} belongs to another event loop; make a Locker for each")
-        if keeper.connected:
+        if manager.connected:
             return
-        opening = keeper.open()
+        opening = manager.open()
         try:
             await asyncio.shield(opening)
         except ServerError as error:
-            raise error.again() from error.__cause__  # each caller raises one of its own
+            raise error.copy() from error.__cause__  # each caller raises one of its own
         except asyncio.CancelledError:
             if opening.cancelled():  # by aclose, not from outside
                 raise self._closed_error() from None
@@ -199,17 +199,17 @@ class Locker:
         that nobody else gets a lock while its work is still being stopped; not for the block that
         it is called in. Cancelled, it hurries, and still closes. Does nothing on a closed locker.
         """
-        keeper = self._keeper
-        if keeper.forked:
+        manager = self._manager
+        if manager.forked:
             return
         loop = asyncio.get_running_loop()
-        if keeper.loop is not None and keeper.loop is not loop:
+        if manager.loop is not None and manager.loop is not loop:
             raise ConfigurationError(f"{self!r} belongs to another event loop; close it there")
         if self._closing is None:
             self._hurry = loop.create_future()
-            self._closing = keeper.end(asyncio.current_task(), self._hurry, str(self._closed_error()))
+            self._closing = manager.end(asyncio.current_task(), self._hurry, str(self._closed_error()))
         else:
-            keeper.excuse(asyncio.current_task())
+            manager.excuse(asyncio.current_task())
         cancelled = None
         while not self._closing.done():
             try:
@@ -224,12 +224,12 @@ class Locker:
 
     def _closed_error(self) -> LockerClosedError:
         # Not its repr: an eager task that closes it tells the waiters before it is known to be there.
-        return LockerClosedError(f"<Locker {self._keeper.where()} closed>: make a new Locker")
+        return LockerClosedError(f"<Locker {self._manager.where()} closed>: make a new Locker")
 
     def __del__(self) -> None:
         # In any thread, when its loop is closed, in a forked child, or at the end of the interpreter.
-        keeper = getattr(self, "_keeper", None)  # None: what it was to be made of was refused
-        if keeper is not None and self._closing is None and keeper.forget():
+        manager = getattr(self, "_manager", None)  # None: what it was to be made of was refused
+        if manager is not None and self._closing is None and manager.forget():
             warnings.warn(
                 f"{self!r} was forgotten without aclose(); use 'async with', or call aclose()",
                 ResourceWarning,

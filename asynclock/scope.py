@@ -11,13 +11,13 @@ from contextvars import Context
 from types import TracebackType
 from typing import Any, TypeVar
 
-from .block import LEFT, Block
+from ._engine.block import LEFT, Block
+from ._engine.manager import LockManager
+from ._engine.whereabouts import Home, may_be_used_by_others, on_its_way
 from .core.lease import Lease
 from .core.room import Room
 from .core.rules import LossReason
 from .errors import ConfigurationError, LockLostError
-from .keeper import Keeper
-from .whereabouts import Home, may_be_used_by_others, on_its_way
 
 T = TypeVar("T")
 
@@ -49,9 +49,9 @@ class LockScope:
         "_block",
         "_detail",
         "_exiting",
-        "_keeper",
         "_lease",
         "_locker",
+        "_manager",
         "_parent",
         "_reason",
         "_room",
@@ -60,9 +60,9 @@ class LockScope:
         "name",
     )
 
-    def __init__(self, keeper: Keeper, room: Room[Any], lease: Lease) -> None:
+    def __init__(self, manager: LockManager, room: Room[Any], lease: Lease) -> None:
         self.name = room.name
-        self._keeper = keeper
+        self._manager = manager
         self._room = room
         self._lease: Lease | None = lease
         self._unreleased: Lease | None = None
@@ -89,19 +89,19 @@ class LockScope:
     @property
     def held(self) -> bool:
         """Is the lock this scope's, as far as can be known here and now?"""
-        self._look()
+        self._check()
         return not self._over()
 
     @property
     def lost_reason(self) -> LossReason | None:
         """Why the lock was lost, or ``None``: it is held, or was released."""
-        self._look()
+        self._check()
         return self._reason
 
     def remaining(self) -> float:
         """Seconds that are left if no extension succeeds from now on; 0.0 if the lock is not held."""
         lease = self._lease
-        return 0.0 if lease is None else max(0.0, lease.deadline - self._keeper.now())
+        return 0.0 if lease is None else max(0.0, lease.deadline - self._manager.now())
 
     def check(self) -> None:
         """Go on only if the lock is still held. Does not await, so it serves after a long synchronous
@@ -109,14 +109,14 @@ class LockScope:
 
         :raises LockLostError: it is lost, its time is over, or it was released
         """
-        self._look()
+        self._check()
         if self._over():
             raise self._error()
 
     async def wait_lost(self) -> LossReason | None:
         """Wait until the lock is lost, and return why; ``None`` if it is released instead."""
         self._check_here()
-        self._look()
+        self._check()
         if self._lease is not None:
             future = asyncio.get_running_loop().create_future()
             if self._waiting is None:
@@ -143,15 +143,15 @@ class LockScope:
             self._check_here()
         lease = self._end()
         if lease is not None and not gone:
-            keeper = self._keeper
-            now = keeper.now()
-            keeper.give_back(self._room, lease, now)
-            await self._settled(lease, now)
+            manager = self._manager
+            now = manager.now()
+            manager.give_back(self._room, lease, now)
+            await self._wait_for_release(lease, now)
 
-    async def _settled(self, lease: Lease, now: float) -> None:
+    async def _wait_for_release(self, lease: Lease, now: float) -> None:
         """The release has been sent ``now``."""
-        settling = self._keeper.settling
-        cancelled = await settling.wait(lease, now + settling.patience)
+        pending_releases = self._manager.pending_releases
+        cancelled = await pending_releases.wait(lease, now + pending_releases.patience)
         self._find_out(lease)
         try:
             if cancelled is not None:
@@ -174,7 +174,7 @@ class LockScope:
         if self._parent is None:
             lease = self._end()
             if lease is not None:
-                self._keeper.give_back(self._room, lease, self._keeper.now())
+                self._manager.give_back(self._room, lease, self._manager.now())
             return
         block = self._to_stop()
         if not block.stopped:
@@ -190,7 +190,7 @@ class LockScope:
         :raises RuntimeError: not inside ``async with``, or the block is being left
         :raises ConfigurationError: called in another event loop or thread than the locker's
         """
-        self._look()
+        self._check()
         problem: Exception | None = None
         if not self._here():
             problem = self._elsewhere()
@@ -226,13 +226,13 @@ class LockScope:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        lease, keeper = self._lease, self._keeper
+        lease, manager = self._lease, self._manager
         if (
             error is None
             and lease is not None
             and self._block is None
-            and _get_running_loop() is keeper.serving is not None
-            and (now := keeper.now()) < lease.deadline
+            and _get_running_loop() is manager.serving is not None
+            and (now := manager.now()) < lease.deadline
         ):
             # Nothing to stop, nobody to wait for: just give the lock back.
             self._exiting = True
@@ -240,9 +240,9 @@ class LockScope:
             self._room.release(lease, now)
             if lease.unreleased:
                 try:
-                    await keeper.settling.begin(lease, now + keeper.settling.patience)
+                    await manager.pending_releases.begin(lease, now + manager.pending_releases.patience)
                 except asyncio.CancelledError:
-                    await self._settled(lease, now)
+                    await self._wait_for_release(lease, now)
                     raise
             if lease.missed:
                 self._find_out(lease)
@@ -277,10 +277,10 @@ class LockScope:
         if block.tasks:
             cancelled = await block.tasks_done(self._why_stopped) or cancelled
 
-        self._look()
+        self._check()
         lease = self._finish()
         if lease is not None:
-            cancelled = await self._keeper.settling.wait(lease) or cancelled
+            cancelled = await self._manager.pending_releases.wait(lease) or cancelled
             self._find_out(lease)
 
         block.take_back()
@@ -347,10 +347,10 @@ class LockScope:
         elif self._here():
             self._close()
         elif self._block is not None:
-            assert self._keeper.loop is not None
-            self._keeper.loop.call_soon_threadsafe(self._close)
+            assert self._manager.loop is not None
+            self._manager.loop.call_soon_threadsafe(self._close)
         elif (lease := self._end()) is not None:
-            self._keeper.dropped(self._room, lease)
+            self._manager.dropped(self._room, lease)
         return False
 
     def _close(self) -> None:
@@ -400,20 +400,20 @@ class LockScope:
         if self._parent is not None:
             self._abort()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         """Has the time run out while nobody could say so (a blocked loop, a suspended machine)?"""
         lease = self._lease
-        if lease is not None and self._keeper.now() >= lease.deadline and self._here():
-            self._keeper.time_is_over(self._room)
+        if lease is not None and self._manager.now() >= lease.deadline and self._here():
+            self._manager.time_is_over(self._room)
 
     def _over(self) -> bool:
         lease = self._lease
-        return lease is None or self._keeper.now() >= lease.deadline
+        return lease is None or self._manager.now() >= lease.deadline
 
     def _here(self) -> bool:
         """Is this the locker's loop? From a thread, a scope may be looked at, and nothing be changed."""
         try:
-            return asyncio.get_running_loop() is self._keeper.loop
+            return asyncio.get_running_loop() is self._manager.loop
         except RuntimeError:
             return False
 
@@ -429,12 +429,12 @@ class LockScope:
 
     def _gone(self) -> bool:
         """Is there nothing left to be asked: a loop that is closed, a forked child's copy?"""
-        loop = self._keeper.loop
-        return self._keeper.forked or loop is None or loop.is_closed()
+        loop = self._manager.loop
+        return self._manager.forked or loop is None or loop.is_closed()
 
     def _find_out(self, lease: Lease) -> None:
         """Was the lock lost before, and that not noticed until its keys were to be released?"""
-        if self._keeper.lost_unnoticed(lease):
+        if self._manager.lost_unnoticed(lease):
             self._reason = lease.cause or LossReason.DELETED
             self._detail = "found when it was released"
 
@@ -446,7 +446,7 @@ class LockScope:
         """The scope ends by itself. Returns the lease to give back."""
         lease, self._lease = self._lease, None
         if lease is not None:
-            lease.owner = None
+            lease.scope_ref = None
             if self._waiting is not None:
                 self._wake()
         return lease
@@ -456,7 +456,7 @@ class LockScope:
         lease = self._end()
         give_back = lease or self._unreleased
         if give_back is not None and not self._gone():
-            self._keeper.give_back(self._room, give_back, self._keeper.now())
+            self._manager.give_back(self._room, give_back, self._manager.now())
         return lease
 
     def _left(self, closing: asyncio.Task[Any] | None) -> asyncio.Future[None] | None:
@@ -507,7 +507,7 @@ class LockScope:
     def __del__(self) -> None:
         lease = self._lease
         if lease is not None:
-            self._keeper.dropped(self._room, lease)
+            self._manager.dropped(self._room, lease)
             warnings.warn(
                 f"the scope of lock {self.name!r} was forgotten without release; use 'async with', or call release()",
                 ResourceWarning,

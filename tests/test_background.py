@@ -12,7 +12,7 @@ import pytest
 from asynclock import Locker, LockLostError, LossReason, ServerError
 from asynclock.testing import Proxy, Server
 from asynclock.wire.background import CANCELLED_PAUSE, Loop, Ticker
-from asynclock.wire.door import Door
+from asynclock.wire.connector import Connector
 from tests.helpers import AT_ONCE, body, until
 
 UNFORESEEN = pytest.mark.parametrize(
@@ -21,7 +21,7 @@ UNFORESEEN = pytest.mark.parametrize(
 
 
 def the_node(locker: Locker):  # type: ignore[no-untyped-def]  # of a package that tests alone look into
-    return next(iter(locker._keeper.topology.nodes))
+    return next(iter(locker._manager.topology.nodes))
 
 
 @pytest.mark.asyncio
@@ -96,9 +96,9 @@ async def test_connecting_goes_on_after_whatever_is_raised(
     server: Server, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     """At a reconnect, and at the first connection: who waits is told, or served a moment later."""
-    real, failures = Door.open, 3
+    real, failures = Connector.open, 3
 
-    async def failing(self: Door) -> asyncio.StreamWriter:
+    async def failing(self: Connector) -> asyncio.StreamWriter:
         nonlocal failures
         failures -= 1
         if failures >= 0:
@@ -108,8 +108,8 @@ async def test_connecting_goes_on_after_whatever_is_raised(
     async with Locker(server.url) as locker:
         holding = await body(await locker.acquire("held"))
         await asyncio.sleep(0.01)
-        monkeypatch.setattr(Door, "open", failing)
-        the_node(locker).wire.abort()
+        monkeypatch.setattr(Connector, "open", failing)
+        the_node(locker).connection.abort()
         scope = await asyncio.wait_for(locker.acquire("x"), 5)
         await scope.release()
         assert failures < 0
@@ -132,12 +132,12 @@ async def test_an_idle_connection_is_found_dead_before_somebody_needs_it(server:
         async with locker.with_context("x"):
             pass
         node = the_node(locker)
-        wire = node.wire
+        wire = node.connection
         await asyncio.sleep(1.5 * node._silence)  # idle, and pinged
-        assert node.wire is wire
+        assert node.connection is wire
         proxy.freeze()
         # One and a half times the silence that counts as dead, half of it until the ping; and what a busy machine adds.
-        await until(lambda: node.wire is None, 2 * node._silence + AT_ONCE)
+        await until(lambda: node.connection is None, 2 * node._silence + AT_ONCE)
         proxy.thaw()
         async with asyncio.timeout(AT_ONCE + 1), locker.with_context("x"):
             pass
@@ -150,7 +150,7 @@ async def test_a_silent_wire_is_found_dead_long_before_a_long_validity_is_over(o
         await asyncio.sleep(0.1)
         node = the_node(locker)
         proxy.freeze()
-        await until(lambda: node.wire is None, 2 * node._silence + AT_ONCE)
+        await until(lambda: node.connection is None, 2 * node._silence + AT_ONCE)
         own_server.execute("DEL", "asynclock:0:x")  # nobody can tell of it
         proxy.thaw()
         assert await asyncio.wait_for(scope.wait_lost(), 5) is not None
@@ -162,12 +162,12 @@ async def test_a_suspend_while_the_server_is_away_is_noticed(
 ) -> None:
     suspended = 0.0
     clock = time.monotonic
-    monkeypatch.setattr("asynclock.keeper.clock", lambda: clock() + suspended)
+    monkeypatch.setattr("asynclock._engine.manager.clock", lambda: clock() + suspended)
     async with Locker(own_server.url, key_validity=30, disconnect_grace=60) as locker:
         holding = await body(await locker.acquire("x"))
         await asyncio.sleep(0.05)
         own_server.kill()
-        await until(lambda: the_node(locker).wire is None)
+        await until(lambda: the_node(locker).connection is None)
         await asyncio.sleep(0.05)
         assert holding.scope.held
         since = time.monotonic()
@@ -225,7 +225,7 @@ async def test_a_program_that_cancels_all_tasks_and_goes_on_is_served_again(own_
         async with locker.with_context("x"):
             pass
         own_server.kill()
-        await until(lambda: the_node(locker).wire is None)
+        await until(lambda: the_node(locker).connection is None)
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
         await asyncio.sleep(0.05)

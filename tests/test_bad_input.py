@@ -322,8 +322,8 @@ async def test_a_missing_permission_says_which(
 @pytest.mark.asyncio
 async def test_a_missing_permission_for_the_release_shows_at_connect(server: Server) -> None:
     async with Locker(server.url) as locker:
-        (node,) = locker._keeper.topology.nodes
-        command = node.abilities.delete.decode()
+        (node,) = locker._manager.topology.nodes
+        command = node.capabilities.delete.decode()
     server.execute("ACL", "SETUSER", "limited", "reset", "on", ">s3cret", "+@all", f"-{command.lower()}", "~*")
     try:
         await refused(Locker(f"redis://limited:s3cret@127.0.0.1:{server.port}"), "permission", command)
@@ -530,7 +530,7 @@ async def test_no_secret_in_logs_and_reprs(kind: str, caplog: pytest.LogCaptureF
             server.start()
             with contextlib.suppress(AcquireTimeoutError):
                 await (await locker.acquire("other", timeout=2)).release()
-            texts = [repr(locker), str(locker), repr(scope), caplog.text, repr(locker._servers), repr(locker._keeper)]
+            texts = [repr(locker), str(locker), repr(scope), caplog.text, repr(locker._servers), repr(locker._manager)]
             await scope.release()
     assert server_value
     assert "asynclock: connected to" in caplog.text

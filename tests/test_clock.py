@@ -177,7 +177,7 @@ async def test_the_clock_is_set_back_while_a_lock_is_held(skewed: Callable[[int]
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("looked_at", [False, True])
+@pytest.mark.parametrize("checked_at", [False, True])
 async def test_the_clock_is_set_forward_while_a_lock_is_held(
     skewed: Callable[[int], Server], clock: Path, looked_at: bool
 ) -> None:
@@ -186,7 +186,7 @@ async def test_the_clock_is_set_forward_while_a_lock_is_held(
     async with Locker(server.url, key_validity=1.0) as locker:
         holding = await body(await locker.acquire("job"))
         if looked_at:
-            await until(lambda: not locker._keeper.rooms["job"].holder.unread)  # type: ignore[union-attr]
+            await until(lambda: not locker._manager.rooms["job"].holder.untracked)  # type: ignore[union-attr]
         set_off(clock, HOUR)
         await until(lambda: holding.error, 1)  # the server's own search for expired keys, or the next extension
         assert isinstance(holding.error, LockLostError)

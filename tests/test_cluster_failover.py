@@ -330,10 +330,10 @@ async def test_a_node_that_hangs(kind: str) -> None:
             async with locker.with_context(name):
                 assert time.monotonic() - since < AT_ONCE
             hung.resume()
-            nodes = locker._keeper.topology.nodes
-            await until(lambda: all(node.wire is not None for node in nodes), 8)
+            nodes = locker._manager.topology.nodes
+            await until(lambda: all(node.connection is not None for node in nodes), 8)
             # The one that is asked for the slots: it is not waited for longer than a second.
-            topology = locker._keeper.topology
+            topology = locker._manager.topology
             hung.pause()
             for _ in range(3):
                 topology.doubt()  # type: ignore[attr-defined]
@@ -354,19 +354,19 @@ async def test_a_node_that_comes_back_without_its_nodes_conf(kind: str, monkeypa
         primary = primaries(cluster)[0]
         name = next(on_one(cluster, primary, 1))
         async with Locker(primary.url) as locker:
-            nodes = locker._keeper.topology.nodes
+            nodes = locker._manager.topology.nodes
             primary.kill()
             assert primary._guard is not None
             (primary._guard.directory / "nodes.conf").unlink()
             primary.start()
-            await until(lambda: all(node.wire is not None for node in nodes))
+            await until(lambda: all(node.connection is not None for node in nodes))
 
             def that_first(nodes: list[Node]) -> None:
-                nodes.sort(key=lambda node: node.door.port != primary.port)
+                nodes.sort(key=lambda node: node.connector.port != primary.port)
 
             monkeypatch.setattr("asynclock.topology.cluster.random.shuffle", that_first)  # else it is by chance
             for _ in range(5):
-                locker._keeper.topology.doubt()  # type: ignore[attr-defined]
+                locker._manager.topology.doubt()  # type: ignore[attr-defined]
                 await asyncio.sleep(0.15)
                 async with locker.with_context(name, timeout=1) as scope:
                     assert scope.held

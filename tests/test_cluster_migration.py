@@ -14,11 +14,11 @@ from redis.asyncio.cluster import RedisCluster
 
 from asynclock import Locker, LockScope, NotLockedError
 from asynclock import topology as topologies
-from asynclock.core.rules import Ask
+from asynclock.core.rules import Operation
 from asynclock.testing import Cluster, Proxy, Server
 from asynclock.testing.nodes import text, view
 from asynclock.wire.commands import split
-from asynclock.wire.protocol import Expects
+from asynclock.wire.connection import Expects
 from tests.cluster import asking, counted, execute, moves_at_once, no_keys, owner_of, primaries, spread
 from tests.helpers import AT_ONCE, body, key, until
 
@@ -295,10 +295,10 @@ class Behind:
 
     async def knows(self) -> None:
         """The locker has heard whose slot it is now."""
-        topology = self.locker._keeper.topology
+        topology = self.locker._manager.topology
         assert isinstance(topology, topologies.Cluster)
         topology.doubt()
-        await until(lambda: str(topology._owners[self.move.slot].door.port) in self.move.target.url)
+        await until(lambda: str(topology._owners[self.move.slot].connector.port) in self.move.target.url)
 
 
 @pytest.mark.asyncio
@@ -333,13 +333,13 @@ async def test_a_slot_that_goes_between_the_two_commands_of_one_question(
     held = await other.acquire(name)
     waiting = asyncio.create_task(locker.acquire(name))
     await asyncio.sleep(0.05)
-    node = locker._keeper.topology.home(locker._keeper.rooms[name], 0)
-    assert node is not None and node.wire is not None
-    wire, send = node.wire, node.wire.send
+    node = locker._manager.topology.home(locker._manager.rooms[name], 0)
+    assert node is not None and node.connection is not None
+    wire, send = node.connection, node.connection.send
     rest: list[bytes] = []
 
     def halves(data: bytes, expects: Expects, replies: int, now: float) -> None:
-        if getattr(expects, "ask", None) is Ask.TAKE_TTL and not rest:
+        if getattr(expects, "ask", None) is Operation.TAKE_TTL and not rest:
             data, second = split(data)
             rest.append(second)
         send(data, expects, replies, now)

@@ -16,7 +16,7 @@ from tests.helpers import key, until
 
 
 def topology_of(locker: Locker) -> Topology:
-    topology = locker._keeper.topology
+    topology = locker._manager.topology
     assert isinstance(topology, Topology)
     return topology
 
@@ -35,7 +35,7 @@ async def test_closed_in_the_moment_in_which_the_slots_are_told(
 
         async def close() -> None:
             await told
-            await locker._keeper.disconnect()
+            await locker._manager.disconnect()
 
         def taps(call: Any) -> Any:
             def tapped(data: bytes) -> asyncio.Future[Any]:
@@ -54,11 +54,11 @@ async def test_closed_in_the_moment_in_which_the_slots_are_told(
         await asyncio.sleep(0)
         host = "localhost"  # so that whoever looks now finds nothing but new nodes
         for node in topology.nodes:
-            monkeypatch.setattr(node.wire, "call", taps(node.wire.call))
+            monkeypatch.setattr(node.connection, "call", taps(node.connection.call))
         topology.doubt()
         await asyncio.wait_for(closing, 5)
         assert all(node.closed for node in topology.nodes)
-        assert {node.door.host for node in topology.nodes} == {"127.0.0.1"}
+        assert {node.connector.host for node in topology.nodes} == {"127.0.0.1"}
     await client.aclose()
 
 
@@ -109,16 +109,16 @@ async def test_an_address_remap_that_raises(cluster: Cluster, caplog: pytest.Log
     async with Locker(client, key_majority=1, key_validity=1.0) as locker:
         topology = topology_of(locker)
         scope = await locker.acquire("job")
-        wires = {node.wire for node in topology.nodes}
+        wires = {node.connection for node in topology.nodes}
         slot = cluster.slot_of(key("job"))
         source = cluster.owner(slot)
         target = next(server for server in primaries(cluster) if server is not source)
         table.clear()
         await asyncio.to_thread(cluster.migrate, slot, target)
-        await until(lambda: topology._owners[slot].door.port == target.port)  # type: ignore[union-attr]
+        await until(lambda: topology._owners[slot].connector.port == target.port)  # type: ignore[union-attr]
         await asyncio.sleep(1.2)  # more than a validity: it was extended there
         assert scope.held and target.execute("EXISTS", key("job")) == 1
-        assert {node.wire for node in topology.nodes} == wires  # no connection was lost by it
+        assert {node.connection for node in topology.nodes} == wires  # no connection was lost by it
         await scope.release()
         told = [record.message for record in caplog.records if record.levelname == "WARNING"]
         assert all("address_remap" in message and "KeyError" in message for message in told)
@@ -145,12 +145,12 @@ async def test_an_address_remap_that_raises_for_a_redirection(
         slot = cluster.slot_of(key("job"))
         source = cluster.owner(slot)
         target = next(server for server in primaries(cluster) if server is not source)
-        wires = {node.wire for node in topology_of(locker).nodes}
+        wires = {node.connection for node in topology_of(locker).nodes}
         await asyncio.to_thread(cluster.begin_migration, slot, target)
         broken = True
         async with locker.with_context("job") as scope:  # sent on with ASK
             assert scope.held and asking(target, "EXISTS", key("job")) == 1
-        assert {node.wire for node in topology_of(locker).nodes} == wires
+        assert {node.connection for node in topology_of(locker).nodes} == wires
         await asyncio.to_thread(cluster.finish_migration, slot, target)
     await client.aclose()
     assert "address_remap" in caplog.text and "LookupError: no such node" in caplog.text

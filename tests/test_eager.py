@@ -226,7 +226,7 @@ async def test_acquiring_in_children(locker: Locker) -> None:
 
     await asyncio.gather(*(asyncio.create_task(hold()) for _ in range(20)))
     assert held == 20
-    await until(lambda: not locker._keeper.busy())
+    await until(lambda: not locker._manager.busy())
 
 
 def test_connecting_fails_before_anything_is_awaited() -> None:
@@ -236,7 +236,7 @@ def test_connecting_fails_before_anything_is_awaited() -> None:
     async def refuse() -> None:
         raise ConfigurationError("at once")
 
-    locker._keeper.connect = refuse  # type: ignore[method-assign]  # whatever there may be that does so
+    locker._manager.connect = refuse  # type: ignore[method-assign]  # whatever there may be that does so
     errors = []
     for _ in range(2):
         with asyncio.Runner() as runner:

@@ -306,8 +306,8 @@ async def test_anyio_cancels_in_the_turn_of_the_loss(locker: Locker, server: Ser
         async with locker.with_context("job"):
 
             def lose() -> None:
-                locker._keeper.rooms["job"].gone(
-                    0, locker._keeper.now()
+                locker._manager.rooms["job"].gone(
+                    0, locker._manager.now()
                 )  # as if the server had refused to be reconnected
 
             def both() -> None:
@@ -514,7 +514,7 @@ async def test_a_closed_coroutine_releases(locker: Locker, server: Server, where
         coroutine.send(None)
         assert inside
     coroutine.close()
-    await until(lambda: free(server) and not locker._keeper.busy())
+    await until(lambda: free(server) and not locker._manager.busy())
     assert cancelling() == 0
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from asynclock import AcquireTimeoutError, Locker, LockScope
 from asynclock.testing import Proxy, Server
-from asynclock.wire.protocol import MAX_UNSENT
+from asynclock.wire.connection import MAX_UNSENT
 from tests.helpers import key, until
 
 LONG = 60_000  # characters of a name: so that few names fill the buffers of both kernels
@@ -21,8 +21,8 @@ async def test_a_server_that_does_not_read_takes_no_memory_without_bound(own_ser
     # With this validity the connection counts as dead after 2 s without an answer: it is resumed before that.
     async with Locker(own_server.url, key_validity=60) as locker:
         held = await locker.acquire("held")
-        (node,) = locker._keeper.topology.nodes
-        wire = node.wire
+        (node,) = locker._manager.topology.nodes
+        wire = node.connection
         assert wire is not None
         own_server.pause()
         try:
@@ -42,7 +42,7 @@ async def test_a_server_that_does_not_read_takes_no_memory_without_bound(own_ser
         finally:
             own_server.resume()
         async with await asyncio.wait_for(waiting, 5) as scope:
-            assert node.wire is wire, "the connection was not lost"
+            assert node.connection is wire, "the connection was not lost"
             assert scope.held and held.held
         # Whatever was sent late was released late.
         await until(lambda: own_server.execute("DBSIZE") == 1, 5)
@@ -60,8 +60,8 @@ async def test_a_server_that_answers_late_is_asked_no_more_until_it_has_answered
         # With this validity an answer is late after half a second.
         Locker(proxy.url, key_validity=2) as locker,
     ):
-        (node,) = locker._keeper.topology.nodes
-        wire = node.wire
+        (node,) = locker._manager.topology.nodes
+        wire = node.connection
         assert wire is not None
         proxy.rate = 5_000
         tasks: list[asyncio.Task[LockScope]] = []
@@ -84,7 +84,7 @@ async def test_a_server_that_answers_late_is_asked_no_more_until_it_has_answered
         proxy.deliver()
         for scope in await asyncio.wait_for(asyncio.gather(*tasks), 10):
             await scope.release()
-        assert node.wire is wire, "the connection was not lost"
+        assert node.connection is wire, "the connection was not lost"
         assert not wire.slow
     await until(lambda: own_server.execute("DBSIZE") == 0, 5)
 
@@ -94,8 +94,8 @@ async def test_what_is_held_at_a_server_that_answers_late_is_extended_and_given_
     """Only new votes are not asked for there: what was begun is ended."""
     async with Proxy(own_server.port) as proxy:
         async with Locker(proxy.url, key_validity=2) as locker:
-            (node,) = locker._keeper.topology.nodes
-            wire = node.wire
+            (node,) = locker._manager.topology.nodes
+            wire = node.connection
             assert wire is not None
             held = [await locker.acquire(f"name {number}") for number in range(10)]
             wire.slow_down(math.inf)  # for ever
@@ -113,13 +113,13 @@ async def test_what_is_held_at_a_server_that_answers_late_is_extended_and_given_
 @pytest.mark.asyncio
 async def test_a_server_that_never_reads_again_is_left(own_server: Server) -> None:
     async with Locker(own_server.url, key_validity=2) as locker:
-        (node,) = locker._keeper.topology.nodes
+        (node,) = locker._manager.topology.nodes
         held = await locker.acquire("held")
         own_server.pause()
         try:
             tasks = [asyncio.create_task(locker.acquire(name)) for name in NAMES]
             assert await asyncio.wait_for(held.wait_lost(), 4) in ("expired", "disconnected")
-            await until(lambda: node.wire is None, 4)
+            await until(lambda: node.connection is None, 4)
         finally:
             own_server.resume()
         for scope in await asyncio.wait_for(asyncio.gather(*tasks), 20):

@@ -16,7 +16,7 @@ import pytest
 from asynclock import AcquireTimeoutError, Locker, LockLostError, LockScope, ServerError
 from asynclock.testing import Server
 from asynclock.topology.opening import _first_connections
-from asynclock.wire.commands import Abilities
+from asynclock.wire.commands import Capabilities
 from tests.helpers import key, until
 from tests.hostile import Turncoat, Watch, complaints, to
 from tests.test_bad_input import HELLO, says
@@ -358,7 +358,7 @@ async def test_an_invalidation_in_the_moment_of_an_extension(server: Server) -> 
     """The key is looked at, and extended all the same: if not then, so after it. The server answers all along, a
     little slowly: that is no reason to lose a lock."""
     async with Turncoat(server.port) as turncoat, Locker(turncoat.url, key_validity=2.0) as locker:
-        locker._keeper.chance = lambda: 1.0  # the first extension after one second, and no earlier
+        locker._manager.chance = lambda: 1.0  # the first extension after one second, and no earlier
         held = await locker.acquire("held")
         await asyncio.sleep(0.9)
         turncoat.hold()
@@ -464,8 +464,8 @@ async def test_hostile_from_the_start(answer: bytes, greets: bool) -> None:
 async def test_a_connection_that_is_lost_as_soon_as_it_is_set_up(count: int) -> None:
     class Gone:
         label = "127.0.0.1:1/0"
-        wire = None
-        abilities = Abilities()
+        connection = None
+        abilities = Capabilities()
         trouble = ServerError("127.0.0.1:1/0", "disconnected, and being reconnected")
 
         def start(self) -> asyncio.Future[None]:
@@ -525,7 +525,7 @@ async def test_a_flush_is_the_reason_though_an_extension_is_answered_right_after
         scope = await locker.acquire("job")
         lease = scope._lease
         assert lease is not None
-        await until(lambda: lease.unread == 0)
+        await until(lambda: lease.untracked == 0)
         turncoat.hold()
         server.execute("FLUSHALL")
         await until(lambda: lease.extending)

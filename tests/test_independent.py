@@ -204,7 +204,7 @@ async def test_a_locker_starts_with_a_minority_down_and_uses_it_when_it_is_up(ow
         async with locker.with_context("job"):
             assert keys_left(own_three[1:]) == 2
         own_three[0].start()
-        await until(lambda: locker._keeper.topology.nodes[0].wire)
+        await until(lambda: locker._manager.topology.nodes[0].connection)
         async with locker.with_context("job"):
             assert keys_left(own_three) == 3
 
@@ -252,7 +252,7 @@ async def test_a_server_that_turns_out_to_be_a_clusters_gives_no_votes(
             assert f":{stray.port}/0" in caplog.text
             async with locker.with_context("job"):
                 assert stray.execute("DBSIZE") == 0
-            assert locker._keeper.topology.nodes[2].wire is None
+            assert locker._manager.topology.nodes[2].connection is None
 
 
 @pytest.mark.asyncio
@@ -286,8 +286,8 @@ async def test_a_locker_does_not_start_without_a_majority(own_three: list[Server
 @pytest.mark.parametrize("fault", ["killed", "forgotten", "deleted"])
 async def test_a_scope_is_lost_with_its_majority_and_not_before(own_three: list[Server], fault: str) -> None:
     async with locker_on(own_three) as locker:
-        nodes = locker._keeper.topology.nodes
-        await until(lambda: all(node.wire is not None for node in nodes))  # it starts with two, if one is late
+        nodes = locker._manager.topology.nodes
+        await until(lambda: all(node.connection is not None for node in nodes))  # it starts with two, if one is late
         scope = await body(await locker.acquire("job"))
         await voted(own_three)
         reasons = {

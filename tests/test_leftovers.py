@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PLANTS = """
 import asyncio, functools, socket, subprocess, sys
 import pytest
-from asynclock.cancellation import Cancellation
+from asynclock._engine.cancellation import Cancellation
 
 pytestmark = pytest.mark.asyncio
 kept = []

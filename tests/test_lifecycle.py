@@ -83,8 +83,8 @@ async def test_independent_servers_of_which_one_is_away(server: Server, own_serv
         locker = Locker([server.url, own_server.url, third.url], restart_quarantine=False)
         await (await locker.acquire("job")).release()
         third.kill()
-        nodes = locker._keeper.topology.nodes
-        await until(lambda: any(node.wire is None for node in nodes))
+        nodes = locker._manager.topology.nodes
+        await until(lambda: any(node.connection is None for node in nodes))
         with forgotten():
             del locker
         await until(lambda: not connections(server) + connections(own_server))
@@ -95,8 +95,8 @@ async def test_while_it_reconnects(own_server: Server) -> None:
     locker = Locker(own_server.url)
     await (await locker.acquire("job")).release()
     own_server.kill()
-    (node,) = locker._keeper.topology.nodes
-    await until(lambda: node.wire is None)
+    (node,) = locker._manager.topology.nodes
+    await until(lambda: node.connection is None)
     with forgotten():
         del locker
     await until(lambda: not node.connecting.running)
@@ -112,7 +112,7 @@ async def test_while_it_connects(server: Server) -> None:
         locker = Locker(proxy.url)
         with pytest.raises(AcquireTimeoutError):
             await locker.acquire("job", timeout=0.05)
-        opening = locker._keeper.opening
+        opening = locker._manager.opening
         assert opening is not None
         await asyncio.sleep(0.01)  # asyncio.shield lets go of the exception, and its traceback of the locker
         with forgotten():
@@ -537,8 +537,8 @@ class TestForks:
         async def main() -> None:
             held = [Locker(server.url)]
             scope = await held[0].acquire("job")
-            (node,) = held[0]._keeper.topology.nodes
-            wire = node.wire
+            (node,) = held[0]._manager.topology.nodes
+            wire = node.connection
 
             def child() -> list[str]:
                 with warnings.catch_warnings(record=True) as caught:
@@ -550,7 +550,7 @@ class TestForks:
 
             assert in_child(child) == []
             await asyncio.sleep(0.1)
-            assert scope.held and node.wire is wire
+            assert scope.held and node.connection is wire
             assert server.execute("EXISTS", key("job")) == 1
             await scope.release()
             await held[0].aclose()

@@ -385,18 +385,18 @@ async def test_a_demoted_server_is_left(own_server: Server, kind: str) -> None:
 async def test_empty_rooms_are_kept_but_not_without_end(
     server: Server, locker: Locker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asynclock.keeper.MIN_SWEEP", 100_000)
-    keeper = locker._keeper
-    keeper._sweep_at = 100_000
+    monkeypatch.setattr("asynclock._engine.manager.MIN_SWEEP", 100_000)
+    manager = locker._manager
+    manager._sweep_at = 100_000
     holding = await body(await locker.acquire("job"))
-    room = keeper.rooms["job"]
+    room = manager.rooms["job"]
     for number in range(300):
         async with locker.with_context(f"{number}"):
             pass
-        assert len(keeper.rooms) <= 100
+        assert len(manager.rooms) <= 100
     async with locker.with_context("x" * 60_000), locker.with_context("y" * 60_000):
-        assert len(keeper.rooms) == 3
-    assert keeper.rooms["job"] is room  # somebody is there
+        assert len(manager.rooms) == 3
+    assert manager.rooms["job"] is room  # somebody is there
     server.execute("DEL", key("job"))
     error = await holding.lost_within(AT_ONCE, time.monotonic())
     assert error.reason == "deleted"
@@ -405,15 +405,15 @@ async def test_empty_rooms_are_kept_but_not_without_end(
 @pytest.mark.asyncio
 async def test_many_rooms_that_are_left_are_not_kept_for_ever(locker: Locker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though nobody comes with a new name after them, which would give them up."""
-    monkeypatch.setattr("asynclock.keeper.MIN_SWEEP", 100_000)
-    monkeypatch.setattr("asynclock.keeper.SWEEP_AGAIN", 0.1)
-    keeper = locker._keeper
-    keeper._sweep_at = 100_000
+    monkeypatch.setattr("asynclock._engine.manager.MIN_SWEEP", 100_000)
+    monkeypatch.setattr("asynclock._engine.manager.SWEEP_AGAIN", 0.1)
+    manager = locker._manager
+    manager._sweep_at = 100_000
     scopes = await asyncio.gather(*(locker.acquire(f"{number}") for number in range(300)))
     await asyncio.sleep(0.15)
-    assert len(keeper.rooms) == 300
+    assert len(manager.rooms) == 300
     await asyncio.gather(*(scope.release() for scope in scopes))
-    await until(lambda: not keeper.rooms)
+    await until(lambda: not manager.rooms)
 
 
 @pytest.mark.asyncio

@@ -60,9 +60,9 @@ async def works(proxy: Proxy, server: Server, **options: object) -> Locker:
                     with pytest.raises(NotLockedError):
                         await other.try_acquire("job")
             assert server.execute("EXISTS", key("job")) == 0
-            (node,) = locker._keeper.topology.nodes
-            assert node.wire is not None
-            node.wire.abort()
+            (node,) = locker._manager.topology.nodes
+            assert node.connection is not None
+            node.connection.abort()
         return locker
 
 
@@ -89,8 +89,8 @@ async def test_a_proxy_that_hangs_up(server: Server, protocol: str) -> None:
         async with Proxy(server.port, None, *lacks) as proxy:
             proxy.url += protocol
             locker = await works(proxy, server, client_side_caching=False)
-            (node,) = locker._keeper.topology.nodes
-            assert not node.door.plain or lacks != (HELLO,)  # what it knows is used
+            (node,) = locker._manager.topology.nodes
+            assert not node.connector.plain or lacks != (HELLO,)  # what it knows is used
 
 
 @pytest.mark.asyncio

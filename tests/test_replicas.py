@@ -259,7 +259,7 @@ async def test_a_connection_is_dropped_in_the_middle_of_a_wait(pair: list[Server
 
 def side_transport(locker: Locker) -> asyncio.Transport:
     """Of the connection for WAIT: whoever stops reading there hears no more of it, as behind a proxy that has hung."""
-    (node,) = locker._keeper.topology.nodes
+    (node,) = locker._manager.topology.nodes
     assert node.replicas is not None
     transport = node.replicas._side._transport
     return cast(asyncio.Transport, transport)
@@ -334,12 +334,12 @@ async def test_nobody_else_pays_for_a_wait(pair: list[Server]) -> None:
 
     async def round_trips(locker: Locker) -> float:
         """What RELEASE, READ and the questions of waiters cost: they go over the main connection."""
-        (node,) = locker._keeper.topology.nodes
-        assert node.wire is not None
+        (node,) = locker._manager.topology.nodes
+        assert node.connection is not None
         times, end = [], time.monotonic() + 0.3
         while time.monotonic() < end:
             since = time.perf_counter()
-            await node.wire.call(b"*2\r\n$3\r\nGET\r\n" + bulk(key("unconcerned").encode()))
+            await node.connection.call(b"*2\r\n$3\r\nGET\r\n" + bulk(key("unconcerned").encode()))
             times.append(time.perf_counter() - since)
         return statistics.median(times)
 

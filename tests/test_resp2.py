@@ -90,7 +90,7 @@ async def test_a_release_elsewhere_wakes_the_waiter(server: Server, route: str) 
             scope = await other.acquire("job")
             waiting = asyncio.create_task(locker.acquire("job"))
             # The attempts are over, and only the push can end the wait before the TTL, 5 s, does.
-            await until(lambda: "job" in locker._keeper.rooms and locker._keeper.rooms["job"].fruitless)
+            await until(lambda: "job" in locker._manager.rooms and locker._manager.rooms["job"].last_failed)
             await asyncio.sleep(0.02 * round)
             since = time.monotonic()
             await scope.release()
@@ -109,7 +109,7 @@ async def test_what_it_brings_is_of_now(server: Server) -> None:
         scope = await other.acquire("job")
         await asyncio.sleep(2.1)  # more than a validity since the subscription was answered
         waiting = asyncio.create_task(locker.acquire("job"))
-        await until(lambda: "job" in locker._keeper.rooms and locker._keeper.rooms["job"].fruitless)
+        await until(lambda: "job" in locker._manager.rooms and locker._manager.rooms["job"].last_failed)
         attempts = sets(server)
         await scope.release()
         won = await asyncio.wait_for(waiting, 2)
@@ -133,7 +133,7 @@ def sets(server: Server) -> int:
 async def test_own_writes_are_silent(server: Server, kind: str, route: str) -> None:
     """NOLOOP holds for a redirected connection too. (Redis 6.2 has it not even without a redirect.)"""
     async with Locker(route, extend_interval=0.1) as locker:
-        (node,) = locker._keeper.topology.nodes
+        (node,) = locker._manager.topology.nodes
         pushes: list[object] = []
         assert node._second is not None
         node._second._on_push = lambda *push: pushes.append(push)
@@ -154,7 +154,7 @@ async def test_one_of_the_two_is_killed(server: Server, route: str, which: str) 
             before = clients(server)
             kill(server, which)
             await until(lambda before=before: _both_new(before, clients(server)))  # type: ignore[misc]
-            await until(lambda: locker._keeper.topology.nodes[0].wire)
+            await until(lambda: locker._manager.topology.nodes[0].connection)
             assert holding.scope.held
         await asyncio.sleep(0.05)
         since = time.monotonic()
@@ -187,7 +187,7 @@ async def test_deleted_while_the_second_one_was_gone(server: Server, route: str)
 async def test_the_second_one_hangs(server: Server) -> None:
     """Half open: it looks alive, and brings nothing. The ping finds out, not the next extension."""
     async with NoHello(server.port) as proxy, Locker(proxy.url, key_validity=60, extend_interval=59) as locker:
-        (node,) = locker._keeper.topology.nodes
+        (node,) = locker._manager.topology.nodes
         holding = await body(await locker.acquire("job"))
         await asyncio.sleep(0.05)  # the first ping is answered
         before = clients(server)["main"]["id"]
@@ -220,7 +220,7 @@ async def test_an_idle_second_one_is_left_alone(server: Server, route: str) -> N
 @pytest.mark.asyncio
 async def test_a_blocked_loop_is_no_hang(server: Server) -> None:
     async with Locker(server.url + "?protocol=2", key_validity=60.0, extend_interval=59) as locker:
-        (node,) = locker._keeper.topology.nodes
+        (node,) = locker._manager.topology.nodes
         before = clients(server)
         for _ in range(2):
             time.sleep(node._silence * 1.7)  # noqa: ASYNC251  # blocking is the point
@@ -277,23 +277,23 @@ async def test_a_refused_hello_is_remembered_and_tried_again_later(
     async with NoHello(server.port) as proxy:
         proxy.refusal = refusal
         async with Locker(proxy.url + protocol) as locker:
-            (node,) = locker._keeper.topology.nodes
+            (node,) = locker._manager.topology.nodes
             scope = await locker.acquire("job")
 
             async def reconnected(which: str) -> None:
                 before = clients(server)[which]["id"]
                 kill(server, which)
                 await until(lambda: clients(server).get(which, {}).get("id", before) != before)
-                await until(lambda: node.wire)
+                await until(lambda: node.connection)
 
             assert proxy.refused == 1
             await reconnected("main")
             assert proxy.refused == 1
-            monkeypatch.setattr(node.door, "_resp3_at", 0.0)  # a minute later
+            monkeypatch.setattr(node.connector, "_resp3_at", 0.0)  # a minute later
             await reconnected("main")
             assert proxy.refused == 2
             proxy.knows_hello = True
-            monkeypatch.setattr(node.door, "_resp3_at", 0.0)
+            monkeypatch.setattr(node.connector, "_resp3_at", 0.0)
             await reconnected("main")
             await until(lambda: set(clients(server)) == {"main"})
             assert scope.held

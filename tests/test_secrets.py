@@ -17,9 +17,9 @@ from redis.credentials import CredentialProvider
 
 from asynclock import AsyncLockError, Locker
 from asynclock.testing import Server
-from asynclock.wire.abilities import refused
+from asynclock.wire.capabilities import refused
 from asynclock.wire.commands import error_of
-from asynclock.wire.door import Door
+from asynclock.wire.connector import Connector
 from tests.helpers import key, until
 from tests.hostile import Turncoat, to
 
@@ -39,13 +39,13 @@ class Listener:
         self.shown += [str(error), repr(error), repr(error.args), *traceback.format_exception(error)]
 
     def locker(self, locker: Locker) -> None:
-        keeper = locker._keeper
+        manager = locker._manager
         self.shown += [
-            repr(each) for each in (locker, keeper, locker._servers, locker._options, *keeper.rooms.values())
+            repr(each) for each in (locker, manager, locker._servers, locker._options, *manager.rooms.values())
         ]
-        if keeper.connected:
-            self.shown += [repr(node) for node in keeper.topology.nodes]
-            self.shown += [str(node.trouble) for node in keeper.topology.nodes]
+        if manager.connected:
+            self.shown += [repr(node) for node in manager.topology.nodes]
+            self.shown += [str(node.trouble) for node in manager.topology.nodes]
 
     def check(self) -> None:
         for text in self.shown:
@@ -220,7 +220,7 @@ async def forgotten(heard: Heard, listener: Listener) -> None:
             del scope
             gc.collect()
         listener.shown += [str(warning.message) for warning in caught]
-        await until(lambda: not locker._keeper.busy())
+        await until(lambda: not locker._manager.busy())
 
 
 def unknown(command: bytes) -> bytes:
@@ -280,9 +280,9 @@ async def no_auth_command(heard: Heard, listener: Listener) -> None:
 
 def test_what_is_not_shown_is_still_understood() -> None:
     """A short password is in everything that a server says; errors that pass must not count as lasting for that."""
-    door = Door(redis.Connection, {"password": "a"})
+    door = Connector(redis.Connection, {"password": "a"})
     for reply, lasting in ((hiredis.ReplyError("LOADING data"), False), (hiredis.ReplyError("ERR bad"), True)):
-        error = error_of("server", "SET", "key", reply, door.quote(reply))
+        error = error_of("server", "SET", "key", reply, door.redact(reply))
         assert error is not None and error.lasting == lasting and str(reply) not in str(error)
         assert refused(door, "SET", reply).lasting == lasting
 

@@ -77,12 +77,12 @@ def at(locker: Locker, server: Server) -> bool:
 
 
 def trouble(locker: Locker) -> str:
-    (node,) = locker._keeper.topology.nodes
+    (node,) = locker._manager.topology.nodes
     return str(node.trouble)
 
 
 def up(locker: Locker) -> bool:
-    return all(node.wire is not None for node in locker._keeper.topology.nodes)
+    return all(node.connection is not None for node in locker._manager.topology.nodes)
 
 
 # The primary fails
@@ -132,7 +132,7 @@ async def test_a_grace_longer_than_the_failover(sentinels: Sentinels) -> None:
             replica.execute("CONFIG", "SET", "replica-read-only", "yes")
         waiting = asyncio.create_task(other.acquire("missed"))
         contending = asyncio.create_task(other.acquire("reached"))
-        await until(lambda: (room := other._keeper.rooms.get("missed")) is not None and room.contended)
+        await until(lambda: (room := other._manager.rooms.get("missed")) is not None and room.contended)
         since = time.monotonic()
         old.kill()
         error = await missed.lost_within(FAILOVER, since)
@@ -261,7 +261,7 @@ async def test_a_read_only_primary_does_not_mean_that_the_keys_are_gone(sentinel
         scope = await locker.acquire("job")
         primary.execute("REPLICAOF", "127.0.0.1", "1")
         await until(lambda: not up(locker))
-        await until(lambda: "read-only replica" in str(locker._keeper.topology.nodes[0].trouble))
+        await until(lambda: "read-only replica" in str(locker._manager.topology.nodes[0].trouble))
         assert scope.held
         primary.execute("REPLICAOF", "NO", "ONE")
         await until(lambda: up(locker), FAILOVER)
@@ -312,7 +312,7 @@ async def test_no_sentinel_can_be_reached(sentinels: Sentinels) -> None:
             with pytest.raises(ServerError, match="no Sentinel can be reached") as caught:
                 await Locker(url).acquire("job")
             assert not caught.value.lasting
-        await until(lambda: "no Sentinel" in str(locker._keeper.topology.nodes[0].trouble))
+        await until(lambda: "no Sentinel" in str(locker._manager.topology.nodes[0].trouble))
         assert scope.held
         for proxy in proxies:
             proxy.accept()
@@ -381,7 +381,7 @@ async def test_a_sentinel_that_missed_the_last_failover(sentinels: Sentinels, ki
                 await asyncio.sleep(topology.LOOK_EVERY * 1.5)
                 assert at(locker, sentinels.primary) and up(locker)  # one of four, and it knows less
                 sentinels.primary.execute("CLIENT", "KILL", "TYPE", "normal")
-                await until(lambda: "missed the last failover" in str(locker._keeper.topology.nodes[0].trouble))
+                await until(lambda: "missed the last failover" in str(locker._manager.topology.nodes[0].trouble))
                 assert scope.held
                 for proxy in proxies:
                     proxy.accept()
@@ -505,7 +505,7 @@ async def test_a_sentinel_that_answers_rubbish(
         await drop()  # and again: it is looked for as ever
         await until(lambda: up(locker))
         await (await locker.acquire("another")).release()
-        assert locker._keeper.topology.looking.running  # type: ignore[attr-defined]
+        assert locker._manager.topology.looking.running  # type: ignore[attr-defined]
         await scope.release()
 
 

@@ -86,12 +86,12 @@ async def test_a_held_lock_survives_client_kill(server: Server, papers: Papers) 
         Front(server.port, papers.server()) as front,
         Locker(f"{front.url}?ssl_ca_certs={papers.ca}") as locker,
     ):
-        (node,) = locker._keeper.topology.nodes
+        (node,) = locker._manager.topology.nodes
         holding = await body(await locker.acquire("job"))
         for _ in range(3):
-            before = node.wire
+            before = node.connection
             server.execute("CLIENT", "KILL", "TYPE", "normal")
-            await until(lambda before=before: node.wire not in (None, before))  # type: ignore[misc]
+            await until(lambda before=before: node.connection not in (None, before))  # type: ignore[misc]
             await asyncio.sleep(0.05)
             assert holding.scope.held
         since = time.monotonic()

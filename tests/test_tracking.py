@@ -179,8 +179,8 @@ async def test_extensions_without_noloop_cost_no_second_look(evicting: Server) -
         before = figure(evicting, "stats", "total_commands_processed")
         await asyncio.sleep(2)
         commands = figure(evicting, "stats", "total_commands_processed") - before
-        (node,) = locker._keeper.topology.nodes
-        each = 2 if node.abilities.set_ifeq else 4  # what a script does is counted too
+        (node,) = locker._manager.topology.nodes
+        each = 2 if node.capabilities.set_ifeq else 4  # what a script does is counted too
         await scope.release()
     assert commands < each * 10 + 10  # for an extension, and some room
 
@@ -194,7 +194,7 @@ async def test_a_server_that_does_not_say_whether_it_evicts_is_not_trusted_with_
         own_server.execute(*user, *without)
         async with Locker(own_server.url) as locker:
             scope = await locker.acquire("x")
-            assert all(node.abilities.noloop is expected for node in locker._keeper.topology.nodes)
+            assert all(node.capabilities.noloop is expected for node in locker._manager.topology.nodes)
             await scope.release()
         with contextlib.suppress(RuntimeError):
             own_server.execute(*user)

@@ -114,7 +114,7 @@ async def found_by_a_task_that_it_waits_for(locker: Locker, _: Callable[[], None
     kept.append(asyncio.get_running_loop().create_future())
 
     async def find() -> None:
-        locker._keeper.rooms["outer"].gone(0, locker._keeper.now())
+        locker._manager.rooms["outer"].gone(0, locker._manager.now())
         await kept[-1]
 
     await asyncio.create_task(find())

@@ -40,52 +40,52 @@ class Lease:
     - ``votes[i]`` is 0, or a time before which key ``i`` cannot expire on its server. It is counted
       from before the command was sent, so it never reaches beyond the server's own expiry.
     - ``deadline`` is the time until which a majority of the votes counts.
-    - Bit ``i`` of ``owed`` is set from the moment that a command is sent that may put the token into
+    - Bit ``i`` of ``may_be_ours`` is set from the moment that a command is sent that may put the token into
       key ``i``, until an answer shows that it is not there or a RELEASE has followed it.
     - Once ``done`` is set, a RELEASE has been sent for everything owed (or will be by whoever closes
       the locker), the votes count no more, and late answers are of no interest.
     """
 
     # In an attempt:
-    decides: int  # with ``unasked``: the key whose answer it waits for; -1: none
+    decides: int  # with ``unsent``: the key whose answer it waits for; -1: none
     watched: int  # once it is lost: bit i: a change of key i makes another one worth while
     # Once it is won:
     acquired_at: float
-    looked_at: float  # once it is extended: when was sent what showed last that a key is still ours
-    owner: Any  # the shell's: who is told of a loss
+    checked_at: float  # once it is extended: when was sent what showed last that a key is still ours
+    scope_ref: Any  # the shell's: who is told of a loss
     # Once it is done:
     released_at: float
     releases: int  # keys that were to be released
 
     __slots__ = (
         "acquired_at",
-        "asked",
         "barred",
         "cause",
+        "checked_at",
         "deadline",
         "decides",
         "done",
-        "doubted",
         "error",
         "extend_at",
         "extended_at",
         "extending",
         "free_at",
-        "look_at",
-        "looked_at",
+        "in_flight",
+        "may_be_ours",
         "missed",
-        "owed",
-        "owner",
-        "pushed",
+        "next_check",
         "refused",
+        "release_waiter",
         "released_at",
         "releases",
-        "settled",
+        "scope_ref",
         "silent",
+        "stale",
         "token",
-        "unasked",
-        "unread",
         "unreleased",
+        "unsent",
+        "untracked",
+        "unverified",
         "votes",
         "watched",
     )
@@ -93,11 +93,11 @@ class Lease:
     def __init__(self, token: bytes, keys: int) -> None:
         self.token = token
         self.votes = [0.0] * keys
-        self.asked = [0] * keys  # requests under way, each key; RELEASE not counted
-        self.pushed = 0  # bit i: key i changed while it was being asked
-        self.doubted = 0  # bit i: key i may have changed, and has not been looked at since then
-        self.look_at = NEVER  # when that is done, if not at once
-        self.owed = 0
+        self.in_flight = [0] * keys  # requests under way, each key; RELEASE not counted
+        self.stale = 0  # bit i: key i changed while it was being asked
+        self.unverified = 0  # bit i: key i may have changed, and has not been looked at since then
+        self.next_check = NEVER  # when that is done, if not at once
+        self.may_be_ours = 0
         self.refused = 0  # bit i: somebody else had key i, or it was gone again at once
         self.deadline = 0.0
         self.done = False
@@ -106,21 +106,21 @@ class Lease:
         self.barred = 0  # keys whose servers will not do better if they are asked again
         self.cause: LossReason | None = None  # what a missing key is put down to
         self.silent = False
-        self.unasked = 0  # keys that an attempt in order has not come to yet: the last ones
-        self.unread = 0  # bit i: key i is set, but not tracked yet
+        self.unsent = 0  # keys that an attempt in order has not come to yet: the last ones
+        self.untracked = 0  # bit i: key i is set, but not tracked yet
         self.extend_at = 0.0
         self.extending = 0  # bit i: an extension of key i is under way
         self.extended_at = 0.0  # when all keys were due last
         self.unreleased = 0  # keys that are not yet known to be released
         self.missed = 0  # bit i: the release of key i did not find the token
-        self.settled: Any = None  # the shell's: who waits for the release
+        self.release_waiter: Any = None  # the shell's: who waits for the release
 
     def vote(self, index: int, until: float, majority: int) -> None:
         """Count key ``index`` until then; 0 takes the vote back."""
         self.votes[index] = until
         self.deadline = until if majority == 1 else sorted(self.votes, reverse=True)[majority - 1]
 
-    def put_off(self, index: int, when: float) -> None:
+    def defer(self, index: int, when: float) -> None:
         """Key ``index`` was not to be had, and may be free then."""
         self.free_at = {**self.free_at, index: when}
 
@@ -128,7 +128,7 @@ class Lease:
         return sum(until > now for until in self.votes)
 
     def pending(self) -> int:
-        return sum(map(bool, self.asked))
+        return sum(map(bool, self.in_flight))
 
     def lost_unnoticed(self, majority: int) -> bool:
         """Did the release find fewer keys than a holder has? Whoever does not answer counts as kept."""

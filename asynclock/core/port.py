@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .lease import Lease
-from .rules import Ask, LossReason
+from .rules import LossReason, Operation
 
 if TYPE_CHECKING:
     from .room import Room
@@ -19,7 +19,7 @@ class Port(Protocol[W]):
     def token(self, forced: bool, /) -> bytes:
         """A value that no lease has had."""
 
-    def ask(self, room: Room[W], lease: Lease, index: int, ask: Ask, now: float, /) -> bool:
+    def request(self, room: Room[W], lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
         """Send it; the answer comes as ``answered``, ``released`` or ``failed``, on every way it can end.
         False: the server is not connected, and no answer will come. A RELEASE that is refused or
         lost so is kept, and sent before anything else once the server is back."""
@@ -34,7 +34,7 @@ class Port(Protocol[W]):
         """Look at ``room.wake`` again then or earlier, and call ``woken`` once it has come; ``room.due``
         says when that will be, and until then is not called for what comes later."""
 
-    def look_soon(self, room: Room[W], lease: Lease, /) -> None:
+    def first_check_soon(self, room: Room[W], lease: Lease, /) -> None:
         """Call ``look`` with it in about a millisecond, unless it is ``done`` by then: nothing else
         will come back to it before."""
 
@@ -59,5 +59,5 @@ class Port(Protocol[W]):
         """``None``: too few servers are connected."""
 
     def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None: ...
-    def settled(self, lease: Lease) -> None:
+    def release_answered(self, lease: Lease) -> None:
         """Every RELEASE of the lease was answered, or never will be."""

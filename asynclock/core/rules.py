@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
 
-class Ask(IntEnum):
+class Operation(IntEnum):
     """What a lease asks of one key. Every ask but TAKE and RELEASE ends by reading the key, so that
     the server tracks it from then on, and the answer is newer than any push that came before it.
     TAKE_TTL reads no value: what it has set may have been overwritten, until a READ shows it."""
@@ -20,7 +20,7 @@ class Ask(IntEnum):
 
 
 # Looking one up in its class takes as long as a call.
-TAKE, TAKE_TTL, FORCE, EXTEND, READ, RELEASE = Ask
+TAKE, TAKE_TTL, FORCE, EXTEND, READ, RELEASE = Operation
 
 
 class LossReason(StrEnum):

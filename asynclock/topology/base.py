@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ..core.lease import Lease
 from ..core.room import Room
-from ..core.rules import Ask
+from ..core.rules import Operation
 from ..wire.node import Listener, Node
 from ..wire.requests import OwedRelease, Request
 
@@ -37,11 +37,11 @@ class Topology(Protocol):
     def home(self, room: Room[Any], index: int) -> Node | None:
         """The server that answers for key ``index``; None: none does now."""
 
-    def ask(self, room: Room[Any], lease: Lease, index: int, ask: Ask, now: float, /) -> bool:
-        """As ``core.room.Port.ask``."""
+    def request(self, room: Room[Any], lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
+        """As ``core.room.Port.request``."""
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
-        """As ``wire.node.Listener.redirected``."""
+        """As ``connection.node.Listener.redirected``."""
 
     def disconnected(self, node: Node) -> None:
         """That server is gone, perhaps for good."""

@@ -12,7 +12,7 @@ from redis.crc import key_slot
 
 from ..core.lease import Lease
 from ..core.room import Room
-from ..core.rules import Ask
+from ..core.rules import Operation
 from ..errors import ServerError
 from ..options import Options
 from ..wire.background import Loop
@@ -49,7 +49,7 @@ class Cluster:
     ) -> None:
         self.majority = options.key_majority or 2
         self._seeds = tuple(seeds)  # asked while no owner of a slot is connected, and closed after that
-        self._doors = tuple(seed.door for seed in seeds)
+        self._connectors = tuple(seed.connector for seed in seeds)
         self._options = options
         self._owner = owner
         self._clock = clock
@@ -81,9 +81,9 @@ class Cluster:
             self.doubt()
         return node
 
-    def ask(self, room: Room[Any], lease: Lease, index: int, ask: Ask, now: float, /) -> bool:
+    def request(self, room: Room[Any], lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
         node = self.home(room, index)
-        return node is not None and node.ask(room, lease, index, ask, now)
+        return node is not None and node.request(room, lease, index, operation, now)
 
     # What tells of a change
 
@@ -120,7 +120,7 @@ class Cluster:
             self.looking.start(max(0.0, self._looked_at + CALM - self._clock()))
 
     def __repr__(self) -> str:
-        return f"<Cluster of {self._doors[0].label} with {len(self._nodes)} nodes>"
+        return f"<Cluster of {self._connectors[0].label} with {len(self._nodes)} nodes>"
 
     # Looking at the slots
 
@@ -167,36 +167,36 @@ class Cluster:
 
     def _complete(self) -> bool:
         """Is every slot served by a node that is connected?"""
-        return all(node is not None and node.wire is not None for node in set(self._owners))
+        return all(node is not None and node.connection is not None for node in set(self._owners))
 
     def _connected(self) -> list[Node]:
-        return [node for node in self._nodes.values() if node.wire is not None]
+        return [node for node in self._nodes.values() if node.connection is not None]
 
     async def _ask_for_slots(self) -> None:
         """:raises ServerError: nobody tells them"""
         connected = self._connected()
         random.shuffle(connected)
-        problem = ServerError(self._doors[0].label, "no node of the cluster is connected")
+        problem = ServerError(self._connectors[0].label, "no node of the cluster is connected")
         for node in [*connected, *self._seeds]:
-            if node.wire is None:
+            if node.connection is None:
                 continue
             self._looked_at = self._clock()
             try:
                 async with asyncio.timeout(PATIENCE):  # wait_for may lose the cancellation by aclose (cancellation.py)
-                    reply = await node.wire.call(_CLUSTER_SLOTS)
+                    reply = await node.connection.call(_CLUSTER_SLOTS)
             except (TimeoutError, ConnectionError) as error:
                 problem = ServerError(node.label, f"does not tell the slots: {str(error) or 'no answer'}")
                 continue
             if is_error(reply):
                 hint = "; grant CLUSTER|SLOTS with ACL SETUSER" if str(reply).startswith("NOPERM") else ""
                 problem = ServerError(
-                    node.label, f"refused CLUSTER SLOTS: {node.quote(reply)}{hint}", lasting=bool(hint)
+                    node.label, f"refused CLUSTER SLOTS: {node.redact(reply)}{hint}", lasting=bool(hint)
                 )
                 continue
             try:
                 ranges = self._ranges(reply, node)
             except (TypeError, ValueError, IndexError, AttributeError):
-                problem = ServerError(node.label, f"answered CLUSTER SLOTS with {node.quote(reply)}")
+                problem = ServerError(node.label, f"answered CLUSTER SLOTS with {node.redact(reply)}")
                 continue
             if not ranges:
                 # It may be new, or have lost its nodes.conf: the others know more.
@@ -219,7 +219,7 @@ class Cluster:
     def _address(self, host: str, port: int, told_by: Node) -> Address:
         """Where to reach a node of which another one has told. One that does not know its own host
         is where it was asked."""
-        address = (host if host not in ("", "?") else told_by.door.host, port)
+        address = (host if host not in ("", "?") else told_by.connector.host, port)
         if self._remap is None:
             return address
         try:
@@ -261,11 +261,11 @@ class Cluster:
 
     def _start(self, address: Address) -> Node:
         for seed in self._seeds:
-            if (seed.door.host, seed.door.port) == address:
+            if (seed.connector.host, seed.connector.port) == address:
                 node = seed
                 break
         else:
-            node = Node(self._doors[0].at(*address), self._options, self._owner, self._clock)
+            node = Node(self._connectors[0].at(*address), self._options, self._owner, self._clock)
             node.start()
         self._nodes[address] = node
         return node
@@ -280,7 +280,9 @@ class Cluster:
     def _return_to_seeds(self) -> None:
         """Every owner that was known is gone: the cluster may have got new addresses, but not these."""
         if not self._seeds:
-            self._seeds = tuple(Node(door, self._options, self._owner, self._clock) for door in self._doors)
+            self._seeds = tuple(
+                Node(connector, self._options, self._owner, self._clock) for connector in self._connectors
+            )
             for seed in self._seeds:
                 seed.start()
 
@@ -293,11 +295,11 @@ class Cluster:
         """What is under way there is answered, mostly by a redirection. What it still has to release
         is the business of the new owner."""
         until = self._clock() + PATIENCE
-        while node.wire is not None and node.wire.waiting and self._clock() < until:
+        while node.connection is not None and node.connection.waiting and self._clock() < until:
             await asyncio.sleep(0.01)
-        if node.wire is not None:
-            node.wire.abort()  # what is not answered by now is owed
-            await node.wire.closed
+        if node.connection is not None:
+            node.connection.abort()  # what is not answered by now is owed
+            await node.connection.closed
         for key, token in node.owed.take():
             # Whoever it is sends it on, if the slot is another's.
             owner = self._owners[key_slot(unbulk(key))] or next(iter(self._connected()), None)
@@ -307,7 +309,7 @@ class Cluster:
 
     def _busy(self, node: Node) -> bool:
         """Are there answers still to come, as far as can be seen?"""
-        if node.wire is None or not node.wire.waiting:
+        if node.connection is None or not node.connection.waiting:
             return False
         return not node.silent(self._clock(), self._options.try_next_after)
 

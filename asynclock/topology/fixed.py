@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.lease import Lease
 from ..core.room import Room
-from ..core.rules import Ask
+from ..core.rules import Operation
 from ..errors import ConfigurationError
 from ..wire.node import Node
 from ..wire.requests import OwedRelease, Request
@@ -18,16 +18,16 @@ class Fixed:
 
     def __init__(self, nodes: Sequence[Node], majority: int | None) -> None:
         self.nodes = tuple(nodes)
-        self.ask: Callable[[Room[Any], Lease, int, Ask, float], bool]  # as core.room.Port.ask
+        self.request: Callable[[Room[Any], Lease, int, Operation, float], bool]  # as core.room.Port.ask
         count = len(nodes)
         if count == 1:
             self.majority = majority or 1
             self._route = self.nodes * (2 * self.majority - 1)
-            self.ask = nodes[0].ask
+            self.request = nodes[0].request
             return
         self.majority = (count + 1) // 2
         self._route = self.nodes
-        self.ask = self._ask
+        self.request = self._ask
         if majority not in (None, self.majority):
             raise ConfigurationError(
                 f"key_majority={majority}: {count} independent servers hold a key each, "
@@ -40,8 +40,8 @@ class Fixed:
     def home(self, room: Room[Any], index: int) -> Node | None:
         return self._route[index]
 
-    def _ask(self, room: Room[Any], lease: Lease, index: int, ask: Ask, now: float, /) -> bool:
-        return self._route[index].ask(room, lease, index, ask, now)
+    def _ask(self, room: Room[Any], lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
+        return self._route[index].request(room, lease, index, operation, now)
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         return False

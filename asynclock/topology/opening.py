@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from ..errors import ConfigurationError, ServerError
 from ..options import Options
-from ..wire.door import Door
+from ..wire.connector import Connector
 from ..wire.node import Node
 from ..wire.sentinel import SentinelDoor
 from .base import Address, Owner, Topology
@@ -21,7 +21,7 @@ log = logging.getLogger("asynclock")
 
 
 async def connect(
-    doors: Sequence[Door],
+    connectors: Sequence[Connector],
     options: Options,
     owner: Owner,
     clock: Callable[[], float],
@@ -33,13 +33,13 @@ async def connect(
     :raises ServerError: too few of them can be reached
     :raises ConfigurationError: they are of different kinds, or do not fit the options
     """
-    quarantine = len(doors) >= 3 and options.restart_quarantine is not False
-    nodes = [Node(door, options, owner, clock, quarantine=quarantine) for door in doors]
+    quarantine = len(connectors) >= 3 and options.restart_quarantine is not False
+    nodes = [Node(connector, options, owner, clock, quarantine=quarantine) for connector in connectors]
     topology: Topology | None = None
     try:
         await _first_connections(nodes, options.try_next_after)
-        connected = [node for node in nodes if node.wire is not None]
-        clusters = [node for node in connected if node.abilities.mode == "cluster"]
+        connected = [node for node in nodes if node.connection is not None]
+        clusters = [node for node in connected if node.capabilities.mode == "cluster"]
         if not clusters:
             if len(nodes) % 2 == 0:
                 raise ConfigurationError(
@@ -51,7 +51,7 @@ async def connect(
                     f"min_replicas={options.min_replicas}: {len(nodes)} independent servers vote by themselves, and a "
                     "replica that took over for one could not; leave it out"
                 )
-            monitored = any(isinstance(door, SentinelDoor) for door in doors)
+            monitored = any(isinstance(connector, SentinelDoor) for connector in connectors)
             topology = (Monitored if monitored else Fixed)(nodes, options.key_majority)
             for node in nodes:
                 node.alone = True
@@ -94,8 +94,8 @@ async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
         for problem in problems:
             if isinstance(problem, ConfigurationError):
                 raise problem
-        connected = [node for node in nodes if node.wire is not None]
-        if len(connected) >= majority or any(node.abilities.mode == "cluster" for node in connected):
+        connected = [node for node in nodes if node.connection is not None]
+        if len(connected) >= majority or any(node.capabilities.mode == "cluster" for node in connected):
             if pending:
                 _, pending = await asyncio.wait(pending, timeout=patience)
             for first in tries:
@@ -110,7 +110,7 @@ async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
             break  # without one, the next may be of a cluster, and do alone
     # Those that were connected and are not any more, at the very time that it was looked at.
     lost = [node for node, first in zip(nodes, tries, strict=True) if first not in pending and not first.result()]
-    problems += [trouble for node in lost if node.wire is None and (trouble := node.trouble) is not None]
+    problems += [trouble for node in lost if node.connection is None and (trouble := node.trouble) is not None]
     first_problem = problems[0]
     if len(nodes) == 1:
         raise first_problem
@@ -131,8 +131,8 @@ def _tell(first: asyncio.Future[ServerError | ConfigurationError | None]) -> Non
 def _warn_of_one_server_twice(nodes: Sequence[Node]) -> None:
     known: dict[str, Node] = {}
     for node in nodes:
-        twin = known.setdefault(node.abilities.run_id, node)
-        if twin is not node and node.abilities.run_id:
+        twin = known.setdefault(node.capabilities.run_id, node)
+        if twin is not node and node.capabilities.run_id:
             log.warning(
                 "asynclock: %s and %s are one and the same server: that is no quorum of independent ones",
                 twin.label,

@@ -41,8 +41,8 @@ class Monitored(Fixed):
 
     async def _look(self) -> float:
         for node in self.nodes:
-            if isinstance(node.door, SentinelDoor) and node.wire is not None:
-                primary = await node.door.replaced()
+            if isinstance(node.connector, SentinelDoor) and node.connection is not None:
+                primary = await node.connector.replaced()
                 if primary is not None:
                     node.demoted(f"the Sentinels name {primary} the primary now")
         return LOOK_EVERY

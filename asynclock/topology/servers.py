@@ -15,7 +15,7 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 
 from ..errors import ConfigurationError, ServerError
 from ..wire import tls
-from ..wire.door import Door
+from ..wire.connector import Connector
 from ..wire.sentinel import SentinelDoor
 from .base import Address
 from .sentinel import client_of, is_sentinel_url
@@ -26,7 +26,7 @@ from .urls import checked, wrong
 class Servers:
     """The servers of a locker, as they were given."""
 
-    doors: tuple[Door, ...]
+    connectors: tuple[Connector, ...]
     # Not shown: redis-py before 8 shows a client's password.
     client: redis.Redis | RedisCluster = field(repr=False)  #: for other commands: of the first server
     ours: tuple[redis.Redis, ...] = field(repr=False)  #: clients that were made from URLs, to be closed with the locker
@@ -47,7 +47,7 @@ class Servers:
     def _of(cls, listed: list[object]) -> Servers:
         if not listed:
             raise ConfigurationError("servers: an empty list; give a URL, or a list of them")
-        doors: list[Door] = []
+        connectors: list[Connector] = []
         clients: list[redis.Redis | RedisCluster] = []
         ours: list[redis.Redis] = []
         for server in listed:
@@ -55,22 +55,22 @@ class Servers:
                 client, sentinel = client_of(server)
                 ours += [client, *sentinel.sentinels]
                 clients.append(client)
-                doors.append(SentinelDoor(client))
+                connectors.append(SentinelDoor(client))
             elif isinstance(server, str):
                 client = _client_of(checked(server))
                 ours.append(client)
                 clients.append(client)
-                doors.append(_door_of(client))
+                connectors.append(_door_of(client))
             elif isinstance(server, redis.Redis):
                 clients.append(server)
-                doors.append(_door_of(server))
+                connectors.append(_door_of(server))
             elif isinstance(server, RedisCluster):
                 if len(listed) > 1:
                     raise ConfigurationError("servers: a RedisCluster client in a list; give it alone")
                 clients.append(server)
                 # Each a pool of its own. (Before redis-py 7, the nodes that it has found meanwhile.)
                 nodes: Any = getattr(server, "startup_nodes", None) or server.nodes_manager.startup_nodes.values()
-                doors += [_door(node) for node in nodes]
+                connectors += [_connector(node) for node in nodes]
             else:
                 raise ConfigurationError(
                     "servers: expected a URL, a list of URLs or a redis.asyncio client (Redis, RedisCluster), "
@@ -79,7 +79,7 @@ class Servers:
         remap = clients[0].nodes_manager.address_remap if isinstance(clients[0], RedisCluster) else None
         first = listed[0]
         url = checked(first) if isinstance(first, str) and not is_sentinel_url(first) else None
-        return cls(tuple(doors), clients[0], tuple(ours), url, remap)
+        return cls(tuple(connectors), clients[0], tuple(ours), url, remap)
 
 
 def cluster_client(url: str, addresses: Sequence[Address]) -> RedisCluster:
@@ -101,16 +101,16 @@ def _client_of(url: str) -> redis.Redis:
     raise wrong("redis-py does not accept an option, or a character, in it")
 
 
-def _door_of(client: redis.Redis) -> Door:
+def _door_of(client: redis.Redis) -> Connector:
     if isinstance(client.connection_pool, SentinelConnectionPool):
         return SentinelDoor(client)
-    return _door(client.connection_pool)
+    return _connector(client.connection_pool)
 
 
-def _door(pool: Any) -> Door:
+def _connector(pool: Any) -> Connector:
     """:param pool: of redis-py; or a ``ClusterNode``, which is as good as one"""
     kind, kwargs = getattr(pool, "connection_class", pool), getattr(pool, "connection_kwargs", None)
     unix = isinstance(kind, type) and issubclass(kind, redis.UnixDomainSocketConnection)
     if unix and not hasattr(asyncio, "open_unix_connection"):
         raise ConfigurationError("servers: Python has no unix sockets on this platform; use redis:// or rediss://")
-    return Door(kind, kwargs if isinstance(kwargs, dict) else {}, pool)
+    return Connector(kind, kwargs if isinstance(kwargs, dict) else {}, pool)

@@ -68,7 +68,7 @@ def bulk(word: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(word), word)
 
 
-class Abilities(NamedTuple):
+class Capabilities(NamedTuple):
     """What one server can do, learnt when it was connected."""
 
     server: str = "redis"
@@ -89,11 +89,13 @@ class Commands:
 
     __slots__ = ("_delete", "_expire", "names", "packers", "px")
 
-    def __init__(self, abilities: Abilities, validity: float) -> None:
+    def __init__(self, capabilities: Capabilities, validity: float) -> None:
         self.px = b"$2\r\nPX\r\n" + bulk(b"%d" % round(validity * 1000))
-        self._expire, self._delete = (_SHA_EXPIRE, _SHA_DELETE) if abilities.evalsha else (_EVAL_EXPIRE, _EVAL_DELETE)
-        extend, extend_name = (_extend, "SET") if abilities.set_ifeq else (self._extend_by_script, "EVAL")
-        release = _RELEASES.get(abilities.delete, self._delete_by_script)
+        self._expire, self._delete = (
+            (_SHA_EXPIRE, _SHA_DELETE) if capabilities.evalsha else (_EVAL_EXPIRE, _EVAL_DELETE)
+        )
+        extend, extend_name = (_extend, "SET") if capabilities.set_ifeq else (self._extend_by_script, "EVAL")
+        release = _RELEASES.get(capabilities.delete, self._delete_by_script)
         #: How each ask is packed, from the packed key, the token and an expiry: ``px``, or the result of ``pxat``.
         self.packers: tuple[Packer, ...] = (_take, _take_ttl, _force, extend, _read, release)
         #: What each ask is made of, a name for each reply.
@@ -103,7 +105,7 @@ class Commands:
             ("SET", "GET"),
             (extend_name, "GET"),
             ("PTTL", "GET"),
-            (abilities.delete.decode(),),
+            (capabilities.delete.decode(),),
         )
 
     def _extend_by_script(self, key: bytes, token: bytes, expiry: bytes) -> bytes:

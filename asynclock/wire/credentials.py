@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("asynclock")
 
-Words = tuple[bytes, ...]  # what AUTH takes: a user name and a password, or a password
+Credentials = tuple[bytes, ...]  # what AUTH takes: a user name and a password, or a password
 
 _streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()  # by the provider's id
 
@@ -36,9 +36,9 @@ class Stream:
 
     def __init__(self) -> None:
         self._pools: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._listeners: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[Words], None]]] = {}
+        self._listeners: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[Credentials], None]]] = {}
 
-    def listen(self, pool: Any, hear: Callable[[Words], None]) -> Callable[[], None]:
+    def listen(self, pool: Any, hear: Callable[[Credentials], None]) -> Callable[[], None]:
         ticket = object()
         if pool is not None:
             self._pools.add(pool)
@@ -52,10 +52,10 @@ class Stream:
     def on_next(self, token: TokenInterface) -> Coroutine[Any, Any, None]:
         """Called from any thread. What it returns is for the provider to await, as redis-py's is."""
         user, password = token.try_get("oid"), token.get_value()  # as redis-py reads it
-        words = (password.encode(),) if user is None else (user.encode(), password.encode())
+        credentials = (password.encode(),) if user is None else (user.encode(), password.encode())
         for loop, hear in list(self._listeners.values()):
             with contextlib.suppress(RuntimeError):  # the loop was closed, and with it all its connections
-                loop.call_soon_threadsafe(hear, words)
+                loop.call_soon_threadsafe(hear, credentials)
         return self._tell_pools(token)
 
     async def _tell_pools(self, token: TokenInterface) -> None:
@@ -63,7 +63,7 @@ class Stream:
             await pool.re_auth_callback(token)
 
 
-def listen(provider: object, pool: Any, hear: Callable[[Words], None]) -> Callable[[], None]:
+def listen(provider: object, pool: Any, hear: Callable[[Credentials], None]) -> Callable[[], None]:
     """Call ``hear`` in the running loop with what AUTH takes, whenever ``provider`` announces it.
 
     :param pool: of the client that the provider came with, if it has one to be told
@@ -110,7 +110,9 @@ class Asked(CredentialProvider):
             self.error = error
             raise
 
-    def _answered(self, words: Any) -> Any:
-        if isinstance(words, tuple | list) and words:
-            self.password = words[-1].decode(errors="replace") if isinstance(words[-1], bytes) else str(words[-1])
-        return words
+    def _answered(self, credentials: Any) -> Any:
+        if isinstance(credentials, tuple | list) and credentials:
+            self.password = (
+                credentials[-1].decode(errors="replace") if isinstance(credentials[-1], bytes) else str(credentials[-1])
+            )
+        return credentials

@@ -16,11 +16,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from .abilities import INFO, Redirect, refused, run_id
+from .capabilities import INFO, Redirect, refused, run_id
 from .commands import is_error, packed
-from .credentials import Words
-from .door import Door
-from .protocol import PING, OnPush, Wire
+from .connection import PING, Connection, OnPush
+from .connector import Connector
+from .credentials import Credentials
 from .watchdog import Watchdog
 
 _CHANNEL = b"__redis__:invalidate"
@@ -28,7 +28,7 @@ _SUBSCRIBE = packed(b"SUBSCRIBE", _CHANNEL)
 _UNSUBSCRIBE = packed(b"UNSUBSCRIBE", _CHANNEL)
 
 
-class Invalidations(Wire):
+class Invalidations(Connection):
     """The second connection to a server. Once subscribed, ``waiting`` is empty for good: messages
     and the answers to PING come as they like, in ``_unasked``.
 
@@ -37,56 +37,56 @@ class Invalidations(Wire):
 
     _watchdog: Watchdog | None = None
     _pinged: float | None = None  # when, and nothing was heard since
-    _quote: Callable[[Any], str]  # of the door
+    _redact: Callable[[Any], str]  # of the door
     _on_return: deque[Callable[[], None]]  # one for each SUBSCRIBE after new credentials that is not answered yet
 
     @classmethod
-    async def open(cls, door: Door, main: Wire, on_push: OnPush, silence: float) -> Invalidations:
+    async def open(cls, connector: Connector, main: Connection, on_push: OnPush, silence: float) -> Invalidations:
         """Connect through the same door as ``main``, subscribe, and bind the two together.
 
         :param silence: seconds for which a ping may go unanswered
         :raises ServerError: unreachable, or refused
         :raises ConnectionResetError: dropped meanwhile
         """
-        writer = await door.open_another()
+        writer = await connector.open_another()
         loop, clock = asyncio.get_running_loop(), main.clock
 
         def pushed(push: list[Any], now: float) -> None:
             if not main.closed.done():  # else every key is looked at anyway, and cannot be before
                 on_push(push, now)
 
-        def lost(wire: Wire, error: Exception | None) -> None:
+        def lost(connection: Connection, error: Exception | None) -> None:
             if not main.closed.done():
                 main.abort(ConnectionError(f"its second connection, for invalidations, was lost: {error or 'closed'}"))
 
         self = cls(writer, loop, clock, on_push=pushed, on_lost=lost)
         self._on_return = deque()
-        self._quote = door.quote
+        self._redact = connector.redact
         main.closed.add_done_callback(lambda _: self.abort())
         try:
-            await self._subscribe(door, silence)
+            await self._subscribe(connector, silence)
         except BaseException:
             self.abort()
             raise
         return self
 
-    async def _subscribe(self, door: Door, silence: float) -> None:
+    async def _subscribe(self, connector: Connector, silence: float) -> None:
         asked = {"INFO": self.call(INFO), "CLIENT ID": self.call(packed(b"CLIENT", b"ID"))}
-        if door.client_name is not None:
-            self.call(packed(b"CLIENT", b"SETNAME", door.client_name.encode()))  # a courtesy, may be refused
+        if connector.client_name is not None:
+            self.call(packed(b"CLIENT", b"SETNAME", connector.client_name.encode()))  # a courtesy, may be refused
         asked["SUBSCRIBE"] = self.call(_SUBSCRIBE)
         told = {command: await reply for command, reply in asked.items()}
         for command in ("CLIENT ID", "SUBSCRIBE"):
             if is_error(told[command]):
-                raise refused(door, command, told[command])
+                raise refused(connector, command, told[command])
         self.redirect = Redirect(int(told["CLIENT ID"]), run_id(told["INFO"]))
-        self._watchdog = Watchdog(self, f"{door.label}, for invalidations", silence)
+        self._watchdog = Watchdog(self, f"{connector.label}, for invalidations", silence)
 
-    def reauthenticate(self, words: Words, on_return: Callable[[], None]) -> None:
+    def reauthenticate(self, credentials: Credentials, on_return: Callable[[], None]) -> None:
         """Log in anew. A subscriber may not say AUTH, so it is none for a moment; ``on_return`` is
         called after it, since what was to be told meanwhile is lost."""
         self._on_return.append(on_return)
-        self._transport.write(_UNSUBSCRIBE + packed(b"AUTH", *words) + _SUBSCRIBE)
+        self._transport.write(_UNSUBSCRIBE + packed(b"AUTH", *credentials) + _SUBSCRIBE)
 
     def _unasked(self, reply: Any, now: float) -> None:
         self._pinged = None
@@ -94,7 +94,7 @@ class Invalidations(Wire):
             self._on_push([b"invalidate", reply[2]], now)
         elif is_error(reply) and self._on_return:  # else it is what PING was answered, and as good as any answer
             self._on_return.clear()
-            self.abort(ConnectionError(f"new credentials were refused: {self._quote(reply)}"))
+            self.abort(ConnectionError(f"new credentials were refused: {self._redact(reply)}"))
         elif isinstance(reply, list) and reply[:1] == [b"subscribe"] and self._on_return:
             self._on_return.popleft()()
 

@@ -13,18 +13,18 @@ from ..core.clock import ServerClock
 from ..core.lease import Lease
 from ..core.pace import Pace
 from ..core.room import Room
-from ..core.rules import EXTEND, FORCE, RELEASE, TAKE_TTL, Ask, LossReason
+from ..core.rules import EXTEND, FORCE, RELEASE, TAKE_TTL, LossReason, Operation
 from ..errors import ConfigurationError, GoneError, ServerError
 from ..options import Options
-from .abilities import learn, tracking_on
 from .background import Loop
-from .commands import Abilities, Commands, error_of, is_error, packed, pxat, seconds_of, split, unbulk
-from .credentials import Words
-from .door import Door
+from .capabilities import probe, tracking_on
+from .commands import Capabilities, Commands, error_of, is_error, packed, pxat, seconds_of, split, unbulk
+from .connection import Connection
+from .connector import Connector
+from .credentials import Credentials
 from .invalidations import Invalidations
 from .noloop import Report, Vigil
 from .owed import OwedReleases
-from .protocol import Wire
 from .quarantine import Quarantine
 from .replicas import Replicas
 from .requests import NO_MEMORY, REPLIES, Ignored, OwedRelease, ReadAgain, Reauthentication, Request, TimeRequest
@@ -48,7 +48,7 @@ FULL_AGAIN = 3.0  # seconds without one after which it is another one
 class Listener(Protocol):
     """Whoever is told what happens to a server."""
 
-    def pushed(self, node: Node, key: bytes, now: float) -> None: ...
+    def invalidated(self, node: Node, key: bytes, now: float) -> None: ...
     def suspect(self, node: Node, cause: LossReason | None) -> None:
         """Every key may have changed; what is missing is put down to that cause."""
 
@@ -72,22 +72,28 @@ class Listener(Protocol):
 
 
 class Node:
-    """One server. State: ``wire`` is the connection that is ready for use, or None while there is none.
+    """One server. State: ``connection`` is the connection that is ready for use, or None while there is none.
 
-    Invariant: while ``wire`` is None and the node is started and not closed, ``connecting`` is
+    Invariant: while ``connection`` is None and the node is started and not closed, ``connecting`` is
     under way, and ends only with a new wire, with ``aclose``, or at the first connection with what is refused for good.
     """
 
     def __init__(
-        self, door: Door, options: Options, listener: Listener, clock: Callable[[], float], *, quarantine: bool = False
+        self,
+        connector: Connector,
+        options: Options,
+        listener: Listener,
+        clock: Callable[[], float],
+        *,
+        quarantine: bool = False,
     ) -> None:
         self.now = clock
-        self.label = door.label
-        self.door = door
-        self.quote = door.quote
-        self.commands = Commands(Abilities(), options.key_validity)
-        self.abilities = Abilities()
-        self.wire: Wire | None = None
+        self.label = connector.label
+        self.connector = connector
+        self.redact = connector.redact
+        self.commands = Commands(Capabilities(), options.key_validity)
+        self.capabilities = Capabilities()
+        self.connection: Connection | None = None
         self.replicas: Replicas | None = None  #: with min_replicas: who waits for them, as long as there is a wire
         self.first: asyncio.Future[ServerError | ConfigurationError | None]  #: what start returned
         self.alone = False  #: it must not be part of a cluster: the others are not
@@ -96,7 +102,7 @@ class Node:
         self.owed = OwedReleases(clock, options.key_validity, self._send_owed)
         self._problem: ServerError | None = None  # why there is no connection, once that is known
         self._second: Invalidations | None = None  # without RESP3, the wire's companion
-        self._rotated: Words | None = None  # credentials that came while a connection was being set up
+        self._rotated: Credentials | None = None  # credentials that came while a connection was being set up
         self._hear_no_more: Callable[[], None] = lambda: None
         self._options = options
         self._listener = listener
@@ -119,10 +125,10 @@ class Node:
         self.closed = False
         self._silence = silence_of(options.key_validity, options.extend_interval)
         # Often enough that a lock that was due for its extension is reached before it is over.
-        self._max_pause = min(door.max_pause, max(MIN_PAUSE, (options.key_validity - options.extend_interval) / 4))
+        self._max_pause = min(connector.max_pause, max(MIN_PAUSE, (options.key_validity - options.extend_interval) / 4))
 
     def __repr__(self) -> str:
-        return f"<Node {self.label} {'closed' if self.closed else 'up' if self.wire else 'down'}>"
+        return f"<Node {self.label} {'closed' if self.closed else 'up' if self.connection else 'down'}>"
 
     # Connecting
 
@@ -131,21 +137,21 @@ class Node:
         first try went; a ConfigurationError ends the trying."""
         self.first = asyncio.get_running_loop().create_future()
         self._down_since = self.now()
-        self._hear_no_more = self.door.on_credentials(self._credentials)
+        self._hear_no_more = self.connector.on_credentials(self._credentials)
         self.connecting.start()
         return self.first
 
     @property
     def trouble(self) -> ServerError | None:
         """Why this server gives no votes now, if that is so."""
-        if self.wire is None:
+        if self.connection is None:
             problem = self._problem or ServerError(self.label, "disconnected, and being reconnected")
-            return problem.again()
-        if self.wire.slow:
+            return problem.copy()
+        if self.connection.slow:
             return ServerError(
                 self.label, f"is slow to answer: for more than {self._silence:g} s, and asked no more until then"
             )
-        if self.wire.full:
+        if self.connection.full:
             return ServerError(self.label, "does not read what is sent to it; does the server hang?")
         left = self._quarantine.until - self.now()
         if left > 0:
@@ -156,102 +162,104 @@ class Node:
             )
         return None if self.replicas is None else self.replicas.trouble
 
-    async def _connect(self) -> Wire:
+    async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
         self._rotated = None  # from here on, the provider itself is asked
         try:
-            writer = await self.door.open()
+            writer = await self.connector.open()
         finally:
-            self.label = self.door.label  # behind Sentinels, perhaps another server's
-        wire = Wire(writer, loop, self.now, on_push=self._pushed, on_lost=self._lost, on_drained=self._drained)
+            self.label = self.connector.label  # behind Sentinels, perhaps another server's
+        connection = Connection(
+            writer, loop, self.now, on_push=self._pushed, on_lost=self._lost, on_drained=self._drained
+        )
         second: Invalidations | None = None
         try:
-            async with asyncio.timeout(self.door.timeout):
-                if self.door.protocol == 2 and self._options.client_side_caching:
-                    second = await Invalidations.open(self.door, wire, self._pushed, self._silence)
-                self.abilities = await learn(
-                    self.door,
-                    wire.call,
+            async with asyncio.timeout(self.connector.timeout):
+                if self.connector.protocol == 2 and self._options.client_side_caching:
+                    second = await Invalidations.open(self.connector, connection, self._pushed, self._silence)
+                self.capabilities = await probe(
+                    self.connector,
+                    connection.call,
                     self._options,
                     self._clock,
                     self.now,
                     redirect=None if second is None else second.redirect,
                     uptime=self._quarantines,
                 )
-                if self.alone and self.abilities.mode == "cluster":
+                if self.alone and self.capabilities.mode == "cluster":
                     raise ServerError(
                         self.label,
                         "is part of a cluster, and the other servers are not; give a cluster's nodes, or "
                         "independent servers",
                         lasting=True,
                     )
-                self.commands = Commands(self.abilities, self._options.key_validity)
+                self.commands = Commands(self.capabilities, self._options.key_validity)
                 if self._options.min_replicas:
                     self.replicas = await Replicas.open(
-                        self.door,
-                        wire,
+                        self.connector,
+                        connection,
                         self._plain_commands(),
                         self._options,
                         self.now,
-                        cluster=self.abilities.mode == "cluster",
+                        cluster=self.capabilities.mode == "cluster",
                         nudge=self._ask_time,
                         silence=self._silence,
                     )
         except BaseException as error:
-            wire.abort()  # and the others with it
+            connection.abort()  # and the others with it
             if isinstance(error, TimeoutError):
-                raise ServerError(self.label, f"no answer within {self.door.timeout:g} s") from None
+                raise ServerError(self.label, f"no answer within {self.connector.timeout:g} s") from None
             if isinstance(error, ConnectionResetError):
-                if self.door.hung_up():
+                if self.connector.hung_up():
                     return await self._connect()
-                why = f": {wire.problem}" if wire.problem else ""
-                gone = ServerError if wire.problem else GoneError  # who says what cannot be understood is there
+                why = f": {connection.problem}" if connection.problem else ""
+                gone = ServerError if connection.problem else GoneError  # who says what cannot be understood is there
                 raise gone(self.label, f"the connection was closed while it was set up{why}") from None
             if not isinstance(error, Exception) or isinstance(error, ServerError | ConfigurationError):
                 raise
             # Whatever a server or proxy may say that nobody has thought of: trying must not end with it.
-            raise ServerError(self.label, f"cannot be set up: {type(error).__name__}: {self.quote(error)}") from error
-        if wire.closed.done():
-            gone = ServerError if wire.problem else GoneError
+            raise ServerError(self.label, f"cannot be set up: {type(error).__name__}: {self.redact(error)}") from error
+        if connection.closed.done():
+            gone = ServerError if connection.problem else GoneError
             raise gone(self.label, "the connection was closed as soon as it was set up")
         self._clock_asked = False
         self._millisecond = -1
         self._second = second
         self._problem = None
-        self._quarantine.connected(self.label, self.abilities.run_id, self.abilities.started)
+        self._quarantine.connected(self.label, self.capabilities.run_id, self.capabilities.started)
         if self._rotated is not None:
-            self._reauthenticate(wire, self._rotated)
-        return wire
+            self._reauthenticate(connection, self._rotated)
+        return connection
 
     def _quarantine_over(self) -> None:
-        if self.wire is not None:
+        if self.connection is not None:
             self._listener.reconnected(self)
 
-    def _credentials(self, words: Words) -> None:
+    def _credentials(self, credentials: Credentials) -> None:
         """The credentials have changed: log in anew, or, if a connection is being set up, after that."""
-        self._rotated = words
-        if self.wire is not None and not self.closed:
-            self._reauthenticate(self.wire, words)
+        self._rotated = credentials
+        if self.connection is not None and not self.closed:
+            self._reauthenticate(self.connection, credentials)
 
-    def _reauthenticate(self, wire: Wire, words: Words) -> None:
+    def _reauthenticate(self, connection: Connection, credentials: Credentials) -> None:
         def missed() -> None:
-            if self.wire is wire:
+            if self.connection is connection:
                 self._listener.reconnected(self)
 
         self._rotated = None
-        self.door.renewed(words)
-        wire.send(packed(b"AUTH", *words), Reauthentication(wire.abort, self.quote), 1, self.now())
+        self.connector.renewed(credentials)
+        connection.send(packed(b"AUTH", *credentials), Reauthentication(connection.abort, self.redact), 1, self.now())
         if self._second is not None:
-            self._second.reauthenticate(words, missed)
+            self._second.reauthenticate(credentials, missed)
         if self.replicas is not None:
-            self.replicas.reauthenticate(words)
+            self.replicas.reauthenticate(credentials)
 
     async def _try_to_connect(self) -> float | None:
         """One try. Returns the seconds until the next one; None: connected, or refused for good."""
-        if self.wire is not None:
+        if self.connection is not None:
             return None
         try:
-            wire = await self._connect()
+            connection = await self._connect()
         except ConfigurationError as error:
             # Later on it is a setting that was accepted before: whatever has changed may change again.
             if self._up_since < 0 and not self.first.done():
@@ -262,9 +270,9 @@ class Node:
             self._not_connected(error)
         else:
             if self.closed:
-                wire.abort()
+                connection.abort()
                 return None
-            self._connected(wire)
+            self._connected(connection)
             return None
         if self.closed:
             return None
@@ -278,7 +286,7 @@ class Node:
         """Why that is so, for whoever asks: those who wait for the first connection, for a lock, or hold one."""
         if not isinstance(error, ServerError):
             # Whatever nobody has thought of: trying must not end with it.
-            error = ServerError(self.label, f"cannot be set up: {type(error).__name__}: {self.quote(error)}")
+            error = ServerError(self.label, f"cannot be set up: {type(error).__name__}: {self.redact(error)}")
         known = self._problem is not None and str(self._problem) == str(error)
         self._problem = error
         if not self.first.done():
@@ -290,17 +298,21 @@ class Node:
         if error.lasting:
             self._listener.shut_out(self)
 
-    def _connected(self, wire: Wire) -> None:
+    def _connected(self, connection: Connection) -> None:
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
         log.info("asynclock: connected to %s", self.label)
-        self.wire = wire
+        self.connection = connection
         self._up_since = self.now()
-        self._watchdog = Watchdog(wire, self.label, self._silence)
-        if self.abilities.noloop:
+        self._watchdog = Watchdog(connection, self.label, self._silence)
+        if self.capabilities.noloop:
             self._vigil = Vigil(
-                wire, self.label, self.abilities.report or Report(), self._listener.in_use, self._may_have_hidden
+                connection,
+                self.label,
+                self.capabilities.report or Report(),
+                self._listener.in_use,
+                self._may_have_hidden,
             )
         try:
             self.owed.send_all()
@@ -308,7 +320,7 @@ class Node:
                 self.first.set_result(None)
             self._listener.reconnected(self)
         except BaseException:
-            wire.abort()  # some were not told that it is back: the next connection tells them
+            connection.abort()  # some were not told that it is back: the next connection tells them
             raise
 
     def _longer(self, pause: float) -> float:
@@ -316,21 +328,21 @@ class Node:
 
     def _drained(self) -> None:
         """The server reads again, before it counted as dead: what could not be asked meanwhile can be now."""
-        if self.wire is not None:
+        if self.connection is not None:
             self.owed.send_all()
             self._listener.reconnected(self)
 
     def _may_have_hidden(self) -> None:
         """With NOLOOP, this server may have evicted keys or dropped them from its tracking table in silence."""
-        wire = self.wire
-        if wire is None:
+        connection = self.connection
+        if connection is None:
             return
         if self._options.no_loop_tracking is None:
             log.info("asynclock: %s evicts keys, or tracks too many: without NOLOOP from now on", self.label)
-            self._can(self.abilities._replace(noloop=False))
+            self._can(self.capabilities._replace(noloop=False))
             self._stop_vigil()
             redirect = None if self._second is None else self._second.redirect
-            wire.send(tracking_on(redirect, noloop=False), Ignored(), 1, self.now())
+            connection.send(tracking_on(redirect, noloop=False), Ignored(), 1, self.now())
         self._listener.suspect(self, None)
 
     def _stop_vigil(self) -> None:
@@ -356,14 +368,14 @@ class Node:
 
     def _grace_over(self) -> None:
         self._grace = None
-        if self.wire is None and not self.closed:
+        if self.connection is None and not self.closed:
             self._told_gone = True
             self._listener.gone(self)
 
-    def _lost(self, wire: Wire, error: Exception | None) -> None:
-        if wire is not self.wire:
+    def _lost(self, connection: Connection, error: Exception | None) -> None:
+        if connection is not self.connection:
             return  # it never was ready: whoever sets it up is told by its calls
-        self.wire = None
+        self.connection = None
         self._stop_watching()
         if self._room_again is not None:
             self._room_again.cancel()
@@ -375,83 +387,87 @@ class Node:
         self._pause = 0.0 if self._down_since - self._up_since > SETTLED else self._longer(self._pause)
         self._told_gone = False
         self._problem = None
-        if wire.problem is not None:  # dropped from this side
-            self._problem = ServerError(self.label, f"the connection was lost, and is being made anew: {wire.problem}")
+        if connection.problem is not None:  # dropped from this side
+            self._problem = ServerError(
+                self.label, f"the connection was lost, and is being made anew: {connection.problem}"
+            )
         log.info("asynclock: lost the connection to %s (%s), reconnecting", self.label, error or "closed by the server")
         self.connecting.start(self._jittered_pause())
         self._listener.disconnected(self)
 
     # Asking
 
-    def ask(self, room: Room[Any], lease: Lease, index: int, ask: Ask, now: float) -> bool:
-        """As ``core.room.Port.ask``."""
-        wire = self.wire
+    def request(self, room: Room[Any], lease: Lease, index: int, operation: Operation, now: float) -> bool:
+        """As ``core.room.Port.request``."""
+        connection = self.connection
         key = room.keys[index]
-        if wire is None or wire.full or (wire.slow and ask <= FORCE):
-            if ask is RELEASE:
+        if connection is None or connection.full or (connection.slow and operation <= FORCE):
+            if operation is RELEASE:
                 self.owed.owe(key, lease.token)
             return False
-        if self._quarantine.until and ask <= FORCE:  # asks for a new vote: an old one may be forgotten here
+        if self._quarantine.until and operation <= FORCE:  # asks for a new vote: an old one may be forgotten here
             return False
-        expiry = self._expiry(now, ask) if ask <= EXTEND else b""
-        data = self.commands.packers[ask](key, lease.token, expiry)
-        wire.send(data, Request(self, room, lease, index, ask, now), REPLIES[ask], now)
+        expiry = self._expiry(now, operation) if operation <= EXTEND else b""
+        data = self.commands.packers[operation](key, lease.token, expiry)
+        connection.send(data, Request(self, room, lease, index, operation, now), REPLIES[operation], now)
         return True
 
-    def _expiry(self, now: float, ask: Ask) -> bytes:
+    def _expiry(self, now: float, operation: Operation) -> bytes:
         """The argument for a key that expires one validity after ``now``, and up to a millisecond later."""
         millisecond = int(now * 1000)
         if millisecond != self._millisecond:
             self._millisecond = millisecond
             self._expiry_then = self.commands.px
-            if self.abilities.pxat:
+            if self.capabilities.pxat:
                 clock = self._clock
                 # Not for a waiter, who tries whenever the holder extends, and mostly in vain.
-                if ask is not TAKE_TTL and clock.due(now) and not self._clock_asked:
+                if operation is not TAKE_TTL and clock.due(now) and not self._clock_asked:
                     self._ask_time()
                 if clock.usable(now):
                     then = clock.at_most((millisecond + 1) / 1000) + self._options.key_validity
                     self._expiry_then = pxat(math.ceil(then * 1000))
         return self._expiry_then
 
-    def _send_on(self, wire: Wire, request: Request | OwedRelease, now: float, asking: bool = False) -> None:
-        ask = request.ask
-        expiry = self._expiry(now, ask) if ask <= EXTEND else b""
-        data = self.commands.packers[ask](request.key, request.token, expiry)
-        replies = REPLIES[ask]
+    def _send_on(
+        self, connection: Connection, request: Request | OwedRelease, now: float, asking: bool = False
+    ) -> None:
+        operation = request.operation
+        expiry = self._expiry(now, operation) if operation <= EXTEND else b""
+        data = self.commands.packers[operation](request.key, request.token, expiry)
+        replies = REPLIES[operation]
         if asking:
             data = b"".join([_ASKING + command for command in split(data)])
             replies *= 2
-        wire.send(data, request, replies, now)
+        connection.send(data, request, replies, now)
 
     def take_on(self, request: Request | OwedRelease, asking: bool) -> None:
         """A request that another node of the cluster has sent here, because the key is, or is becoming
         (``asking``), this one's."""
         now = self.now()
-        wire = self.wire
-        if wire is None:
+        connection = self.connection
+        if connection is None:
             request.fail(ServerError(self.label, "not connected yet, and the key has moved there"), now, self)
         else:
             request.again(self, now, asking)
-            self._send_on(wire, request, now, asking)
+            self._send_on(connection, request, now, asking)
 
     def scripts_are_gone(self, request: Request | OwedRelease) -> None:
         """``SCRIPT FLUSH``. From now on the scripts are told each time, in case somebody does that often."""
-        self._can(self.abilities._replace(evalsha=False))
+        self._can(self.capabilities._replace(evalsha=False))
         self.take_on(request, isinstance(request, Request) and request.asking)
 
-    def _can(self, abilities: Abilities) -> None:
+    def _can(self, capabilities: Capabilities) -> None:
         """That is what this server can do from now on."""
-        self.abilities = abilities
-        self.commands = Commands(self.abilities, self._options.key_validity)
+        self.capabilities = capabilities
+        self.commands = Commands(self.capabilities, self._options.key_validity)
 
     def _plain_commands(self) -> Commands:
-        return Commands(self.abilities._replace(evalsha=False), self._options.key_validity)
+        return Commands(self.capabilities._replace(evalsha=False), self._options.key_validity)
 
     def is_full(self, request: Request) -> None:
         """``SET ... IFEQ`` wants memory for the value that it writes, ``PEXPIRE`` does not. For a while, since it
         would be refused again and again."""
-        self._can(self.abilities._replace(set_ifeq=False))
+        self._can(self.capabilities._replace(set_ifeq=False))
         if self._room_again is None:
             self._room_again = asyncio.get_running_loop().call_later(FULL_CHECK, self._maybe_room_again)
         self.take_on(request, request.asking)
@@ -459,8 +475,8 @@ class Node:
     def _maybe_room_again(self) -> None:
         """The script costs more, and is not allowed to everybody."""
         self._room_again = None
-        if self.wire is not None:
-            self._can(self.abilities._replace(set_ifeq=True))
+        if self.connection is not None:
+            self._can(self.capabilities._replace(set_ifeq=True))
 
     def error_of(self, command: str, room: Room[Any], index: int, reply: Any, now: float) -> ServerError | None:
         """What an error reply means; ``None``: nothing, the key just holds something that is not a string."""
@@ -471,40 +487,40 @@ class Node:
                 self._full_since = now
             self._full_at = now
             passes = now < self._full_since + FULL_FOR
-        return error_of(self.label, command, self.key_text(room, index), reply, self.quote(reply), passes=passes)
+        return error_of(self.label, command, self.key_text(room, index), reply, self.redact(reply), passes=passes)
 
     def freed(self, key: bytes, now: float) -> None:
         """That key was released late. With NOLOOP nobody here is told, and somebody may wait for it."""
-        self._listener.pushed(self, unbulk(key), now)
+        self._listener.invalidated(self, unbulk(key), now)
 
     def release(self, key: bytes, token: bytes) -> None:
         """Release a key on behalf of a node that is no more."""
         self.owed.owe(key, token)
-        if self.wire is not None:
+        if self.connection is not None:
             self.owed.send_all()
 
     def _send_owed(self, key: bytes, token: bytes, until: float) -> bool:
-        if self.wire is None or self.wire.full:
+        if self.connection is None or self.connection.full:
             return False
-        self._send_on(self.wire, OwedRelease(self, key, token, until), self.now())
+        self._send_on(self.connection, OwedRelease(self, key, token, until), self.now())
         return True
 
     def read_again(self, request: Request) -> None:
-        if self.wire is None:
+        if self.connection is None:
             request.unconfirmed(ServerError(self.label, "the connection was lost"))
         else:
             now = self.now()
             get = packed(b"GET", unbulk(request.key))
             if request.asking:
-                self.wire.send(_ASKING + get, ReadAgain(request), 2, now)
+                self.connection.send(_ASKING + get, ReadAgain(request), 2, now)
             else:
-                self.wire.send(get, ReadAgain(request), 1, now)
+                self.connection.send(get, ReadAgain(request), 1, now)
 
     def _ask_time(self) -> None:
-        if self.wire is not None:
+        if self.connection is not None:
             now = self.now()
             self._clock_asked = True
-            self.wire.send(_TIME, TimeRequest(self, now), 1, now)
+            self.connection.send(_TIME, TimeRequest(self, now), 1, now)
 
     def doubt_clock(self) -> None:
         """Set no absolute expiry until the server's clock was read again."""
@@ -513,12 +529,12 @@ class Node:
 
     @property
     def extends_by_set(self) -> bool:
-        return self.abilities.set_ifeq
+        return self.capabilities.set_ifeq
 
     def demoted(self, why: str = "the server has become a read-only replica") -> None:
         """It is the primary no more: whoever is that now is behind the same door."""
-        if self.wire is not None:
-            self.wire.abort(ConnectionError(why))
+        if self.connection is not None:
+            self.connection.abort(ConnectionError(why))
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         return self._listener.redirected(request, error)
@@ -535,8 +551,8 @@ class Node:
 
     def silent(self, now: float, seconds: float) -> bool:
         """Have answers been missing for so long?"""
-        wire = self.wire
-        return wire is None or (bool(wire.waiting) and now - wire.heard > seconds)
+        connection = self.connection
+        return connection is None or (bool(connection.waiting) and now - connection.heard > seconds)
 
     def key_text(self, room: Room[Any], index: int) -> str:
         return f"{self._options.key_prefix}:{index}:{room.name}"
@@ -561,17 +577,17 @@ class Node:
             for key in keys:
                 if type(key) is not bytes:
                     raise unexpected("a key in an invalidation", key)
-                self._listener.pushed(self, key, now)
+                self._listener.invalidated(self, key, now)
 
     def _tell_of_flushes(self) -> None:
         self._flushes = None
-        if self.wire is not None:  # else every key is looked at anyway, once it is back
+        if self.connection is not None:  # else every key is looked at anyway, once it is back
             self._listener.suspect(self, LossReason.FLUSHED)
 
     @property
     def in_order(self) -> bool:
         """Do pushes and answers come over one connection, in the order of what happened?"""
-        return self.door.protocol == 3 and self.replicas is None and self.abilities.mode != "cluster"
+        return self.connector.protocol == 3 and self.replicas is None and self.capabilities.mode != "cluster"
 
     # Closing
 
@@ -588,30 +604,30 @@ class Node:
     def drop(self) -> bool:
         """As ``topology.base.Topology.drop``."""
         self._stop()
-        wire = self.wire
-        if wire is not None:
-            wire.close()
-            abort = asyncio.get_running_loop().call_later(self._options.try_next_after, wire.abort)
-            wire.closed.add_done_callback(lambda _: abort.cancel())
+        connection = self.connection
+        if connection is not None:
+            connection.close()
+            abort = asyncio.get_running_loop().call_later(self._options.try_next_after, connection.abort)
+            connection.closed.add_done_callback(lambda _: abort.cancel())
         return self.connecting.drop()
 
     async def aclose(self) -> None:
         """Send what there is, and close. Takes no longer than ``try_next_after`` for a server that hangs, and
         ``OWED_PATIENCE`` for one that refuses to release."""
-        if self.wire is not None:
-            await self.owed.settled(OWED_PATIENCE)
+        if self.connection is not None:
+            await self.owed.wait_empty(OWED_PATIENCE)
         self._stop()
         await self.connecting.aclose()
-        wire = self.wire
-        if wire is not None:
-            wire.close()
-            await asyncio.wait([wire.closed], timeout=self._options.try_next_after)
-            if not wire.closed.done():
-                wire.abort()
-                await wire.closed
+        connection = self.connection
+        if connection is not None:
+            connection.close()
+            await asyncio.wait([connection.closed], timeout=self._options.try_next_after)
+            if not connection.closed.done():
+                connection.abort()
+                await connection.closed
         if self.replicas is not None:
             await self.replicas.aclose()
         if self._second is not None:
             self._second.abort()
             await self._second.closed
-        await self.door.aclose()
+        await self.connector.aclose()

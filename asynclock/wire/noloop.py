@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .background import Ticker
 from .commands import packed
-from .protocol import Wire
+from .connection import Connection
 
 LOOK_EVERY = 0.9  # seconds between two questions: a loss is told within 1.5 s where it was hidden
 ROOM = 0.9  # share of the tracking table from which on it counts as full: it may fill up before the next look
@@ -75,24 +75,29 @@ class Vigil:
     something since the last look. That is told to ``on_danger``, until ``stop``."""
 
     def __init__(
-        self, wire: Wire, label: str, report: Report, in_use: Callable[[], bool], on_danger: Callable[[], None]
+        self,
+        connection: Connection,
+        label: str,
+        report: Report,
+        in_use: Callable[[], bool],
+        on_danger: Callable[[], None],
     ) -> None:
-        self._wire = wire
+        self._connection = connection
         self._report = report
         self._in_use = in_use
         self._on_danger = on_danger
         self._asked = False
-        self._ticker = Ticker(f"asking {label} whether it evicts keys", self._look, LOOK_EVERY)
+        self._ticker = Ticker(f"asking {label} whether it evicts keys", self._check, LOOK_EVERY)
 
     def stop(self) -> None:
         self._ticker.stop()
 
-    def _look(self) -> None:
-        if not self._asked and not self._wire.full and self._in_use():
+    def _check(self) -> None:
+        if not self._asked and not self._connection.full and self._in_use():
             self._asked = True
             # Not what was refused: the server notes each refusal (``ACL LOG``).
             questions = QUESTIONS if self._report.tells else QUESTIONS[:-1]
-            self._wire.send(b"".join(questions), self, len(questions), self._wire.clock())
+            self._connection.send(b"".join(questions), self, len(questions), self._connection.clock())
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         self._asked = False

@@ -75,7 +75,7 @@ class OwedReleases:
         self._pause = 0.0
         self._try(len(self._until))
 
-    async def settled(self, seconds: float) -> None:
+    async def wait_empty(self, seconds: float) -> None:
         """Wait until nothing is owed, for so many seconds at most."""
         if self._until or self._under_way > 0:
             self._waiting = asyncio.get_running_loop().create_future()

@@ -23,13 +23,13 @@ from typing import Any
 
 from redis.crc import key_slot
 
-from ..core.rules import Ask
+from ..core.rules import Operation
 from ..errors import ServerError
 from ..options import Options
 from .commands import OK, Commands, bulk, is_error, packed, unbulk
-from .credentials import Words
-from .door import Door
-from .protocol import Wire
+from .connection import Connection
+from .connector import Connector
+from .credentials import Credentials
 from .requests import Ignored, Reauthentication, Request
 from .violations import unexpected
 
@@ -55,10 +55,10 @@ class Replicas:
 
     def __init__(
         self,
-        main: Wire,
+        main: Connection,
         writer: asyncio.StreamWriter,
         *,
-        door: Door,
+        connector: Connector,
         commands: Commands,
         cluster: bool,
         options: Options,
@@ -68,7 +68,7 @@ class Replicas:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._main = main
-        self._label, self._quote = door.label, door.quote
+        self._label, self._redact = connector.label, connector.redact
         self._commands = commands
         self._cluster = cluster
         self._wanted = options.min_replicas
@@ -89,13 +89,15 @@ class Replicas:
         self._dropped = False
         self._timer: asyncio.TimerHandle | None = None
         self._trouble: tuple[float, ServerError] | None = None
-        self._side = Wire(writer, self._loop, clock, on_push=lambda push, now: None, on_lost=self._lost, at_once=False)
+        self._side = Connection(
+            writer, self._loop, clock, on_push=lambda push, now: None, on_lost=self._lost, at_once=False
+        )
 
     @classmethod
     async def open(
         cls,
-        door: Door,
-        main: Wire,
+        connector: Connector,
+        main: Connection,
         commands: Commands,
         options: Options,
         clock: Callable[[], float],
@@ -111,11 +113,11 @@ class Replicas:
         :raises ServerError: unreachable, or refused
         :raises ConnectionResetError: dropped meanwhile
         """
-        writer = await door.open_another()
+        writer = await connector.open_another()
         self = cls(
             main,
             writer,
-            door=door,
+            connector=connector,
             commands=commands,
             cluster=cluster,
             options=options,
@@ -124,8 +126,8 @@ class Replicas:
             silence=silence,
         )
         try:
-            if door.client_name is not None:
-                self._side.send(packed(b"CLIENT", b"SETNAME", door.client_name.encode()), Ignored(), 1, clock())
+            if connector.client_name is not None:
+                self._side.send(packed(b"CLIENT", b"SETNAME", connector.client_name.encode()), Ignored(), 1, clock())
             if not cluster:  # whose nodes have addresses of their own
                 await self._find_each_other()
         except BaseException:
@@ -141,7 +143,7 @@ class Replicas:
         reply = await self._side.call(self._write(marker))
         if is_error(reply):
             raise ServerError(
-                self._label, f"refused SET on key {unbulk(marker).decode()!r} (min_replicas): {self._quote(reply)}"
+                self._label, f"refused SET on key {unbulk(marker).decode()!r} (min_replicas): {self._redact(reply)}"
             )
         found = await self._main.call(packed(b"GET", unbulk(marker)))
         self._side.send(self._delete(marker), Ignored(), 1, self._clock())
@@ -154,11 +156,13 @@ class Replicas:
     def trouble(self) -> ServerError | None:
         """Why votes have not been counted of late, if that is so."""
         if self._trouble is not None and self._clock() < self._trouble[0]:
-            return self._trouble[1].again()
+            return self._trouble[1].copy()
         return None
 
-    def reauthenticate(self, words: Words) -> None:
-        self._side.send(packed(b"AUTH", *words), Reauthentication(self._side.abort, self._quote), 1, self._clock())
+    def reauthenticate(self, credentials: Credentials) -> None:
+        self._side.send(
+            packed(b"AUTH", *credentials), Reauthentication(self._side.abort, self._redact), 1, self._clock()
+        )
 
     def confirm(self, request: Request) -> None:
         """Tell the request whether enough replicas have what it wrote, within ``try_next_after`` and a little."""
@@ -209,10 +213,10 @@ class Replicas:
         confirmed: list[tuple[float, Request]] = []
         why = ""
         if is_error(reply):
-            why = f"WAIT was refused: {self._quote(reply)}"
+            why = f"WAIT was refused: {self._redact(reply)}"
             failed = covered
         elif not self._marked and not str(self._refusal).startswith(_ELSEWHERE):
-            why = f"SET was refused: {self._quote(self._refusal)}"
+            why = f"SET was refused: {self._redact(self._refusal)}"
             failed = covered
         elif self._marked and reply >= self._wanted:
             self._trouble = None
@@ -221,7 +225,7 @@ class Replicas:
             if not self._marked:
                 # The slot of the marker has moved, or is moving: another one, while there is time.
                 self._marker = None
-                why = f"SET was refused: {self._quote(self._refusal)}"
+                why = f"SET was refused: {self._redact(self._refusal)}"
             # What was answered after that marker is on no more replicas than what was before.
             covered += self._queued
             now = self._clock() + 0.001
@@ -274,7 +278,7 @@ class Replicas:
     def _give_up(self) -> None:
         self._main.abort(TimeoutError(f"no answer to WAIT for {self._silence:g} s"))
 
-    def _lost(self, wire: Wire, error: Exception | None) -> None:
+    def _lost(self, connection: Connection, error: Exception | None) -> None:
         if not self._dropped:
             self._main.abort(ConnectionError(f"its second connection, for WAIT, was lost: {error or 'closed'}"))
 
@@ -296,7 +300,7 @@ class Replicas:
         return packed(b"SET", unbulk(marker), self._token, b"PX", MARKER_LIFE)
 
     def _delete(self, marker: bytes) -> bytes:
-        return self._commands.packers[Ask.RELEASE](marker, self._token, b"")
+        return self._commands.packers[Operation.RELEASE](marker, self._token, b"")
 
     def _markers(self) -> list[bytes]:
         """Keys to try: the one that did last time. In a cluster, that ends when its slot moves; then

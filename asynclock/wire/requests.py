@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ..core.lease import Lease
 from ..core.room import Room
-from ..core.rules import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Ask
+from ..core.rules import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from ..errors import ServerError
 from .commands import OK, Commands, is_error
 from .owed import OwedReleases
@@ -47,7 +47,7 @@ class Asked(Protocol):
     @property
     def now(self) -> Callable[[], float]: ...
     def key_text(self, room: Room[Any], index: int) -> str: ...
-    def quote(self, said: Any) -> str:
+    def redact(self, said: Any) -> str:
         """What its server said, as it may be shown."""
 
     @property
@@ -76,14 +76,16 @@ class Asked(Protocol):
 class Request:
     """One ask under way. Its answer goes to the room, on every way that it can end."""
 
-    __slots__ = ("ask", "asking", "hops", "index", "lease", "node", "room", "sent", "ttl")
+    __slots__ = ("asking", "hops", "index", "lease", "node", "operation", "room", "sent", "ttl")
 
-    def __init__(self, node: Asked, room: Room[Any], lease: Lease, index: int, ask: Ask, sent: float) -> None:
+    def __init__(
+        self, node: Asked, room: Room[Any], lease: Lease, index: int, operation: Operation, sent: float
+    ) -> None:
         self.node = node
         self.room = room
         self.lease = lease
         self.index = index
-        self.ask = ask
+        self.operation = operation
         self.sent = sent
         self.asking = False  # was it sent on to a node that is about to get the key's slot?
         self.hops = 0
@@ -106,79 +108,79 @@ class Request:
 
     def fail(self, error: ServerError, now: float, node: Asked) -> None:
         """It cannot be sent on. What is to be released there is, as soon as that node is connected."""
-        if self.ask is RELEASE:
+        if self.operation is RELEASE:
             node.owed.refused(self.key, self.token)
-        self.room.failed(self.lease, self.index, self.ask, error, now)
+        self.room.failed(self.lease, self.index, self.operation, error, now)
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         if self.asking:
             earlier = earlier[1::2]  # the others are to ASKING
         # As most of them end, without a look for errors.
-        ask, lease = self.ask, self.lease
-        if ask is RELEASE:
+        operation, lease = self.operation, self.lease
+        if operation is RELEASE:
             if reply == 1:
                 self.room.released(lease, self.index, True, now)
                 return
         elif self.node.replicas is not None:
             pass
-        elif ask is TAKE:
+        elif operation is TAKE:
             if reply == OK:
-                self.room.answered(lease, self.index, ask, self.sent, True, lease.token, None, now)
+                self.room.answered(lease, self.index, operation, self.sent, True, lease.token, None, now)
                 return
-        elif ask is TAKE_TTL:
+        elif operation is TAKE_TTL:
             if earlier[0] == OK and type(reply) is int and reply != NO_KEY:
-                self.room.answered(lease, self.index, ask, self.sent, True, lease.token, reply, now)
+                self.room.answered(lease, self.index, operation, self.sent, True, lease.token, reply, now)
                 return
-        elif reply == lease.token and ask is not READ and earlier[0] in _DONE:
-            self.room.answered(lease, self.index, ask, self.sent, True, reply, None, now)
+        elif reply == lease.token and operation is not READ and earlier[0] in _DONE:
+            self.room.answered(lease, self.index, operation, self.sent, True, reply, None, now)
             return
         self._conclude([*earlier, reply], now)
 
     def dropped(self) -> None:
-        if self.ask is RELEASE:
+        if self.operation is RELEASE:
             self.node.owed.owe(self.key, self.token)
-        self.room.failed(self.lease, self.index, self.ask, None, self.node.now())
+        self.room.failed(self.lease, self.index, self.operation, None, self.node.now())
 
     def _conclude(self, replies: list[Any], now: float) -> None:
-        ask, node = self.ask, self.node
+        operation, node = self.operation, self.node
         for position, reply in enumerate(replies):
             if is_error(reply):
                 text = str(reply)
-                if ask is TAKE_TTL and position and replies[0] == OK and text.startswith(REDIRECTIONS):
+                if operation is TAKE_TTL and position and replies[0] == OK and text.startswith(REDIRECTIONS):
                     # The key is set, and its slot went on with it in between: taken anew, it would refuse its owner.
                     replies[position] = NO_END
                     continue
                 # Of a lease that is done only the release is sent on: whatever else came there now
                 # could come after it.
-                wanted = ask is RELEASE or not self.lease.done
+                wanted = operation is RELEASE or not self.lease.done
                 if wanted and self.hops < MAX_HOPS:
                     if text.startswith(REDIRECTIONS) and node.redirected(self, text):
                         return
                     if text.startswith(NO_SCRIPT):
                         node.scripts_are_gone(self)
                         return
-                    if text.startswith(NO_MEMORY) and ask is EXTEND and node.extends_by_set:
+                    if text.startswith(NO_MEMORY) and operation is EXTEND and node.extends_by_set:
                         node.is_full(self)
                         return
-                error = node.error_of(node.commands.names[ask][position], self.room, self.index, reply, now)
+                error = node.error_of(node.commands.names[operation][position], self.room, self.index, reply, now)
                 if error is not None:
                     if text.startswith("READONLY"):
                         node.demoted()
-                    if ask is RELEASE:
+                    if operation is RELEASE:
                         node.owed.refused(self.key, self.token)
-                    self.room.failed(self.lease, self.index, ask, error, now)
+                    self.room.failed(self.lease, self.index, operation, error, now)
                     return
                 replies[position] = _OTHERS
         ok, found, ttl = self._meaning(replies)
-        if ask is RELEASE:
+        if operation is RELEASE:
             self.room.released(self.lease, self.index, ok, now)
             return
-        written = ask <= EXTEND and ok and found == self.lease.token
+        written = operation <= EXTEND and ok and found == self.lease.token
         if node.replicas is not None and written and not self.lease.done:
             self.ttl = ttl
             node.replicas.confirm(self)
             return
-        self.room.answered(self.lease, self.index, ask, self.sent, ok, found, ttl, now)
+        self.room.answered(self.lease, self.index, operation, self.sent, ok, found, ttl, now)
 
     def _meaning(self, replies: list[Any]) -> tuple[bool, bytes | None, int | None]:
         """As ``Room.answered`` wants it: did it do what it was to do, what is in the key, its time to live.
@@ -186,23 +188,23 @@ class Request:
         :raises ViolationError: no server answers that
         """
         first, last = replies[0], replies[-1]
-        ask = self.ask
-        if ask is READ:
+        operation = self.operation
+        if operation is READ:
             return True, _value(last), _time_to_live(first)
         if first not in _WRITTEN:
-            raise unexpected(f"the answer to {self.node.commands.names[ask][0]}", first)
+            raise unexpected(f"the answer to {self.node.commands.names[operation][0]}", first)
         ok = first in _DONE
-        if ask is RELEASE:
+        if operation is RELEASE:
             return ok, None, None
-        if ask > TAKE_TTL:
+        if operation > TAKE_TTL:
             return ok, _value(last), None
-        ttl = None if ask is TAKE else _time_to_live(last)
+        ttl = None if operation is TAKE else _time_to_live(last)
         found = self.lease.token if ok else _OTHERS
         return ok, None if ttl == NO_KEY else found, ttl
 
     def confirmed(self) -> None:
         """Enough replicas have what it wrote."""
-        if self.lease.pushed >> self.index & 1 and not self.lease.done:
+        if self.lease.stale >> self.index & 1 and not self.lease.done:
             # The key has changed while that was waited for, and what was read before is no answer now.
             self.node.read_again(self)
         else:
@@ -212,12 +214,12 @@ class Request:
         """That is in the key, and enough replicas have what was written to it."""
         ok = value == self.lease.token
         self.room.answered(
-            self.lease, self.index, self.ask, self.sent, ok, value, self.ttl if ok else None, self.node.now()
+            self.lease, self.index, self.operation, self.sent, ok, value, self.ttl if ok else None, self.node.now()
         )
 
     def unconfirmed(self, error: ServerError) -> None:
         """They do not have it, or that is not known."""
-        self.room.failed(self.lease, self.index, self.ask, error, self.node.now())
+        self.room.failed(self.lease, self.index, self.operation, error, self.node.now())
 
 
 def _value(reply: Any) -> bytes | None:
@@ -270,7 +272,7 @@ class OwedRelease:
 
     __slots__ = ("hops", "key", "node", "token", "until")
 
-    ask = RELEASE
+    operation = RELEASE
 
     def __init__(self, node: Asked, key: bytes, token: bytes, until: float) -> None:
         self.node = node
@@ -328,14 +330,14 @@ class Reauthentication:
     """The reply of AUTH, on a connection that was logged in before. The old login stays when the new
     one is refused, but not for long, and the reconnect finds out what is wrong: ``refused``."""
 
-    __slots__ = ("_quote", "_refused")
+    __slots__ = ("_redact", "_refused")
 
-    def __init__(self, refused: Callable[[Exception], None], quote: Callable[[Any], str]) -> None:
+    def __init__(self, refused: Callable[[Exception], None], redact: Callable[[Any], str]) -> None:
         self._refused = refused
-        self._quote = quote
+        self._redact = redact
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         if is_error(reply):
-            self._refused(ConnectionError(f"new credentials were refused: {self._quote(reply)}"))
+            self._refused(ConnectionError(f"new credentials were refused: {self._redact(reply)}"))
 
     def dropped(self) -> None: ...

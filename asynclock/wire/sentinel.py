@@ -20,9 +20,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ResponseError
 
 from ..errors import ConfigurationError, GoneError, ServerError
-from .door import NOT_OURS, Door, passing, passwords
+from .connector import NOT_OURS, Connector, passing, passwords
+from .limited_parser import LimitedParser
 from .lookup import connecting
-from .parser import WaryParser
 
 ANSWER_TIMEOUT = 1.0  # seconds for a Sentinel to answer
 STRAGGLERS = 0.05  # seconds for the others, once a majority has answered, without which there was no failover
@@ -69,7 +69,7 @@ class _Named:
         return self._address
 
 
-class SentinelDoor(Door):
+class SentinelDoor(Connector):
     """Makes connections to the primary of a client from redis-py's ``Sentinel.master_for``."""
 
     max_pause = 0.15  # until the failover is over nothing is locked, and a Sentinel is asked cheaply
@@ -109,7 +109,7 @@ class SentinelDoor(Door):
         self.label = f"{self._name} at {host}:{named.port}/{self._db}"
         return await super()._enter()
 
-    def at(self, host: str, port: int) -> Door:
+    def at(self, host: str, port: int) -> Connector:
         raise ConfigurationError(
             f"servers: {self._name!r} is a node of a cluster; give the cluster's nodes, not its Sentinels"
         )
@@ -146,7 +146,7 @@ class SentinelDoor(Door):
                 raise ServerError(label, f"the Sentinels that name {newest} see too few others (min_other_sentinels)")
             self._believed = newest
             return newest
-        what = "; ".join(sorted({self.quote(problem) or type(problem).__name__ for problem in problems}))
+        what = "; ".join(sorted({self.redact(problem) or type(problem).__name__ for problem in problems}))
         if views:
             raise ServerError(label, "the only Sentinels that answer have missed the last failover")
         if len(problems) < len(self._sentinels):
@@ -291,7 +291,7 @@ def _own(sentinel: redis.Redis) -> redis.Redis:
         kwargs[timeout] = kwargs.get(timeout) or ANSWER_TIMEOUT
     # In RESP2 there are lists and strings, and nothing else.
     kwargs |= {"retry": Retry(NoBackoff(), 0), "decode_responses": True, "protocol": 2}
-    kwargs.setdefault("parser_class", WaryParser)
+    kwargs.setdefault("parser_class", LimitedParser)
     return redis.Redis.from_pool(redis.ConnectionPool(connecting(pool.connection_class), **kwargs))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from .background import Ticker
-from .protocol import Wire
+from .connection import Connection
 
 log = logging.getLogger("asynclock")
 
@@ -30,32 +30,32 @@ class Watchdog:
       what is kept for each would be without a bound. It is asked for none until it has caught up.
     """
 
-    def __init__(self, wire: Wire, label: str, silence: float) -> None:
-        self._wire = wire
+    def __init__(self, connection: Connection, label: str, silence: float) -> None:
+        self._connection = connection
         self._label = label
         self._silence = silence
         self._struck = self._late = False
-        self._ticker = Ticker(f"looking after the connection to {label}", self._look, silence / 2)
+        self._ticker = Ticker(f"looking after the connection to {label}", self._check, silence / 2)
 
     def stop(self) -> None:
         self._ticker.stop()
 
-    def _look(self) -> float | None:
-        wire, silence = self._wire, self._silence
-        now = wire.clock()
-        dead = wire.missing(now) > silence
-        late = not wire.slow and now - wire.asked_at() > silence
+    def _check(self) -> float | None:
+        connection, silence = self._connection, self._silence
+        now = connection.clock()
+        dead = connection.missing(now) > silence
+        late = not connection.slow and now - connection.asked_at() > silence
         # Not at the first look: the loop may have been blocked, and the answers unread.
         if dead and self._struck:
-            wire.abort(TimeoutError(f"no answer for {silence:g} s"))
+            connection.abort(TimeoutError(f"no answer for {silence:g} s"))
             return None
         if late and self._late:
-            if not wire.slow_since:
+            if not connection.slow_since:
                 log.warning("asynclock: %s is slow to answer, and is asked for no new votes until it has", self._label)
-            wire.slow_down(now)
-        elif wire.slow and wire.asked_at() > wire.slow_since:
-            wire.catch_up()
-        if now - wire.heard > silence / 2:
-            wire.ping(now)
+            connection.slow_down(now)
+        elif connection.slow and connection.asked_at() > connection.slow_since:
+            connection.catch_up()
+        if now - connection.heard > silence / 2:
+            connection.ping(now)
         self._struck, self._late = dead, late
-        return silence / 8 if dead or late or wire.slow else None
+        return silence / 8 if dead or late or connection.slow else None

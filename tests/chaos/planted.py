@@ -20,7 +20,7 @@ def _forget_refused_releases(spec: Spec) -> None:
     reply = Request.reply
 
     def forgetful(self: Request, answer: Any, earlier: Sequence[Any], now: float) -> None:
-        if self.ask is RELEASE and is_error(answer) and str(answer).startswith(PASSING):
+        if self.operation is RELEASE and is_error(answer) and str(answer).startswith(PASSING):
             self.room.released(self.lease, self.index, True, now)
         else:
             reply(self, answer, earlier, now)

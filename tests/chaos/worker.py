@@ -324,8 +324,8 @@ class Worker:
 
 def _votes(scope: LockScope) -> list[float]:
     """Until when it counts on each key: a look behind the curtain, to know how many may be lost and not the lock."""
-    lease, keeper = scope._lease, scope._keeper
-    return [] if lease is None else [round(until - keeper.now() + now(), 4) for until in lease.votes if until]
+    lease, manager = scope._lease, scope._manager
+    return [] if lease is None else [round(until - manager.now() + now(), 4) for until in lease.votes if until]
 
 
 def _die_with_parent() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from asynclock.core.contention import Contention
 from asynclock.core.lease import Lease, Tokens
 from asynclock.core.pace import Pace
 from asynclock.core.room import Room
-from asynclock.core.rules import NEVER, Ask, LossReason, Rules
-from asynclock.core.turns import Turns
+from asynclock.core.rules import NEVER, LossReason, Operation, Rules
 
 OURS: Any = object()  # "the token of whoever asked"
 OTHER = b"asynclock:n:ff:1"  # of another process
@@ -18,7 +18,7 @@ STRANGER = b"hello"
 class Sent(NamedTuple):
     lease: Lease
     index: int
-    ask: Ask
+    operation: Operation
     when: float
 
 
@@ -53,10 +53,10 @@ class Bench:
         """``waiter`` acquires the lock, without a hitch and in no time, and its keys are looked at."""
         self.room.join(waiter, self.now)
         for index in range(self.rules.keys):
-            self.answer(Ask.TAKE, index)
+            self.answer(Operation.TAKE, index)
         assert self.room.holder is not None
         self.look()
-        assert not self.room.holder.unread
+        assert not self.room.holder.untracked
         self.told.clear()
         return self.room.holder
 
@@ -64,9 +64,9 @@ class Bench:
         """``waiter`` finds that another process has the lock, and waits."""
         self.room.join(waiter, self.now)
         for index in range(self.rules.keys):
-            self.answer(Ask.TAKE, index, OTHER)
+            self.answer(Operation.TAKE, index, OTHER)
         for index in range(self.rules.keys):
-            self.answer(Ask.TAKE_TTL, index, OTHER, ttl)
+            self.answer(Operation.TAKE_TTL, index, OTHER, ttl)
         self.sent.clear()
 
     def give_back(self, lease: Lease) -> None:
@@ -76,49 +76,49 @@ class Bench:
 
     def expect_others(self) -> None:
         """Somebody else was quicker before."""
-        self.room.turns = Turns()
-        self.room.turns.refused()
+        self.room.contention = Contention()
+        self.room.contention.refused()
 
     def look(self) -> None:
         """What was to be looked at soon is looked at now, and is as it should be."""
         looks, self.looks = self.looks, []
         for lease in looks:
             self.room.look(lease, self.now)
-        for ask, index in self.asks:
-            if ask is Ask.READ:
-                self.answer(Ask.READ, index, ttl=round(self.rules.validity * 1000))
+        for operation, index in self.asks:
+            if operation is Operation.READ:
+                self.answer(Operation.READ, index, ttl=round(self.rules.validity * 1000))
 
     @property
-    def asks(self) -> list[tuple[Ask, int]]:
-        return [(sent.ask, sent.index) for sent in self.sent]
+    def asks(self) -> list[tuple[Operation, int]]:
+        return [(sent.operation, sent.index) for sent in self.sent]
 
     def answer(
-        self, ask: Ask, index: int = 0, found: Any = OURS, ttl: int | None = None, ok: bool | None = None
+        self, operation: Operation, index: int = 0, found: Any = OURS, ttl: int | None = None, ok: bool | None = None
     ) -> None:
         """The first such ask that is not answered yet gets its answer now."""
-        sent = self._take(ask, index)
-        if ask is Ask.RELEASE:
+        sent = self._take(operation, index)
+        if operation is Operation.RELEASE:
             self.room.released(sent.lease, sent.index, found is OURS, self.now)
             return
         value = sent.lease.token if found is OURS else found
-        okay = ask is Ask.READ or found is OURS if ok is None else ok
+        okay = operation is Operation.READ or found is OURS if ok is None else ok
         self.room.answered(*sent[:3], sent.when, okay, value, ttl, self.now)
 
     def forced(self, *indexes: int) -> None:
         """These keys are taken over, or the only one, and read once more."""
         for index in indexes or (0,):
-            self.answer(Ask.FORCE, index)
-        self.answer(Ask.READ, indexes[0] if indexes else 0, ttl=round(self.rules.validity * 1000))
+            self.answer(Operation.FORCE, index)
+        self.answer(Operation.READ, indexes[0] if indexes else 0, ttl=round(self.rules.validity * 1000))
 
-    def fail(self, ask: Ask, index: int = 0, error: Exception | None = None) -> None:
-        self.room.failed(*self._take(ask, index)[:3], error, self.now)
+    def fail(self, operation: Operation, index: int = 0, error: Exception | None = None) -> None:
+        self.room.failed(*self._take(operation, index)[:3], error, self.now)
 
     def drop(self, *indexes: int) -> None:
         """The connection to the server of these keys is lost."""
         self.down.update(indexes)
         for sent in [sent for sent in self.sent if sent.index in indexes]:
             self.sent.remove(sent)
-            if sent.ask is Ask.RELEASE:
+            if sent.operation is Operation.RELEASE:
                 self.kept.append((sent.index, sent.lease.token))
             self.room.failed(*sent[:3], None, self.now)
 
@@ -144,24 +144,24 @@ class Bench:
         assert self.room.due <= self.room.wake
         return self.room.wake
 
-    def _take(self, ask: Ask, index: int) -> Sent:
+    def _take(self, operation: Operation, index: int) -> Sent:
         for sent in self.sent:
-            if sent.ask is ask and sent.index == index:
+            if sent.operation is operation and sent.index == index:
                 self.sent.remove(sent)
                 return sent
-        raise AssertionError(f"{ask.name} was not asked of key {index}: {self.asks}")
+        raise AssertionError(f"{operation.name} was not asked of key {index}: {self.asks}")
 
     # The port
 
     def token(self, forced: bool) -> bytes:
         return self._tokens.next(forced=forced)
 
-    def ask(self, room: Room[str], lease: Lease, index: int, ask: Ask, now: float) -> bool:
+    def request(self, room: Room[str], lease: Lease, index: int, operation: Operation, now: float) -> bool:
         if index in self.down:
-            if ask is Ask.RELEASE:
+            if operation is Operation.RELEASE:
                 self.kept.append((index, lease.token))
             return False
-        self.sent.append(Sent(lease, index, ask, now))
+        self.sent.append(Sent(lease, index, operation, now))
         return True
 
     def barred(self, room: Room[str], index: int) -> Exception | None:
@@ -173,7 +173,7 @@ class Bench:
     def wake(self, room: Room[str], when: float) -> None:
         room.due = when
 
-    def look_soon(self, room: Room[str], lease: Lease) -> None:
+    def first_check_soon(self, room: Room[str], lease: Lease) -> None:
         self.looks.append(lease)
 
     def chance(self) -> float:
@@ -203,7 +203,7 @@ class Bench:
     def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None:
         self.told.append(("lost", reason, index))
 
-    def settled(self, lease: Lease) -> None:
+    def release_answered(self, lease: Lease) -> None:
         self.settles.append(lease.token)
 
     # What it was told, by kind

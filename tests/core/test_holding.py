@@ -2,10 +2,10 @@
 
 import pytest
 
+from asynclock.core.contention import MIN_HOLD_BACK, REMEMBERED, Contention
 from asynclock.core.lease import Lease
-from asynclock.core.room import MAX_HASTE
-from asynclock.core.rules import GRID, NEVER, UNMET, Ask, LossReason, Rules, on_grid
-from asynclock.core.turns import MIN_HOLD_BACK, REMEMBERED, Turns
+from asynclock.core.room import MAX_IMMEDIATE_RETRIES
+from asynclock.core.rules import GRID, NEVER, UNMET, LossReason, Operation, Rules, on_grid
 
 from ..simulation.servers import Trouble
 from .bench import OTHER, OURS, STRANGER, Bench
@@ -21,7 +21,7 @@ def test_the_deadline_is_counted_from_before_the_send() -> None:
     bench.join("me")
     sent = bench.now
     bench.wait(0.3)
-    bench.answer(Ask.TAKE)
+    bench.answer(Operation.TAKE)
     assert bench.room.holder.deadline == pytest.approx(sent + TERM)
 
 
@@ -29,19 +29,19 @@ def test_a_grant_whose_validity_is_over_is_not_handed_out() -> None:
     bench = Bench()
     bench.join("me")
     bench.wait(4.95)
-    bench.answer(Ask.TAKE)
+    bench.answer(Operation.TAKE)
     assert bench.of("granted") == []
-    assert bench.asks == [(Ask.RELEASE, 0), (Ask.TAKE, 0)]
+    assert bench.asks == [(Operation.RELEASE, 0), (Operation.TAKE, 0)]
 
 
 def test_an_extension_moves_the_deadline_and_is_counted_from_before_its_send() -> None:
     bench = Bench()
     lease = bench.hold()
     bench.wait(1.3)
-    assert bench.asks == [(Ask.EXTEND, 0)]
+    assert bench.asks == [(Operation.EXTEND, 0)]
     sent = bench.sent[0].when
     bench.wait(0.2)
-    bench.answer(Ask.EXTEND)
+    bench.answer(Operation.EXTEND)
     assert lease.deadline == pytest.approx(sent + TERM)
     assert bench.when == pytest.approx(sent + 2.5)
 
@@ -72,15 +72,15 @@ def test_without_an_answer_the_lock_is_lost_at_the_deadline_and_not_before() -> 
     assert bench.now == pytest.approx(lease.deadline)
     assert bench.told == [("lost", LossReason.EXPIRED, None)]
     assert bench.room.empty
-    assert bench.asks == [(Ask.EXTEND, 0), (Ask.RELEASE, 0)]
+    assert bench.asks == [(Operation.EXTEND, 0), (Operation.RELEASE, 0)]
 
 
 def test_a_key_whose_life_was_shortened_shortens_the_deadline() -> None:
     bench = Bench()
     lease = bench.hold()
     bench.wait(0.5)
-    bench.room.pushed(0, bench.now)
-    bench.answer(Ask.READ, ttl=1000)
+    bench.room.invalidated(0, bench.now)
+    bench.answer(Operation.READ, ttl=1000)
     assert lease.deadline == pytest.approx(bench.now + 1.0 - 0.01 - 0.002)
 
 
@@ -90,12 +90,12 @@ def test_a_lock_whose_deadline_is_near_is_extended_before_it() -> None:
     bench.luck = 0.9
     bench.join("me")
     bench.wait(3.5)
-    bench.answer(Ask.TAKE)
+    bench.answer(Operation.TAKE)
     bench.look()
     deadline = bench.room.holder.deadline
     assert bench.when < deadline - 0.3
     bench.wait(deadline - bench.now - 0.01)
-    assert (Ask.EXTEND, 0) in bench.asks
+    assert (Operation.EXTEND, 0) in bench.asks
 
 
 def test_a_life_that_somebody_shortened_is_not_prolonged_against_it() -> None:
@@ -103,10 +103,10 @@ def test_a_life_that_somebody_shortened_is_not_prolonged_against_it() -> None:
     bench = Bench()
     bench.hold()
     bench.wait(0.5)
-    bench.room.pushed(0, bench.now)
-    bench.answer(Ask.READ, ttl=200)
+    bench.room.invalidated(0, bench.now)
+    bench.answer(Operation.READ, ttl=200)
     bench.wait(0.19)
-    assert (Ask.EXTEND, 0) not in bench.asks
+    assert (Operation.EXTEND, 0) not in bench.asks
     bench.wait(0.01)
     assert bench.room.holder is None
 
@@ -116,10 +116,10 @@ def test_an_extension_that_meets_an_error_is_tried_again_in_time() -> None:
     lease = bench.hold()
     deadline = lease.deadline
     bench.wait(1.25)
-    bench.fail(Ask.EXTEND, error=Trouble())
+    bench.fail(Operation.EXTEND, error=Trouble())
     assert bench.when - bench.now == pytest.approx((deadline - bench.now) / 4)
     bench.wait(1.0)
-    bench.answer(Ask.EXTEND)
+    bench.answer(Operation.EXTEND)
     assert lease.deadline > deadline
     assert bench.told == []
 
@@ -131,41 +131,41 @@ def test_an_error_that_comes_late_leaves_no_time_for_a_pause(patience: float) ->
     bench.wait(2.5 / 2)
     left = patience / 2
     bench.wait(lease.deadline - bench.now - left)
-    bench.fail(Ask.EXTEND, error=Trouble())
+    bench.fail(Operation.EXTEND, error=Trouble())
     bench.wait(0.9 * left)
-    assert bench.asks == [(Ask.EXTEND, 0)]
-    bench.answer(Ask.EXTEND)
+    assert bench.asks == [(Operation.EXTEND, 0)]
+    bench.answer(Operation.EXTEND)
     assert lease.deadline > bench.now + 3.0 and bench.told == []
 
 
-@pytest.mark.parametrize("ask", [Ask.READ, Ask.EXTEND])
-def test_a_push_that_meets_an_error_is_looked_into_again_soon(ask: Ask) -> None:
+@pytest.mark.parametrize("operation", [Operation.READ, Operation.EXTEND])
+def test_a_push_that_meets_an_error_is_looked_into_again_soon(operation: Operation) -> None:
     bench = Bench()
     bench.hold()
-    bench.wait(0.1 if ask is Ask.READ else 1.25)
-    bench.room.pushed(0, bench.now)
-    bench.fail(ask, error=Trouble())
+    bench.wait(0.1 if operation is Operation.READ else 1.25)
+    bench.room.invalidated(0, bench.now)
+    bench.fail(operation, error=Trouble())
     bench.wait(0.05)
-    assert bench.asks == [(Ask.EXTEND, 0)]
+    assert bench.asks == [(Operation.EXTEND, 0)]
 
 
 def test_errors_that_were_got_over_do_not_make_later_ones_last_longer() -> None:
     bench = Bench()
     bench.hold()
     for _ in range(8):
-        bench.room.pushed(0, bench.now)
-        bench.fail(Ask.READ, error=Trouble())
+        bench.room.invalidated(0, bench.now)
+        bench.fail(Operation.READ, error=Trouble())
         bench.wait(0.05)
-        bench.answer(Ask.EXTEND)
+        bench.answer(Operation.EXTEND)
     assert bench.told == []
 
 
 def test_a_clock_that_was_off_is_doubted() -> None:
     bench = Bench()
     bench.join("me")
-    bench.answer(Ask.TAKE, found=None, ok=True)
+    bench.answer(Operation.TAKE, found=None, ok=True)
     assert bench.of("doubt clock") == [0]
-    assert bench.asks[-1][0] in (Ask.TAKE, Ask.TAKE_TTL)
+    assert bench.asks[-1][0] in (Operation.TAKE, Operation.TAKE_TTL)
 
 
 # Losing
@@ -179,16 +179,16 @@ def lose(bench: Bench, reason: LossReason) -> None:
     elif reason is LossReason.FORGOTTEN:
         bench.drop(0)
         bench.reconnect(0)
-        bench.answer(Ask.EXTEND, found=None)
+        bench.answer(Operation.EXTEND, found=None)
     elif reason is LossReason.DISCONNECTED:
         bench.drop(0)
         room.gone(0, now)
     elif reason is LossReason.CLOSED:
         room.close(now)
     else:
-        room.pushed(0, now, LossReason.FLUSHED if reason is LossReason.FLUSHED else None)
+        room.invalidated(0, now, LossReason.FLUSHED if reason is LossReason.FLUSHED else None)
         found = {LossReason.OVERWRITTEN: STRANGER, LossReason.TAKEN_OVER: b"asynclock:f:ff:1"}.get(reason)
-        bench.answer(Ask.READ, found=found, ttl=-2 if found is None else 4000)
+        bench.answer(Operation.READ, found=found, ttl=-2 if found is None else 4000)
 
 
 @pytest.mark.parametrize("reason", [reason for reason in LossReason if reason is not LossReason.RELEASED])
@@ -200,14 +200,14 @@ def test_who_loses_the_lock_is_told_why(reason: LossReason) -> None:
     assert bench.room.empty
     assert lease.done
     if reason is not LossReason.CLOSED:
-        assert lease.owed == 0
+        assert lease.may_be_ours == 0
 
 
 def test_a_key_that_another_took_while_it_was_free_was_deleted() -> None:
     bench = Bench()
     bench.hold()
-    bench.room.pushed(0, bench.now)
-    bench.answer(Ask.READ, found=OTHER, ttl=4000)
+    bench.room.invalidated(0, bench.now)
+    bench.answer(Operation.READ, found=OTHER, ttl=4000)
     assert bench.of("lost") == [LossReason.DELETED]
 
 
@@ -215,9 +215,9 @@ def test_the_next_waiter_contends_when_the_holder_here_has_lost() -> None:
     bench = Bench()
     bench.hold()
     bench.join("next")
-    bench.room.pushed(0, bench.now)
-    bench.answer(Ask.READ, found=None, ttl=-2)
-    assert bench.asks[-1][0] in (Ask.TAKE, Ask.TAKE_TTL)
+    bench.room.invalidated(0, bench.now)
+    bench.answer(Operation.READ, found=None, ttl=-2)
+    assert bench.asks[-1][0] in (Operation.TAKE, Operation.TAKE_TTL)
     assert not bench.room.empty
 
 
@@ -227,8 +227,8 @@ def test_a_dropped_connection_whose_key_is_intact_loses_nothing() -> None:
     bench.wait(1.0)
     bench.drop(0)
     bench.reconnect(0)
-    assert bench.asks == [(Ask.EXTEND, 0)]
-    bench.answer(Ask.EXTEND)
+    assert bench.asks == [(Operation.EXTEND, 0)]
+    bench.answer(Operation.EXTEND)
     assert bench.told == []
     assert lease.deadline == pytest.approx(bench.now + TERM)
 
@@ -241,14 +241,14 @@ def test_force_takes_the_lock_from_the_holder_in_this_process() -> None:
     lease = bench.hold()
     bench.join("waiter")
     bench.room.force("me", bench.now)
-    assert bench.asks == [(Ask.FORCE, 0)]
+    assert bench.asks == [(Operation.FORCE, 0)]
     assert bench.told == []
-    bench.answer(Ask.FORCE)
+    bench.answer(Operation.FORCE)
     assert bench.told == []  # whoever had it elsewhere is to see what became of it
-    bench.answer(Ask.READ, ttl=5000)
+    bench.answer(Operation.READ, ttl=5000)
     assert bench.told == [("lost", LossReason.TAKEN_OVER, None), ("granted", "me")]
     assert bench.room.holder is not lease
-    assert bench.asks == [(Ask.RELEASE, 0)]  # of the former token
+    assert bench.asks == [(Operation.RELEASE, 0)]  # of the former token
     assert list(bench.room.queue) == ["waiter"]
 
 
@@ -257,7 +257,7 @@ def test_force_comes_after_a_local_attempt_whatever_becomes_of_that(found: objec
     bench = Bench()
     bench.join("waiter")
     bench.room.force("me", bench.now)
-    bench.answer(Ask.TAKE, found=found)
+    bench.answer(Operation.TAKE, found=found)
     bench.forced()
     assert bench.of("granted")[-1] == "me"
     assert bench.of("lost") == ([LossReason.TAKEN_OVER] if found is OURS else [])
@@ -281,11 +281,11 @@ def test_a_force_that_fails_or_is_abandoned_looks_after_the_holder() -> None:
         if leave:
             assert bench.room.leave("me", bench.now) is not None
         else:
-            bench.fail(Ask.FORCE, error=Trouble())
+            bench.fail(Operation.FORCE, error=Trouble())
             assert bench.of("failed") == ["me"]
-        assert (Ask.EXTEND, 0) in bench.asks
-        assert (Ask.RELEASE, 0) in bench.asks
-        bench.answer(Ask.EXTEND, found=b"asynclock:f:00:2")
+        assert (Operation.EXTEND, 0) in bench.asks
+        assert (Operation.RELEASE, 0) in bench.asks
+        bench.answer(Operation.EXTEND, found=b"asynclock:f:00:2")
         assert bench.of("lost") == [LossReason.TAKEN_OVER]
 
 
@@ -295,7 +295,7 @@ def test_an_abandoned_force_is_released_after_the_look_at_the_holders_key() -> N
     bench.hold()
     bench.room.force("me", bench.now)
     bench.room.leave("me", bench.now)
-    assert bench.asks == [(Ask.FORCE, 0), (Ask.EXTEND, 0), (Ask.RELEASE, 0)]
+    assert bench.asks == [(Operation.FORCE, 0), (Operation.EXTEND, 0), (Operation.RELEASE, 0)]
 
 
 def test_an_abandoned_force_is_not_hidden_by_an_extension_that_was_under_way() -> None:
@@ -306,10 +306,10 @@ def test_an_abandoned_force_is_not_hidden_by_an_extension_that_was_under_way() -
     bench.room.force("me", bench.now)
     bench.room.leave("me", bench.now)
     # The second one comes after the take-over, and before its release.
-    assert bench.asks == [(Ask.EXTEND, 0), (Ask.FORCE, 0), (Ask.EXTEND, 0), (Ask.RELEASE, 0)]
-    bench.answer(Ask.EXTEND)
+    assert bench.asks == [(Operation.EXTEND, 0), (Operation.FORCE, 0), (Operation.EXTEND, 0), (Operation.RELEASE, 0)]
+    bench.answer(Operation.EXTEND)
     assert bench.of("lost") == []
-    bench.answer(Ask.EXTEND, found=b"asynclock:f:00:2")
+    bench.answer(Operation.EXTEND, found=b"asynclock:f:00:2")
     assert bench.of("lost") == [LossReason.TAKEN_OVER]
 
 
@@ -318,16 +318,16 @@ def test_a_waiter_goes_on_when_a_force_was_abandoned() -> None:
     bench.refuse()
     bench.room.force("other", bench.now)
     bench.room.leave("other", bench.now)
-    assert bench.asks[-1] == (Ask.TAKE_TTL, 0)
+    assert bench.asks[-1] == (Operation.TAKE_TTL, 0)
 
 
 def test_try_is_refused_while_somebody_here_forces() -> None:
     bench = Bench()
     bench.room.force("other", bench.now)
     bench.room.try_join("me", bench.now)
-    bench.answer(Ask.FORCE)
+    bench.answer(Operation.FORCE)
     assert bench.of("refused") == ["me"]
-    assert bench.room.impatient is None
+    assert bench.room.no_wait is None
 
 
 @pytest.mark.parametrize("found", [None, OTHER])
@@ -335,7 +335,7 @@ def test_a_force_that_comes_to_nothing_between_its_two_commands_is_tried_again(f
     """The server's clock was off, or somebody else forced at the same time: not a lost connection."""
     bench = Bench()
     bench.room.force("me", bench.now)
-    bench.answer(Ask.FORCE, found=found, ok=True)
+    bench.answer(Operation.FORCE, found=found, ok=True)
     assert bench.of("failed") == []
     bench.forced()
     assert bench.of("granted") == ["me"]
@@ -344,8 +344,8 @@ def test_a_force_that_comes_to_nothing_between_its_two_commands_is_tried_again(f
 def test_a_force_that_is_overwritten_before_it_is_told_is_tried_again() -> None:
     bench = Bench()
     bench.room.force("me", bench.now)
-    bench.answer(Ask.FORCE)
-    bench.answer(Ask.READ, found=OTHER, ttl=5000)
+    bench.answer(Operation.FORCE)
+    bench.answer(Operation.READ, found=OTHER, ttl=5000)
     assert bench.told == []
     bench.forced()
     assert bench.of("granted") == ["me"]
@@ -354,8 +354,8 @@ def test_a_force_that_is_overwritten_before_it_is_told_is_tried_again() -> None:
 def test_a_force_whose_second_look_is_not_answered_holds_what_it_has() -> None:
     bench = Bench()
     bench.room.force("me", bench.now)
-    bench.answer(Ask.FORCE)
-    bench.fail(Ask.READ, error=Trouble())
+    bench.answer(Operation.FORCE)
+    bench.fail(Operation.READ, error=Trouble())
     assert bench.of("granted") == ["me"]
 
 
@@ -364,9 +364,9 @@ def test_a_force_is_tried_as_often_as_the_one_before_it() -> None:
     bench.hold()
     for waiter in ("one", "two"):
         bench.room.force(waiter, bench.now)
-        for _ in range(1 + MAX_HASTE):
+        for _ in range(1 + MAX_IMMEDIATE_RETRIES):
             assert bench.of("failed").count(waiter) == 0
-            bench.answer(Ask.FORCE, found=OTHER, ok=True)
+            bench.answer(Operation.FORCE, found=OTHER, ok=True)
         assert bench.of("failed").count(waiter) == 1
 
 
@@ -383,7 +383,7 @@ def test_a_released_lease_passes_to_the_next_task_here_as_often_as_allowed() -> 
     assert bench.of("granted") == waiters[:-1]
     assert bench.asks == []
     assert bench.room.release(lease, bench.now)
-    assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0)]
+    assert bench.asks == [(Operation.RELEASE, 0), (Operation.READ, 0)]
 
 
 def test_a_released_lease_passes_on_for_a_limited_time() -> None:
@@ -404,8 +404,8 @@ def given_back_at_the_bound() -> Bench:
     while not bench.room.release(lease, bench.now):
         pass
     assert len(bench.of("granted")) == UNMET
-    bench.answer(Ask.RELEASE)
-    bench.answer(Ask.READ, found=None, ttl=-2)
+    bench.answer(Operation.RELEASE)
+    bench.answer(Operation.READ, found=None, ttl=-2)
     bench.told.clear()
     return bench
 
@@ -414,17 +414,17 @@ def test_each_time_that_nobody_takes_the_chance_the_lease_passes_on_twice_as_oft
     bench = given_back_at_the_bound()
     for often in (2 * UNMET, 4 * UNMET, 8 * UNMET):
         bench.wait(MIN_HOLD_BACK)
-        bench.answer(Ask.TAKE)
+        bench.answer(Operation.TAKE)
         lease = bench.room.holder
         assert lease is not None
         bench.join(*(f"{often} {number}" for number in range(often + 1)))
         for _ in range(often):
             assert not bench.room.release(lease, bench.now)
         assert bench.room.release(lease, bench.now)
-        bench.answer(Ask.RELEASE)
-        bench.answer(Ask.READ, found=None, ttl=-2)
+        bench.answer(Operation.RELEASE)
+        bench.answer(Operation.READ, found=None, ttl=-2)
     bench.wait(MIN_HOLD_BACK)
-    bench.answer(Ask.TAKE)
+    bench.answer(Operation.TAKE)
     lease = bench.room.holder
     assert lease is not None
     assert not bench.room.release(lease, bench.now)
@@ -434,10 +434,10 @@ def test_each_time_that_nobody_takes_the_chance_the_lease_passes_on_twice_as_oft
 
 def test_where_somebody_took_it_the_bound_is_the_same_again() -> None:
     bench = given_back_at_the_bound()
-    bench.room.pushed(0, bench.now)
-    bench.answer(Ask.READ, found=OTHER, ttl=3000)
-    bench.room.pushed(0, bench.now)
-    bench.answer(Ask.TAKE_TTL)
+    bench.room.invalidated(0, bench.now)
+    bench.answer(Operation.READ, found=OTHER, ttl=3000)
+    bench.room.invalidated(0, bench.now)
+    bench.answer(Operation.TAKE_TTL)
     lease = bench.room.holder
     assert lease is not None
     while not bench.room.release(lease, bench.now):
@@ -447,9 +447,9 @@ def test_where_somebody_took_it_the_bound_is_the_same_again() -> None:
 
 def taken_again(bench: Bench, index: int = 0) -> Lease:
     """The holder has given the lock back, and taken it again behind that."""
-    assert bench.asks[-2:] == [(Ask.RELEASE, index), (Ask.TAKE, index)]
-    bench.answer(Ask.RELEASE, index)
-    bench.answer(Ask.TAKE, index)
+    assert bench.asks[-2:] == [(Operation.RELEASE, index), (Operation.TAKE, index)]
+    bench.answer(Operation.RELEASE, index)
+    bench.answer(Operation.TAKE, index)
     lease = bench.room.holder
     assert lease is not None
     return lease
@@ -466,19 +466,19 @@ def test_without_hand_off_nobody_is_held_back_for_until_somebody_was_met() -> No
             token, lease = lease.token, taken_again(bench)
             assert lease.token != token
         assert bench.room.release(lease, bench.now)
-        assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0)]
-        bench.answer(Ask.RELEASE)
-        bench.answer(Ask.READ, found=None, ttl=-2)
+        assert bench.asks == [(Operation.RELEASE, 0), (Operation.READ, 0)]
+        bench.answer(Operation.RELEASE)
+        bench.answer(Operation.READ, found=None, ttl=-2)
         bench.wait(MIN_HOLD_BACK)
-        bench.answer(Ask.TAKE)
+        bench.answer(Operation.TAKE)
         lease = bench.room.holder
         assert lease is not None
     bench.join("a", "b", "c")
     since = bench.now
-    while bench.asks != [(Ask.RELEASE, 0), (Ask.READ, 0)]:
+    while bench.asks != [(Operation.RELEASE, 0), (Operation.READ, 0)]:
         bench.wait(0.02)
         assert bench.room.release(lease, bench.now)
-        if bench.asks[-1] == (Ask.TAKE, 0):
+        if bench.asks[-1] == (Operation.TAKE, 0):
             lease = taken_again(bench)
     assert bench.now - since == pytest.approx(0.06)  # the time is bounded in any case
 
@@ -488,17 +488,17 @@ def test_without_hand_off_whoever_was_met_has_a_chance_after_each_turn() -> None
     lease = bench.hold()
     bench.join(*"abcd")
     bench.give_back(lease)
-    bench.answer(Ask.RELEASE)
-    bench.answer(Ask.READ, found=OTHER, ttl=3000)
+    bench.answer(Operation.RELEASE)
+    bench.answer(Operation.READ, found=OTHER, ttl=3000)
     for _ in "abc":
-        bench.room.pushed(0, bench.now)
-        bench.answer(Ask.TAKE_TTL)
+        bench.room.invalidated(0, bench.now)
+        bench.answer(Operation.TAKE_TTL)
         lease = bench.room.holder
         assert lease is not None
         assert bench.room.release(lease, bench.now)
-        assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0)]
-        bench.answer(Ask.RELEASE)
-        bench.answer(Ask.READ, found=OTHER, ttl=3000)
+        assert bench.asks == [(Operation.RELEASE, 0), (Operation.READ, 0)]
+        bench.answer(Operation.RELEASE)
+        bench.answer(Operation.READ, found=OTHER, ttl=3000)
 
 
 def test_who_is_refused_what_it_takes_again_has_met_somebody() -> None:
@@ -506,15 +506,15 @@ def test_who_is_refused_what_it_takes_again_has_met_somebody() -> None:
     lease = bench.hold()
     bench.join("a", "b")
     bench.room.release(lease, bench.now)
-    bench.answer(Ask.RELEASE)
-    bench.answer(Ask.TAKE, found=OTHER)
-    bench.answer(Ask.TAKE_TTL, found=OTHER, ttl=3000)
-    bench.room.pushed(0, bench.now)
-    bench.answer(Ask.TAKE_TTL)
+    bench.answer(Operation.RELEASE)
+    bench.answer(Operation.TAKE, found=OTHER)
+    bench.answer(Operation.TAKE_TTL, found=OTHER, ttl=3000)
+    bench.room.invalidated(0, bench.now)
+    bench.answer(Operation.TAKE_TTL)
     lease = bench.room.holder
     assert lease is not None
     bench.room.release(lease, bench.now)
-    assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0)]
+    assert bench.asks == [(Operation.RELEASE, 0), (Operation.READ, 0)]
 
 
 def test_a_lock_whose_server_is_gone_is_not_taken_again_but_waited_for() -> None:
@@ -526,7 +526,7 @@ def test_a_lock_whose_server_is_gone_is_not_taken_again_but_waited_for() -> None
     assert bench.kept == [(0, lease.token)]
     assert bench.asks == []
     bench.reconnect(0)
-    bench.answer(Ask.TAKE)
+    bench.answer(Operation.TAKE)
     assert bench.of("granted") == ["a"]
 
 
@@ -536,7 +536,7 @@ def test_whoever_leaves_a_lock_that_is_taken_again_gives_it_back() -> None:
     bench.join("a")
     bench.room.release(lease, bench.now)
     assert bench.room.leave("a", bench.now) is not None
-    assert bench.asks == [(Ask.RELEASE, 0), (Ask.TAKE, 0), (Ask.RELEASE, 0)]
+    assert bench.asks == [(Operation.RELEASE, 0), (Operation.TAKE, 0), (Operation.RELEASE, 0)]
     assert bench.room.empty
 
 
@@ -545,44 +545,44 @@ def test_who_polls_would_not_find_a_lock_free_that_is_taken_again_at_once() -> N
     lease = bench.hold()
     bench.join("a")
     bench.room.release(lease, bench.now)
-    assert bench.asks == [(Ask.RELEASE, 0)]
+    assert bench.asks == [(Operation.RELEASE, 0)]
 
 
 def test_a_lease_in_doubt_or_near_its_end_does_not_pass_on() -> None:
     bench = Bench(handoffs=10, handoff_time=NEVER)
     lease = bench.hold()
     bench.join("one")
-    bench.room.pushed(0, bench.now)
+    bench.room.invalidated(0, bench.now)
     assert bench.room.release(lease, bench.now)
-    assert bench.asks == [(Ask.READ, 0), (Ask.RELEASE, 0), (Ask.TAKE, 0)]
+    assert bench.asks == [(Operation.READ, 0), (Operation.RELEASE, 0), (Operation.TAKE, 0)]
     bench = Bench(handoffs=10, handoff_time=NEVER)
     lease = bench.hold()
     bench.join("one")
     lease.extend_at = NEVER
     bench.wait(4.0)
     assert bench.room.release(lease, bench.now)
-    assert bench.asks[-2:] == [(Ask.RELEASE, 0), (Ask.TAKE, 0)]
+    assert bench.asks[-2:] == [(Operation.RELEASE, 0), (Operation.TAKE, 0)]
 
 
 def test_a_lease_that_is_looked_at_for_the_first_time_or_extended_passes_on() -> None:
     """Nothing speaks against it, as long as nothing is known to have changed."""
     bench = Bench(handoffs=10, handoff_time=NEVER)
     bench.join("holder", "one", "two", "three")
-    bench.answer(Ask.TAKE)
+    bench.answer(Operation.TAKE)
     lease = bench.room.holder
     assert lease is not None
     bench.room.look(lease, bench.now)
-    assert bench.asks == [(Ask.READ, 0)]
+    assert bench.asks == [(Operation.READ, 0)]
     assert not bench.room.release(lease, bench.now)
-    bench.answer(Ask.READ, ttl=5000)
+    bench.answer(Operation.READ, ttl=5000)
     bench.wait(bench.when - bench.now)
-    assert bench.asks == [(Ask.EXTEND, 0)]
+    assert bench.asks == [(Operation.EXTEND, 0)]
     assert not bench.room.release(lease, bench.now)
-    bench.room.pushed(0, bench.now)  # that answer may be older than the change: in doubt until one more
-    bench.answer(Ask.EXTEND)
-    assert bench.asks == [(Ask.READ, 0)]
-    assert lease.doubted
-    bench.answer(Ask.READ, ttl=5000)
+    bench.room.invalidated(0, bench.now)  # that answer may be older than the change: in doubt until one more
+    bench.answer(Operation.EXTEND)
+    assert bench.asks == [(Operation.READ, 0)]
+    assert lease.unverified
+    bench.answer(Operation.READ, ttl=5000)
     assert not bench.room.release(lease, bench.now)
     assert bench.of("granted") == ["holder", "one", "two", "three"]
 
@@ -594,21 +594,21 @@ def test_a_lease_whose_server_was_away_is_in_doubt_until_it_has_answered(again: 
     bench.join("one")
     bench.drop(0)
     bench.reconnect(0)
-    assert bench.asks == [(Ask.EXTEND, 0)]
+    assert bench.asks == [(Operation.EXTEND, 0)]
     if again:
-        bench.answer(Ask.EXTEND)
+        bench.answer(Operation.EXTEND)
     assert bench.room.release(lease, bench.now) is not again
 
 
 def test_after_the_bound_the_process_holds_back_for_others() -> None:
     bench = giving_back()
-    assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0)]
+    assert bench.asks == [(Operation.RELEASE, 0), (Operation.READ, 0)]
     bench.wait(0.004)
-    bench.answer(Ask.RELEASE)
-    bench.answer(Ask.READ, found=None, ttl=-2)
+    bench.answer(Operation.RELEASE)
+    bench.answer(Operation.READ, found=None, ttl=-2)
     assert bench.when == pytest.approx(bench.now + 0.004)  # as long as the release took
     bench.wait(0.004)
-    assert bench.asks == [(Ask.TAKE, 0)]
+    assert bench.asks == [(Operation.TAKE, 0)]
 
 
 def giving_back() -> Bench:
@@ -623,94 +623,94 @@ def giving_back() -> Bench:
 def held_back() -> Bench:
     """A room that has given the lock back, and waits for what others make of that."""
     bench = giving_back()
-    bench.room.pushed(0, bench.now)  # its own release, without NOLOOP
-    bench.answer(Ask.RELEASE)
-    bench.answer(Ask.READ, found=None, ttl=-2)
+    bench.room.invalidated(0, bench.now)  # its own release, without NOLOOP
+    bench.answer(Operation.RELEASE)
+    bench.answer(Operation.READ, found=None, ttl=-2)
     assert bench.asks == []
     return bench
 
 
 def test_whoever_has_had_the_lock_meanwhile_ends_the_holding_back() -> None:
     bench = held_back()
-    bench.room.pushed(0, bench.now)  # somebody took it: not to be raced for before it is given back
-    assert bench.asks == [(Ask.READ, 0)]
-    bench.answer(Ask.READ, found=OTHER, ttl=3000)
+    bench.room.invalidated(0, bench.now)  # somebody took it: not to be raced for before it is given back
+    assert bench.asks == [(Operation.READ, 0)]
+    bench.answer(Operation.READ, found=OTHER, ttl=3000)
     assert bench.asks == []
     assert bench.when == pytest.approx(bench.now + 3.001)
-    bench.room.pushed(0, bench.now)
-    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+    bench.room.invalidated(0, bench.now)
+    assert bench.asks == [(Operation.TAKE_TTL, 0)]
 
 
 def test_whoever_was_quick_to_give_it_back_again_has_had_it_too() -> None:
     bench = held_back()
-    bench.room.pushed(0, bench.now)
-    bench.answer(Ask.READ, found=None, ttl=-2)
-    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+    bench.room.invalidated(0, bench.now)
+    bench.answer(Operation.READ, found=None, ttl=-2)
+    assert bench.asks == [(Operation.TAKE_TTL, 0)]
     bench = held_back()
-    bench.room.pushed(0, bench.now)
-    bench.room.pushed(0, bench.now)  # on another connection than the answer, and before it
-    bench.answer(Ask.READ, found=OTHER, ttl=3000)
-    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+    bench.room.invalidated(0, bench.now)
+    bench.room.invalidated(0, bench.now)  # on another connection than the answer, and before it
+    bench.answer(Operation.READ, found=OTHER, ttl=3000)
+    assert bench.asks == [(Operation.TAKE_TTL, 0)]
 
 
 def test_a_lock_that_was_taken_before_the_question_is_waited_for() -> None:
     bench = giving_back()
-    bench.answer(Ask.RELEASE)
-    bench.answer(Ask.READ, found=OTHER, ttl=3000)
+    bench.answer(Operation.RELEASE)
+    bench.answer(Operation.READ, found=OTHER, ttl=3000)
     assert bench.when == pytest.approx(bench.now + 3.001)
-    bench.room.pushed(0, bench.now)
-    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+    bench.room.invalidated(0, bench.now)
+    assert bench.asks == [(Operation.TAKE_TTL, 0)]
 
 
 def test_who_comes_back_after_the_turn_of_the_others_does_not_hold_back() -> None:
     """What the others do is asked with the release, whether or not somebody waits here by then."""
     bench = Bench()
     lease = bench.hold()
-    bench.room.turns = Turns()
-    bench.room.turns.met()
+    bench.room.contention = Contention()
+    bench.room.contention.met()
     bench.room.release(lease, bench.now)
-    assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0)]
-    bench.answer(Ask.RELEASE)
-    bench.answer(Ask.READ, found=None, ttl=-2)
-    bench.room.pushed(0, bench.now)
-    bench.answer(Ask.READ, found=None, ttl=-2)  # taken, and given back
+    assert bench.asks == [(Operation.RELEASE, 0), (Operation.READ, 0)]
+    bench.answer(Operation.RELEASE)
+    bench.answer(Operation.READ, found=None, ttl=-2)
+    bench.room.invalidated(0, bench.now)
+    bench.answer(Operation.READ, found=None, ttl=-2)  # taken, and given back
     bench.join("again")
-    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+    assert bench.asks == [(Operation.TAKE_TTL, 0)]
 
 
 def test_the_own_value_is_nobody_elses() -> None:
     """A release that had to be sent again (SCRIPT FLUSH) comes after the question."""
     bench = giving_back()
-    bench.answer(Ask.READ, ttl=4000)
-    bench.answer(Ask.RELEASE)
+    bench.answer(Operation.READ, ttl=4000)
+    bench.answer(Operation.RELEASE)
     bench.wait(0.1)
-    assert bench.asks == [(Ask.TAKE, 0)]
+    assert bench.asks == [(Operation.TAKE, 0)]
 
 
 def test_a_push_that_comes_before_the_answer_on_another_connection_is_not_waited_for_again() -> None:
     bench = giving_back()
-    bench.answer(Ask.RELEASE)
-    bench.room.pushed(0, bench.now)  # newer than the answer: whoever had it has given it back
-    bench.answer(Ask.READ, found=OTHER, ttl=4000)
-    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+    bench.answer(Operation.RELEASE)
+    bench.room.invalidated(0, bench.now)  # newer than the answer: whoever had it has given it back
+    bench.answer(Operation.READ, found=OTHER, ttl=4000)
+    assert bench.asks == [(Operation.TAKE_TTL, 0)]
 
 
 def test_a_question_without_an_answer_does_not_prolong_the_holding_back() -> None:
     bench = held_back()
-    bench.room.pushed(0, bench.now)
-    bench.fail(Ask.READ, error=None)
+    bench.room.invalidated(0, bench.now)
+    bench.fail(Operation.READ, error=None)
     bench.wait(MIN_HOLD_BACK)
-    assert bench.asks == [(Ask.TAKE, 0)]
+    assert bench.asks == [(Operation.TAKE, 0)]
 
 
 @pytest.mark.parametrize("bench", [Bench(tracking=False), Bench(2)], ids=["without tracking", "three keys"])
 def test_what_others_do_is_not_asked_where_that_would_not_end_the_holding_back(bench: Bench) -> None:
     lease = bench.hold()
     bench.join("next")
-    bench.room.turns = Turns()
-    bench.room.turns.met(OTHER)
+    bench.room.contention = Contention()
+    bench.room.contention.met(OTHER)
     bench.give_back(lease)
-    assert {ask for ask, _ in bench.asks} == {Ask.RELEASE}
+    assert {operation for operation, _ in bench.asks} == {Operation.RELEASE}
 
 
 @pytest.mark.parametrize("majority", [1, 2])
@@ -722,12 +722,12 @@ def test_who_does_not_hold_back_itself_is_given_no_more_than_its_turn(majority: 
     for _ in range(3):
         bench.join("me again")
         bench.room.release(lease, bench.now)
-        assert (Ask.READ, 0) in bench.asks
+        assert (Operation.READ, 0) in bench.asks
         for index in range(bench.rules.keys):
-            bench.answer(Ask.RELEASE, index)
-        bench.answer(Ask.READ, found=None, ttl=-2)
-        bench.room.pushed(0, bench.now)
-        bench.answer(Ask.READ, found=STRANGER, ttl=3000)
+            bench.answer(Operation.RELEASE, index)
+        bench.answer(Operation.READ, found=None, ttl=-2)
+        bench.room.invalidated(0, bench.now)
+        bench.answer(Operation.READ, found=STRANGER, ttl=3000)
         assert bench.when == pytest.approx(bench.now + 3.001)
         lease = own_turn(bench)
 
@@ -735,9 +735,9 @@ def test_who_does_not_hold_back_itself_is_given_no_more_than_its_turn(majority: 
 def own_turn(bench: Bench) -> Lease:
     """It is released elsewhere, and acquired here."""
     bench.sent.clear()
-    bench.room.pushed(0, bench.now)
+    bench.room.invalidated(0, bench.now)
     for index in range(bench.rules.keys):
-        bench.answer(Ask.TAKE_TTL, index)
+        bench.answer(Operation.TAKE_TTL, index)
     lease = bench.room.holder
     assert lease is not None
     return lease
@@ -749,55 +749,55 @@ def test_the_first_of_several_keys_is_the_one_that_tells_of_a_turn() -> None:
     bench.join("next")
     bench.give_back(lease)
     for index in range(3):
-        bench.answer(Ask.RELEASE, index)
-    bench.answer(Ask.READ, found=None, ttl=-2)
-    bench.room.pushed(1, bench.now)
-    bench.room.pushed(2, bench.now)
+        bench.answer(Operation.RELEASE, index)
+    bench.answer(Operation.READ, found=None, ttl=-2)
+    bench.room.invalidated(1, bench.now)
+    bench.room.invalidated(2, bench.now)
     assert bench.asks == []
-    bench.room.pushed(0, bench.now)
-    assert bench.asks == [(Ask.READ, 0)]
-    bench.answer(Ask.READ, found=STRANGER, ttl=3000)
-    bench.room.pushed(1, bench.now)
+    bench.room.invalidated(0, bench.now)
+    assert bench.asks == [(Operation.READ, 0)]
+    bench.answer(Operation.READ, found=STRANGER, ttl=3000)
+    bench.room.invalidated(1, bench.now)
     assert bench.asks == []
-    bench.room.pushed(0, bench.now)
-    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+    bench.room.invalidated(0, bench.now)
+    assert bench.asks == [(Operation.TAKE_TTL, 0)]
 
 
 def test_among_many_the_holding_back_takes_its_time() -> None:
     """Whoever had its turn would be as quick as those who wait for theirs."""
     bench = Bench()
     bench.refuse("me")  # twice
-    bench.room.pushed(0, bench.now)
-    bench.answer(Ask.TAKE_TTL)
+    bench.room.invalidated(0, bench.now)
+    bench.answer(Operation.TAKE_TTL)
     bench.look()
     lease = bench.room.holder
     assert lease is not None
-    assert bench.room.turns is not None
-    bench.room.turns.met(OTHER)
+    assert bench.room.contention is not None
+    bench.room.contention.met(OTHER)
     bench.join("next")
     bench.room.release(lease, bench.now)
-    assert bench.asks == [(Ask.RELEASE, 0)]
+    assert bench.asks == [(Operation.RELEASE, 0)]
 
 
 def test_holding_back_is_bounded_from_both_sides() -> None:
     bench = giving_back()
-    bench.answer(Ask.RELEASE)
+    bench.answer(Operation.RELEASE)
     assert bench.when == pytest.approx(bench.now + MIN_HOLD_BACK)
     bench = giving_back()
     bench.wait(0.02)  # no answer
-    assert bench.asks == [(Ask.RELEASE, 0), (Ask.READ, 0), (Ask.TAKE, 0)]
+    assert bench.asks == [(Operation.RELEASE, 0), (Operation.READ, 0), (Operation.TAKE, 0)]
 
 
 def shared_lock() -> Bench:
     """A room that has been refused the lock and got it later, and gives it back with nobody else here."""
     bench = Bench()
     bench.refuse("first")
-    bench.room.pushed(0, bench.now)
-    bench.answer(Ask.TAKE_TTL)
+    bench.room.invalidated(0, bench.now)
+    bench.answer(Operation.TAKE_TTL)
     lease = bench.room.holder
     assert lease is not None
-    assert bench.room.turns is not None
-    bench.room.turns.met(OTHER)
+    assert bench.room.contention is not None
+    bench.room.contention.met(OTHER)
     bench.room.release(lease, bench.now)
     bench.told.clear()
     return bench
@@ -806,49 +806,49 @@ def shared_lock() -> Bench:
 def test_who_knows_of_others_lets_them_go_first_after_its_own_turn() -> None:
     bench = shared_lock()
     bench.join("again")
-    assert bench.asks == [(Ask.RELEASE, 0)]
+    assert bench.asks == [(Operation.RELEASE, 0)]
     bench.wait(0.004)
-    bench.answer(Ask.RELEASE)
+    bench.answer(Operation.RELEASE)
     assert bench.asks == []
     assert bench.when == pytest.approx(bench.now + 0.004)
     bench.wait(0.004)
-    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+    assert bench.asks == [(Operation.TAKE_TTL, 0)]
 
 
 def test_who_comes_back_later_does_not_hold_back() -> None:
     bench = shared_lock()
-    bench.answer(Ask.RELEASE)
+    bench.answer(Operation.RELEASE)
     bench.wait(0.1)
     bench.join("again")
-    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+    assert bench.asks == [(Operation.TAKE_TTL, 0)]
 
 
 def test_who_does_not_wait_does_not_hold_back() -> None:
     bench = shared_lock()
     bench.room.try_join("again", bench.now)
-    assert bench.asks == [(Ask.RELEASE, 0), (Ask.TAKE_TTL, 0)]
+    assert bench.asks == [(Operation.RELEASE, 0), (Operation.TAKE_TTL, 0)]
 
 
 def test_others_are_forgotten_when_they_have_not_been_met_for_a_while() -> None:
     bench = shared_lock()
-    bench.answer(Ask.RELEASE)
+    bench.answer(Operation.RELEASE)
     for _ in range(REMEMBERED):
         bench.wait(0.1)
         bench.join("again")
         bench.answer(bench.asks[0][0])
         bench.room.release(bench.room.holder, bench.now)
-        bench.answer(Ask.RELEASE)
+        bench.answer(Operation.RELEASE)
     bench.join("again")
-    assert bench.asks == [(Ask.TAKE, 0)]
+    assert bench.asks == [(Operation.TAKE, 0)]
 
 
 def test_a_lock_that_is_given_back_at_once_is_never_looked_at() -> None:
     bench = Bench()
     bench.join("me")
-    bench.answer(Ask.TAKE)
+    bench.answer(Operation.TAKE)
     assert bench.of("granted") == ["me"]
     bench.room.release(bench.room.holder, bench.now)
-    bench.answer(Ask.RELEASE)
+    bench.answer(Operation.RELEASE)
     bench.look()
     assert bench.asks == []
 
@@ -857,9 +857,9 @@ def test_a_lock_that_is_given_back_at_once_is_never_looked_at() -> None:
 def test_what_happened_before_the_key_was_tracked_is_found_by_the_first_look(found: object, reason: LossReason) -> None:
     bench = Bench()
     bench.join("me")
-    bench.answer(Ask.TAKE)
+    bench.answer(Operation.TAKE)
     bench.room.look(bench.looks[0], bench.now)
-    bench.answer(Ask.READ, found=found, ttl=-2 if found is None else 4000)
+    bench.answer(Operation.READ, found=found, ttl=-2 if found is None else 4000)
     assert bench.of("lost") == [reason]
     # A key that is gone may have expired on arrival: the clock that its expiry was set by is doubted.
     assert bench.of("doubt clock") == ([0] if found is None else [])
@@ -868,13 +868,13 @@ def test_what_happened_before_the_key_was_tracked_is_found_by_the_first_look(fou
 def test_a_vote_that_comes_after_the_first_look_is_looked_at_at_once() -> None:
     bench = Bench(2)
     bench.join("me")
-    bench.answer(Ask.TAKE, 0)
-    bench.answer(Ask.TAKE, 1)
+    bench.answer(Operation.TAKE, 0)
+    bench.answer(Operation.TAKE, 1)
     assert bench.of("granted") == ["me"]
     bench.room.look(bench.looks[0], bench.now)
-    assert bench.asks == [(Ask.TAKE, 2), (Ask.READ, 0), (Ask.READ, 1)]
-    bench.answer(Ask.TAKE, 2)
-    assert bench.asks == [(Ask.READ, 0), (Ask.READ, 1), (Ask.READ, 2)]
+    assert bench.asks == [(Operation.TAKE, 2), (Operation.READ, 0), (Operation.READ, 1)]
+    bench.answer(Operation.TAKE, 2)
+    assert bench.asks == [(Operation.READ, 0), (Operation.READ, 1), (Operation.READ, 2)]
 
 
 def test_a_vote_that_comes_before_the_first_look_waits_for_it() -> None:
@@ -882,10 +882,10 @@ def test_a_vote_that_comes_before_the_first_look_waits_for_it() -> None:
     bench = Bench(2)
     bench.join("me")
     for index in range(3):
-        bench.answer(Ask.TAKE, index)
+        bench.answer(Operation.TAKE, index)
     assert bench.asks == []
     bench.room.look(bench.looks[0], bench.now)
-    assert bench.asks == [(Ask.READ, 0), (Ask.READ, 1), (Ask.READ, 2)]
+    assert bench.asks == [(Operation.READ, 0), (Operation.READ, 1), (Operation.READ, 2)]
 
 
 def test_a_key_that_is_lost_before_the_first_look_does_not_put_the_first_extension_off() -> None:
@@ -893,24 +893,24 @@ def test_a_key_that_is_lost_before_the_first_look_does_not_put_the_first_extensi
     bench = Bench(2)
     bench.join("me")
     for index in range(3):
-        bench.answer(Ask.TAKE, index)
-    bench.room.pushed(0, bench.now, LossReason.FLUSHED)
-    bench.answer(Ask.READ, 0, found=None, ttl=-2)
+        bench.answer(Operation.TAKE, index)
+    bench.room.invalidated(0, bench.now, LossReason.FLUSHED)
+    bench.answer(Operation.READ, 0, found=None, ttl=-2)
     bench.look()
     assert bench.when == on_grid(bench.now + 2.5 / 2)
     bench.wait(2.5)
-    assert bench.asks == [(Ask.TAKE, 0), (Ask.EXTEND, 1), (Ask.EXTEND, 2)]
+    assert bench.asks == [(Operation.TAKE, 0), (Operation.EXTEND, 1), (Operation.EXTEND, 2)]
 
 
 def test_an_error_before_the_first_look_does_not_put_the_first_extension_off() -> None:
     bench = Bench(extend_interval=0.05)
     bench.join("me")
-    bench.answer(Ask.TAKE)
+    bench.answer(Operation.TAKE)
     bench.room.reconnected(0, bench.now)
-    bench.fail(Ask.EXTEND, error=Trouble())
+    bench.fail(Operation.EXTEND, error=Trouble())
     bench.look()
     bench.wait(0.05)
-    assert bench.asks == [(Ask.EXTEND, 0)]
+    assert bench.asks == [(Operation.EXTEND, 0)]
 
 
 def test_an_extension_that_is_due_while_a_key_is_looked_at_is_not_left_out() -> None:
@@ -918,14 +918,14 @@ def test_an_extension_that_is_due_while_a_key_is_looked_at_is_not_left_out() -> 
     lease = bench.hold()
     due = bench.when
     bench.wait(due - bench.now - 0.01)
-    bench.room.pushed(0, bench.now)
-    assert bench.asks == [(Ask.READ, 0)]
+    bench.room.invalidated(0, bench.now)
+    assert bench.asks == [(Operation.READ, 0)]
     bench.wait(0.02)
-    assert bench.asks == [(Ask.READ, 0), (Ask.EXTEND, 0)]
+    assert bench.asks == [(Operation.READ, 0), (Operation.EXTEND, 0)]
     bench.wait(2.5)  # nothing is answered: no more is asked
-    assert bench.asks == [(Ask.READ, 0), (Ask.EXTEND, 0)]
-    bench.answer(Ask.READ, ttl=3700)
-    bench.answer(Ask.EXTEND)
+    assert bench.asks == [(Operation.READ, 0), (Operation.EXTEND, 0)]
+    bench.answer(Operation.READ, ttl=3700)
+    bench.answer(Operation.EXTEND)
     assert bench.told == [] and lease.deadline > bench.now
 
 
@@ -936,11 +936,11 @@ def test_an_extension_that_was_due_while_one_was_under_way_is_made_up_for_when_t
     bench.wait(2.5 / 2)
     late = bench.now
     bench.wait(2.5)  # the next one is due: nothing more is asked of a server that has not answered
-    assert bench.asks == [(Ask.EXTEND, 0)]
-    bench.answer(Ask.EXTEND)
+    assert bench.asks == [(Operation.EXTEND, 0)]
+    bench.answer(Operation.EXTEND)
     assert lease.deadline == pytest.approx(late + TERM, abs=GRID)
-    assert bench.asks == [(Ask.EXTEND, 0)]
-    bench.answer(Ask.EXTEND)
+    assert bench.asks == [(Operation.EXTEND, 0)]
+    bench.answer(Operation.EXTEND)
     assert bench.asks == []
     bench.wait(late + TERM - bench.now + 0.01)
     assert bench.told == [] and bench.room.holder is lease

@@ -3,7 +3,7 @@
 import pytest
 
 from asynclock.core.room import MAX_BACKOFF
-from asynclock.core.rules import NEVER, Ask, LossReason
+from asynclock.core.rules import NEVER, LossReason, Operation
 
 from ..simulation.servers import Trouble
 from .bench import OTHER, STRANGER, Bench
@@ -14,14 +14,14 @@ from .bench import OTHER, STRANGER, Bench
 def test_an_uncontended_lock_is_one_round_trip_each_way() -> None:
     bench = Bench()
     bench.join("me")
-    assert bench.asks == [(Ask.TAKE, 0)]
-    bench.answer(Ask.TAKE)
+    assert bench.asks == [(Operation.TAKE, 0)]
+    bench.answer(Operation.TAKE)
     lease = bench.room.holder
     assert bench.told == [("granted", "me")]
     assert bench.room.release(lease, bench.now)
-    assert bench.asks == [(Ask.RELEASE, 0)]
+    assert bench.asks == [(Operation.RELEASE, 0)]
     assert bench.settles == []
-    bench.answer(Ask.RELEASE)
+    bench.answer(Operation.RELEASE)
     assert bench.settles == [lease.token]
     assert not lease.lost_unnoticed(1)
     assert bench.room.empty
@@ -33,47 +33,47 @@ def test_a_lease_is_released_once_and_by_its_holder_only() -> None:
     lease = bench.hold()
     assert bench.room.release(lease, bench.now)
     assert not bench.room.release(lease, bench.now)
-    assert bench.asks == [(Ask.RELEASE, 0)]
+    assert bench.asks == [(Operation.RELEASE, 0)]
 
 
 def test_a_release_that_finds_somebody_else_says_so() -> None:
     bench = Bench()
     lease = bench.hold()
     bench.room.release(lease, bench.now)
-    bench.answer(Ask.RELEASE, found=OTHER)
+    bench.answer(Operation.RELEASE, found=OTHER)
     assert lease.lost_unnoticed(1)
 
 
 def test_the_second_attempt_asks_how_long_the_holder_has_left_and_the_third_comes_one_millisecond_after() -> None:
     bench = Bench()
     bench.join("me")
-    bench.answer(Ask.TAKE, found=OTHER)
-    assert bench.asks == [(Ask.TAKE_TTL, 0)]
-    bench.answer(Ask.TAKE_TTL, found=OTHER, ttl=700)
+    bench.answer(Operation.TAKE, found=OTHER)
+    assert bench.asks == [(Operation.TAKE_TTL, 0)]
+    bench.answer(Operation.TAKE_TTL, found=OTHER, ttl=700)
     assert bench.asks == []
     assert bench.when == pytest.approx(bench.now + 0.701)
     bench.wait(0.7005)
     assert bench.asks == []
     bench.wait(0.001)
-    assert bench.asks == [(Ask.TAKE_TTL, 0)]
-    bench.answer(Ask.TAKE_TTL)
+    assert bench.asks == [(Operation.TAKE_TTL, 0)]
+    bench.answer(Operation.TAKE_TTL)
     assert bench.of("granted") == ["me"]
 
 
 def test_a_key_without_an_end_is_looked_at_again_after_the_validity() -> None:
     bench = Bench()
     bench.join("me")
-    bench.answer(Ask.TAKE, found=STRANGER)
-    bench.answer(Ask.TAKE_TTL, found=STRANGER, ttl=-1)
+    bench.answer(Operation.TAKE, found=STRANGER)
+    bench.answer(Operation.TAKE_TTL, found=STRANGER, ttl=-1)
     assert bench.when == pytest.approx(bench.now + 5.0)
 
 
 def test_a_key_that_went_away_meanwhile_is_tried_at_once_but_not_for_ever_without_a_pause() -> None:
     bench = Bench()
     bench.join("me")
-    bench.answer(Ask.TAKE, found=OTHER)
+    bench.answer(Operation.TAKE, found=OTHER)
     for _ in range(4):
-        bench.answer(Ask.TAKE_TTL, found=None, ttl=-2)
+        bench.answer(Operation.TAKE_TTL, found=None, ttl=-2)
     assert bench.asks == []
     assert bench.now < bench.when <= bench.now + 0.03
 
@@ -81,29 +81,29 @@ def test_a_key_that_went_away_meanwhile_is_tried_at_once_but_not_for_ever_withou
 def test_a_waiter_wakes_on_a_push() -> None:
     bench = Bench()
     bench.refuse()
-    bench.room.pushed(0, bench.now)
-    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+    bench.room.invalidated(0, bench.now)
+    assert bench.asks == [(Operation.TAKE_TTL, 0)]
 
 
 def test_a_push_while_the_answer_is_under_way_is_not_lost_on_an_attempt() -> None:
     bench = Bench()
     bench.join("me")
-    bench.answer(Ask.TAKE, found=OTHER)
-    bench.room.pushed(0, bench.now)
-    bench.answer(Ask.TAKE_TTL, found=OTHER, ttl=4000)
-    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+    bench.answer(Operation.TAKE, found=OTHER)
+    bench.room.invalidated(0, bench.now)
+    bench.answer(Operation.TAKE_TTL, found=OTHER, ttl=4000)
+    assert bench.asks == [(Operation.TAKE_TTL, 0)]
 
 
 def test_a_push_while_the_answer_is_under_way_is_not_lost_on_a_holder() -> None:
     bench = Bench()
     lease = bench.hold()
     bench.wait(2.0)
-    assert bench.asks == [(Ask.EXTEND, 0)]
-    bench.room.pushed(0, bench.now)
-    assert bench.asks == [(Ask.EXTEND, 0)]
-    bench.answer(Ask.EXTEND)
-    assert bench.asks == [(Ask.READ, 0)]
-    bench.answer(Ask.READ, found=None, ttl=-2)
+    assert bench.asks == [(Operation.EXTEND, 0)]
+    bench.room.invalidated(0, bench.now)
+    assert bench.asks == [(Operation.EXTEND, 0)]
+    bench.answer(Operation.EXTEND)
+    assert bench.asks == [(Operation.READ, 0)]
+    bench.answer(Operation.READ, found=None, ttl=-2)
     assert bench.told == [("doubt clock", 0), ("lost", LossReason.DELETED, 0)]
     assert bench.room.empty
     assert lease.done
@@ -114,8 +114,8 @@ def test_a_push_that_finds_the_token_changes_nothing() -> None:
     lease = bench.hold()
     deadline = lease.deadline
     bench.wait(0.5)
-    bench.room.pushed(0, bench.now)
-    bench.answer(Ask.READ, ttl=4600)
+    bench.room.invalidated(0, bench.now)
+    bench.answer(Operation.READ, ttl=4600)
     assert bench.told == []
     assert lease.deadline == deadline
 
@@ -128,10 +128,10 @@ def test_an_abandoned_attempt_is_followed_by_its_release() -> None:
     bench.join("me")
     abandoned = bench.room.leave("me", bench.now)
     assert abandoned is not None
-    assert bench.asks == [(Ask.TAKE, 0), (Ask.RELEASE, 0)]
+    assert bench.asks == [(Operation.TAKE, 0), (Operation.RELEASE, 0)]
     assert bench.room.empty
-    bench.answer(Ask.TAKE)  # too late to matter
-    bench.answer(Ask.RELEASE)
+    bench.answer(Operation.TAKE)  # too late to matter
+    bench.answer(Operation.RELEASE)
     assert bench.settles == [abandoned.token]
     assert bench.of("granted") == []
 
@@ -170,8 +170,8 @@ def test_who_leaves_while_the_process_holds_back_ends_it() -> None:
     bench.give_back(lease)
     assert bench.room.leave("me", bench.now) is None
     assert bench.room.empty
-    bench.answer(Ask.RELEASE)
-    bench.answer(Ask.READ, found=None, ttl=-2)
+    bench.answer(Operation.RELEASE)
+    bench.answer(Operation.READ, found=None, ttl=-2)
     assert bench.asks == []
     assert bench.when == NEVER
 
@@ -188,8 +188,8 @@ def test_an_attempt_is_inherited_by_the_next_waiter() -> None:
     bench = Bench()
     bench.join("first", "second")
     assert bench.room.leave("first", bench.now) is None
-    assert bench.asks == [(Ask.TAKE, 0)]
-    bench.answer(Ask.TAKE)
+    assert bench.asks == [(Operation.TAKE, 0)]
+    bench.answer(Operation.TAKE)
     assert bench.of("granted") == ["second"]
 
 
@@ -205,13 +205,13 @@ def test_try_is_refused_at_once_if_the_lock_is_held_or_waited_for_here() -> None
     bench.join("other")
     bench.room.try_join("me", bench.now)
     assert bench.told == [("refused", "me")]
-    assert bench.asks == [(Ask.TAKE, 0)]
+    assert bench.asks == [(Operation.TAKE, 0)]
 
 
 def test_try_is_refused_by_the_first_answer() -> None:
     bench = Bench()
     bench.room.try_join("me", bench.now)
-    bench.answer(Ask.TAKE, found=OTHER)
+    bench.answer(Operation.TAKE, found=OTHER)
     assert bench.of("refused") == ["me"]
     assert bench.room.empty
     assert bench.asks == []
@@ -221,9 +221,9 @@ def test_who_waits_behind_a_try_goes_on_when_it_is_refused() -> None:
     bench = Bench()
     bench.room.try_join("me", bench.now)
     bench.join("patient")
-    bench.answer(Ask.TAKE, found=OTHER)
+    bench.answer(Operation.TAKE, found=OTHER)
     assert bench.told == [("refused", "me")]
-    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+    assert bench.asks == [(Operation.TAKE_TTL, 0)]
 
 
 def test_a_try_that_left_does_not_make_the_next_impatient() -> None:
@@ -231,9 +231,9 @@ def test_a_try_that_left_does_not_make_the_next_impatient() -> None:
     bench.room.try_join("me", bench.now)
     bench.join("patient")
     bench.room.leave("me", bench.now)
-    bench.answer(Ask.TAKE, found=OTHER)
+    bench.answer(Operation.TAKE, found=OTHER)
     assert bench.told == []
-    assert bench.asks == [(Ask.TAKE_TTL, 0)]
+    assert bench.asks == [(Operation.TAKE_TTL, 0)]
 
 
 def test_a_try_without_a_connection_fails() -> None:
@@ -252,7 +252,7 @@ def test_a_passing_error_is_waited_out_longer_each_time() -> None:
     bench.join("me")
     pauses = []
     for _ in range(12):
-        bench.fail(Ask.TAKE, error=Trouble())
+        bench.fail(Operation.TAKE, error=Trouble())
         assert bench.told == []
         pauses.append(bench.when - bench.now)
         bench.wait(pauses[-1])
@@ -265,10 +265,10 @@ def test_a_lasting_error_fails_everybody_who_waits() -> None:
     bench = Bench()
     bench.join("one", "two")
     error = Trouble(lasting=True)
-    bench.fail(Ask.TAKE, error=error)
+    bench.fail(Operation.TAKE, error=error)
     assert bench.told == [("failed", "one", error), ("failed", "two", error)]
     assert bench.room.empty
-    assert bench.asks == [(Ask.RELEASE, 0)]  # an error says nothing about what was done
+    assert bench.asks == [(Operation.RELEASE, 0)]  # an error says nothing about what was done
 
 
 def test_a_waiter_outlasts_a_lost_connection() -> None:
@@ -278,7 +278,7 @@ def test_a_waiter_outlasts_a_lost_connection() -> None:
     assert bench.when == NEVER
     assert bench.told == []
     bench.reconnect(0)
-    assert bench.asks[-1][0] in (Ask.TAKE, Ask.TAKE_TTL)
+    assert bench.asks[-1][0] in (Operation.TAKE, Operation.TAKE_TTL)
 
 
 def test_a_waiter_is_told_that_the_server_will_not_have_it_any_more() -> None:
@@ -302,9 +302,9 @@ def test_close_sends_everybody_away() -> None:
     assert bench.room.close(bench.now) == ["one", "two"]
     assert bench.told == [("lost", LossReason.CLOSED, None)]
     assert bench.room.empty
-    assert bench.asks == [(Ask.FORCE, 0), (Ask.RELEASE, 0)]
+    assert bench.asks == [(Operation.FORCE, 0), (Operation.RELEASE, 0)]
     bench.room.give_back(lease, bench.now)
-    assert bench.asks == [(Ask.FORCE, 0), (Ask.RELEASE, 0), (Ask.RELEASE, 0)]
+    assert bench.asks == [(Operation.FORCE, 0), (Operation.RELEASE, 0), (Operation.RELEASE, 0)]
     assert bench.when == NEVER
 
 
@@ -315,7 +315,7 @@ def test_the_room_says_once_that_nobody_is_there() -> None:
     bench.room.release(lease, bench.now)
     assert not bench.room.empty
     bench.room.release(lease, bench.now)
-    bench.answer(Ask.RELEASE)
+    bench.answer(Operation.RELEASE)
     assert bench.room.empty
 
 

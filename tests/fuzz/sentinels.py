@@ -46,7 +46,7 @@ class SentinelCase:
             liars = [await stack.enter_async_context(Turncoat(port)) for _, port in self.group.addresses]
             hosts = ",".join(f"127.0.0.1:{liar.port}" for liar in liars)
             locker = Locker(f"redis+sentinel://{hosts}/{self.group.name}", key_validity=5)
-            (door,) = locker._servers.doors
+            (door,) = locker._servers.connectors
             assert isinstance(door, SentinelDoor)
             self.go_nowhere_else(door)
             name = f"job {self.random.random()}"
@@ -66,7 +66,7 @@ class SentinelCase:
                 await self.to_be_had(locker, name)
                 self.drop(locker)
             await self.to_be_had(locker, name)
-            if not locker._keeper.topology.looking.running:  # type: ignore[attr-defined]
+            if not locker._manager.topology.looking.running:  # type: ignore[attr-defined]
                 self.wrong.append("nobody looks any more whether the primary is still the one")
             await locker.aclose()
         return self.wrong
@@ -83,9 +83,9 @@ class SentinelCase:
         door._open = guarded  # type: ignore[method-assign]
 
     def drop(self, locker: Locker) -> None:
-        for node in locker._keeper.topology.nodes:
-            if node.wire is not None:
-                node.wire.abort()
+        for node in locker._manager.topology.nodes:
+            if node.connection is not None:
+                node.connection.abort()
 
     async def to_be_had(self, locker: Locker, name: str) -> None:
         end = time.monotonic() + WELL_AGAIN

@@ -154,7 +154,7 @@ class Check:
         if not self.world.rules.tracking or lease in client.looks:
             return
         for index, until in enumerate(lease.votes):
-            if until <= self.world.now or lease.asked[index] or room.forces:
+            if until <= self.world.now or lease.in_flight[index] or room.forces:
                 continue  # a FORCE that is under way ends with a loss, or with another look at the keys
             server, key = self._servers[index], room.keys[index]
             if server.has(key, lease.token):
@@ -164,7 +164,7 @@ class Check:
             link = client.links[server.name]
             if link is None or link.broken or self._hidden(client, server, key) > 0:
                 continue
-            if lease.doubted >> index & 1 and lease.look_at <= self.world.now + PAUSE:
+            if lease.unverified >> index & 1 and lease.next_check <= self.world.now + PAUSE:
                 continue  # it will be looked at, when it is time for that
             under_way = [*link.told, *(what for asker, what in link.back if asker is None)]
             if not any(what in (None, key) for what in under_way):
@@ -253,12 +253,12 @@ class Check:
     # What goes without saying
 
     def _consistent(self, client: Client, room: Room[Task]) -> None:
-        if room.empty and (room.wake < NEVER or room.fruitless is not None):
+        if room.empty and (room.wake < NEVER or room.last_failed is not None):
             raise self.broken("c", f"{client.name}: nobody is in the room of {room.name!r}, and it does not rest")
         if room.holder is not None and room.attempt is not None and not room.forced:
             raise self.broken("", f"{client.name} both holds {room.name!r} and tries to")
-        if room.impatient is not None and (room.impatient not in room.queue or room.attempt is None):
-            raise self.broken("", f"{client.name}: {room.impatient!r} does not wait, and is made to")
+        if room.no_wait is not None and (room.no_wait not in room.queue or room.attempt is None):
+            raise self.broken("", f"{client.name}: {room.no_wait!r} does not wait, and is made to")
         for lease in (room.holder, room.attempt):
             if lease is not None:
                 asked = [0] * len(self._servers)
@@ -266,8 +266,8 @@ class Check:
                     for request in link.waiting if link is not None else ():
                         if isinstance(request, Request) and request.lease is lease:
                             asked[request.index] += 1
-                if asked != lease.asked:
-                    raise self.broken("", f"{client.name}: asked {asked}, counted {lease.asked}")
+                if asked != lease.in_flight:
+                    raise self.broken("", f"{client.name}: asked {asked}, counted {lease.in_flight}")
 
     def _remembered(self, client: Client) -> None:
         for task in client.tasks:
@@ -276,7 +276,7 @@ class Check:
             if task.state == "waiting" and task not in room.queue and task not in room.forces:
                 raise self.broken("d", f"{task!r} waits, and was forgotten")
             if task.state == "held" and (
-                task.lease is not room.holder or getattr(task.lease, "owner", None) is not task
+                task.lease is not room.holder or getattr(task.lease, "scope_ref", None) is not task
             ):
                 raise self.broken("f", f"{task!r} holds {task.name!r}, and the room does not know")
 
@@ -306,7 +306,7 @@ class Check:
         if max(client.frozen, lease.acquired_at) > while_ago:  # what was granted late may be over at once
             return False
         there = 0
-        for key, server, asked in zip(lease.owner.room.keys, self._servers, lease.asked, strict=True):
+        for key, server, asked in zip(lease.scope_ref.room.keys, self._servers, lease.in_flight, strict=True):
             link = client.links[server.name]
             there += (
                 link is not None

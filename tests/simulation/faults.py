@@ -9,7 +9,7 @@ import pytest
 
 from asynclock.core.lease import Lease
 from asynclock.core.room import Room
-from asynclock.core.rules import Ask, Rules
+from asynclock.core.rules import Operation, Rules
 
 from .links import Link
 from .processes import Client, Task
@@ -26,14 +26,14 @@ def count_from_the_reply(patch: pytest.MonkeyPatch) -> None:
         self: Room[Any],
         lease: Lease,
         index: int,
-        ask: Ask,
+        operation: Operation,
         sent: float,
         ok: bool,
         found: bytes | None,
         ttl: int | None,
         now: float,
     ) -> None:
-        answered(self, lease, index, ask, now, ok, found, ttl, now)
+        answered(self, lease, index, operation, now, ok, found, ttl, now)
 
     patch.setattr(Room, "answered", late)
 
@@ -74,13 +74,13 @@ def one_vote_less(patch: pytest.MonkeyPatch) -> None:
 
 def deaf_while_acquiring(patch: pytest.MonkeyPatch) -> None:
     """Pushes that come while the lock is being acquired are ignored."""
-    pushed = Room.pushed
+    pushed = Room.invalidated
 
     def deaf(self: Room[Any], *told: Any) -> None:
         if self.attempt is None:
             pushed(self, *told)
 
-    patch.setattr(Room, "pushed", deaf)
+    patch.setattr(Room, "invalidated", deaf)
 
 
 def deaf_after_a_reconnect(patch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def no_second_look(patch: pytest.MonkeyPatch) -> None:
     answered = Room.answered
 
     def once(self: Room[Any], lease: Lease, index: int, *rest: Any) -> None:
-        lease.pushed &= ~(1 << index)
+        lease.stale &= ~(1 << index)
         answered(self, lease, index, *rest)
 
     patch.setattr(Room, "answered", once)

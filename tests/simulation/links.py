@@ -98,7 +98,7 @@ class Link:
             self.heard = world.now
             world.acted = client
             if asker is None:
-                client.pushed(self, reply)
+                client.invalidated(self, reply)
             else:
                 asker.reply(reply, world.now)
                 if not asker.left:
@@ -110,7 +110,7 @@ class Link:
             return
         if self.told:  # else it was cut meanwhile
             self.world.acted = client
-            client.pushed(self, self.told.popleft())
+            client.invalidated(self, self.told.popleft())
 
     def _later(self, until: float, what: Callable[..., None], *arguments: Any) -> bool:
         if until > self.world.now:

@@ -9,7 +9,7 @@ from asynclock.core.clock import ServerClock
 from asynclock.core.lease import Lease, Tokens
 from asynclock.core.pace import Pace
 from asynclock.core.room import Room
-from asynclock.core.rules import NEVER, Ask, LossReason
+from asynclock.core.rules import NEVER, LossReason, Operation
 from asynclock.wire.noloop import LOOK_EVERY, Report
 
 from .links import Link
@@ -19,7 +19,7 @@ from .servers import Expiry, Trouble
 if TYPE_CHECKING:
     from .world import World
 
-VOTES = (Ask.TAKE, Ask.TAKE_TTL, Ask.FORCE)  # what asks for a new vote
+VOTES = (Operation.TAKE, Operation.TAKE_TTL, Operation.FORCE)  # what asks for a new vote
 
 
 class Task:
@@ -67,7 +67,7 @@ class Client:
         self.gone = [False for _ in world.servers]
         self.problems: list[Trouble | None] = [None for _ in world.servers]  # why a server was not connected
         self.until = [0.0 for _ in world.servers]  # of the quarantine of a server that was seen to be another process
-        self.owed: list[dict[tuple[bytes, bytes], None]] = [{} for _ in world.servers]
+        self.may_be_ours: list[dict[tuple[bytes, bytes], None]] = [{} for _ in world.servers]
         for home, server in enumerate(world.servers):
             if server.up and max(server.stalled, server.troubled) <= world.now:
                 self._connect(home, world.now - world.delay(), server.time())
@@ -114,7 +114,7 @@ class Client:
                 self.world.at(self.world.now + self.world.delay(), self._give_back, room, lease)
 
     def _give_back(self, room: Room[Task], lease: Lease) -> None:
-        if lease.owed:
+        if lease.may_be_ours:
             room.give_back(lease, self.world.now)
 
     def die(self) -> None:
@@ -133,18 +133,18 @@ class Client:
     def token(self, forced: bool) -> bytes:
         return self.tokens.next(forced=forced)
 
-    def ask(self, room: Room[Task], lease: Lease, index: int, ask: Ask, now: float) -> bool:
+    def request(self, room: Room[Task], lease: Lease, index: int, operation: Operation, now: float) -> bool:
         home = self.homes[index]
         link = self.links[home]
         key, token = room.keys[index], lease.token
         if link is None:
-            if ask is Ask.RELEASE:
-                self.owed[home][key, token] = None
+            if operation is Operation.RELEASE:
+                self.may_be_ours[home][key, token] = None
             return False
-        if ask in VOTES and link.quarantined:
+        if operation in VOTES and link.quarantined:
             return False
-        expiry = self._expiry(link, now) if ask not in (Ask.READ, Ask.RELEASE) else NO_EXPIRY
-        request = Request(room, lease, index, ask, now, link.refused)
+        expiry = self._expiry(link, now) if operation not in (Operation.READ, Operation.RELEASE) else NO_EXPIRY
+        request = Request(room, lease, index, operation, now, link.refused)
         link.send(request, request.commands(expiry))
         return True
 
@@ -183,7 +183,7 @@ class Client:
             elif room.wake < NEVER:
                 self.wake(room, room.wake)
 
-    def look_soon(self, room: Room[Task], lease: Lease) -> None:
+    def first_check_soon(self, room: Room[Task], lease: Lease) -> None:
         self.looks.add(lease)
         self.world.at(self.world.now + self.world.random.random() * 2e-3, self._look, room, lease)
 
@@ -217,7 +217,7 @@ class Client:
 
     def granted(self, task: Task, lease: Lease) -> None:
         assert task.state == "waiting", f"{task!r} was granted the lock, but it is {task.state}"
-        task.lease, task.state, lease.owner = lease, "held", task
+        task.lease, task.state, lease.scope_ref = lease, "held", task
         world = self.world
         if world.recording:
             world.log("%r HOLDS %r until %.3f, as %s", task, task.name, world.ms(lease.deadline), lease.token.decode())
@@ -254,7 +254,7 @@ class Client:
         self.world.log("%r %s %s", task, state, problem or "")
 
     def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None:
-        task = lease.owner
+        task = lease.scope_ref
         self.world.log("%r LOST %r: %s, key %s", task, task.name, reason, index)
         if task.state == "held":
             task.state, task.problem = "lost", reason
@@ -262,7 +262,7 @@ class Client:
                 self.world.at(self.world.now, self.world.through, task)
         self.world.losses.append((self, lease, reason, index))
 
-    def settled(self, lease: Lease) -> None:
+    def release_answered(self, lease: Lease) -> None:
         task = self.leaving.pop(lease, None)
         if task is not None:
             self.world.at(self.world.now, self.world.through, task)
@@ -272,14 +272,14 @@ class Client:
     def uses(self, link: Link) -> bool:
         return self.links[link.server.name] is link
 
-    def pushed(self, link: Link, key: bytes | None) -> None:
+    def invalidated(self, link: Link, key: bytes | None) -> None:
         self.world.log("%s is told by server %d of %s", self.name, link.server.name, key.decode() if key else "a flush")
         for room in list(self.rooms.values()):
             for index in self._at(link.server.name):
                 if key is None:
-                    room.pushed(index, self.world.now, LossReason.FLUSHED)
+                    room.invalidated(index, self.world.now, LossReason.FLUSHED)
                 elif key == room.keys[index]:
-                    room.pushed(index, self.world.now)
+                    room.invalidated(index, self.world.now)
 
     def disconnected(self, link: Link) -> None:
         if not self.uses(link):
@@ -295,11 +295,11 @@ class Client:
         while link.waiting:
             request = link.waiting.popleft()
             if isinstance(request, OwedRelease):
-                self.owed[home][request.key, request.token] = None
+                self.may_be_ours[home][request.key, request.token] = None
             elif isinstance(request, Request):
-                if request.ask is Ask.RELEASE:
-                    self.owed[home][request.key, request.lease.token] = None
-                request.room.failed(request.lease, request.index, request.ask, None, self.world.now)
+                if request.request is Operation.RELEASE:
+                    self.may_be_ours[home][request.key, request.lease.token] = None
+                request.room.failed(request.lease, request.index, request.request, None, self.world.now)
         self.world.at(self.world.now + self.world.delay(), self._reconnect, home)
 
     def _reconnect(self, home: int) -> None:
@@ -339,12 +339,12 @@ class Client:
         self.world.acted = self
         self.world.log("%s is connected to server %d again", self.name, home)
         link = self._connect(home, sent, time)
-        for key, token in self.owed[home]:
-            owed = OwedRelease(key, token, link.refused, partial(self.pushed, link))
+        for key, token in self.may_be_ours[home]:
+            owed = OwedRelease(key, token, link.refused, partial(self.invalidated, link))
             link.send(owed, owed.commands)
-        self.owed[home] = {}
+        self.may_be_ours[home] = {}
         self.problems[home] = None
-        self._look_again(home)
+        self._check_again(home)
 
     def _connect(self, home: int, sent: float, time: float) -> Link:
         server = self.world.servers[home]
@@ -382,11 +382,11 @@ class Client:
             link.send(Ignored(), (("TRACKING", b"", b"", NO_EXPIRY),))
             self.world.acted = self
             for room, index in self._everything(link.server.name):
-                room.pushed(index, self.world.now)
+                room.invalidated(index, self.world.now)
 
     def _refused(self, home: int, key: bytes, token: bytes) -> None:
-        """A release met an error: it is owed, as by ``asynclock.wire.owed.OwedReleases``."""
-        self.owed[home][key, token] = None
+        """A release met an error: it is owed, as by ``asynclock.wire.may_be_ours.OwedReleases``."""
+        self.may_be_ours[home][key, token] = None
         self.world.at(self.world.now + 0.02 + self.world.random.random() * 0.5, self._try_owed, home)
 
     def _try_owed(self, home: int) -> None:
@@ -395,9 +395,9 @@ class Client:
             if self.alive:
                 self.world.at(self.frozen, self._try_owed, home)
         elif link is not None:
-            owed, self.owed[home] = self.owed[home], {}
+            owed, self.may_be_ours[home] = self.may_be_ours[home], {}
             for key, token in owed:
-                release = OwedRelease(key, token, link.refused, partial(self.pushed, link))
+                release = OwedRelease(key, token, link.refused, partial(self.invalidated, link))
                 link.send(release, release.commands)
 
     def _end_quarantine(self, link: Link) -> None:
@@ -406,9 +406,9 @@ class Client:
                 self.world.at(self.frozen, self._end_quarantine, link)
             else:
                 link.quarantined = False
-                self._look_again(link.server.name)
+                self._check_again(link.server.name)
 
-    def _look_again(self, home: int) -> None:
+    def _check_again(self, home: int) -> None:
         self.world.acted = self
         for room, index in self._everything(home):
             room.reconnected(index, self.world.now)

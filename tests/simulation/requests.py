@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from asynclock.core.clock import ServerClock
 from asynclock.core.lease import Lease
 from asynclock.core.room import Room
-from asynclock.core.rules import Ask
+from asynclock.core.rules import Operation
 
 from .servers import Expiry, Trouble
 
@@ -16,12 +16,12 @@ Command = tuple[str, bytes, bytes, Expiry]
 Refused = Callable[[bytes, bytes], None]  # a release was: that key, that token
 
 COMMANDS = {
-    Ask.TAKE: ("SET NX",),
-    Ask.TAKE_TTL: ("SET NX", "PTTL"),
-    Ask.FORCE: ("SET", "GET"),
-    Ask.EXTEND: ("SET IFEQ", "GET"),
-    Ask.READ: ("PTTL", "GET"),
-    Ask.RELEASE: ("DELIFEQ",),
+    Operation.TAKE: ("SET NX",),
+    Operation.TAKE_TTL: ("SET NX", "PTTL"),
+    Operation.FORCE: ("SET", "GET"),
+    Operation.EXTEND: ("SET IFEQ", "GET"),
+    Operation.READ: ("PTTL", "GET"),
+    Operation.RELEASE: ("DELIFEQ",),
 }
 NO_EXPIRY = Expiry("", 0)
 
@@ -37,22 +37,24 @@ class Asker(Protocol):
 class Request:
     """What a room asked."""
 
-    __slots__ = ("ask", "index", "key", "lease", "left", "refused", "replies", "room", "sent")
+    __slots__ = ("index", "key", "lease", "left", "refused", "replies", "request", "room", "sent")
 
-    def __init__(self, room: Room[Any], lease: Lease, index: int, ask: Ask, sent: float, refused: Refused) -> None:
+    def __init__(
+        self, room: Room[Any], lease: Lease, index: int, operation: Operation, sent: float, refused: Refused
+    ) -> None:
         self.refused = refused
         self.room = room
         self.lease = lease
         self.index = index
-        self.ask = ask
+        self.request = operation
         self.sent = sent
         self.key = room.keys[index]
-        self.left = len(COMMANDS[ask])
+        self.left = len(COMMANDS[operation])
         self.replies: list[Any] = []
 
     def commands(self, expiry: Expiry) -> list[Command]:
         key, token = self.key, self.lease.token
-        return [(name, key, token, expiry) for name in COMMANDS[self.ask]]
+        return [(name, key, token, expiry) for name in COMMANDS[self.request]]
 
     def reply(self, reply: Any, now: float) -> None:
         self.replies.append(reply)
@@ -61,20 +63,20 @@ class Request:
             return
         for answer in self.replies:
             if isinstance(answer, Trouble):
-                if self.ask is Ask.RELEASE:
+                if self.request is Operation.RELEASE:
                     self.refused(self.key, self.lease.token)
-                self.room.failed(self.lease, self.index, self.ask, answer, now)
+                self.room.failed(self.lease, self.index, self.request, answer, now)
                 return
         first, found = self.replies[0], self.replies[-1]
-        ask = self.ask
-        ok = ask is Ask.READ or first in (b"OK", 1)
-        if ask is Ask.RELEASE:
+        operation = self.request
+        ok = operation is Operation.READ or first in (b"OK", 1)
+        if operation is Operation.RELEASE:
             self.room.released(self.lease, self.index, ok, now)
             return
-        ttl = first if ask is Ask.READ else found if ask is Ask.TAKE_TTL else None
-        if ask <= Ask.TAKE_TTL:
+        ttl = first if operation is Operation.READ else found if operation is Operation.TAKE_TTL else None
+        if operation <= Operation.TAKE_TTL:
             found = None if ttl == -2 else self.lease.token if ok else b""
-        self.room.answered(self.lease, self.index, ask, self.sent, ok, found, ttl, now)
+        self.room.answered(self.lease, self.index, operation, self.sent, ok, found, ttl, now)
 
 
 class TimeRequest:

@@ -317,7 +317,7 @@ def _is_owed(world: World, server: Server, key: bytes, value: bytes) -> bool:
     for client in [*world.clients, *world.past]:
         link = client.links[server.name]
         under_way = [asker for asker in link.waiting if isinstance(asker, OwedRelease)] if link is not None else []
-        if (key, value) in client.owed[server.name] or any(
+        if (key, value) in client.may_be_ours[server.name] or any(
             (each.key, each.token) == (key, value) for each in under_way
         ):
             return True

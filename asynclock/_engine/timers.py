@@ -7,14 +7,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .core.room import Room
-from .core.rules import NEVER, on_grid
+from ..core.room import Room
+from ..core.rules import NEVER, on_grid
 
 AGAIN = 1.0  # seconds after a fault
 NEAR = 0.01  # seconds: what is due so soon gets a timer of its own
 
 
-class Alarms:
+class Timers:
     """Calls ``room.woken`` when the time ``room.wake`` has come.
 
     That time changes several times with each acquisition, and mostly nothing comes of it. So a room
@@ -79,14 +79,14 @@ class Alarms:
                 room.due = NEVER
         now = self._clock()
         for room in rooms:
-            self._look(room, now)
+            self._check(room, now)
 
     def _ring(self, room: Room[Any]) -> None:
         room.timer = None
         room.due = room.slot
-        self._look(room, self._clock())
+        self._check(room, self._clock())
 
-    def _look(self, room: Room[Any], now: float) -> None:
+    def _check(self, room: Room[Any], now: float) -> None:
         try:
             if room.wake <= now:
                 room.woken(now)

@@ -2,7 +2,7 @@
 
 The one place that touches private names of redis-py: ``Connection._writer``, ``_reader`` and ``_parser`` (and,
 in ``parser.py``, that one's ``_reader`` and ``_stream``; in ``lookup.py``, ``_connect`` and ``_connection_arguments``).
-``tests/test_door.py`` runs at both ends of the pinned range.
+``tests/test_connector.py`` runs at both ends of the pinned range.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from .. import _version
 from ..errors import ConfigurationError, GoneError, ServerError
 from . import credentials, tls
+from .limited_parser import LimitedParser
 from .lookup import Connects, connecting
-from .parser import WaryParser
-from .quoting import quoted
+from .redaction import redacted
 from .violations import ViolationError
 
 CONNECT_TIMEOUT = 5.0  # seconds, unless the URL or client says socket_connect_timeout
@@ -67,7 +67,7 @@ class _Resp3RefusedError(Exception):
     """The server, or a proxy before it, does not know ``HELLO 3``: it has said so, or has hung up."""
 
 
-class Door:
+class Connector:
     """Makes connected, authenticated transports to one server.
 
     ``protocol`` is what the connection from the last ``open`` speaks: RESP3, or RESP2 if the user
@@ -95,7 +95,7 @@ class Door:
             raise ConfigurationError(f"servers: protocol={protocol}: must be 2 or 3; without it, 3 is tried first")
         _check_timeouts(kwargs)
         kwargs["retry"] = Retry(NoBackoff(), 0)  # reconnecting has its own pace here
-        kwargs.setdefault("parser_class", WaryParser)
+        kwargs.setdefault("parser_class", LimitedParser)
         # Given by the user, it must be accepted; the default is set where that is allowed (learn).
         self.client_name = None if kwargs.get("client_name") else f"asynclock-{_version.__version__}"
         self.protocol = 2 if str(protocol) == "2" else 3
@@ -119,16 +119,16 @@ class Door:
         with contextlib.suppress(ServerError):  # no file descriptor, perhaps: that is told when connecting
             self._made(self.protocol)
 
-    def at(self, host: str, port: int) -> Door:
+    def at(self, host: str, port: int) -> Connector:
         """The door to another server that is entered in the same way: a node of the same cluster."""
         kwargs: dict[str, Any] = {**self._kwargs, "host": host, "port": port}
         kwargs.pop("path", None)
         if self._resp3_at == float("inf"):
             kwargs["protocol"] = 2
         kind = redis.Connection if issubclass(self._class, redis.UnixDomainSocketConnection) else self._class
-        door = Door(kind, kwargs, self._pool)
-        door._learnt = self._learnt
-        return door
+        connector = Connector(kind, kwargs, self._pool)
+        connector._learnt = self._learnt
+        return connector
 
     @property
     def host(self) -> str:
@@ -200,17 +200,17 @@ class Door:
         """It is known what the server can do: what is lost after that has another reason."""
         self._learnt = self.plain
 
-    def on_credentials(self, hear: Callable[[credentials.Words], None]) -> Callable[[], None]:
+    def on_credentials(self, hear: Callable[[credentials.Credentials], None]) -> Callable[[], None]:
         """Call ``hear`` in this loop with new credentials for the connections that are open, if there
         is a provider that announces them. Returns how to stop that. (Every new connection asks the
         provider anyway.)"""
         return credentials.listen(self._kwargs.get("credential_provider"), self._pool, hear)
 
-    def quote(self, said: Any) -> str:
+    def redact(self, said: Any) -> str:
         """What its server said, as it may be shown."""
-        return quoted(said, [*self._secrets, self._renewed] if self._renewed else self._secrets)
+        return redacted(said, [*self._secrets, self._renewed] if self._renewed else self._secrets)
 
-    def renewed(self, words: credentials.Words) -> None:
+    def renewed(self, words: credentials.Credentials) -> None:
         """Its server was told these."""
         self._renewed = words[-1].decode()
 
@@ -229,10 +229,10 @@ class Door:
         try:
             return self._class(**kwargs)
         except OSError as error:  # redis-py may open a file
-            raise ServerError(self.label, f"cannot be connected to: {self.quote(error)}") from error
+            raise ServerError(self.label, f"cannot be connected to: {self.redact(error)}") from error
         except Exception as error:
             raise ConfigurationError(
-                f"servers: redis-py refuses an option of {self.label}: {self.quote(error)}"
+                f"servers: redis-py refuses an option of {self.label}: {self.redact(error)}"
             ) from None
 
     async def _open(self, protocol: int) -> asyncio.StreamWriter:
@@ -272,7 +272,7 @@ class Door:
             connection._writer = connection._reader = None
             if isinstance(connection, Connects):
                 connection.heard = None
-            if isinstance(parser := getattr(connection, "_parser", None), WaryParser):
+            if isinstance(parser := getattr(connection, "_parser", None), LimitedParser):
                 parser.let_go()
         return writer
 
@@ -296,7 +296,7 @@ class Door:
             if timed_out and isinstance(provider.error, asyncio.CancelledError):
                 why = f"no answer within {self._timeout:g} s"
             else:
-                why = f"{type(provider.error).__name__}: {self.quote(provider.error)}"
+                why = f"{type(provider.error).__name__}: {self.redact(provider.error)}"
             failed = ServerError(self.label, f"the credential provider failed: {why}")
             failed.__cause__ = provider.error
             return failed
@@ -311,7 +311,7 @@ class Door:
             return _Resp3RefusedError()
         if words:
             said = words.decode(errors="replace").partition("\r\n")[0].lstrip("-")
-            return ServerError(self.label, f"refused: {self.quote(Exception(said))}")
+            return ServerError(self.label, f"refused: {self.redact(Exception(said))}")
         return error
 
     def _may_not_know_hello(self) -> bool:
@@ -320,7 +320,7 @@ class Door:
         return not self._spoke_resp3 and not issubclass(self._class, redis.SSLConnection)
 
     def _explained(self, error: BaseException) -> ServerError:
-        text = self.quote(error)
+        text = self.redact(error)
         secure = issubclass(self._class, redis.SSLConnection)
         if isinstance(error, TimeoutError | RedisTimeoutError):
             hint = ", does it speak TLS?" if secure else ""

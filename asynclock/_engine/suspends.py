@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from .wire.background import Ticker
+from ..wire.background import Ticker
 
 LOOK_EVERY = 0.5  # seconds
 MAX_LAG = 0.05  # seconds by which a clock that runs on through a suspend may move against one that does not
@@ -19,12 +19,12 @@ class Suspends:
         self._clock = clock
         self._on_wake = on_wake
         self._lag = clock() - time.monotonic()
-        self._ticker = Ticker("looking for a suspend of the machine", self._look, LOOK_EVERY)
+        self._ticker = Ticker("looking for a suspend of the machine", self._check, LOOK_EVERY)
 
     def stop(self) -> None:
         self._ticker.stop()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         lag = self._clock() - time.monotonic()
         slept, self._lag = lag - self._lag > MAX_LAG, lag
         if slept:

@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asynclock.wire.headers import MAX_ELEMENTS, MAX_REPLY, Headers
+from asynclock.wire.reply_limits import MAX_ELEMENTS, MAX_REPLY, ReplyLimits
 from asynclock.wire.violations import ViolationError
 
 MORE = object()
 
 
 class Fed:
-    """A reader as ``Wire`` feeds it."""
+    """A reader as ``Connection`` feeds it."""
 
     def __init__(self) -> None:
         self.reader = hiredis.Reader(notEnoughData=MORE)
-        self.headers = Headers(self.reader)
+        self.headers = ReplyLimits(self.reader)
         self.replies: list[Any] = []
         self.fed = 0
 

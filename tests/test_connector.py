@@ -38,10 +38,10 @@ async def test_a_socket_taken_over_from_redis_py(locker: Locker, server: Server)
     assert holding.scope.held
     scopes = await asyncio.gather(*(locker.acquire(f"{number} {'x' * 1000}") for number in range(2000)))
     await asyncio.gather(*(scope.release() for scope in scopes))
-    (node,) = locker._keeper.topology.nodes
-    before = node.wire
+    (node,) = locker._manager.topology.nodes
+    before = node.connection
     server.execute("CLIENT", "KILL", "TYPE", "normal")
-    await until(lambda: node.wire not in (None, before))
+    await until(lambda: node.connection not in (None, before))
     await asyncio.sleep(0.05)  # for the look at the key
     server.execute("DEL", key("job"))
     error = await holding.lost_within(AT_ONCE, time.monotonic())
@@ -55,15 +55,15 @@ async def test_a_lost_connection_does_not_wait_for_the_garbage_collector(locker:
     def readers() -> int:
         return sum(isinstance(each, asyncio.StreamReader) for each in gc.get_objects())
 
-    (node,) = locker._keeper.topology.nodes
+    (node,) = locker._manager.topology.nodes
     gc.collect()
     before = readers()
     gc.disable()
     try:
         for _ in range(5):
-            wire = node.wire
+            wire = node.connection
             server.execute("CLIENT", "KILL", "TYPE", "normal")
-            await until(lambda wire=wire: node.wire not in (None, wire))
+            await until(lambda wire=wire: node.connection not in (None, wire))
         del wire
         await until(lambda: readers() <= before)
     finally:
@@ -108,18 +108,18 @@ class Recording:
     """The transport of a locker's only connection, which remembers what is written."""
 
     def __init__(self, locker: Locker) -> None:
-        (node,) = locker._keeper.topology.nodes
-        assert node.wire is not None
-        self.wire = node.wire
-        self.transport = node.wire._transport
+        (node,) = locker._manager.topology.nodes
+        assert node.connection is not None
+        self.connection = node.connection
+        self.transport = node.connection._transport
         self.writes: list[bytes] = []
 
     def __enter__(self) -> list[bytes]:
-        self.wire._transport = self  # type: ignore[assignment]
+        self.connection._transport = self  # type: ignore[assignment]
         return self.writes
 
     def __exit__(self, *error: object) -> None:
-        self.wire._transport = self.transport
+        self.connection._transport = self.transport
 
     def write(self, data: bytes) -> None:
         self.writes.append(data)
@@ -172,16 +172,16 @@ async def test_a_protocol_that_is_none(server: Server) -> None:
 async def test_reconnects_have_pauses(own_server: Server) -> None:
     """A server that stays away is asked with growing pauses, about once a second in the end."""
     async with Locker(own_server.url, disconnect_grace=30) as locker:
-        (node,) = locker._keeper.topology.nodes
+        (node,) = locker._manager.topology.nodes
         asked = 0
-        connect = node.door.open
+        connect = node.connector.open
 
         async def counted() -> asyncio.StreamWriter:
             nonlocal asked
             asked += 1
             return await connect()
 
-        node.door.open = counted
+        node.connector.open = counted
         own_server.kill()
         await asyncio.sleep(1.0)
         assert 4 <= asked <= 14  # 10, 20, 40 ... ms, each by chance down to half
@@ -193,8 +193,8 @@ async def test_reconnects_have_pauses(own_server: Server) -> None:
 @pytest.mark.asyncio
 async def test_a_call_on_a_lost_connection_fails_at_once(own_server: Server) -> None:
     async with Locker(own_server.url) as locker:
-        (node,) = locker._keeper.topology.nodes
-        wire = node.wire
+        (node,) = locker._manager.topology.nodes
+        wire = node.connection
         assert wire is not None
         own_server.kill()
         await wire.closed
@@ -207,17 +207,17 @@ async def test_a_call_on_a_lost_connection_fails_at_once(own_server: Server) -> 
 
 def drop(locker: Locker) -> None:
     """The connection breaks, for whatever reason."""
-    for node in locker._keeper.topology.nodes:
-        if node.wire is not None:
-            node.wire.abort()
+    for node in locker._manager.topology.nodes:
+        if node.connection is not None:
+            node.connection.abort()
 
 
 def up(locker: Locker) -> bool:
-    return all(node.wire is not None for node in locker._keeper.topology.nodes)
+    return all(node.connection is not None for node in locker._manager.topology.nodes)
 
 
 def trouble(locker: Locker) -> str:
-    (node,) = locker._keeper.topology.nodes
+    (node,) = locker._manager.topology.nodes
     return str(node.trouble)
 
 

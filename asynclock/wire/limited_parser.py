@@ -7,10 +7,10 @@ from typing import Any
 
 from redis.asyncio.connection import DefaultParser
 
-from .headers import Headers
+from .reply_limits import ReplyLimits
 
 
-class WaryParser(DefaultParser):  # type: ignore[misc,valid-type]  # to mypy a variable: redis-py chooses it at import
+class LimitedParser(DefaultParser):  # type: ignore[misc,valid-type]  # to mypy a variable: redis-py chooses it at import
     """As ``parser_class`` of a connection."""
 
     _reader: Any
@@ -18,7 +18,7 @@ class WaryParser(DefaultParser):  # type: ignore[misc,valid-type]  # to mypy a v
 
     def on_connect(self, connection: Any) -> None:
         super().on_connect(connection)
-        self._reader = _WaryReader(self._reader)
+        self._reader = _LimitedReader(self._reader)
 
     def let_go(self) -> None:
         """The socket is somebody else's now. Parser and reader refer to each other, and to the transport: all
@@ -26,12 +26,12 @@ class WaryParser(DefaultParser):  # type: ignore[misc,valid-type]  # to mypy a v
         self._reader = self._stream = None
 
 
-class _WaryReader:
+class _LimitedReader:
     """As much of ``hiredis.Reader`` as redis-py uses while it connects."""
 
     def __init__(self, reader: Any) -> None:
         self._reader = reader
-        self._headers = Headers(reader)
+        self._headers = ReplyLimits(reader)
         self._pieces: Iterator[bytes] = iter(())
         self._more = reader.gets()  # what it answers when it wants more bytes
         self.has_data = reader.has_data

@@ -16,19 +16,19 @@ from typing import Any, Protocol
 
 from redis.asyncio.cluster import RedisCluster
 
-from .alarms import Alarms
-from .core.lease import Lease, Tokens
-from .core.room import Room
-from .core.rules import Ask, LossReason, Rules
-from .errors import AcquireTimeoutError, LockerClosedError, NotLockedError, ServerError
-from .looks import FirstLooks
-from .options import Options, check_name
-from .settling import Settling
+from ..core.lease import Lease, Tokens
+from ..core.room import Room
+from ..core.rules import LossReason, Operation, Rules
+from ..errors import AcquireTimeoutError, LockerClosedError, NotLockedError, ServerError
+from ..options import Options, check_name
+from ..topology import Servers, Topology, connect
+from ..wire.commands import bulk
+from ..wire.node import Node
+from ..wire.requests import OwedRelease, Request
+from .first_check import FirstCheck
+from .pending_releases import PendingReleases
 from .suspends import Suspends
-from .topology import Servers, Topology, connect
-from .wire.commands import bulk
-from .wire.node import Node
-from .wire.requests import OwedRelease, Request
+from .timers import Timers
 
 #: Seconds on a clock that runs on while the machine is suspended, and is never set.
 clock: Callable[[], float]
@@ -46,22 +46,22 @@ ROOM = 1000  # bytes, about, that one takes beside its keys
 SWEEP_AGAIN = 60.0  # seconds until that is done again, if it left more than half of that
 TURNS = 5  # of the event loop, between telling the holders that the locker closes and giving their keys back
 
-_keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
+_managers: weakref.WeakSet[LockManager] = weakref.WeakSet()
 # Of lockers that were not connected before a fork, but perhaps their clients were. Those are kept: to have them
 # collected may be to say goodbye on behalf of the parent.
 _inherited: list[Servers] = []
 
 
 def _fork() -> None:
-    for keeper in list(_keepers):
-        keeper.fork()
+    for manager in list(_managers):
+        manager.fork()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where no process is forked
     os.register_at_fork(after_in_child=_fork)
 
 
-class Owner(Protocol):
+class HeldScope(Protocol):
     """Who holds a lease: a scope."""
 
     name: str
@@ -83,7 +83,7 @@ class Waiter(Protocol):
     def done(self) -> None: ...
 
 
-class Keeper:
+class LockManager:
     """What rooms ask goes to the servers, what servers tell goes to the rooms, what rooms decide
     goes to waiters and scopes. It is the rooms' port, the nodes' listener, and the scopes' keeper.
 
@@ -97,12 +97,12 @@ class Keeper:
 
     topology: Topology
     rules: Rules
-    settling: Settling
+    pending_releases: PendingReleases
     # What rooms need most (core.room.Port), without a detour.
-    ask: Callable[[Room[Waiter], Lease, int, Ask, float], bool]
+    ask: Callable[[Room[Waiter], Lease, int, Operation, float], bool]
     wake: Callable[[Room[Waiter], float], None]
-    look_soon: Callable[[Room[Waiter], Lease], None]
-    settled: Callable[[Lease], None]
+    first_check_soon: Callable[[Room[Waiter], Lease], None]
+    release_answered: Callable[[Lease], None]
     token: Callable[[bool], bytes]
 
     def __init__(self, options: Options, servers: object) -> None:
@@ -126,8 +126,8 @@ class Keeper:
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._prefixes: list[bytes] = []
         self.chance = random.random
-        self._leaving: list[Owner] = []  # scopes whose blocks close waits for
-        _keepers.add(self)
+        self._leaving: list[HeldScope] = []  # scopes whose blocks close waits for
+        _managers.add(self)
 
     def __repr__(self) -> str:
         return f"<Keeper of {len(self.rooms)} rooms, {len(self.busy())} of them busy, on {self.where()}>"
@@ -219,16 +219,16 @@ class Keeper:
     async def connect(self) -> None:
         """:raises ServerError, ConfigurationError: and nothing is left running"""
         servers = self.servers
-        self.topology = await connect(servers.doors, self.options, self, clock, servers.remap)
+        self.topology = await connect(servers.connectors, self.options, self, clock, servers.remap)
         self.rules = self.options.rules(self.topology.majority)
         loop = asyncio.get_running_loop()
-        self._alarms = Alarms(loop, clock)
-        self._looks = FirstLooks(loop, clock)
-        self.settling = Settling(loop, clock, self.options.try_next_after, self._silent)
-        self.ask = self.topology.ask
-        self.wake = self._alarms.set
-        self.look_soon = self._looks.soon
-        self.settled = self.settling.settled
+        self._timers = Timers(loop, clock)
+        self._first_check = FirstCheck(loop, clock)
+        self.pending_releases = PendingReleases(loop, clock, self.options.try_next_after, self._silent)
+        self.request = self.topology.request
+        self.wake = self._timers.set
+        self.first_check_soon = self._first_check.soon
+        self.release_answered = self.pending_releases.release_answered
         self._suspends = Suspends(clock, self._slept)
         self._prefixes = [f"{self.options.key_prefix}:{index}:".encode() for index in range(self.rules.keys)]
         self.token = Tokens(os.urandom(16)).next  # not before: a fork that came until then must not share them
@@ -280,7 +280,7 @@ class Keeper:
         are. If there are many, they may all be left soon, and no new ones come: so it is done after a while too."""
         for room in [room for room in self.rooms.values() if room.empty]:
             del self.rooms[room.name]
-            self._alarms.forget(room)
+            self._timers.forget(room)
         self._room_bytes = sum(ROOM + sum(map(len, room.keys)) for room in self.rooms.values())
         self._sweep_at = max(MIN_SWEEP, 2 * self._room_bytes)
         if self._sweep_timer is not None:
@@ -311,14 +311,14 @@ class Keeper:
             self.give_back(room, lease, self.now())
         until = self.now() + self.options.try_next_after
         for _, lease, _ in leases:
-            await self.settling.wait(lease, until)
+            await self.pending_releases.wait(lease, until)
 
-    def _close_rooms(self, why: str) -> list[tuple[Room[Waiter], Lease, Owner | None]]:
+    def _close_rooms(self, why: str) -> list[tuple[Room[Waiter], Lease, HeldScope | None]]:
         """Take every lock from its scope, and send every waiter away. Returns what is to be given back."""
-        leases: list[tuple[Room[Waiter], Lease, Owner | None]] = []
+        leases: list[tuple[Room[Waiter], Lease, HeldScope | None]] = []
         for room in list(self.rooms.values()):
             lease = room.holder
-            scope: Owner | None = lease.owner() if lease is not None and lease.owner is not None else None
+            scope: HeldScope | None = lease.scope_ref() if lease is not None and lease.scope_ref is not None else None
             for waiter in room.close(self.now()):
                 waiter.error = LockerClosedError(why)
                 waiter.done()
@@ -342,11 +342,11 @@ class Keeper:
         """Nothing will ever be asked or told again."""
         if self.connected:
             for room in self.rooms.values():
-                self._alarms.forget(room)
+                self._timers.forget(room)
             self.rooms.clear()  # they know this keeper: all of them would wait for the garbage collector
             self._suspends.stop()
-            self._looks.close()
-            self.settling.close()
+            self._first_check.close()
+            self.pending_releases.close()
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
 
@@ -361,7 +361,7 @@ class Keeper:
             return
         if lease is room.holder:
             room.release(lease, now)
-        elif lease.owed:
+        elif lease.may_be_ours:
             room.give_back(lease, now)
 
     def lost_unnoticed(self, lease: Lease) -> bool:
@@ -403,7 +403,7 @@ class Keeper:
     def granted(self, waiter: Waiter, lease: Lease) -> None:
         # If the waiter's task was cancelled meanwhile, it is about to give the lease back.
         waiter.lease = lease
-        lease.owner = None
+        lease.scope_ref = None
         if not waiter.future.done():
             waiter.future.set_result(None)
 
@@ -413,7 +413,7 @@ class Keeper:
 
     def failed(self, waiter: Waiter, error: Exception | None) -> None:
         if isinstance(error, ServerError):
-            waiter.error = error.again()  # each waiter raises one of its own
+            waiter.error = error.copy()  # each waiter raises one of its own
         else:
             waiter.error = self.unreachable(waiter.room) or ServerError(
                 self.where(),
@@ -423,7 +423,7 @@ class Keeper:
         waiter.done()
 
     def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None:
-        scope: Owner | None = lease.owner() if lease.owner is not None else None
+        scope: HeldScope | None = lease.scope_ref() if lease.scope_ref is not None else None
         if scope is None:
             return
         detail = ""
@@ -443,17 +443,17 @@ class Keeper:
 
     # What servers tell (wire.node.Listener)
 
-    def pushed(self, node: Node, key: bytes, now: float) -> None:
+    def invalidated(self, node: Node, key: bytes, now: float) -> None:
         for index, prefix in enumerate(self._prefixes):
             if key.startswith(prefix):
                 room = self.rooms.get(key[len(prefix) :].decode(errors="replace"))
                 if room is not None:
-                    room.pushed(index, now)
+                    room.invalidated(index, now)
 
     def suspect(self, node: Node, cause: LossReason | None) -> None:
         now = self.now()
         for room, index in self._everything(node):
-            room.pushed(index, now, cause)
+            room.invalidated(index, now, cause)
 
     def in_use(self) -> bool:
         return any(not room.empty for room in self.rooms.values())
@@ -477,7 +477,7 @@ class Keeper:
         now = self.now()
         rooms = list(self.rooms.values())
         for room in rooms:  # all, before one is woken: they share timers, which are late too
-            self._alarms.forget(room)
+            self._timers.forget(room)
         for room in rooms:
             room.woken(now)
 
@@ -493,7 +493,7 @@ class Keeper:
 
     def moved(self, room: Room[Any], index: int) -> None:
         node = self.topology.home(room, index)
-        if node is not None and node.wire is not None:  # else it is told when it is connected
+        if node is not None and node.connection is not None:  # else it is told when it is connected
             room.reconnected(index, self.now())
 
     def _everything(self, node: Node) -> list[tuple[Room[Waiter], int]]:
@@ -512,7 +512,7 @@ class Keeper:
     def where(self) -> str:
         if self.connected:
             return ", ".join(node.label for node in self.topology.nodes)
-        return ", ".join(door.label for door in self.servers.doors)
+        return ", ".join(connector.label for connector in self.servers.connectors)
 
     def unreachable(self, room: Room[Waiter]) -> ServerError | None:
         """What is wrong with the servers, if too few of those that have the keys give votes now."""
@@ -532,7 +532,7 @@ class Keeper:
 
     def _last_error(self, room: Room[Waiter]) -> Exception | None:
         """What a server said to the last attempt, if that failed because of servers rather than of others."""
-        lease = room.fruitless
+        lease = room.last_failed
         return None if lease is None or lease.refused_by_others(self.rules) else lease.error
 
     def why_not(self, room: Room[Waiter]) -> str:

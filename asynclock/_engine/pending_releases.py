@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from .core.lease import Lease
+from ..core.lease import Lease
 
 
-class Settling:
+class PendingReleases:
     """The waits for releases to be answered, with one timer of the event loop.
 
-    A wait ends with the answer (``settled``); or once it has lasted for ``patience`` seconds, if the servers say
-    nothing at all by then.
+    A wait ends with the answer (``release_answered``), or after ``patience`` seconds if the servers are silent.
 
-    Invariant: a lease is in ``_until`` as long as its ``settled`` is a future that this has not ended. The order is
-    that in which they give up: all wait as long.
+    Invariant: a lease is in ``_until`` while its ``release_waiter`` is a future that is not done. They are in the
+    order in which they time out, since all wait equally long.
     """
 
     __slots__ = ("_clock", "_loop", "_silent", "_timer", "_until", "patience")
@@ -37,12 +36,12 @@ class Settling:
     def begin(self, lease: Lease, until: float) -> asyncio.Future[None]:
         """Done when the wait for the release is over."""
         future = self._loop.create_future()
-        other: asyncio.Future[None] | None = lease.settled
+        other: asyncio.Future[None] | None = lease.release_waiter
         if other is not None and not other.done():
             # ``close`` waits for it too, since its waiter had not taken it yet, and was cancelled just then.
             other.add_done_callback(lambda _: None if future.done() else future.set_result(None))
             return future
-        lease.settled = future
+        lease.release_waiter = future
         self._until[lease] = until
         if self._timer is None:
             self._timer = self._loop.call_later(self.patience, self._give_up)
@@ -67,11 +66,11 @@ class Settling:
         finally:
             del cancelled  # no cycle through its traceback: while it lives it counts as heard
 
-    def settled(self, lease: Lease) -> None:
+    def release_answered(self, lease: Lease) -> None:
         """Every RELEASE of the lease was answered, or never will be."""
-        future: asyncio.Future[None] | None = lease.settled
+        future: asyncio.Future[None] | None = lease.release_waiter
         if future is not None:
-            lease.settled = None
+            lease.release_waiter = None
             del self._until[lease]
             if not future.done():
                 future.set_result(None)
@@ -93,4 +92,4 @@ class Settling:
                 again = max(until - now, self.patience / 4)
                 self._timer = self._loop.call_later(again, self._give_up, now if silent else 0.0)
                 break
-            self.settled(lease)
+            self.release_answered(lease)

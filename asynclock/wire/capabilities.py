@@ -16,12 +16,12 @@ from ..core.rules import RELEASE
 from ..errors import ServerError
 from ..options import Options
 from . import noloop
-from .commands import LOAD, PASSING, Abilities, Commands, bulk, is_error, packed, seconds_of
-from .door import Door
+from .commands import LOAD, PASSING, Capabilities, Commands, bulk, is_error, packed, seconds_of
+from .connector import Connector
 
 log = logging.getLogger("asynclock")
 
-Ask = Callable[[bytes], Awaitable[Any]]
+Operation = Callable[[bytes], Awaitable[Any]]
 
 PXAT_SINCE = (6, 2)
 IFEQ_SINCE = (8, 1)  # of Valkey
@@ -44,22 +44,22 @@ class Redirect(NamedTuple):
     run_id: bytes | None  # of the server that it leads to, if that would say
 
 
-async def learn(
-    door: Door,
-    ask: Ask,
+async def probe(
+    connector: Connector,
+    ask: Operation,
     options: Options,
     clock: ServerClock,
     now: Callable[[], float],
     *,
     uptime: bool = False,
     redirect: Redirect | None = None,
-) -> Abilities:
+) -> Capabilities:
     """Ask a connected server what it is, switch tracking on, and try every command.
 
     :raises ServerError: a permission is missing, the server is read-only, loading, or of a kind
         that this version does not know
     """
-    server, protocol = door.label, door.protocol
+    server, protocol = connector.label, connector.protocol
     sent = now()
     # Without RESP3 there may be no HELLO at all, or a proxy that hangs up at it.
     who = "HELLO" if protocol == 3 else "INFO"
@@ -67,7 +67,7 @@ async def learn(
     time: Any = _UNTOLD
     received = sent
     report = noloop.Report()
-    if not door.plain:
+    if not connector.plain:
         asked = [ask(packed(b"HELLO") if who == "HELLO" else INFO), ask(_TIME)]
         about_keys = [ask(question) for question in noloop.QUESTIONS] if options.client_side_caching else []
         told, time = [await reply for reply in asked]
@@ -78,7 +78,7 @@ async def learn(
             who, told = "HELLO", hello  # no permission takes HELLO away, as one may INFO
         for command, reply in ((who, told), ("TIME", time)):
             if _is_not_now(reply):
-                raise refused(door, command, reply)
+                raise refused(connector, command, reply)
     if is_error(told):
         told = _UNTOLD  # what it is, nobody says: what it can do is found out all the same
     try:
@@ -88,7 +88,7 @@ async def learn(
         kind, mode, version = _identity(about, sure=who == "HELLO" and told is not _UNTOLD)
     except (AttributeError, KeyError, ValueError, TypeError, IndexError):
         raise ServerError(
-            server, f"not a Redis or Valkey server: {who} answered {door.quote(told)}", lasting=True
+            server, f"not a Redis or Valkey server: {who} answered {connector.redact(told)}", lasting=True
         ) from None
     if redirect is not None and None is not redirect.run_id != about.get(b"run_id", redirect.run_id):
         # The id would be somebody else's there. Not for good: the next connections may meet again.
@@ -107,14 +107,14 @@ async def learn(
     if time is _UNTOLD or is_error(time):
         if options.fallback_setpx is False:
             if time is not _UNTOLD:
-                raise refused(door, "TIME", time)
+                raise refused(connector, "TIME", time)
             raise ServerError(server, "hangs up at TIME, perhaps; leave fallback_setpx=False out", lasting=True)
         pxat = False  # what time it is there is needed for nothing else
     else:
         try:
             clock.observe(sent, seconds_of(time), received)
         except ValueError:
-            raise ServerError(server, f"answered TIME with {door.quote(time)}", lasting=True) from None
+            raise ServerError(server, f"answered TIME with {connector.redact(time)}", lasting=True) from None
 
     uptime = uptime and mode != "cluster"  # there, others have the keys of one that is back
     silent = options.no_loop_tracking
@@ -133,25 +133,25 @@ async def learn(
     }
     if not pxat:
         del probes["SET PXAT"]
-    if door.plain:
+    if connector.plain:
         probes = {name: probes[name] for name in ("GET", "PTTL", "SET")}
     if options.client_side_caching:
         probes = {"CLIENT TRACKING": tracking_on(redirect, noloop=silent), **probes}
-    if door.client_name is not None and not door.plain:  # a courtesy, may be refused
-        probes["CLIENT SETNAME"] = packed(b"CLIENT", b"SETNAME", door.client_name.encode())
+    if connector.client_name is not None and not connector.plain:  # a courtesy, may be refused
+        probes["CLIENT SETNAME"] = packed(b"CLIENT", b"SETNAME", connector.client_name.encode())
     if options.min_replicas:
         probes["WAIT"] = packed(b"WAIT", b"0", b"1")  # for none
     if uptime:
         probes["INFO"] = INFO
     replies = await _all(ask, probes)
-    started, run_id = _started(door, replies["INFO"], now(), options) if uptime else (None, "")
+    started, run_id = _started(connector, replies["INFO"], now(), options) if uptime else (None, "")
     if mode == "cluster":
         # The key is another node's, perhaps: the command exists, and is allowed, but was not tried.
         replies = {name: None if _elsewhere(reply) else reply for name, reply in replies.items()}
 
     for must in ("CLIENT TRACKING", "GET", "PTTL", "SET", "WAIT"):
         if is_error(replies.get(must)):
-            raise refused(door, must, replies[must])
+            raise refused(connector, must, replies[must])
     can = {name: not is_error(reply) for name, reply in replies.items()}
     if mode == "cluster":  # options of SET that were perhaps not looked at
         if "SET PXAT" in can:
@@ -160,19 +160,19 @@ async def learn(
     for may in ("SET PXAT", "SET IFEQ", "DELIFEQ", "DELEX"):
         # "unknown command" and "syntax error" are answers; a missing permission is not.
         if not can.get(may, True) and str(replies[may]).startswith("NOPERM") and may != "DELEX":
-            raise refused(door, may, replies[may])
+            raise refused(connector, may, replies[may])
     if options.fallback_setpx is False and "SET PXAT" in can and not can["SET PXAT"]:
         raise ServerError(
             server,
-            f"does not know SET ... PXAT ({door.quote(replies['SET PXAT'])}); leave fallback_setpx=False out",
+            f"does not know SET ... PXAT ({connector.redact(replies['SET PXAT'])}); leave fallback_setpx=False out",
             lasting=True,
         )
     delete = next((name.encode() for name in ("DELIFEQ", "DELEX") if can.get(name)), b"EVAL")
     evalsha = False
     if delete == b"EVAL" or not can.get("SET IFEQ"):
-        evalsha = await _scripts(door, ask, key, mode)
-    door.learnt()
-    return Abilities(
+        evalsha = await _scripts(connector, ask, key, mode)
+    connector.learnt()
+    return Capabilities(
         server=kind,
         version=version,
         noloop=silent and options.client_side_caching,
@@ -195,39 +195,41 @@ def tracking_on(redirect: Redirect | None, *, noloop: bool) -> bytes:
     return packed(*words, *([b"NOLOOP"] if noloop else []))
 
 
-async def _scripts(door: Door, ask: Ask, key: bytes, mode: str) -> bool:
+async def _scripts(connector: Connector, ask: Operation, key: bytes, mode: str) -> bool:
     """Let the server learn the scripts. May they be run by their digests, rather than told each time?"""
-    commands = Commands(Abilities(evalsha=True), 1.0)
+    commands = Commands(Capabilities(evalsha=True), 1.0)
     probes = {"EVAL": packed(b"EVAL", b"return redis.call('GET',KEYS[1])", b"1", key)}
-    if not door.plain:
+    if not connector.plain:
         probes |= {f"SCRIPT LOAD {number}": load for number, load in enumerate(LOAD)}
         probes["EVALSHA"] = commands.packers[RELEASE](bulk(key), b"asynclock:probe", b"")
     replies = await _all(ask, probes)
     if mode == "cluster":
         replies = {name: None if _elsewhere(reply) else reply for name, reply in replies.items()}
     if is_error(replies["EVAL"]):
-        raise refused(door, "EVAL", replies["EVAL"])
-    return not door.plain and not any(map(is_error, replies.values()))
+        raise refused(connector, "EVAL", replies["EVAL"])
+    return not connector.plain and not any(map(is_error, replies.values()))
 
 
-def _started(door: Door, info: Any, now: float, options: Options) -> tuple[float | None, str]:
+def _started(connector: Connector, info: Any, now: float, options: Options) -> tuple[float | None, str]:
     """When that process was started, on the client's clock and at the latest; and what identifies it."""
     if is_error(info):
         if options.restart_quarantine is None:
             log.warning(
                 "asynclock: %s does not tell how long it has been up (%s): grant INFO, or a restart that loses "
                 "its keys is not guarded against (restart_quarantine)",
-                door.label,
-                door.quote(info),
+                connector.label,
+                connector.redact(info),
             )
             return None, ""
-        raise refused(door, "INFO", info)
+        raise refused(connector, "INFO", info)
     about = _about(info, 2)
     try:
         # Whole seconds, the rest cut off at both ends of what is subtracted.
         return now - max(0, int(about[b"uptime_in_seconds"]) - 1), about[b"run_id"].decode()
     except (KeyError, ValueError):
-        raise ServerError(door.label, "INFO does not tell uptime_in_seconds; say restart_quarantine=False") from None
+        raise ServerError(
+            connector.label, "INFO does not tell uptime_in_seconds; say restart_quarantine=False"
+        ) from None
 
 
 def _elsewhere(reply: Any) -> bool:
@@ -285,14 +287,14 @@ def _is_not_now(reply: Any) -> bool:
     return is_error(reply) and str(reply).split(" ", 1)[0] in _PASSING
 
 
-async def _all(ask: Ask, commands: dict[str, bytes]) -> dict[str, Any]:
+async def _all(ask: Operation, commands: dict[str, bytes]) -> dict[str, Any]:
     under_way = {name: ask(command) for name, command in commands.items()}
     return {name: await reply for name, reply in under_way.items()}
 
 
-def refused(door: Door, command: str, reply: Any) -> ServerError:
+def refused(connector: Connector, command: str, reply: Any) -> ServerError:
     """The error for a server that answered ``command`` so while it was set up."""
-    server, text = door.label, door.quote(reply)
+    server, text = connector.label, connector.redact(reply)
     word = str(reply).split(" ", 1)[0]
     tracking = command in ("CLIENT TRACKING", "CLIENT ID", "SUBSCRIBE")  # the last two: RESP2 only
     if word == "NOPERM":

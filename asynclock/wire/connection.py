@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import hiredis
 
-from .headers import Headers
+from .reply_limits import ReplyLimits
 from .violations import ViolationError
 
 log = logging.getLogger("asynclock")
@@ -75,19 +75,19 @@ _NOBODY = _Nobody()
 class _Pong:
     """The answer to a ping, whatever it is."""
 
-    __slots__ = ("_wire",)
+    __slots__ = ("_connection",)
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOPERM"):
-            self._wire._question = HELLO  # which no permission takes away: refusals are noted on the server
+            self._connection._question = HELLO  # which no permission takes away: refusals are noted on the server
 
     def dropped(self) -> None: ...
 
 
-class Wire(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One connection. State: ``waiting`` (who is told of the next replies; None: nobody yet, it goes
     into ``_earlier`` until the last one of the same request) and ``_out`` (what leaves at the end of
     this loop turn); all are empty once the connection is lost."""
@@ -99,7 +99,7 @@ class Wire(asyncio.Protocol):
         clock: Callable[[], float],
         *,
         on_push: OnPush,
-        on_lost: Callable[[Wire, Exception | None], None],
+        on_lost: Callable[[Connection, Exception | None], None],
         on_drained: Callable[[], None] | None = None,
         at_once: bool = True,
     ) -> None:
@@ -111,7 +111,7 @@ class Wire(asyncio.Protocol):
         self._on_lost = on_lost
         self._on_drained = on_drained
         self._reader = hiredis.Reader(notEnoughData=_MORE)
-        self._headers = Headers(self._reader)
+        self._headers = ReplyLimits(self._reader)
         self._out: list[bytes] = []
         self._paused = False
         self._unsent = 0  # bytes in ``_out``, while paused

@@ -25,7 +25,7 @@ _LARGE = re.compile(rb"[*>~](?=[^\r]{2}|[^\r]?\Z)")
 _ANY = re.compile(rb"[*>~]")
 
 
-class Headers:
+class ReplyLimits:
     """Looks at what a reader is about to be fed. ``size`` is how much of a reply has come, in bytes, if it did
     not begin in what was fed last (the reader's owner sets it back to 0). Its elements are counted from then
     on, those of large headers always."""

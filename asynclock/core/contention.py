@@ -11,7 +11,7 @@ REMEMBERED_FOR = 1.0  # seconds for which that is expected while nobody is here
 MIN_HOLD_BACK = 0.0005  # seconds: the least that lets a waiter elsewhere win
 
 
-class Turns:
+class Contention:
     """What a room knows of the others who want its lock, and how long it holds back for them.
 
     There is one from the first refusal, or the first time that the lock goes back to its server although

@@ -7,17 +7,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from .core.lease import Lease
-from .core.room import Room
+from ..core.lease import Lease
+from ..core.room import Room
 
 LOOK_AFTER = 0.001  # seconds after a lock was acquired
 LOOKS_AT_ONCE = 200  # such locks, at most, in one turn of the event loop
 
 
-class FirstLooks:
+class FirstCheck:
     """Calls ``room.look`` for each lease that was just acquired, unless it is done by then.
 
-    Invariant: while ``_leases`` has some, ``_timer`` is set, or a call of ``_look`` is due. Nothing else would
+    Invariant: while ``_leases`` has some, ``_timer`` is set, or a call of ``_check`` is due. Nothing else would
     come back to them: what one of them raises must not be the end of the others.
     """
 
@@ -30,10 +30,10 @@ class FirstLooks:
         self._timer: asyncio.TimerHandle | None = None
 
     def soon(self, room: Room[Any], lease: Lease) -> None:
-        """As ``core.room.Port.look_soon``."""
+        """As ``core.room.Port.first_check_soon``."""
         if not self._leases:
             # Who is to be resumed already goes first: it may be about to give the lease back.
-            self._timer = self._loop.call_later(LOOK_AFTER, self._loop.call_soon, self._look)
+            self._timer = self._loop.call_later(LOOK_AFTER, self._loop.call_soon, self._check)
         self._leases.append((room, lease))
 
     def close(self) -> None:
@@ -42,7 +42,7 @@ class FirstLooks:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         leases = self._leases
         now = self._clock()
         try:
@@ -52,4 +52,4 @@ class FirstLooks:
                     room.look(lease, now)
         finally:
             if leases:  # after thousands of acquisitions at once: let others run in between
-                self._loop.call_soon(self._look)
+                self._loop.call_soon(self._check)

@@ -20,7 +20,7 @@ _repr = reprlib.Repr()
 _repr.maxother = _repr.maxstring = LONGEST
 
 
-def quoted(said: Any, secrets: Collection[str] = ()) -> str:
+def redacted(said: Any, secrets: Collection[str] = ()) -> str:
     """The text of an error, or of a reply that should have been another.
 
     :param secrets: what the server was told of these, it shall not tell on
