@@ -14,7 +14,7 @@ from redis.asyncio.cluster import RedisCluster
 
 from asynclock import Locker, LockScope, NotLockedError
 from asynclock import topology as topologies
-from asynclock.core.rules import Operation
+from asynclock.core.operations import Operation
 from asynclock.testing import Cluster, Proxy, Server
 from asynclock.testing.nodes import text, view
 from asynclock.wire.commands import split
@@ -339,7 +339,7 @@ async def test_a_slot_that_goes_between_the_two_commands_of_one_question(
     rest: list[bytes] = []
 
     def halves(data: bytes, expects: Expects, replies: int, now: float) -> None:
-        if getattr(expects, "ask", None) is Operation.TAKE_TTL and not rest:
+        if getattr(expects, "operation", None) is Operation.TAKE_TTL and not rest:
             data, second = split(data)
             rest.append(second)
         send(data, expects, replies, now)

@@ -49,7 +49,7 @@ class FirstCheck:
             for _ in range(min(len(leases), LOOKS_AT_ONCE)):
                 room, lease = leases.popleft()
                 if not lease.done:
-                    room.look(lease, now)
+                    room.first_check(lease, now)
         finally:
             if leases:  # after thousands of acquisitions at once: let others run in between
                 self._loop.call_soon(self._check)

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 from redis.asyncio.cluster import RedisCluster
 
 from ..core.lease import Lease, Tokens
+from ..core.operations import Operation
 from ..core.room import Room
-from ..core.rules import LossReason, Operation, Rules
+from ..core.rules import LossReason, Rules
 from ..errors import AcquireTimeoutError, LockerClosedError, NotLockedError, ServerError
 from ..options import Options, check_name
 from ..topology import Servers, Topology, connect
@@ -99,7 +100,7 @@ class LockManager:
     rules: Rules
     pending_releases: PendingReleases
     # What rooms need most (core.room.Port), without a detour.
-    ask: Callable[[Room[Waiter], Lease, int, Operation, float], bool]
+    request: Callable[[Room[Waiter], Lease, int, Operation, float], bool]
     wake: Callable[[Room[Waiter], float], None]
     first_check_soon: Callable[[Room[Waiter], Lease], None]
     release_answered: Callable[[Lease], None]

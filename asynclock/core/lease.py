@@ -1,22 +1,27 @@
-"""One owner's claim to the keys of a name: which of them count, until when, and what is still owed."""
+"""One claim to the keys of a name: what was requested, which votes count and until when, what must be released."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .operations import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from .rules import NEVER, LossReason, Rules
 
+if TYPE_CHECKING:
+    from .room import Room
+
 MAGIC = b"asynclock:"
+OWN_PUSH = 0.1  # seconds after an extension in which an invalidation may be about that
 _NONE: Mapping[int, float] = MappingProxyType({})
 
 
 class Tokens:
     """Values that no other lease ever writes: a random part for each locker, a number for each lease.
 
-    They say of themselves whether they were set by force, so that a holder who finds one in its key
-    knows what happened to it. Servers and other libraries see an opaque byte string.
+    A token says whether it was set by force, so that a holder who finds it in its key knows what happened. Servers
+    and other libraries see an opaque byte string.
     """
 
     __slots__ = ("_count", "_forced", "_id", "_taken")
@@ -33,35 +38,39 @@ class Tokens:
 
 
 class Lease:
-    """The votes of one owner.
+    """The votes of one owner, from the attempt to get them until their release is answered.
+
+    It sends its own requests and judges the answers. Its room decides what follows: whether an attempt is won, a
+    lock lost, and who is next.
 
     Invariants:
 
-    - ``votes[i]`` is 0, or a time before which key ``i`` cannot expire on its server. It is counted
-      from before the command was sent, so it never reaches beyond the server's own expiry.
+    - ``votes[i]`` is 0, or a time before which key ``i`` cannot expire on its server. It counts from before the
+      command was sent, so it never reaches beyond the server's own expiry.
     - ``deadline`` is the time until which a majority of the votes counts.
-    - Bit ``i`` of ``may_be_ours`` is set from the moment that a command is sent that may put the token into
-      key ``i``, until an answer shows that it is not there or a RELEASE has followed it.
-    - Once ``done`` is set, a RELEASE has been sent for everything owed (or will be by whoever closes
-      the locker), the votes count no more, and late answers are of no interest.
+    - Bit ``i`` of ``may_be_ours`` is set from the moment that a command is sent that may put the token into key
+      ``i``, until an answer shows that it is not there or a RELEASE has followed it.
+    - Once ``done`` is set, a RELEASE has been sent for every key that may be ours (or will be, by whoever closes
+      the locker), the votes count no more, and late answers change nothing here.
     """
 
     # In an attempt:
-    decides: int  # with ``unsent``: the key whose answer it waits for; -1: none
-    watched: int  # once it is lost: bit i: a change of key i makes another one worth while
-    # Once it is won:
+    decides: int  # with ``unsent``: the key whose answer the attempt waits for; -1: none
+    watched: int  # once it has failed: bit i: a change of key i makes another attempt worthwhile
+    # Once it is held:
     acquired_at: float
-    checked_at: float  # once it is extended: when was sent what showed last that a key is still ours
-    scope_ref: Any  # the shell's: who is told of a loss
+    checked_at: float  # when the request was sent whose answer last showed that a key is still ours
+    scope_ref: Any  # the engine's: who is told of a loss
     # Once it is done:
     released_at: float
-    releases: int  # keys that were to be released
+    releases: int  # keys that a RELEASE was sent for
 
     __slots__ = (
         "acquired_at",
         "barred",
         "cause",
         "checked_at",
+        "confirming",
         "deadline",
         "decides",
         "done",
@@ -78,6 +87,7 @@ class Lease:
         "release_waiter",
         "released_at",
         "releases",
+        "room",
         "scope_ref",
         "silent",
         "stale",
@@ -90,48 +100,313 @@ class Lease:
         "watched",
     )
 
-    def __init__(self, token: bytes, keys: int) -> None:
+    def __init__(self, room: Room[Any], token: bytes, forced: bool = False) -> None:
+        keys = room.rules.keys
+        self.room = room
         self.token = token
         self.votes = [0.0] * keys
-        self.in_flight = [0] * keys  # requests under way, each key; RELEASE not counted
-        self.stale = 0  # bit i: key i changed while it was being asked
-        self.unverified = 0  # bit i: key i may have changed, and has not been looked at since then
-        self.next_check = NEVER  # when that is done, if not at once
-        self.may_be_ours = 0
-        self.refused = 0  # bit i: somebody else had key i, or it was gone again at once
         self.deadline = 0.0
+        self.in_flight = [0] * keys  # requests that are not answered, for each key; RELEASE is not counted
+        self.may_be_ours = 0
         self.done = False
-        self.free_at: Mapping[int, float] = _NONE  # key -> when it may be free, for keys that refused or failed
-        self.error: Exception | None = None  # the last one that a server answered with
-        self.barred = 0  # keys whose servers will not do better if they are asked again
-        self.cause: LossReason | None = None  # what a missing key is put down to
-        self.silent = False
+        # An attempt
+        #: None: only free keys are taken. Else they are taken whoever has them, and bit i: key i was, and is read
+        #: once more before the lock counts as held.
+        self.confirming = 0 if forced else None
         self.unsent = 0  # keys that an attempt in order has not come to yet: the last ones
-        self.untracked = 0  # bit i: key i is set, but not tracked yet
-        self.extend_at = 0.0
-        self.extending = 0  # bit i: an extension of key i is under way
-        self.extended_at = 0.0  # when all keys were due last
-        self.unreleased = 0  # keys that are not yet known to be released
-        self.missed = 0  # bit i: the release of key i did not find the token
-        self.release_waiter: Any = None  # the shell's: who waits for the release
+        self.silent = False  # servers that have not answered are not waited for any longer
+        self.refused = 0  # bit i: somebody else had key i, or it was gone again at once
+        self.free_at: Mapping[int, float] = _NONE  # key -> when it may be free, for keys that refused or failed
+        self.barred = 0  # keys whose servers will give the same answer if they are asked again
+        self.error: Exception | None = None  # the last one that a server answered with
+        # A held lock
+        self.extend_at = NEVER  # when it is extended next; NEVER: its first check has not come yet
+        self.extended_at = 0.0  # when it was extended last
+        self.extending = 0  # bit i: an extension of key i is not answered yet
+        self.untracked = 0  # bit i: key i is set, but the server does not track it yet
+        self.stale = 0  # bit i: key i changed while a request for it was in flight
+        self.unverified = 0  # bit i: key i may have changed, and was not read since then
+        self.next_check = NEVER  # when those are read, if not at once
+        self.cause: LossReason | None = None  # why a key is missing, if it is missing
+        # A release
+        self.unreleased = 0  # keys whose RELEASE is not answered yet
+        self.missed = 0  # bit i: the RELEASE of key i did not find the token
+        self.release_waiter: Any = None  # the engine's: who waits for the release
 
-    def vote(self, index: int, until: float, majority: int) -> None:
+    # Requests
+
+    def request(self, index: int, operation: Operation, now: float) -> bool:
+        """Ask for key ``index``. False: its server is not connected, and no answer will come."""
+        room = self.room
+        if not room.port.request(room, self, index, operation, now):
+            return False
+        self.in_flight[index] += 1
+        if operation.writes:
+            self.may_be_ours |= 1 << index
+            self.extending |= 1 << index
+        return True
+
+    def request_all(self, operation: Operation, now: float) -> bool:
+        """Ask for every key. Were all servers connected?"""
+        room = self.room
+        send = room.port.request
+        for index in range(room.rules.keys):
+            if send(room, self, index, operation, now):
+                self.in_flight[index] += 1
+                self.may_be_ours |= 1 << index
+            else:
+                self.not_connected(index)
+        return not self.free_at
+
+    def not_connected(self, index: int) -> None:
+        """The server of key ``index`` could not be asked."""
+        self.defer(index, NEVER)
+        if (error := self.room.port.barred(self.room, index)) is not None:
+            self.error = error
+            self.barred += 1
+
+    def confirm(self, now: float) -> None:
+        """A majority was taken by force: read it once more, so that the previous holder can see who took its lock.
+
+        Its server sent the invalidation before it answered us; one more round trip takes as long as the holder needs
+        to read its key. If the lock were released earlier, the holder would find no key, and report it as deleted.
+        """
+        confirming = 0
+        for index, until in enumerate(self.votes):
+            if until > now and self.request(index, READ, now):
+                confirming |= 1 << index
+        self.confirming = confirming
+        self.untracked |= confirming
+
+    @property
+    def confirmed(self) -> bool:
+        """Has one of the keys that were taken by force been read since, or will none be?"""
+        taken = self.confirming or 0
+        unread = taken & self.untracked
+        return unread != taken or not any(
+            requests and unread >> index & 1 for index, requests in enumerate(self.in_flight)
+        )
+
+    def release(self, now: float) -> int:
+        """Send a RELEASE after everything that may have put the token into a key. Returns how many were sent."""
+        self.done = True
+        self.released_at = now
+        room, sent, owed = self.room, 0, self.may_be_ours
+        send = room.port.request
+        for index in range(room.rules.keys):
+            if owed >> index & 1 and send(room, self, index, RELEASE, now):
+                sent += 1
+        self.may_be_ours = 0
+        self.releases = self.unreleased = sent
+        return sent
+
+    def extend(self, now: float) -> None:
+        """Extend every vote, and try to get the keys back that do not count (only if they are free)."""
+        rules = self.room.rules
+        self.extend_at = rules.extension(now)
+        self.extended_at = now
+        self.next_check = NEVER  # this is one
+        for index in range(rules.keys):
+            if not self.extending >> index & 1:  # a silent server is asked again when it has answered
+                self.request(index, EXTEND if self.may_be_ours >> index & 1 else TAKE, now)
+
+    def plan_extension(self, now: float) -> None:
+        """Begin to extend, if that has not begun. A deadline that is closer than usual (a late grant, a lost vote)
+        needs an earlier extension."""
+        rules = self.room.rules
+        if self.extend_at == NEVER:
+            # The first extension comes early, by a random time. Else locks that were acquired together would be
+            # extended in the same turn of the event loop for ever.
+            self.extend_at = rules.extension(now, 0.5 + self.room.port.chance() / 2)
+            self.checked_at = now
+        left = self.deadline - now
+        self.extend_at = min(self.extend_at, self.deadline - min(rules.reserve, left / 2))
+
+    def first_check(self, now: float) -> None:
+        """Have the keys tracked that are not, and read: a change until now caused no invalidation."""
+        for index in range(self.room.rules.keys):
+            if self.untracked >> index & 1 and not self.in_flight[index]:
+                self.request(index, READ, now)
+
+    def check(self, index: int, now: float) -> None:
+        """Read key ``index``, now, or later if invalidations from its server have meant nothing of late."""
+        port = self.room.port
+        if self.extend_at != NEVER and (pause := port.pause(self.room, index, now)):
+            when = self.checked_at + pause
+            if when > now:
+                self.next_check = min(self.next_check, when)
+                self.room.wake_by(when)
+                return
+        self.request(index, READ, now)
+
+    def check_unverified(self, now: float) -> None:
+        """Read every key that may have changed."""
+        self.next_check = NEVER
+        for index in range(self.room.rules.keys):
+            if self.unverified >> index & 1 and not self.in_flight[index]:
+                self.request(index, READ, now)
+
+    # Doubt
+
+    def suspect(self, index: int, cause: LossReason | None, now: float) -> None:
+        """Key ``index`` may have changed: read it, now or after the answer that is in flight."""
+        if self.in_flight[index]:
+            self.unverified |= 1 << index
+            self.stale |= 1 << index
+            self.cause = cause or self.cause
+        elif self.votes[index]:
+            self.unverified |= 1 << index
+            self.cause = cause
+            if self.room.attempt is self:
+                # Not counted towards a majority until the answer: an attempt must not be won with it.
+                self.vote(index, 0.0)
+            self.check(index, now)
+
+    def verify(self, index: int, now: float) -> None:
+        """The server of key ``index`` is back, with or without the key: look, by extending it."""
+        if self.in_flight[index]:
+            # What is in flight may be older than the change: look again after it.
+            self.unverified |= 1 << index
+            self.stale |= 1 << index
+        elif self.may_be_ours >> index & 1:
+            self.unverified |= 1 << index
+            self.cause = LossReason.FORGOTTEN
+            self.request(index, EXTEND, now)
+
+    def verify_all(self, now: float) -> None:
+        """Every key may have been overwritten by this process: look, by extending it."""
+        for index in range(self.room.rules.keys):
+            if self.may_be_ours >> index & 1:
+                self.unverified |= 1 << index
+                self.request(index, EXTEND, now)
+
+    def _verified(self, index: int, operation: Operation, sent: float, now: float) -> None:
+        """Key ``index`` may have changed, and is still ours."""
+        bit = 1 << index
+        if self.stale & bit:
+            if operation is READ or not self.room.port.in_order(self.room, index):
+                return  # it may have changed after it was read
+            # Invalidations from before the read are older than it; after the SET, it was that SET itself.
+            self.stale &= ~bit
+        if self.unverified & bit:
+            self.unverified &= ~bit
+            # An invalidation by one's own extension is not one that means nothing.
+            if operation is READ and sent - self.extended_at > OWN_PUSH:
+                self.room.port.needless(self.room, index, now)
+        if not self.unverified:
+            self.room.verified(self)
+
+    # Answers
+
+    def answered(
+        self,
+        index: int,
+        operation: Operation,
+        sent: float,
+        ok: bool,
+        found: bytes | None,
+        ttl: int | None,
+        now: float,
+    ) -> LossReason | None:
+        """As ``Room.answered``. Returns why the vote of key ``index`` is lost, if it counted until now."""
+        self.in_flight[index] -= 1
+        if self.extending and operation is not READ:
+            self.extending &= ~(1 << index)
+        if found != self.token:
+            return self._found_other(index, operation, ok, found, ttl, now)
+        rules = self.room.rules
+        if operation is READ:
+            self.untracked &= ~(1 << index)
+            # Somebody may have shortened its life; nobody lengthens it by reading. It ends between
+            # sent + ttl and now + ttl, as it was the question that took its time, or the answer.
+            until = self.votes[index]
+            if ttl is not None and ttl >= 0 and (now + ttl / 1000 < until or not until):
+                self.vote(index, sent + rules.term_of(ttl / 1000))
+        elif ok:
+            until = sent + rules.term
+            if ttl is not None and ttl >= 0:  # somebody may have been quick to shorten it
+                until = min(until, sent + rules.term_of(ttl / 1000))
+            # As ``vote``, which would be a call more in every acquisition.
+            self.votes[index] = until
+            self.deadline = until if rules.majority == 1 else self._deadline(rules)
+            if operation is TAKE or operation is TAKE_TTL:
+                self.untracked |= 1 << index
+                if self.extend_at != NEVER:
+                    self.request(index, READ, now)  # else at the first check
+        if operation.reads:
+            self.checked_at = sent
+            if self.unverified:
+                self._verified(index, operation, sent, now)
+        if self.stale and self.stale >> index & 1 and not self.in_flight[index]:
+            # The invalidation may be older than the answer, or not (it can come on another connection).
+            self.stale &= ~(1 << index)
+            self.check(index, now)
+        if sent < self.extended_at and operation is not READ:  # an extension was skipped while this was in flight
+            self.request(index, EXTEND, now)  # by the time of the next one, this vote may be over
+        return None
+
+    def _found_other(
+        self, index: int, operation: Operation, ok: bool, found: bytes | None, ttl: int | None, now: float
+    ) -> LossReason | None:
+        """The answer shows that key ``index`` does not hold our token."""
+        lost = self.why_lost(index, found, now) if self.votes[index] else None
+        self.unverified &= ~(1 << index)
+        self.vote(index, 0.0)
+        if not self.in_flight[index]:
+            self.may_be_ours &= ~(1 << index)
+        if found is None and (ok or operation.reads):
+            self.room.port.doubt_clock(self.room, index)  # gone as soon as it was there, or before its time
+        self.refuse(index, found, ttl, now)
+        return lost
+
+    def refuse(self, index: int, found: bytes | None, ttl: int | None, now: float) -> None:
+        """Key ``index`` was somebody else's, or is gone: note when it may be free."""
+        rules, chance = self.room.rules, self.room.port.chance
+        self.refused |= 1 << index
+        if found is None or ttl == -2 or self.stale >> index & 1:
+            free = now
+        elif ttl is None or ttl < 0:
+            free = now + rules.validity
+        else:
+            free = now + (ttl + 1) / 1000  # a server counts a key as expired one millisecond after
+        if not rules.tracking:
+            free = min(free, now + rules.extend_interval * (0.5 + chance() / 2))
+        self.defer(index, free)
+
+    def unanswered(self, index: int, operation: Operation) -> None:
+        """No answer to a request will come."""
+        self.in_flight[index] -= 1
+        if self.extending and operation is not READ:
+            self.extending &= ~(1 << index)
+
+    # What is known
+
+    @property
+    def forced(self) -> bool:
+        return self.confirming is not None
+
+    def vote(self, index: int, until: float) -> None:
         """Count key ``index`` until then; 0 takes the vote back."""
         self.votes[index] = until
-        self.deadline = until if majority == 1 else sorted(self.votes, reverse=True)[majority - 1]
+        self.deadline = self._deadline(self.room.rules)
+
+    def _deadline(self, rules: Rules) -> float:
+        return sorted(self.votes, reverse=True)[rules.majority - 1]
 
     def defer(self, index: int, when: float) -> None:
-        """Key ``index`` was not to be had, and may be free then."""
+        """Key ``index`` could not be taken, and may be free then."""
         self.free_at = {**self.free_at, index: when}
 
     def granted(self, now: float) -> int:
+        """How many votes count."""
         return sum(until > now for until in self.votes)
 
     def pending(self) -> int:
+        """How many keys have requests in flight."""
         return sum(map(bool, self.in_flight))
 
     def lost_unnoticed(self, majority: int) -> bool:
-        """Did the release find fewer keys than a holder has? Whoever does not answer counts as kept."""
+        """Did the release find fewer keys than a holder has? A key whose server does not answer counts as found."""
         return self.missed != 0 and self.releases - self.missed.bit_count() < majority
 
     def refused_by_others(self, rules: Rules) -> bool:
@@ -150,11 +425,3 @@ class Lease:
         if now >= self.votes[index]:
             return LossReason.EXPIRED
         return self.cause or LossReason.DELETED
-
-
-def when_enough_free(lease: Lease, rules: Rules, now: float) -> float:
-    """When so many of the keys that were not to be had may be free that a majority is possible."""
-    missing = len(lease.free_at) - (rules.keys - rules.majority)
-    if missing <= 0:
-        return now
-    return sorted(lease.free_at.values())[missing - 1]

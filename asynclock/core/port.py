@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .lease import Lease
-from .rules import LossReason, Operation
+from .operations import Operation
+from .rules import LossReason
 
 if TYPE_CHECKING:
     from .room import Room

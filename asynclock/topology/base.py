@@ -6,8 +6,8 @@ from collections.abc import Collection
 from typing import Any, Protocol
 
 from ..core.lease import Lease
+from ..core.operations import Operation
 from ..core.room import Room
-from ..core.rules import Operation
 from ..wire.node import Listener, Node
 from ..wire.requests import OwedRelease, Request
 

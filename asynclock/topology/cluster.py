@@ -11,8 +11,8 @@ from typing import Any
 from redis.crc import key_slot
 
 from ..core.lease import Lease
+from ..core.operations import Operation
 from ..core.room import Room
-from ..core.rules import Operation
 from ..errors import ServerError
 from ..options import Options
 from ..wire.background import Loop

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..core.lease import Lease
+from ..core.operations import Operation
 from ..core.room import Room
-from ..core.rules import Operation
 from ..errors import ConfigurationError
 from ..wire.node import Node
 from ..wire.requests import OwedRelease, Request
@@ -18,7 +18,7 @@ class Fixed:
 
     def __init__(self, nodes: Sequence[Node], majority: int | None) -> None:
         self.nodes = tuple(nodes)
-        self.request: Callable[[Room[Any], Lease, int, Operation, float], bool]  # as core.room.Port.ask
+        self.request: Callable[[Room[Any], Lease, int, Operation, float], bool]  # as core.port.Port.request
         count = len(nodes)
         if count == 1:
             self.majority = majority or 1
@@ -27,7 +27,7 @@ class Fixed:
             return
         self.majority = (count + 1) // 2
         self._route = self.nodes
-        self.request = self._ask
+        self.request = self._request
         if majority not in (None, self.majority):
             raise ConfigurationError(
                 f"key_majority={majority}: {count} independent servers hold a key each, "
@@ -40,7 +40,7 @@ class Fixed:
     def home(self, room: Room[Any], index: int) -> Node | None:
         return self._route[index]
 
-    def _ask(self, room: Room[Any], lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
+    def _request(self, room: Room[Any], lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
         return self._route[index].request(room, lease, index, operation, now)
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from ..core.clock import ServerClock
-from ..core.rules import RELEASE
+from ..core.operations import RELEASE
 from ..errors import ServerError
 from ..options import Options
 from . import noloop
@@ -21,7 +21,7 @@ from .connector import Connector
 
 log = logging.getLogger("asynclock")
 
-Operation = Callable[[bytes], Awaitable[Any]]
+Call = Callable[[bytes], Awaitable[Any]]
 
 PXAT_SINCE = (6, 2)
 IFEQ_SINCE = (8, 1)  # of Valkey
@@ -46,7 +46,7 @@ class Redirect(NamedTuple):
 
 async def probe(
     connector: Connector,
-    ask: Operation,
+    ask: Call,
     options: Options,
     clock: ServerClock,
     now: Callable[[], float],
@@ -195,7 +195,7 @@ def tracking_on(redirect: Redirect | None, *, noloop: bool) -> bytes:
     return packed(*words, *([b"NOLOOP"] if noloop else []))
 
 
-async def _scripts(connector: Connector, ask: Operation, key: bytes, mode: str) -> bool:
+async def _scripts(connector: Connector, ask: Call, key: bytes, mode: str) -> bool:
     """Let the server learn the scripts. May they be run by their digests, rather than told each time?"""
     commands = Commands(Capabilities(evalsha=True), 1.0)
     probes = {"EVAL": packed(b"EVAL", b"return redis.call('GET',KEYS[1])", b"1", key)}
@@ -287,7 +287,7 @@ def _is_not_now(reply: Any) -> bool:
     return is_error(reply) and str(reply).split(" ", 1)[0] in _PASSING
 
 
-async def _all(ask: Operation, commands: dict[str, bytes]) -> dict[str, Any]:
+async def _all(ask: Call, commands: dict[str, bytes]) -> dict[str, Any]:
     under_way = {name: ask(command) for name, command in commands.items()}
     return {name: await reply for name, reply in under_way.items()}
 

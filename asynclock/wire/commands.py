@@ -1,4 +1,4 @@
-"""What a lease asks, as bytes for a server; and what the server's replies mean."""
+"""The operations of a lease as bytes for a server, and what the server's replies mean."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hiredis
 
+from ..core.operations import EXTEND, FORCE, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from ..errors import ServerError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Capabilities(NamedTuple):
 
 
 class Commands:
-    """Packs asks for a server with these abilities. ``key`` is a packed key: ``bulk(name)``."""
+    """Packs operations for a server with these capabilities. ``key`` is a packed key: ``bulk(name)``."""
 
     __slots__ = ("_delete", "_expire", "names", "packers", "px")
 
@@ -96,17 +97,18 @@ class Commands:
         )
         extend, extend_name = (_extend, "SET") if capabilities.set_ifeq else (self._extend_by_script, "EVAL")
         release = _RELEASES.get(capabilities.delete, self._delete_by_script)
-        #: How each ask is packed, from the packed key, the token and an expiry: ``px``, or the result of ``pxat``.
-        self.packers: tuple[Packer, ...] = (_take, _take_ttl, _force, extend, _read, release)
-        #: What each ask is made of, a name for each reply.
-        self.names = (
-            ("SET",),
-            ("SET", "PTTL"),
-            ("SET", "GET"),
-            (extend_name, "GET"),
-            ("PTTL", "GET"),
-            (capabilities.delete.decode(),),
-        )
+        table: dict[Operation, tuple[Packer, tuple[str, ...]]] = {
+            TAKE: (_take, ("SET",)),
+            TAKE_TTL: (_take_ttl, ("SET", "PTTL")),
+            FORCE: (_force, ("SET", "GET")),
+            EXTEND: (extend, (extend_name, "GET")),
+            READ: (_read, ("PTTL", "GET")),
+            RELEASE: (release, (capabilities.delete.decode(),)),
+        }
+        #: How to pack each operation, from the packed key, the token and an expiry: ``px``, or the result of ``pxat``.
+        self.packers = tuple(table[operation][0] for operation in Operation)
+        #: Its commands, a name for each reply.
+        self.names = tuple(table[operation][1] for operation in Operation)
 
     def _extend_by_script(self, key: bytes, token: bytes, expiry: bytes) -> bytes:
         how, _, when = expiry.partition(b"\r\n")[2].partition(b"\r\n")

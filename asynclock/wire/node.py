@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 from ..core.clock import ServerClock
 from ..core.lease import Lease
+from ..core.operations import EXTEND, FORCE, RELEASE, TAKE_TTL, Operation
 from ..core.pace import Pace
 from ..core.room import Room
-from ..core.rules import EXTEND, FORCE, RELEASE, TAKE_TTL, LossReason, Operation
+from ..core.rules import LossReason
 from ..errors import ConfigurationError, GoneError, ServerError
 from ..options import Options
 from .background import Loop

@@ -23,7 +23,7 @@ from typing import Any
 
 from redis.crc import key_slot
 
-from ..core.rules import Operation
+from ..core.operations import Operation
 from ..errors import ServerError
 from ..options import Options
 from .commands import OK, Commands, bulk, is_error, packed, unbulk

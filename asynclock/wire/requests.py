@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ..core.lease import Lease
+from ..core.operations import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from ..core.room import Room
-from ..core.rules import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from ..errors import ServerError
 from .commands import OK, Commands, is_error
 from .owed import OwedReleases
@@ -175,7 +175,7 @@ class Request:
         if operation is RELEASE:
             self.room.released(self.lease, self.index, ok, now)
             return
-        written = operation <= EXTEND and ok and found == self.lease.token
+        written = operation.writes and ok and found == self.lease.token
         if node.replicas is not None and written and not self.lease.done:
             self.ttl = ttl
             node.replicas.confirm(self)
@@ -196,7 +196,7 @@ class Request:
         ok = first in _DONE
         if operation is RELEASE:
             return ok, None, None
-        if operation > TAKE_TTL:
+        if operation.reads:
             return ok, _value(last), None
         ttl = None if operation is TAKE else _time_to_live(last)
         found = self.lease.token if ok else _OTHERS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from asynclock.core.rules import RELEASE
+from asynclock.core.operations import RELEASE
 from asynclock.wire.commands import is_error
 from asynclock.wire.quarantine import Quarantine
 from asynclock.wire.requests import Request

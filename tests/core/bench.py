@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from asynclock.core.contention import Contention
 from asynclock.core.lease import Lease, Tokens
+from asynclock.core.operations import Operation
 from asynclock.core.pace import Pace
 from asynclock.core.room import Room
-from asynclock.core.rules import NEVER, LossReason, Operation, Rules
+from asynclock.core.rules import NEVER, LossReason, Rules
 
 OURS: Any = object()  # "the token of whoever asked"
 OTHER = b"asynclock:n:ff:1"  # of another process
@@ -83,7 +84,7 @@ class Bench:
         """What was to be looked at soon is looked at now, and is as it should be."""
         looks, self.looks = self.looks, []
         for lease in looks:
-            self.room.look(lease, self.now)
+            self.room.first_check(lease, self.now)
         for operation, index in self.asks:
             if operation is Operation.READ:
                 self.answer(Operation.READ, index, ttl=round(self.rules.validity * 1000))

@@ -4,8 +4,9 @@ import pytest
 
 from asynclock.core.contention import MIN_HOLD_BACK, REMEMBERED, Contention
 from asynclock.core.lease import Lease
-from asynclock.core.room import MAX_IMMEDIATE_RETRIES
-from asynclock.core.rules import GRID, NEVER, UNMET, LossReason, Operation, Rules, on_grid
+from asynclock.core.operations import Operation
+from asynclock.core.retry import MAX_AT_ONCE
+from asynclock.core.rules import FIRST_HANDOFFS, GRID, NEVER, LossReason, Rules, on_grid
 
 from ..simulation.servers import Trouble
 from .bench import OTHER, OURS, STRANGER, Bench
@@ -364,7 +365,7 @@ def test_a_force_is_tried_as_often_as_the_one_before_it() -> None:
     bench.hold()
     for waiter in ("one", "two"):
         bench.room.force(waiter, bench.now)
-        for _ in range(1 + MAX_IMMEDIATE_RETRIES):
+        for _ in range(1 + MAX_AT_ONCE):
             assert bench.of("failed").count(waiter) == 0
             bench.answer(Operation.FORCE, found=OTHER, ok=True)
         assert bench.of("failed").count(waiter) == 1
@@ -374,11 +375,11 @@ def test_a_force_is_tried_as_often_as_the_one_before_it() -> None:
 
 
 def test_a_released_lease_passes_to_the_next_task_here_as_often_as_allowed() -> None:
-    bench = Bench(handoffs=UNMET + 1)
+    bench = Bench(handoffs=FIRST_HANDOFFS + 1)
     lease = bench.hold()
-    waiters = [str(number) for number in range(UNMET + 2)]
+    waiters = [str(number) for number in range(FIRST_HANDOFFS + 2)]
     bench.join(*waiters)
-    for _ in range(UNMET + 1):
+    for _ in range(FIRST_HANDOFFS + 1):
         assert not bench.room.release(lease, bench.now)
     assert bench.of("granted") == waiters[:-1]
     assert bench.asks == []
@@ -400,10 +401,10 @@ def given_back_at_the_bound() -> Bench:
     """A room of several waiters that holds back for others, after its lease has passed on as often as it may."""
     bench = Bench(handoffs=2)
     lease = bench.hold()
-    bench.join(*(f"first {number}" for number in range(UNMET)), *"abcdef")
+    bench.join(*(f"first {number}" for number in range(FIRST_HANDOFFS)), *"abcdef")
     while not bench.room.release(lease, bench.now):
         pass
-    assert len(bench.of("granted")) == UNMET
+    assert len(bench.of("granted")) == FIRST_HANDOFFS
     bench.answer(Operation.RELEASE)
     bench.answer(Operation.READ, found=None, ttl=-2)
     bench.told.clear()
@@ -412,7 +413,7 @@ def given_back_at_the_bound() -> Bench:
 
 def test_each_time_that_nobody_takes_the_chance_the_lease_passes_on_twice_as_often() -> None:
     bench = given_back_at_the_bound()
-    for often in (2 * UNMET, 4 * UNMET, 8 * UNMET):
+    for often in (2 * FIRST_HANDOFFS, 4 * FIRST_HANDOFFS, 8 * FIRST_HANDOFFS):
         bench.wait(MIN_HOLD_BACK)
         bench.answer(Operation.TAKE)
         lease = bench.room.holder
@@ -459,7 +460,7 @@ def test_without_hand_off_nobody_is_held_back_for_until_somebody_was_met() -> No
     """The lock is taken again behind its release, as often as a lease would pass on, and then others have a chance."""
     bench = Bench()
     lease = bench.hold()
-    for often in (UNMET, 2 * UNMET, 4 * UNMET):
+    for often in (FIRST_HANDOFFS, 2 * FIRST_HANDOFFS, 4 * FIRST_HANDOFFS):
         bench.join(*(f"{often} {number}" for number in range(often + 1)))
         for _ in range(often):
             assert bench.room.release(lease, bench.now)
@@ -571,7 +572,7 @@ def test_a_lease_that_is_looked_at_for_the_first_time_or_extended_passes_on() ->
     bench.answer(Operation.TAKE)
     lease = bench.room.holder
     assert lease is not None
-    bench.room.look(lease, bench.now)
+    bench.room.first_check(lease, bench.now)
     assert bench.asks == [(Operation.READ, 0)]
     assert not bench.room.release(lease, bench.now)
     bench.answer(Operation.READ, ttl=5000)
@@ -858,7 +859,7 @@ def test_what_happened_before_the_key_was_tracked_is_found_by_the_first_look(fou
     bench = Bench()
     bench.join("me")
     bench.answer(Operation.TAKE)
-    bench.room.look(bench.looks[0], bench.now)
+    bench.room.first_check(bench.looks[0], bench.now)
     bench.answer(Operation.READ, found=found, ttl=-2 if found is None else 4000)
     assert bench.of("lost") == [reason]
     # A key that is gone may have expired on arrival: the clock that its expiry was set by is doubted.
@@ -871,7 +872,7 @@ def test_a_vote_that_comes_after_the_first_look_is_looked_at_at_once() -> None:
     bench.answer(Operation.TAKE, 0)
     bench.answer(Operation.TAKE, 1)
     assert bench.of("granted") == ["me"]
-    bench.room.look(bench.looks[0], bench.now)
+    bench.room.first_check(bench.looks[0], bench.now)
     assert bench.asks == [(Operation.TAKE, 2), (Operation.READ, 0), (Operation.READ, 1)]
     bench.answer(Operation.TAKE, 2)
     assert bench.asks == [(Operation.READ, 0), (Operation.READ, 1), (Operation.READ, 2)]
@@ -884,7 +885,7 @@ def test_a_vote_that_comes_before_the_first_look_waits_for_it() -> None:
     for index in range(3):
         bench.answer(Operation.TAKE, index)
     assert bench.asks == []
-    bench.room.look(bench.looks[0], bench.now)
+    bench.room.first_check(bench.looks[0], bench.now)
     assert bench.asks == [(Operation.READ, 0), (Operation.READ, 1), (Operation.READ, 2)]
 
 

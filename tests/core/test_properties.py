@@ -5,8 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asynclock.core.clock import ServerClock
-from asynclock.core.lease import Lease, Tokens, when_enough_free
+from asynclock.core.lease import Lease, Tokens
+from asynclock.core.retry import enough_free_at
 from asynclock.core.rules import NEVER, Rules
+
+from .bench import Bench
 
 seconds = st.floats(0, 1e6)
 
@@ -29,10 +32,10 @@ def test_a_servers_clock_is_never_behind_the_server(
 
 @given(majority=st.integers(1, 4), data=st.data())
 def test_a_lease_counts_until_the_vote_that_makes_the_majority_ends(majority: int, data: st.DataObject) -> None:
-    lease = Lease(b"", 2 * majority - 1)
+    lease = Lease(Bench(majority=majority).room, b"")
     for _ in range(data.draw(st.integers(1, 12))):
         index = data.draw(st.integers(0, 2 * majority - 2))
-        lease.vote(index, data.draw(st.sampled_from([0.0, 1.0, 2.0, 3.5])), majority)
+        lease.vote(index, data.draw(st.sampled_from([0.0, 1.0, 2.0, 3.5])))
         assert lease.deadline == sorted(lease.votes, reverse=True)[majority - 1]
         now = data.draw(st.sampled_from([0.5, 1.0, 3.0, 4.0]))
         assert (lease.granted(now) >= majority) == (now < lease.deadline)
@@ -42,14 +45,14 @@ def test_a_lease_counts_until_the_vote_that_makes_the_majority_ends(majority: in
 def test_a_waiter_looks_again_when_a_majority_can_be_free_and_not_before(
     majority: int, times: dict[int, float]
 ) -> None:
-    rules = Rules(majority=majority, validity=5, extend_interval=2, try_next_after=0.02)
-    lease = Lease(b"", rules.keys)
+    lease = Lease(Bench(majority=majority).room, b"")
+    rules = lease.room.rules
     lease.free_at = {index: when for index, when in times.items() if index < rules.keys}
 
     def possible(when: float) -> bool:
         return rules.keys - sum(free > when for free in lease.free_at.values()) >= majority
 
-    again = when_enough_free(lease, rules, 0.5)
+    again = enough_free_at(lease, rules, 0.5)
     if again == NEVER:
         assert not possible(3.0)
     else:

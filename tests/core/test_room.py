@@ -2,8 +2,9 @@
 
 import pytest
 
-from asynclock.core.room import MAX_BACKOFF
-from asynclock.core.rules import NEVER, LossReason, Operation
+from asynclock.core.operations import Operation
+from asynclock.core.retry import MAX_BACKOFF
+from asynclock.core.rules import NEVER, LossReason
 
 from ..simulation.servers import Trouble
 from .bench import OTHER, STRANGER, Bench

@@ -2,7 +2,8 @@
 
 import pytest
 
-from asynclock.core.rules import NEVER, LossReason, Operation
+from asynclock.core.operations import Operation
+from asynclock.core.rules import NEVER, LossReason
 
 from ..simulation.servers import Trouble
 from .bench import OTHER, STRANGER, Bench

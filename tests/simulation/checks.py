@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 from asynclock.core.lease import Lease
 from asynclock.core.pace import PAUSE
-from asynclock.core.room import MAX_BACKOFF, Room
+from asynclock.core.retry import MAX_BACKOFF
+from asynclock.core.room import Room
 from asynclock.core.rules import NEVER, LossReason
 from asynclock.wire.noloop import LOOK_EVERY
 
@@ -255,7 +256,7 @@ class Check:
     def _consistent(self, client: Client, room: Room[Task]) -> None:
         if room.empty and (room.wake < NEVER or room.last_failed is not None):
             raise self.broken("c", f"{client.name}: nobody is in the room of {room.name!r}, and it does not rest")
-        if room.holder is not None and room.attempt is not None and not room.forced:
+        if room.holder is not None and room.attempt is not None and not room.attempt.forced:
             raise self.broken("", f"{client.name} both holds {room.name!r} and tries to")
         if room.no_wait is not None and (room.no_wait not in room.queue or room.attempt is None):
             raise self.broken("", f"{client.name}: {room.no_wait!r} does not wait, and is made to")

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from asynclock.core.lease import Lease
+from asynclock.core.operations import Operation
 from asynclock.core.room import Room
-from asynclock.core.rules import Operation, Rules
+from asynclock.core.rules import Rules
 
 from .links import Link
 from .processes import Client, Task

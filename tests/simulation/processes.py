@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from asynclock.core.clock import ServerClock
 from asynclock.core.lease import Lease, Tokens
+from asynclock.core.operations import Operation
 from asynclock.core.pace import Pace
 from asynclock.core.room import Room
-from asynclock.core.rules import NEVER, LossReason, Operation
+from asynclock.core.rules import NEVER, LossReason
 from asynclock.wire.noloop import LOOK_EVERY, Report
 
 from .links import Link
@@ -195,7 +196,7 @@ class Client:
         self.looks.discard(lease)
         if not lease.done:
             self.world.acted = self
-            room.look(lease, self.world.now)
+            room.first_check(lease, self.world.now)
 
     def chance(self) -> float:
         return self.world.random.random()

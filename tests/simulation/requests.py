@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from asynclock.core.clock import ServerClock
 from asynclock.core.lease import Lease
+from asynclock.core.operations import Operation
 from asynclock.core.room import Room
-from asynclock.core.rules import Operation
 
 from .servers import Expiry, Trouble
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from asynclock.core.pace import PAUSE
-from asynclock.core.room import MAX_BACKOFF
+from asynclock.core.retry import MAX_BACKOFF
 from asynclock.core.rules import NEVER
 from asynclock.wire.noloop import LOOK_EVERY
 

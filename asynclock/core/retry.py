@@ -1,0 +1,63 @@
+"""When to try again after an attempt has failed."""
+
+from __future__ import annotations
+
+from .lease import Lease
+from .rules import NEVER, Rules
+
+MAX_BACKOFF = 1.0  # seconds between attempts while a server answers with errors that may pass
+MAX_AT_ONCE = 3  # attempts in a row without a pause
+SAME = 0.01  # seconds by which the time at which a key expires may seem to move while nobody moves it
+
+
+class Retries:
+    """What one room knows of its last attempts, none of which was successful."""
+
+    __slots__ = ("_expires", "_known_since", "at_once", "failures")
+
+    def __init__(self) -> None:
+        self.at_once = 0  #: attempts in a row that followed without a pause
+        self.failures = 0  #: errors of servers, since a lock was acquired or verified
+        self._expires = NEVER  # when the key that refused the last attempt was to expire
+        self._known_since = NEVER  # ... and since when that has been known
+
+    def may_follow_at_once(self) -> bool:
+        """May the next attempt follow without a pause? Counts it, if so."""
+        if self.at_once >= MAX_AT_ONCE:
+            self.at_once = 0
+            return False
+        self.at_once += 1
+        return True
+
+    def backoff(self, rules: Rules, chance: float) -> float:
+        """Seconds to leave a server alone after another error, jittered by ``chance`` in [0, 1)."""
+        self.failures += 1
+        pause = min(rules.try_next_after * 2.0 ** min(self.failures, 10), MAX_BACKOFF)
+        return pause * (0.5 + chance / 2)
+
+    def same_holder(self, expires: float, now: float) -> bool:
+        """Does the key that refused the attempt seem to be unchanged since it refused an earlier one?
+
+        A new holder, or an extension, moves the time at which the key expires. One that has had it for less than
+        ``SAME`` looks like the one before.
+        """
+        if abs(expires - self._expires) < SAME:
+            return now > self._known_since + 2 * SAME
+        self._expires, self._known_since = expires, now
+        return False
+
+
+def possible_at(lease: Lease, rules: Rules, now: float) -> float:
+    """When another attempt may do better than ``lease``, as far as is known."""
+    if lease.unsent and lease.refused:  # stopped at a refusal: what that key does decides
+        again = min(when for index, when in lease.free_at.items() if lease.refused >> index & 1)
+        return min(again, now + rules.validity)  # then the others are asked all the same
+    return enough_free_at(lease, rules, now)
+
+
+def enough_free_at(lease: Lease, rules: Rules, now: float) -> float:
+    """When enough keys that could not be taken may be free for a majority to be possible."""
+    missing = len(lease.free_at) - (rules.keys - rules.majority)
+    if missing <= 0:
+        return now
+    return sorted(lease.free_at.values())[missing - 1]
