@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .room import Room
 
 MAGIC = b"asynclock:"
-OWN_PUSH = 0.1  # seconds after an extension in which an invalidation may be about that
+OWN_EXTENSION = 0.1  # seconds after an extension in which an invalidation may be about that
+OWN_SET = 0.01  # seconds after a lock was acquired in which an invalidation may be about that
 _NONE: Mapping[int, float] = MappingProxyType({})
 
 
@@ -290,11 +291,16 @@ class Lease:
             self.stale &= ~bit
         if self.unverified & bit:
             self.unverified &= ~bit
-            # An invalidation by one's own extension is not one that means nothing.
-            if operation is READ and sent - self.extended_at > OWN_PUSH:
+            if operation is READ and not self._own_invalidation(sent):
                 self.room.port.needless(self.room, index, now)
         if not self.unverified:
             self.room.verified(self)
+
+    def _own_invalidation(self, sent: float) -> bool:
+        """May the invalidation that led to a READ be that of what this lease has written itself?"""
+        if self.room.attempt is self:
+            return True
+        return sent - self.extended_at < OWN_EXTENSION or sent - self.acquired_at < OWN_SET
 
     # Answers
 
@@ -313,7 +319,7 @@ class Lease:
         if self.extending and operation is not READ:
             self.extending &= ~(1 << index)
         if found != self.token:
-            return self._found_other(index, operation, ok, found, ttl, now)
+            return self._found_other(index, operation, sent, ok, found, ttl, now)
         rules = self.room.rules
         if operation is READ:
             self.untracked &= ~(1 << index)
@@ -346,7 +352,14 @@ class Lease:
         return None
 
     def _found_other(
-        self, index: int, operation: Operation, ok: bool, found: bytes | None, ttl: int | None, now: float
+        self,
+        index: int,
+        operation: Operation,
+        sent: float,
+        ok: bool,
+        found: bytes | None,
+        ttl: int | None,
+        now: float,
     ) -> LossReason | None:
         """The answer shows that key ``index`` does not hold our token."""
         lost = self.why_lost(index, found, now) if self.votes[index] else None
@@ -356,11 +369,16 @@ class Lease:
             self.may_be_ours &= ~(1 << index)
         if found is None and (ok or operation.reads):
             self.room.port.doubt_clock(self.room, index)  # gone as soon as it was there, or before its time
-        self.refuse(index, found, ttl, now)
+        self.refuse(index, sent, found, ttl, now)
         return lost
 
-    def refuse(self, index: int, found: bytes | None, ttl: int | None, now: float) -> None:
-        """Key ``index`` was somebody else's, or is gone: note when it may be free."""
+    def refuse(self, index: int, sent: float, found: bytes | None, ttl: int | None, now: float) -> None:
+        """Key ``index`` was somebody else's, or is gone: note when it may be free.
+
+        The time to live counts from when the request was ``sent``. Then the next attempt, which takes as long to get
+        to the server, arrives when the key has expired; and an answer that was read late, since the loop was blocked
+        or the machine suspended, delays nothing. Should this be too early, one more attempt finds out.
+        """
         rules, chance = self.room.rules, self.room.port.chance
         self.refused |= 1 << index
         if found is None or ttl == -2 or self.stale >> index & 1:
@@ -368,7 +386,7 @@ class Lease:
         elif ttl is None or ttl < 0:
             free = now + rules.validity
         else:
-            free = now + (ttl + 1) / 1000  # a server counts a key as expired one millisecond after
+            free = sent + (ttl + 1) / 1000  # a server counts a key as expired one millisecond after
         if not rules.tracking:
             free = min(free, now + rules.extend_interval * (0.5 + chance() / 2))
         self.defer(index, free)

@@ -13,11 +13,12 @@ SAME = 0.01  # seconds by which the time at which a key expires may seem to move
 class Retries:
     """What one room knows of its last attempts, none of which was successful."""
 
-    __slots__ = ("_expires", "_known_since", "at_once", "failures")
+    __slots__ = ("_expires", "_known_since", "at_once", "failures", "invalidated")
 
     def __init__(self) -> None:
         self.at_once = 0  #: attempts in a row that followed without a pause
         self.failures = 0  #: errors of servers, since a lock was acquired or verified
+        self.invalidated = False  #: is the next attempt, or the one under way, due to an invalidation?
         self._expires = NEVER  # when the key that refused the last attempt was to expire
         self._known_since = NEVER  # ... and since when that has been known
 
@@ -35,14 +36,16 @@ class Retries:
         pause = min(rules.try_next_after * 2.0 ** min(self.failures, 10), MAX_BACKOFF)
         return pause * (0.5 + chance / 2)
 
-    def same_holder(self, expires: float, now: float) -> bool:
-        """Does the key that refused the attempt seem to be unchanged since it refused an earlier one?
+    def needless(self, expires: float, now: float) -> bool:
+        """Was the attempt due to an invalidation of a key that has not changed? ``expires``: when it expires, now that
+        it has refused the attempt.
 
-        A new holder, or an extension, moves the time at which the key expires. One that has had it for less than
-        ``SAME`` looks like the one before.
+        A new holder, or an extension, moves that time. A holder that has had the key for less than ``SAME`` looks like
+        the one before.
         """
+        invalidated, self.invalidated = self.invalidated, False
         if abs(expires - self._expires) < SAME:
-            return now > self._known_since + 2 * SAME
+            return invalidated and now > self._known_since + 2 * SAME
         self._expires, self._known_since = expires, now
         return False
 

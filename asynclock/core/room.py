@@ -194,7 +194,7 @@ class Room(Generic[W]):
         in the key after it; ``ttl``: milliseconds that the key has left, -1 for no end, -2 for no key, None
         for not asked."""
         if lease.done:
-            self._answered_too_late(lease, index, operation, found, ttl, now)
+            self._answered_too_late(lease, index, operation, sent, found, ttl, now)
             return
         lost = lease.answered(index, operation, sent, ok, found, ttl, now)
         if lease is self.attempt:
@@ -203,7 +203,14 @@ class Room(Generic[W]):
             self._judge(lease, lost, index, now)  # else it counts for longer, and will be woken in time
 
     def _answered_too_late(
-        self, lease: Lease, index: int, operation: Operation, found: bytes | None, ttl: int | None, now: float
+        self,
+        lease: Lease,
+        index: int,
+        operation: Operation,
+        sent: float,
+        found: bytes | None,
+        ttl: int | None,
+        now: float,
     ) -> None:
         """The lease is over. Some of its answers are still of use."""
         lease.unanswered(index, operation)
@@ -211,9 +218,9 @@ class Room(Generic[W]):
             lease.cause = lease.why_lost(index, found, lease.released_at)
             self.released(lease, index, True, now)
         elif self.contention is not None and lease is self.contention.watch:
-            self._watched(self.contention, lease, found, ttl, now)
+            self._watched(self.contention, lease, sent, found, ttl, now)
         elif lease is self.last_failed and self.attempt is None and self.queue:
-            self._refused_late(lease, index, found, ttl, now)
+            self._refused_late(lease, index, sent, found, ttl, now)
 
     def verified(self, lease: Lease) -> None:
         """Every key of ``lease`` that may have changed has been read, and is ours."""
@@ -504,7 +511,7 @@ class Room(Generic[W]):
         self.retries.at_once = 0
         if lease.refused:
             first = (lease.refused & -lease.refused).bit_length() - 1
-            if self.retries.same_holder(lease.free_at.get(first, NEVER), now):
+            if self.retries.needless(lease.free_at.get(first, NEVER), now):
                 self.port.needless(self, first, now)
         self.last_failed = lease
         # Not those that have not answered: what changes there may be our own release of it.
@@ -553,7 +560,9 @@ class Room(Generic[W]):
             lease.refused = 1
             lease.request(0, READ, now)
 
-    def _watched(self, contention: Contention, lease: Lease, found: bytes | None, ttl: int | None, now: float) -> None:
+    def _watched(
+        self, contention: Contention, lease: Lease, sent: float, found: bytes | None, ttl: int | None, now: float
+    ) -> None:
         """What has become of it."""
         if found == lease.token:
             contention.watch = None  # its release is still on its way
@@ -569,7 +578,7 @@ class Room(Generic[W]):
             self._attempt(now)  # somebody had it, and gave it back
         else:
             self.last_failed = lease
-            lease.refuse(0, found, ttl, now)
+            lease.refuse(0, sent, found, ttl, now)
             lease.watched = 1
             self._wake_at(possible_at(lease, self.rules, now))
 
@@ -624,6 +633,7 @@ class Room(Generic[W]):
         """A key that refused the last attempt is said to have changed. Try again, now or when it is time for that."""
         lease = self.last_failed
         assert lease is not None
+        self.retries.invalidated = True
         when = lease.released_at + self.port.pause(self, index, now)
         if when > now:
             lease.defer(index, min(when, lease.free_at[index]))
@@ -649,12 +659,14 @@ class Room(Generic[W]):
         else:
             self._wake_at(possible_at(lease, self.rules, now))
 
-    def _refused_late(self, lease: Lease, index: int, found: bytes | None, ttl: int | None, now: float) -> None:
+    def _refused_late(
+        self, lease: Lease, index: int, sent: float, found: bytes | None, ttl: int | None, now: float
+    ) -> None:
         """The attempt was lost without this answer: now it is known what may be waited for there."""
         if found == lease.token:
             lease.defer(index, now)  # its release is on its way, and no push of that is worth an attempt
         else:
-            lease.refuse(index, found, ttl, now)
+            lease.refuse(index, sent, found, ttl, now)
             lease.watched |= 1 << index
         again = possible_at(lease, self.rules, now)
         if again <= now:

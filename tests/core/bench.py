@@ -40,6 +40,7 @@ class Bench:
         self.hung: set[int] = set()  # keys whose server has not answered for long
         self.luck = 0.0
         self.pace = Pace()
+        self.needless_checks = 0
         self.ordered = False  # do pushes and answers come over one connection?
         self.looks: list[Lease] = []  # leases that are to be looked at soon
         self._tokens = Tokens(b"\0")
@@ -184,6 +185,7 @@ class Bench:
         return self.pace.pause(now)
 
     def needless(self, room: Room[str], index: int, now: float) -> None:
+        self.needless_checks += 1
         self.pace.needless(now)
 
     def in_order(self, room: Room[str], index: int) -> bool:

@@ -69,6 +69,42 @@ def test_a_key_without_an_end_is_looked_at_again_after_the_validity() -> None:
     assert bench.when == pytest.approx(bench.now + 5.0)
 
 
+def test_an_answer_that_is_read_late_does_not_lengthen_the_wait() -> None:
+    """The loop was blocked, or the machine suspended, while the answer had come already."""
+    bench = Bench()
+    bench.join("me")
+    bench.answer(Operation.TAKE, found=STRANGER)
+    asked = bench.now
+    bench.now += 3.0
+    bench.answer(Operation.TAKE_TTL, found=STRANGER, ttl=4000)
+    assert bench.when == pytest.approx(asked + 4.001)
+
+
+def test_only_an_attempt_that_an_invalidation_caused_was_needless() -> None:
+    bench = Bench()
+    bench.refuse(ttl=4000)
+    since = bench.now
+    for caused in (False, True):
+        bench.now += 0.1
+        if caused:
+            bench.room.invalidated(0, bench.now)
+        else:
+            bench.room.woken(bench.now)  # its own time has come
+        bench.answer(Operation.TAKE_TTL, found=OTHER, ttl=4000 - round((bench.now - since) * 1000))
+        assert bench.needless_checks == caused
+
+
+def test_what_a_lease_has_written_itself_causes_no_needless_check() -> None:
+    """Where NOLOOP is not in force, an invalidation follows one's own SET, and one's own extension."""
+    bench = Bench()
+    bench.hold()
+    for own in (True, False):
+        bench.room.invalidated(0, bench.now)
+        bench.answer(Operation.READ, ttl=5000)
+        assert bench.needless_checks == (not own)
+        bench.wait(0.05)
+
+
 def test_a_key_that_went_away_meanwhile_is_tried_at_once_but_not_for_ever_without_a_pause() -> None:
     bench = Bench()
     bench.join("me")
