@@ -1,27 +1,27 @@
-"""What time it is on a server, in the client's terms."""
+"""The time of day on a server, as far as the client knows it."""
 
 from __future__ import annotations
 
-MAX_AGE = 20.0  # seconds that a measurement is used, at most
-PRECISION = 0.02  # share of the validity by which a measurement may be off
+MAX_AGE = 20.0  # seconds for which a measurement is used, at most
+PRECISION = 0.02  # how far off a measurement may be, as a share of the validity
 MIN_PRECISION = 0.01  # seconds
-ASK_AGAIN = 1.0  # seconds after a measurement that was of no use
+ASK_AGAIN = 1.0  # seconds after a measurement that was not precise enough
 
 
 class ServerClock:
-    """The server's wall clock, never behind it.
+    """An estimate of the server's wall clock that is never behind it.
 
     ``TIME`` was answered with ``server`` at some instant between ``sent`` and ``received``. So at
     ``sent`` the server's clock showed at most ``server``, and ``now + (server - sent)`` is at least
-    what it shows now. An expiry set from that is never earlier than the holder counts on; it may be
-    later by the time that the command travelled. The newest measurement wins: it is the only one
-    that knows about a step of either clock.
+    what it shows now. So an expiry computed from it is never earlier than the holder counts on, but may be
+    later by the time that the command travelled. The newest measurement wins: only that one knows of a step of
+    either clock.
 
-    It is used for no longer than a key lives. Two clocks may run apart as long as it is used, and
-    then as long as the key lives; the holder's allowance (``DRIFT``, 1 %) is for both together.
+    A measurement is used for no longer than a key lives. The two clocks may drift apart for as long as it is used, and
+    then for as long as the key lives; the holder's allowance (``DRIFT``, 1 %) is for both together.
 
-    An answer that took long says little: the keys of a holder that is killed would live for longer by as much. It
-    confirms an older measurement, or puts an end to it; without one, a time to live is set (``PX``), which needs none.
+    An answer that took long is not precise: the keys of a holder that is killed would live longer by as much. Such an
+    answer only confirms an older measurement, or ends it. Without one, keys get a time to live (``PX``) instead.
     """
 
     __slots__ = ("_asked", "_max_age", "_offset", "_precision", "measured")
@@ -30,11 +30,11 @@ class ServerClock:
         self._max_age = min(validity, MAX_AGE)
         self._precision = max(MIN_PRECISION, validity * PRECISION)
         self._offset = 0.0
-        self._asked = float("-inf")  # when the last answer was asked for that was of no use
+        self._asked = float("-inf")  # when the last answer came that was not precise enough
         self.measured = float("-inf")  #: when, on the client's clock
 
     def observe(self, sent: float, server: float, received: float) -> None:
-        """``TIME`` was asked at ``sent``, and answered with ``server`` at ``received``."""
+        """``TIME`` was sent at ``sent``, and answered with ``server`` at ``received``."""
         if received - sent > self._precision:
             if not server - received <= self._offset <= server - sent:
                 self.measured = float("-inf")
@@ -44,11 +44,11 @@ class ServerClock:
             self.measured = sent
 
     def forget(self) -> None:
-        """The server may be another one now, or its clock was seen to be off."""
+        """The server may be another one now, or its clock was set."""
         self.measured = float("-inf")
 
     def due(self, now: float) -> bool:
-        """Is it time for a new measurement? A lock that is extended twice in its life brings every other."""
+        """Is it time for a new measurement? With two extensions in a key's life, every other one triggers it."""
         return now - self.measured > 0.6 * self._max_age and now - self._asked > ASK_AGAIN
 
     def usable(self, now: float) -> bool:

@@ -15,50 +15,58 @@ W = TypeVar("W")
 
 
 class Port(Protocol[W]):
-    """None of these calls back into the room."""
+    """None of these methods calls back into the room."""
 
     def token(self, forced: bool, /) -> bytes:
         """A value that no lease has had."""
 
     def request(self, room: Room[W], lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
-        """Send it; the answer comes as ``answered``, ``released`` or ``failed``, on every way it can end.
-        False: the server is not connected, and no answer will come. A RELEASE that is refused or
-        lost so is kept, and sent before anything else once the server is back."""
+        """Send it. However it ends, ``answered``, ``released`` or ``failed`` of the room is called once.
+
+        False: the server is not connected, and none of them will be called. A RELEASE that the server refuses, or that
+        is lost with the connection, is kept, and sent before anything else once the server is back.
+        """
 
     def barred(self, room: Room[W], index: int) -> Exception | None:
-        """Why that server will not have this client, however often it is asked, if that is so."""
+        """Why that server will never accept this client, if that is known."""
 
     def silent(self, room: Room[W], index: int, now: float) -> bool:
         """Have that server's answers been missing for ``try_next_after``?"""
 
     def wake(self, room: Room[W], when: float, /) -> None:
-        """Look at ``room.wake`` again then or earlier, and call ``woken`` once it has come; ``room.due``
-        says when that will be, and until then is not called for what comes later."""
+        """Look at ``room.wake`` again by then, and call ``woken`` once that time has come. ``room.due`` says when
+        that will be; until then, this is not called for a later time."""
 
     def first_check_soon(self, room: Room[W], lease: Lease, /) -> None:
-        """Call ``look`` with it in about a millisecond, unless it is ``done`` by then: nothing else
-        will come back to it before."""
+        """Call ``room.first_check`` with the lease in about a millisecond, unless it is ``done`` by then. Nothing else
+        comes back to the lease before that."""
 
     def pause(self, room: Room[W], index: int, now: float) -> float:
-        """Seconds from one look at that key to the next, after pushes that mean nothing (``Pace``)."""
+        """Seconds between two checks of that key (``Pace``)."""
 
     def needless(self, room: Room[W], index: int, now: float) -> None:
-        """That key was said to have changed, and had not."""
+        """That key was checked after an invalidation, and had not changed."""
 
     def in_order(self, room: Room[W], index: int) -> bool:
-        """Do that server's pushes and answers come over one connection, in the order of what happened?"""
+        """Do that server's invalidations and answers come over one connection, in the order of what happened?"""
 
     def chance(self) -> float:
         """A random number in [0, 1)."""
 
     def doubt_clock(self, room: Room[W], index: int) -> None:
-        """A key is gone before its time: perhaps its absolute expiry was over to the server."""
+        """A key is gone before its time: perhaps our idea of the server's clock is wrong."""
 
-    def granted(self, waiter: W, lease: Lease) -> None: ...
-    def refused(self, waiter: W) -> None: ...
+    def granted(self, waiter: W, lease: Lease) -> None:
+        """The waiter has the lock."""
+
+    def refused(self, waiter: W) -> None:
+        """Somebody else has the lock, and the waiter does not wait."""
+
     def failed(self, waiter: W, error: Exception | None) -> None:
-        """``None``: too few servers are connected."""
+        """Servers failed. ``None``: too few are connected."""
 
-    def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None: ...
+    def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None:
+        """The holder has lost the lock, because of key ``index`` if one is to blame."""
+
     def release_answered(self, lease: Lease) -> None:
         """Every RELEASE of the lease was answered, or never will be."""

@@ -1,4 +1,4 @@
-"""The waiting room of one name in one process: who holds, who contends, who waits, and whose turn it is."""
+"""One name in one process: who holds the lock, who waits for it, and what is done to get it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ W = TypeVar("W")
 
 
 class Room(Generic[W]):
-    """All that this process knows about one name. Feed it what happens; it calls its port.
+    """All that this process knows about one name. The engine tells it what happens, and it calls its port.
 
     Invariants:
 
@@ -96,13 +96,13 @@ class Room(Generic[W]):
         self.join(waiter, now)
 
     def force(self, waiter: W, now: float) -> None:
-        """Take the lock over, whoever has it."""
+        """Take the lock over, whoever holds it."""
         self.forces[waiter] = None
         if self.attempt is None:  # else its answers come back here
             self._force(now)
 
     def leave(self, waiter: W, now: float) -> Lease | None:
-        """Stop waiting. Returns the lease whose release is under way because of it, if any."""
+        """Stop waiting. Returns the lease that is released because of that, if any."""
         abandoned = None
         if waiter in self.queue:
             del self.queue[waiter]
@@ -115,7 +115,7 @@ class Room(Generic[W]):
                 abandoned = self.attempt
             del self.forces[waiter]
         if abandoned is None:
-            self._rest(now)
+            self._forget_if_empty(now)
             return None
         self.attempt = None
         if abandoned.forced and self.holder is not None:
@@ -125,7 +125,7 @@ class Room(Generic[W]):
         return abandoned
 
     def release(self, lease: Lease, now: float) -> bool:
-        """The holder gives the lease back. True: ``release_answered`` will be called for it."""
+        """The holder releases the lock. True: ``release_answered`` will be called for it."""
         if lease is not self.holder:
             return False
         rules = self.rules
@@ -135,7 +135,7 @@ class Room(Generic[W]):
                 waiter, _ = self.queue.popitem(last=False)
                 self.port.granted(waiter, lease)
                 return False
-            if contention is None and rules.tracking:  # who polls would not find it free between the two
+            if contention is None and rules.tracking:  # a waiter that polls would not find it free in between
                 self.holder = None
                 self._release(lease, now)
                 self._attempt(now)  # right behind the release
@@ -154,7 +154,7 @@ class Room(Generic[W]):
         if self.queue or self.forces:
             self._next(now)
         elif self.attempt is None:
-            self._empty(now)
+            self._forget(now)
         return True
 
     def give_back(self, lease: Lease, now: float) -> None:
@@ -162,8 +162,8 @@ class Room(Generic[W]):
         self._release(lease, now)
 
     def close(self, now: float) -> list[W]:
-        """The locker closes: take the lock from the holder (its keys follow with ``give_back``),
-        give up every attempt. Returns who was waiting."""
+        """The locker closes: take the lock from the holder (``give_back`` releases its keys later), give up every
+        attempt. Returns who was waiting."""
         waiters = [*self.queue, *self.forces]
         self.queue.clear()
         self.forces.clear()
@@ -174,7 +174,7 @@ class Room(Generic[W]):
             lease, self.holder = self.holder, None
             lease.done = True
             self.port.lost(lease, LossReason.CLOSED, None)
-        self._rest(now)
+        self._forget_if_empty(now)
         return waiters
 
     # What the servers say
@@ -190,9 +190,12 @@ class Room(Generic[W]):
         ttl: int | None,
         now: float,
     ) -> None:
-        """An answer to anything but a RELEASE. ``ok``: the command did what it was to do; ``found``: what is
-        in the key after it; ``ttl``: milliseconds that the key has left, -1 for no end, -2 for no key, None
-        for not asked."""
+        """The answer to a request, except to a RELEASE.
+
+        :param ok: the command did what it was meant to do
+        :param found: what is in the key after it
+        :param ttl: milliseconds that the key has left; -1: it has no expiry; -2: there is no key; None: unknown
+        """
         if lease.done:
             self._answered_too_late(lease, index, operation, sent, found, ttl, now)
             return
@@ -200,7 +203,7 @@ class Room(Generic[W]):
         if lease is self.attempt:
             self._decide(now)
         elif operation is READ or lost is not None or lease.cause is not None or now >= lease.deadline:
-            self._judge(lease, lost, index, now)  # else it counts for longer, and will be woken in time
+            self._judge(lease, lost, index, now)  # else it only counts for longer, and ``wake`` is early enough
 
     def _answered_too_late(
         self,
@@ -212,7 +215,7 @@ class Room(Generic[W]):
         ttl: int | None,
         now: float,
     ) -> None:
-        """The lease is over. Some of its answers are still of use."""
+        """The lease is over. Some answers are still useful."""
         lease.unanswered(index, operation)
         if lease.missed >> index & 1 and operation is READ:
             lease.cause = lease.why_lost(index, found, lease.released_at)
@@ -228,7 +231,7 @@ class Room(Generic[W]):
             self.retries.failures = 0
 
     def failed(self, lease: Lease, index: int, operation: Operation, error: Exception | None, now: float) -> None:
-        """No answer will come: the connection is gone (``None``), or the server answered with an error."""
+        """The request has failed: the connection is lost (``None``), or the server answered with an error."""
         if operation is RELEASE:
             self.released(lease, index, True, now)
             return
@@ -241,9 +244,8 @@ class Room(Generic[W]):
         if operation.acquires:
             lease.barred += getattr(error, "lasting", False)
             lease.defer(index, NEVER if error is None else now + self._backoff())
-        elif error is not None:
-            if lease is self.holder:
-                self._plan_extension(lease, now)
+        elif error is not None and lease is self.holder:
+            self._plan_extension(lease, now)
             # The vote counts until its time is over: try again well before that, and soon if the
             # key is known to have changed.
             left = lease.deadline - now
@@ -259,7 +261,7 @@ class Room(Generic[W]):
         if not ok:
             lease.missed |= 1 << index
             if lease.votes[index] and lease.request(index, READ, now):
-                return  # it was lost before: what is in the key says why, and comes back here
+                return  # the key was lost before: what is in it says why, and the answer comes back here
         lease.unreleased -= 1
         if lease.unreleased:
             return
@@ -268,7 +270,7 @@ class Room(Generic[W]):
         self.port.release_answered(lease)
 
     def invalidated(self, index: int, now: float, cause: LossReason | None = None) -> None:
-        """The server says that key ``index`` is no longer what it was when it was read."""
+        """The server says that key ``index`` has changed since it was read."""
         if self.attempt is not None:
             self.attempt.suspect(index, cause, now)
             if index in self.attempt.free_at:
@@ -288,22 +290,22 @@ class Room(Generic[W]):
                 self.attempt.defer(index, now)
         if self.holder is not None:
             self.holder.verify(index, now)
-        elif self.attempt is None and self.queue and not self._waits_for_its_release():
+        elif self.attempt is None and self.queue and not self._holds_back_for_release():
             self._attempt(now)
 
     def shut_out(self, now: float) -> None:
-        """A server will not have this client any more: whoever waits for nothing else is to know."""
-        if self.queue and self.holder is None and self.attempt is None and not self._waits_for_its_release():
+        """A server refuses this client for good: whoever waits for it must be told."""
+        if self.queue and self.holder is None and self.attempt is None and not self._holds_back_for_release():
             self._attempt(now)
 
     def gone(self, index: int, now: float) -> None:
-        """The server of key ``index`` was asked for a new connection and refused it."""
+        """The server of key ``index`` refuses new connections."""
         for lease in (self.attempt, self.holder):
             if lease is not None and lease.votes[index]:
                 lease.vote(index, 0.0)
                 self._judge(lease, LossReason.DISCONNECTED, index, now)
         if self._waits_for(index):
-            self._attempt(now)  # what was waited for there will not be told; the others may do
+            self._attempt(now)  # no invalidation will come from there; the other keys may be enough
 
     def first_check(self, lease: Lease, now: float) -> None:
         """The lock was acquired a moment ago. Most are released before that; this one is worth being tracked, and
@@ -317,7 +319,7 @@ class Room(Generic[W]):
         self._plan_extension(lease, now)
 
     def woken(self, now: float) -> None:
-        """The time that was asked for has come, or the clock has jumped."""
+        """The time ``wake`` has come, or the clock has jumped."""
         self.wake = NEVER
         lease = self.holder
         if lease is not None:
@@ -338,7 +340,7 @@ class Room(Generic[W]):
                 self.attempt.silent = not self.attempt.forced
             self._decide(now)
         elif self.last_failed is not None:
-            # In order, a first key that never becomes free would keep us from a majority of the others.
+            # Not in order: a first key that never becomes free would keep us from a majority of the others.
             self._attempt(now, in_order=False)
         else:
             if self.contention is not None:
@@ -354,7 +356,7 @@ class Room(Generic[W]):
         2. somebody takes the lock by force: they go first, whoever holds it;
         3. the lock is held here: its release or its loss comes back here;
         4. nobody waits;
-        5. others are to have their chance first: the release's answer and a pause come back here.
+        5. others have their turn first: the answer to the release, and a pause, come back here.
         """
         if self.attempt is not None:
             return
@@ -363,7 +365,7 @@ class Room(Generic[W]):
         elif self.holder is not None:
             return
         elif not self.queue:
-            self._rest(now)
+            self._forget_if_empty(now)
         elif (
             self.contention is not None
             and self.no_wait is None
@@ -397,8 +399,8 @@ class Room(Generic[W]):
             self._decide(now)
 
     def _request_in_order(self, lease: Lease, now: float) -> None:
-        """Ask for the next key, unless the answer for another is to be waited for; for all the rest
-        once one is ours; for none once one is refused."""
+        """Request the next key, unless the answer for another decides; all the rest once one is ours; none once one is
+        refused."""
         while lease.unsent and not lease.refused:
             if lease.decides >= 0 and lease.in_flight[lease.decides]:
                 return
@@ -411,7 +413,7 @@ class Room(Generic[W]):
                 lease.decides = index
 
     def _decide(self, now: float) -> None:
-        """Is the attempt won or lost, with the answers that there are?"""
+        """Has the attempt been won or lost, by the answers until now?"""
         lease, rules = self.attempt, self.rules
         assert lease is not None
         if lease.unsent:
@@ -446,7 +448,7 @@ class Room(Generic[W]):
                 self._give_up(lease, now)
 
     def _give_up_force(self, lease: Lease, now: float) -> None:
-        """The lock could not be taken over: see what is left of the lease of its holder."""
+        """The lock could not be taken over: find out what is left of its holder's lease."""
         self.attempt = None
         if lease.refused_by_others(self.rules) and self.retries.may_follow_at_once():
             # Overwritten or expired between two commands: somebody else forces too, or a clock was off.
@@ -454,7 +456,7 @@ class Room(Generic[W]):
             self._force(now)
             return
         self.retries.at_once = 0
-        # If too few servers are connected, they are for the others who force as well: one answer for all.
+        # If too few servers are connected, that holds for all who force: they get the same answer.
         unreachable = sum(until == NEVER for until in lease.free_at.values())
         waiters = list(self.forces)[: None if unreachable > self.rules.keys - self.rules.majority else 1]
         if self.holder is not None:
@@ -492,7 +494,7 @@ class Room(Generic[W]):
                 self.contention = Contention()
             self.contention.refused()
         if refused and not known:
-            # The first attempt did not ask how long the holder has left. Ask, while trying again.
+            # The first attempt did not read how long the holder has left. Do so, while trying again.
             self._attempt(now, in_order=False)
         else:
             self._try_again(lease, now)
@@ -514,7 +516,7 @@ class Room(Generic[W]):
             if self.retries.needless(lease.free_at.get(first, NEVER), now):
                 self.port.needless(self, first, now)
         self.last_failed = lease
-        # Not those that have not answered: what changes there may be our own release of it.
+        # Not those that have not answered: what changes there may be our own release.
         lease.watched = sum(1 << index for index in lease.free_at if not lease.in_flight[index])
         self._wake_at(again)
 
@@ -544,16 +546,16 @@ class Room(Generic[W]):
     # While others have their chance
 
     def _watch(self, contention: Contention, ours: bytes, now: float) -> None:
-        """Be told what becomes of the first key: who has had it and given it back has had the lock."""
+        """Have the first key tracked: whoever has had it and released it has had the lock."""
         lease = contention.watch = Lease(self, ours)
         lease.unsent = self.rules.keys - 1
         lease.done = True
         lease.released_at = now
-        lease.watched = 0  # what is pushed before the answer may be our own release
+        lease.watched = 0  # an invalidation before the answer may be our own release
         lease.request(0, READ, now)  # its answer comes to ``_watched``
 
     def _taken(self, lease: Lease, now: float) -> None:
-        """The key has changed. To try now may be to be quicker than those who wait for it to be given back."""
+        """The key has changed: somebody took it. An attempt now might be faster than those who wait for its release."""
         if lease.in_flight[0]:
             lease.stale = 1
         elif lease.watched:
@@ -563,9 +565,9 @@ class Room(Generic[W]):
     def _watched(
         self, contention: Contention, lease: Lease, sent: float, found: bytes | None, ttl: int | None, now: float
     ) -> None:
-        """What has become of it."""
+        """What became of the first key."""
         if found == lease.token:
-            contention.watch = None  # its release is still on its way
+            contention.watch = None  # our release is still on its way
             return
         if found is None and not lease.refused:
             lease.watched, lease.stale = 1, 0  # nobody has it yet
@@ -575,7 +577,7 @@ class Room(Generic[W]):
         if self.attempt is not None or self.holder is not None or not self.queue:
             return
         if found is None or lease.stale:
-            self._attempt(now)  # somebody had it, and gave it back
+            self._attempt(now)  # somebody had it, and released it
         else:
             self.last_failed = lease
             lease.refuse(0, sent, found, ttl, now)
@@ -585,7 +587,7 @@ class Room(Generic[W]):
     # What becomes of a lease
 
     def _judge(self, lease: Lease, lost: LossReason | None, index: int | None, now: float) -> None:
-        """Something about ``lease`` has changed. ``lost``: why the vote of ``index`` counts no more."""
+        """Something about ``lease`` has changed. ``lost``: why the vote of key ``index`` no longer counts."""
         if lease is self.attempt:
             self._decide(now)
         elif lease is self.holder:
@@ -610,7 +612,7 @@ class Room(Generic[W]):
             self.port.release_answered(lease)
 
     def _heard(self, lease: Lease, now: float) -> None:
-        """Every RELEASE is answered, or never will be: the pause that others were to have begins."""
+        """Every RELEASE is answered, or never will be: now the pause begins that gives others a turn."""
         contention = self.contention
         waited_for = contention is not None and contention.heard(lease, now, self.rules)
         if contention is not None and waited_for and self.queue and self.holder is None and self.attempt is None:
@@ -623,14 +625,14 @@ class Room(Generic[W]):
     # When to try again
 
     def _waits_for(self, index: int) -> bool:
-        """Is key ``index`` one whose change may end the wait for another attempt?"""
+        """May a change of key ``index`` make another attempt worthwhile?"""
         lease = self.last_failed
-        if lease is None or self.attempt is not None or not self.queue:  # that attempt is one by force
+        if lease is None or self.attempt is not None or not self.queue:  # such an attempt is by force
             return False
         return bool(lease.watched >> index & 1)
 
     def _key_has_changed(self, index: int, now: float) -> None:
-        """A key that refused the last attempt is said to have changed. Try again, now or when it is time for that."""
+        """A key that refused the last attempt may have changed. Try again, now or after ``Port.pause``."""
         lease = self.last_failed
         assert lease is not None
         self.retries.invalidated = True
@@ -643,16 +645,16 @@ class Room(Generic[W]):
             self._key_may_be_free(index, now)
 
     def _key_may_be_free(self, index: int, now: float) -> None:
-        """A key that refused the last attempt has changed. Its holder mostly releases the others too;
-        but if too many servers failed for a majority, an attempt would be in vain, and its release
-        would wake those who wait for this key elsewhere, in turn and without end."""
+        """A key that refused the last attempt has changed. Its holder usually releases the others too. But if too many
+        servers have failed for a majority, an attempt would be in vain, and its release would wake those who wait for
+        this key elsewhere, and theirs would wake us, without end."""
         lease = self.last_failed
         assert lease is not None
         lease.defer(index, now)
         failed = sum(when > now and not lease.refused >> key & 1 for key, when in lease.free_at.items())
         if failed <= self.rules.keys - self.rules.majority:
-            # A key before it that has not changed is somebody else's, and may be for long: ask for all
-            # at once, if the others are enough.
+            # A key before it that has not changed may be somebody else's for long: request all at once, if the others
+            # are enough.
             blocked = any(when > now for key, when in lease.free_at.items() if key < index)
             enough = not lease.unsent and enough_free_at(lease, self.rules, now) <= now
             self._attempt(now, in_order=not (blocked and enough))
@@ -662,9 +664,9 @@ class Room(Generic[W]):
     def _refused_late(
         self, lease: Lease, index: int, sent: float, found: bytes | None, ttl: int | None, now: float
     ) -> None:
-        """The attempt was lost without this answer: now it is known what may be waited for there."""
+        """This answer comes after the attempt was lost. It tells what to wait for on that server."""
         if found == lease.token:
-            lease.defer(index, now)  # its release is on its way, and no push of that is worth an attempt
+            lease.defer(index, now)  # our release is on its way, and that change is not worth an attempt
         else:
             lease.refuse(index, sent, found, ttl, now)
             lease.watched |= 1 << index
@@ -691,15 +693,15 @@ class Room(Generic[W]):
 
     @property
     def empty(self) -> bool:
-        """Does nobody hold, contend or wait?"""
+        """Does nobody here hold the lock, or want it?"""
         return self.holder is None and self.attempt is None and not self.queue and not self.forces
 
-    def _rest(self, now: float) -> None:
-        """Forget what only matters while somebody is here, if nobody is."""
+    def _forget_if_empty(self, now: float) -> None:
+        """Forget what matters only while somebody holds the lock or wants it, if nobody does."""
         if self.empty:
-            self._empty(now)
+            self._forget(now)
 
-    def _empty(self, now: float) -> None:
+    def _forget(self, now: float) -> None:
         self.last_failed = self.handoffs.lease = None
         self.retries.at_once = self.retries.failures = 0
         self.wake = NEVER
@@ -716,5 +718,5 @@ class Room(Generic[W]):
         """Are others expected to want the lock?"""
         return self.contention is not None and self.contention.contended > 0
 
-    def _waits_for_its_release(self) -> bool:
+    def _holds_back_for_release(self) -> bool:
         return self.contention is not None and self.contention.waits

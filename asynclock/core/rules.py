@@ -13,16 +13,16 @@ class LossReason(StrEnum):
     OVERWRITTEN = "overwritten"  #: another client wrote something else to the key
     EXPIRED = "expired"  #: the validity was over before the lock could be extended
     FLUSHED = "flushed"  #: ``FLUSHALL`` or ``FLUSHDB``
-    TAKEN_OVER = "taken over"  #: ``force_acquire`` here or in another process
+    TAKEN_OVER = "taken over"  #: by ``force_acquire`` or ``force_with_context``, here or in another process
     FORGOTTEN = "forgotten"  #: the server came back without the key
-    DISCONNECTED = "disconnected"  #: the server is gone: it refuses connections, or breaks them off
+    DISCONNECTED = "disconnected"  #: the server is gone: it refuses connections, or closes them at once
     CLOSED = "closed"  #: the locker was closed
     RELEASED = "released"  #: nobody took it: this scope gave the lock back itself
 
 
 NEVER = float("inf")
 GRID = 1 / 128  # seconds; a power of two, so that what is on the grid stays there
-COARSE = 0.1  # seconds: shorter intervals between extensions are kept to exactly
+COARSE = 0.1  # seconds: shorter intervals between extensions are exact, not on the grid
 
 
 def on_grid(when: float) -> float:
@@ -31,8 +31,8 @@ def on_grid(when: float) -> float:
 
 
 FIRST_HANDOFFS = 64  # hand-offs inside a process before it finds out whether others want the lock
-DRIFT = 0.01  # share of the validity by which two clocks may run apart (Redlock's CLOCK_DRIFT_FACTOR)
-SLACK = 0.002  # seconds, for the millisecond that expiry is rounded to and the timer that tells it
+DRIFT = 0.01  # how far two clocks may drift apart, as a share of the validity (Redlock's CLOCK_DRIFT_FACTOR)
+SLACK = 0.002  # seconds, for expiries that are rounded to a millisecond, and for the timer that ends the lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,13 @@ class Rules:
     validity: float
     extend_interval: float
     try_next_after: float
-    tracking: bool = True  #: do servers push what happens to a key that was read?
+    tracking: bool = True  #: do servers send invalidations of keys that were read?
     handoffs: int = 0  #: how often a lease may pass on inside this process before others have a chance
     handoff_time: float = 0.05  #: ... and for how long after it was acquired, in any case
     first_handoffs: int = field(init=False)  #: the same, while nobody else was ever seen to want the lock
     keys: int = field(init=False)  #: how many keys a name has
-    term: float = field(init=False)  #: how long a granted key counts from before it was asked for
-    reserve: float = field(init=False)  #: what is left of that when an extension is due
+    term: float = field(init=False)  #: how long a granted key counts, from when it was requested
+    reserve: float = field(init=False)  #: how much of that is left when an extension is due
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "first_handoffs", max(self.handoffs, FIRST_HANDOFFS))
@@ -58,11 +58,11 @@ class Rules:
         object.__setattr__(self, "reserve", self.term - self.extend_interval)
 
     def extension(self, now: float, share: float = 1.0) -> float:
-        """When to extend next. On the grid, so that those of many locks leave in one write, by one timer."""
+        """When to extend next. On the grid, so that one timer and one write extend many locks."""
         when = now + self.extend_interval * share
         return when if self.extend_interval < COARSE else on_grid(when)
 
     @staticmethod
     def term_of(validity: float) -> float:
-        """How long the caller may count on a key that lives for ``validity`` on the server."""
+        """How long a holder may count on a key that lives for ``validity`` on the server."""
         return validity - validity * DRIFT - SLACK
