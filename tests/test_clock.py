@@ -177,7 +177,7 @@ async def test_the_clock_is_set_back_while_a_lock_is_held(skewed: Callable[[int]
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("checked_at", [False, True])
+@pytest.mark.parametrize("looked_at", [False, True])
 async def test_the_clock_is_set_forward_while_a_lock_is_held(
     skewed: Callable[[int], Server], clock: Path, looked_at: bool
 ) -> None:

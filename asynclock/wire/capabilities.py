@@ -66,14 +66,14 @@ async def probe(
     told: Any = _UNTOLD
     time: Any = _UNTOLD
     received = sent
-    report = noloop.Report()
+    report = noloop.EvictionReport()
     if not connector.plain:
         asked = [ask(packed(b"HELLO") if who == "HELLO" else INFO), ask(_TIME)]
         about_keys = [ask(question) for question in noloop.QUESTIONS] if options.client_side_caching else []
         told, time = [await reply for reply in asked]
         received = now()
         if about_keys:
-            report = noloop.understood([await reply for reply in about_keys])
+            report = noloop.parse_report([await reply for reply in about_keys])
         if who == "INFO" and is_error(told) and not is_error(hello := await ask(packed(b"HELLO"))):
             who, told = "HELLO", hello  # no permission takes HELLO away, as one may INFO
         for command, reply in ((who, told), ("TIME", time)):
@@ -119,7 +119,7 @@ async def probe(
     uptime = uptime and mode != "cluster"  # there, others have the keys of one that is back
     silent = options.no_loop_tracking
     if silent is None:
-        silent = report.safe and (kind != "redis" or version >= NOLOOP_SINCE)
+        silent = report.noloop_is_safe and (kind != "redis" or version >= NOLOOP_SINCE)
     key = f"{options.key_prefix}:0:".encode()
     value = b"asynclock:probe"
     probes: dict[str, bytes] = {
@@ -197,7 +197,7 @@ def tracking_on(redirect: Redirect | None, *, noloop: bool) -> bytes:
 
 async def _scripts(connector: Connector, ask: Operation, key: bytes, mode: str) -> bool:
     """Let the server learn the scripts. May they be run by their digests, rather than told each time?"""
-    commands = Commands(Capabilities(evalsha=True), 1.0)
+    commands = Commands(Capabilities(evalsha=True))
     probes = {"EVAL": packed(b"EVAL", b"return redis.call('GET',KEYS[1])", b"1", key)}
     if not connector.plain:
         probes |= {f"SCRIPT LOAD {number}": load for number, load in enumerate(LOAD)}

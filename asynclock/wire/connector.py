@@ -236,10 +236,10 @@ class Connector:
             ) from None
 
     async def _open(self, protocol: int) -> asyncio.StreamWriter:
-        provider: credentials.Asked | None = None
+        provider: credentials.WatchedProvider | None = None
         more: dict[str, Any] = {}
         if self._kwargs.get("credential_provider") is not None:
-            provider = more["credential_provider"] = credentials.Asked(self._kwargs["credential_provider"])
+            provider = more["credential_provider"] = credentials.WatchedProvider(self._kwargs["credential_provider"])
         connection = self._made(protocol, **more)
         writer: asyncio.StreamWriter | None = None
         try:
@@ -286,7 +286,7 @@ class Connector:
     def _judged(
         self,
         error: BaseException,
-        provider: credentials.Asked | None,
+        provider: credentials.WatchedProvider | None,
         protocol: int,
         heard: asyncio.StreamReader | None,
     ) -> BaseException:
