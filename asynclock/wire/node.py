@@ -93,9 +93,7 @@ class Node:
         # The life of the node: start, connect, lose, reconnect, close.
         self.session: Session | None = None
         self.connecting = Loop(f"asynclock connecting to {self.label}", self._try_to_connect, self._not_connected)
-        self.first: asyncio.Future[
-            ServerError | ConfigurationError | None
-        ]  #: how the first attempt ended, from start on
+        self.first: asyncio.Future[ServerError | ConfigurationError | None]  #: what ``start`` has returned
         self.closed = False
         self._problem: ServerError | None = None  # why it is not connected, once that is known
         self._lost_session: Session | None = None  # the last one that was lost: its connections may still be closing
@@ -194,13 +192,13 @@ class Node:
         self._problem = None
         self._lost_session = None
         self._grace.stop()
-        run_id, started = session.capabilities.run_id, session.capabilities.started
-        self._quarantine.connected(self.label, run_id, started, self._quarantine_over)
-        session.watch(self._listener.in_use, self._may_have_hidden)
-        credentials = self._rotation.take()
-        if credentials is not None:
-            self._reauthenticate(credentials)
         try:
+            run_id, started = session.capabilities.run_id, session.capabilities.started
+            self._quarantine.connected(self.label, run_id, started, self._quarantine_over)
+            session.watch(self._listener.in_use, self._may_have_hidden)
+            credentials = self._rotation.take()
+            if credentials is not None:
+                self._reauthenticate(credentials)
             self.owed.send_all()
             if not self.first.done():
                 self.first.set_result(None)

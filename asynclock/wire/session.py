@@ -29,7 +29,7 @@ log = logging.getLogger("asynclock")
 
 
 class Session:
-    """What there is of a server while it is connected.
+    """Everything that belongs to one connection to a server.
 
     State: ``connection`` carries the operations. ``invalidations`` (RESP2) and ``replicas`` (``min_replicas``) have
     connections of their own; when one of the three is lost, so are the others. ``capabilities`` is what the server can
@@ -210,14 +210,17 @@ class Session:
         self.flushes.stop()
         if self._watchdog is not None:
             self._watchdog.stop()
+        self._stop_eviction_watch()
+
+    def _stop_eviction_watch(self) -> None:
         if self._eviction_watch is not None:
             self._eviction_watch.stop()
+            self._eviction_watch = None  # no reference cycle
 
     def _end_noloop(self) -> None:
         log.info("asynclock: %s evicts keys, or tracks too many: without NOLOOP from now on", self._connector.label)
         self.change(noloop=False)
-        if self._eviction_watch is not None:
-            self._eviction_watch.stop()
+        self._stop_eviction_watch()
         redirect = None if self.invalidations is None else self.invalidations.redirect
         self.connection.send(tracking_on(redirect, noloop=False), Ignored(), 1, self.connection.clock())
 
