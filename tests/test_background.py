@@ -13,6 +13,7 @@ from asynclock import Locker, LockLostError, LossReason, ServerError
 from asynclock.testing import Proxy, Server
 from asynclock.wire.background import CANCELLED_PAUSE, Loop, Ticker
 from asynclock.wire.connector import Connector
+from asynclock.wire.watchdog import max_silence
 from tests.helpers import AT_ONCE, body, until
 
 UNFORESEEN = pytest.mark.parametrize(
@@ -133,11 +134,11 @@ async def test_an_idle_connection_is_found_dead_before_somebody_needs_it(server:
             pass
         node = the_node(locker)
         wire = node.connection
-        await asyncio.sleep(1.5 * node._silence)  # idle, and pinged
+        await asyncio.sleep(1.5 * max_silence(node.options))  # idle, and pinged
         assert node.connection is wire
         proxy.freeze()
         # One and a half times the silence that counts as dead, half of it until the ping; and what a busy machine adds.
-        await until(lambda: node.connection is None, 2 * node._silence + AT_ONCE)
+        await until(lambda: node.connection is None, 2 * max_silence(node.options) + AT_ONCE)
         proxy.thaw()
         async with asyncio.timeout(AT_ONCE + 1), locker.with_context("x"):
             pass
@@ -150,7 +151,7 @@ async def test_a_silent_wire_is_found_dead_long_before_a_long_validity_is_over(o
         await asyncio.sleep(0.1)
         node = the_node(locker)
         proxy.freeze()
-        await until(lambda: node.connection is None, 2 * node._silence + AT_ONCE)
+        await until(lambda: node.connection is None, 2 * max_silence(node.options) + AT_ONCE)
         own_server.execute("DEL", "asynclock:0:x")  # nobody can tell of it
         proxy.thaw()
         assert await asyncio.wait_for(scope.wait_lost(), 5) is not None

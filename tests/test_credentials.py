@@ -15,6 +15,8 @@ from redis.credentials import CredentialProvider
 
 from asynclock import Locker, LossReason, ServerError
 from asynclock.testing import Server
+from asynclock.wire.credentials import Credentials
+from asynclock.wire.node import Node
 from tests.helpers import AT_ONCE, body, key, until
 
 try:
@@ -177,8 +179,8 @@ async def test_deleted_while_the_subscriber_logs_in(users: Server) -> None:
         (node,) = locker._manager.topology.nodes
         holding = await body(await locker.acquire("job"))
         await until(lambda: not locker._manager.rooms["job"].holder.untracked)  # type: ignore[union-attr]
-        assert node._second is not None
-        node._second._on_push = lambda push, now: None  # as if lost
+        assert node.session is not None and node.session.invalidations is not None
+        node.session.invalidations._on_push = lambda push, now: None  # as if lost
         since = time.monotonic()
         users.execute("DEL", key("job"))
         await asyncio.sleep(0.02)
@@ -280,15 +282,24 @@ async def test_new_credentials_while_a_connection_is_set_up(users: Server) -> No
 
 @streaming
 @pytest.mark.asyncio
-async def test_after_close_only_the_apps_pool_hears(users: Server) -> None:
+async def test_after_close_only_the_apps_pool_hears(users: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     provider = Streaming()
     client = client_of(users, provider)
-    locker = Locker(client)
-    async with locker:
-        (node,) = locker._manager.topology.nodes
-        await client.ping()
     heard: list[object] = []
-    node._reauthenticate = lambda *words: heard.append(words)
+    reauthenticate = Node._reauthenticate
+
+    def hear(node: Node, credentials: Credentials) -> bool:
+        heard.append(credentials)
+        return reauthenticate(node, credentials)
+
+    monkeypatch.setattr(Node, "_reauthenticate", hear)
+    async with Locker(client):
+        await client.ping()
+        await provider.announce("next")
+        await until(lambda: heard)
+    heard.clear()
+    await provider.announce("app")
+    await asyncio.sleep(0.01)
     await provider.announce("next")
     await asyncio.sleep(0.01)
     assert await whoami(client) == "next"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 
 import pytest
 
@@ -74,7 +73,7 @@ async def test_a_server_that_answers_late_is_asked_no_more_until_it_has_answered
         await until(slow_at_last, 5)
         pending = len(wire.waiting)
         assert pending > 0
-        with pytest.raises(AcquireTimeoutError, match="slow to answer"):
+        with pytest.raises(AcquireTimeoutError, match=r"answers are more than 0\.5 s late"):
             await locker.acquire("another", timeout=0.05)
         tasks += [asyncio.create_task(locker.acquire(f"late {number}")) for number in range(300)]
         await asyncio.sleep(0.05)
@@ -98,10 +97,10 @@ async def test_what_is_held_at_a_server_that_answers_late_is_extended_and_given_
             wire = node.connection
             assert wire is not None
             held = [await locker.acquire(f"name {number}") for number in range(10)]
-            wire.slow_down(math.inf)  # for ever
+            wire.slow_down()  # for ever: the watchdog ends only what it has begun
             await asyncio.sleep(2.5)
             assert all(scope.held for scope in held)
-            with pytest.raises(AcquireTimeoutError, match="slow to answer"):
+            with pytest.raises(AcquireTimeoutError, match=r"answers are more than 0\.5 s late"):
                 await locker.acquire("another", timeout=0.05)
             await held.pop().release()
             assert own_server.execute("DBSIZE") == 9

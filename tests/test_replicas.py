@@ -15,7 +15,7 @@ import pytest_asyncio
 from asynclock import AcquireTimeoutError, ConfigurationError, Locker, NotLockedError, ServerError
 from asynclock.testing import Cluster, Sentinels, Server
 from asynclock.wire.commands import bulk
-from asynclock.wire.replicas import _tag_of
+from asynclock.wire.markers import tag_of
 from tests.helpers import AT_ONCE, body, key, until
 
 SOON = {"repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0"}
@@ -445,14 +445,14 @@ async def test_not_on_independent_servers(server: Server, pair: list[Server], ow
 
 @pytest.mark.parametrize("name", ["job", "a:b", "{tag}x", "x{tag}y{z}", "ä"])
 def test_a_marker_shares_the_slot_of_a_lock(name: str) -> None:
-    tag = _tag_of(key(name).encode())
+    tag = tag_of(key(name).encode())
     assert tag is not None
     assert Cluster.slot_of(f"asynclock:wait:{{{tag.decode()}}}") == Cluster.slot_of(key(name))
 
 
 def test_where_it_is_not_as_simple_as_that() -> None:
-    assert _tag_of(b"a}b") is None
-    assert _tag_of(b"{}job") is None
+    assert tag_of(b"a}b") is None
+    assert tag_of(b"{}job") is None
 
 
 @pytest.fixture(scope="module")

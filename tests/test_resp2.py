@@ -16,6 +16,7 @@ import redis.asyncio as redis
 
 from asynclock import Locker, LossReason, ServerError
 from asynclock.testing import Server
+from asynclock.wire.watchdog import max_silence
 from tests.fronts import Front, NoHello, TwoServers
 from tests.helpers import AT_ONCE, Body, body, key, until
 
@@ -135,8 +136,8 @@ async def test_own_writes_are_silent(server: Server, kind: str, route: str) -> N
     async with Locker(route, extend_interval=0.1) as locker:
         (node,) = locker._manager.topology.nodes
         pushes: list[object] = []
-        assert node._second is not None
-        node._second._on_push = lambda *push: pushes.append(push)
+        assert node.session is not None and node.session.invalidations is not None
+        node.session.invalidations._on_push = lambda *push: pushes.append(push)
         scopes = await asyncio.gather(*(locker.acquire(f"job {number}") for number in range(10)))
         await asyncio.sleep(0.3)
         await asyncio.gather(*(scope.release() for scope in scopes))
@@ -195,7 +196,7 @@ async def test_the_second_one_hangs(server: Server) -> None:
         proxy.hang(b"SUBSCRIBE")
         server.execute("DEL", key("job"))
         # Pinged within half of it, given up at most one and a half (and an eighth) later.
-        error = await holding.lost_within(2.2 * node._silence + AT_ONCE, since)
+        error = await holding.lost_within(2.2 * max_silence(node.options) + AT_ONCE, since)
         assert error.reason == "forgotten"
         assert clients(server)["main"]["id"] != before
         again = await body(await locker.acquire("job"))
@@ -223,7 +224,7 @@ async def test_a_blocked_loop_is_no_hang(server: Server) -> None:
         (node,) = locker._manager.topology.nodes
         before = clients(server)
         for _ in range(2):
-            time.sleep(node._silence * 1.7)  # noqa: ASYNC251  # blocking is the point
+            time.sleep(max_silence(node.options) * 1.7)  # noqa: ASYNC251  # blocking is the point
             await asyncio.sleep(0.05)
         assert clients(server)["second"]["id"] == before["second"]["id"]
 

@@ -13,7 +13,7 @@ import redis.asyncio as redis
 from asynclock import Locker, LockScope, LossReason
 from asynclock.core.pace import PAUSE
 from asynclock.testing import Server
-from asynclock.wire.noloop import LOOK_EVERY
+from asynclock.wire.noloop import CHECK_EVERY
 from tests.helpers import AT_ONCE, body, key
 
 HIDDEN = PAUSE + AT_ONCE  # seconds within which a loss is told that no push can tell; the second: a busy machine
@@ -87,7 +87,7 @@ async def test_a_server_that_is_told_to_evict_while_locks_are_held_hides_nothing
         scopes = await held(locker, 100)
         own_server.execute("CONFIG", "SET", "maxmemory-policy", "allkeys-random")
         await evict(own_server, locker)
-        await told(scopes, own_server, LOOK_EVERY + HIDDEN)
+        await told(scopes, own_server, CHECK_EVERY + HIDDEN)
 
 
 @pytest.mark.asyncio
@@ -128,7 +128,7 @@ async def test_waiters_are_woken_where_the_tracking_table_is_full(own_server: Se
             for scope in theirs:
                 await scope.release()
             await asyncio.wait_for(asyncio.gather(*waiting), 30)
-            assert time.monotonic() - since < LOOK_EVERY + HIDDEN
+            assert time.monotonic() - since < CHECK_EVERY + HIDDEN
             assert own.held
 
 

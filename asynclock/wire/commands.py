@@ -12,31 +12,31 @@ from ..core.operations import EXTEND, FORCE, READ, RELEASE, TAKE, TAKE_TTL, Oper
 from ..errors import ServerError
 
 if TYPE_CHECKING:
-    from .noloop import Report
+    from .noloop import EvictionReport
 
 OK = b"OK"
-MAX_TIME = 1 << 42  # Unix seconds: a clock that shows more than this is none
+MAX_TIME = 1 << 42  # Unix seconds: no clock shows more
 
-# Delete, or move the expiry, only if the value is still ours (the unlock of the Redis documentation
-# on distributed locks), where no command does it.
+# Delete the key, or move its expiry, only if the value is still ours: as the Redis documentation on distributed locks
+# does it. For servers that have no command for that.
 _DELETE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call('DEL',KEYS[1]) end return 0"
 _EXPIRE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call(ARGV[2],KEYS[1],ARGV[3]) end return 0"
 
-# The errors by which Redis and Valkey refuse any command for a reason of the moment (processCommand in server.c,
-# getNodeByQuery in cluster.c): another try may not get them. What is not listed here (NOPERM, a command that is
-# unknown, ...) is told to the caller.
+# The errors by which Redis and Valkey refuse any command for a reason that may pass (processCommand in server.c,
+# getNodeByQuery in cluster.c): it is worth another try. Others (NOPERM, an unknown command, ...) are raised to the
+# caller.
 PASSING = (
     "ASK",
-    "BUSY",  # a script or a module's command takes its time
+    "BUSY",  # a script, or a module's command, takes long
     "CLUSTERDOWN",
     "LOADING",
-    "MASTERDOWN",  # a replica, and its primary is away
+    "MASTERDOWN",  # it is a replica, and has lost its primary
     "MISCONF",  # it cannot write to its disk
     "MOVED",
     "NOREPLICAS",  # fewer than min-replicas-to-write
-    "OOM",  # see ``Node.error_of``
+    "OOM",  # for a while: ``MemoryShortage``
     "READONLY",
-    "REDIRECT",  # a failover, to clients that said that they know the word
+    "REDIRECT",  # during a failover, for clients that have said that they understand it
     "TRYAGAIN",
 )
 
@@ -47,7 +47,7 @@ def packed(*words: bytes) -> bytes:
 
 
 def split(commands: bytes) -> list[bytes]:
-    """Packed commands, one by one."""
+    """The single commands in a row of packed ones."""
     parts, start = [], 0
     while start < len(commands):
         end = commands.index(b"\r\n", start)
@@ -70,28 +70,27 @@ def bulk(word: bytes) -> bytes:
 
 
 class Capabilities(NamedTuple):
-    """What one server can do, learnt when it was connected."""
+    """What one server can do, as found out on connecting."""
 
     server: str = "redis"
     version: tuple[int, ...] = (6, 0, 0)
-    noloop: bool = False  #: own writes stay silent, and with them what the server itself does meanwhile
-    report: Report | None = None  #: what it said of what it does to keys by itself
+    noloop: bool = False  #: no pushes for this client's own writes, nor for what the server does while it runs them
+    report: EvictionReport | None = None  #: what it does to keys by itself; None: it was not asked
     pxat: bool = False  #: SET ... PXAT
     set_ifeq: bool = False  #: SET ... IFEQ
     delete: bytes = b"EVAL"  #: how to compare and delete: DELIFEQ, DELEX or EVAL
-    evalsha: bool = False  #: the server has the scripts, and runs them by their digests
+    evalsha: bool = False  #: the server has the scripts and runs them by digest
     mode: str = "standalone"  #: or "cluster", "sentinel"
-    started: float | None = None  #: when, on the client's clock and at the latest; None: was not asked
-    run_id: str = ""  #: what tells this process of the server from others; empty: was not asked
+    started: float | None = None  #: when, at the latest, on the client's clock; None: it was not asked
+    run_id: str = ""  #: identifies this process of the server; empty: it was not asked
 
 
 class Commands:
-    """Packs operations for a server with these capabilities. ``key`` is a packed key: ``bulk(name)``."""
+    """Packs the operations for a server with these capabilities. Keys are packed ones: ``bulk(name)``."""
 
-    __slots__ = ("_delete", "_expire", "names", "packers", "px")
+    __slots__ = ("_delete", "_expire", "names", "packers")
 
-    def __init__(self, capabilities: Capabilities, validity: float) -> None:
-        self.px = b"$2\r\nPX\r\n" + bulk(b"%d" % round(validity * 1000))
+    def __init__(self, capabilities: Capabilities) -> None:
         self._expire, self._delete = (
             (_SHA_EXPIRE, _SHA_DELETE) if capabilities.evalsha else (_EVAL_EXPIRE, _EVAL_DELETE)
         )
@@ -166,16 +165,21 @@ def _delex(key: bytes, token: bytes, expiry: bytes) -> bytes:
 _RELEASES = {b"DELIFEQ": _delifeq, b"DELEX": _delex}
 
 
+def px(milliseconds: int) -> bytes:
+    """The expiry argument for a time to live."""
+    return b"$2\r\nPX\r\n" + bulk(b"%d" % milliseconds)
+
+
 def pxat(milliseconds: int) -> bytes:
-    """The expiry argument for an absolute time on the server's clock."""
+    """The expiry argument for an absolute time on the server's clock, in Unix time."""
     return b"$4\r\nPXAT\r\n" + bulk(b"%d" % milliseconds)
 
 
 def error_of(server: str, command: str, key: str, reply: Any, shown: str, *, passes: bool = True) -> ServerError | None:
-    """What an error reply means; ``None``: nothing, the key just holds something that is not a string.
+    """The error to raise for an error reply; None: no error, the key just holds something that is not a string.
 
-    :param shown: the reply, as it may be shown
-    :param passes: may it pass by itself, if it is one of those that do?
+    :param shown: the reply, redacted
+    :param passes: if errors of its kind may pass by themselves, may this one?
     """
     if "WRONGTYPE" in str(reply):
         return None
@@ -196,15 +200,15 @@ _REMEDIES = {
 
 
 def seconds_of(time: Any) -> float:
-    """What TIME answered, in Unix seconds.
+    """The reply to TIME, in Unix seconds.
 
-    :raises ValueError: it is no time
+    :raises ValueError: it is not a time
     """
     if type(time) is list and len(time) == 2 and all(type(part) is bytes and part.isdigit() for part in time):
-        seconds, microseconds = map(int, time)  # no more than 4300 digits, or a ValueError
+        seconds, microseconds = map(int, time)  # a ValueError if they have more than 4300 digits
         if seconds < MAX_TIME and microseconds < 1_000_000:
             return float(seconds + microseconds / 1e6)
-    raise ValueError("no time")
+    raise ValueError("not a time")
 
 
 def is_error(reply: Any) -> bool:

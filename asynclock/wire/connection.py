@@ -1,8 +1,8 @@
-"""The wire: an ``asyncio.Protocol`` over a socket that is already connected and speaks RESP.
+"""One connection: an ``asyncio.Protocol`` over a socket that is already connected and speaks RESP.
 
-Everything sent in one loop turn leaves in one ``write``. (Where there is only one thing to send at a time it leaves at
-once, and what follows in the same turn leaves at its end.) Replies come in the order of the commands; pushes come
-whenever the server likes.
+Everything that is sent in one turn of the event loop leaves in one ``write``. (While a turn has only one command to
+send, that command leaves at once, and what follows in the same turn leaves at its end.) Replies come in the order of
+the commands; pushes come at any time.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ log = logging.getLogger("asynclock")
 
 PING = b"*1\r\n$4\r\nPING\r\n"
 HELLO = b"*1\r\n$5\r\nHELLO\r\n"
-_MORE = object()  # what the reader answers when it wants more bytes
+_MORE = object()  # what the reader returns when it needs more bytes
 _PUSH = hiredis.PushNotification
-MAX_UNSENT = 1 << 20  # bytes that may wait here while the kernel takes no more
+MAX_UNSENT = 1 << 20  # bytes that may wait here while the kernel accepts no more
 
 OnPush = Callable[[list[Any], float], None]  # with the time when it was read
 
 
 class Expects(Protocol):
-    """Something that waits for the replies to what was sent."""
+    """Waits for the replies to what was sent. One of its two methods is called, once (but see ``reply``)."""
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
-        """The last reply, those before it, and when the bytes were read that it came with.
+        """The last reply, those before it, and when the bytes were read that completed it.
 
-        :raises ViolationError: that is no answer, and nothing was done with it; ``dropped`` follows
+        :raises ViolationError: that cannot be the reply, and nothing was done with it; ``dropped`` follows
         """
 
     def dropped(self) -> None:
-        """The connection is gone, and the replies, or some of them, will not come."""
+        """The connection is lost, and some or all of the replies will not come."""
 
 
 class Call:
-    """One command of the connection's own, whose reply is awaited."""
+    """One command whose reply is awaited."""
 
     __slots__ = ("future",)
 
@@ -62,7 +62,7 @@ class Call:
 
 
 class _Nobody:
-    """Stands for those who have been told."""
+    """Stands in the place of those who have got their reply."""
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None: ...
 
@@ -73,7 +73,7 @@ _NOBODY = _Nobody()
 
 
 class _Pong:
-    """The answer to a ping, whatever it is."""
+    """Waits for the reply to a ping. Any reply will do."""
 
     __slots__ = ("_connection",)
 
@@ -82,15 +82,23 @@ class _Pong:
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOPERM"):
-            self._connection._question = HELLO  # which no permission takes away: refusals are noted on the server
+            self._connection._ping = HELLO  # needs no permission; the server keeps a log of refused commands
 
     def dropped(self) -> None: ...
 
 
 class Connection(asyncio.Protocol):
-    """One connection. State: ``waiting`` (who is told of the next replies; None: nobody yet, it goes
-    into ``_earlier`` until the last one of the same request) and ``_out`` (what leaves at the end of
-    this loop turn); all are empty once the connection is lost."""
+    """One connection to a server.
+
+    State: ``waiting`` are those who wait for replies, in their order. None stands for a reply that is kept in
+    ``_earlier`` until the last one of the same request. ``_out`` is what leaves at the end of this turn of the event
+    loop. All three are empty once the connection is lost.
+
+    Two flags tell its user to hold back. Both end with a call of ``on_drained``:
+
+    - ``full``: send nothing. The other side does not read, and more than ``MAX_UNSENT`` bytes wait here.
+    - ``slow``: begin nothing new. Replies are late. It is set and ended by whoever checks that (``Watchdog``).
+    """
 
     def __init__(
         self,
@@ -103,48 +111,47 @@ class Connection(asyncio.Protocol):
         on_drained: Callable[[], None] | None = None,
         at_once: bool = True,
     ) -> None:
-        """:param at_once: ``False``: what is sent leaves at the end of the loop turn, always"""
-        self._writer = writer  # kept: a forgotten one closes the transport
+        """:param at_once: False: what is sent always leaves at the end of the turn, never at once"""
+        self._writer = writer  # kept: a writer that is collected closes its transport
         self._loop = loop
         self.clock = clock
         self._on_push = on_push
         self._on_lost = on_lost
         self._on_drained = on_drained
         self._reader = hiredis.Reader(notEnoughData=_MORE)
-        self._headers = ReplyLimits(self._reader)
+        self._limits = ReplyLimits(self._reader)
         self._out: list[bytes] = []
         self._paused = False
         self._unsent = 0  # bytes in ``_out``, while paused
-        self.full = False  #: nothing should be sent until ``on_drained``: the other side does not read
-        self.slow = False  #: nothing new should be begun until ``on_drained``: its answers are late
-        self.slow_since = 0.0  #: when that was noticed last; 0: never
+        self.full = False
+        self.slow = False
         self._flushing = False
         self._at_once = at_once
         self._alone = False  # was the last thing that left the only one of its loop turn?
-        self._question = PING
-        self.problem: Exception | None = None  # why it was dropped from this side
+        self._ping = PING  # what ``ping`` sends
+        self.problem: Exception | None = None  #: why it was dropped from this side
         self.waiting: deque[Expects | None] = deque()
         self._earlier: list[Any] = []
-        self.heard = clock()  # when an answer came last, or was first waited for
+        self.heard = clock()  #: when the last reply came, or when the wait for one began that had none before it
         self.closed = loop.create_future()
         self._transport: asyncio.WriteTransport = writer.transport
         self._transport.set_protocol(self)
 
     def missing(self, now: float) -> float:
-        """Seconds for which an answer, or the rest of something, has been waited for; 0: nothing is."""
-        return now - self.heard if self.waiting or self._headers.size > 0 else 0.0
+        """Seconds for which a reply, or the rest of one, has been missing; 0: none is."""
+        return now - self.heard if self.waiting or self._limits.size > 0 else 0.0
 
     def ping(self, now: float) -> None:
-        """Nothing has been heard for a while: ask something, unless that is waited for."""
+        """Send something that must be answered, unless the server owes a reply already."""
         if not self.waiting:
-            self.send(self._question, _Pong(self), 1, now)
+            self.send(self._ping, _Pong(self), 1, now)
 
     def send(self, data: bytes, expects: Expects, replies: int, now: float) -> None:
-        """Send in this loop turn. ``expects`` gets that many replies, all at once, or ``dropped``."""
+        """Send in this turn of the loop. ``expects`` gets that many replies, all in one call, or ``dropped``."""
         waiting = self.waiting
         if not waiting:
             self.heard = now
-            # Waiting for company that does not come costs a loop turn, a fair share of a round trip.
+            # Waiting for other commands that do not come costs a turn, a good part of a round trip.
             at_once = self._alone and not (self._flushing or self._paused or self._transport.is_closing())
         else:
             at_once = False
@@ -165,7 +172,10 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
 
     def call(self, data: bytes) -> asyncio.Future[Any]:
-        """Send one command and await its reply. An error reply is returned, not raised."""
+        """Send one command and await its reply. An error reply is returned, not raised.
+
+        :raises ConnectionResetError: (the future) the connection is lost
+        """
         call = Call(self._loop)
         if self.closed.done():
             call.dropped()  # nothing will ever come
@@ -183,12 +193,11 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
-        """The one door for all that a server says. Whatever comes in of which nothing can be made, the
-        connection is dropped, and whoever it was for is told so like all the others who wait."""
-        headers = self._headers
-        if headers.cut or 42 in data or 62 in data or 126 in data:  # *>~, an order of magnitude faster than b"*"
+        """All that a server says comes in here. On malformed input, drop the connection and fail everyone who waits."""
+        limits = self._limits
+        if limits.cut or 42 in data or 62 in data or 126 in data:  # *>~, ten times faster than b"*"
             try:
-                for piece in headers.pieces(data):
+                for piece in limits.pieces(data):
                     self._read(piece)
                     if self.problem is not None:
                         return
@@ -206,11 +215,11 @@ class Connection(asyncio.Protocol):
             self._reader.feed(data)
             reply = gets()
             if reply is _MORE:
-                if not waiting and not self._headers.size:
-                    self.heard = now  # it is waited for the rest
-                self._headers.more(len(data))
+                if not waiting and not self._limits.size:
+                    self.heard = now  # the wait for the rest begins
+                self._limits.more(len(data))
                 return
-            self._headers.size = 0
+            self._limits.size = 0
             while reply is not _MORE:
                 if type(reply) is _PUSH:
                     self._on_push(reply, now)
@@ -228,12 +237,12 @@ class Connection(asyncio.Protocol):
                     expects.reply(reply, (), now)
                     expects = _NOBODY
                 reply = gets()
-            if expects is not None:  # else it was pushes that came, and no answers
+            if expects is not None:  # else there were pushes, and no replies
                 self.heard = now
         except Exception as error:
             if not isinstance(error, hiredis.ProtocolError | ViolationError):
-                # A map with a key that no dict can have, for example; or a fault here.
-                log.warning("asynclock: nothing can be made of what a server says", exc_info=True)
+                # A map with a key that no dict can have, for example; or a bug here.
+                log.warning("asynclock: what a server says cannot be understood", exc_info=True)
             if expects is not None:
                 waiting.appendleft(expects)
             self.abort(error)
@@ -253,21 +262,20 @@ class Connection(asyncio.Protocol):
             if self._on_drained is not None:
                 self._on_drained()
 
-    def asked_at(self) -> float:
-        """When was asked what is to be answered next? Without an end in the future: nothing is."""
+    def oldest_sent(self) -> float:
+        """When the oldest request was sent that is not answered; infinity: all are."""
         for expects in self.waiting:
             sent: float | None = getattr(expects, "sent", None)
             if sent is not None:
                 return sent
         return math.inf
 
-    def slow_down(self, now: float) -> None:
-        """What is asked is answered, but late: begin nothing new until ``catch_up``."""
+    def slow_down(self) -> None:
+        """Replies are late: begin nothing new until ``catch_up``."""
         self.slow = True
-        self.slow_since = now
 
     def catch_up(self) -> None:
-        """The answers to what was asked until then are there."""
+        """Replies are in time again."""
         self.slow = False
         if self._on_drained is not None:
             self._on_drained()
@@ -287,11 +295,11 @@ class Connection(asyncio.Protocol):
                 expects.dropped()
 
     def abort(self, problem: Exception | None = None) -> None:
-        """Drop the connection now; what was not sent is lost."""
+        """Drop the connection now. What was not sent yet is lost."""
         self.problem = self.problem or problem
         self._transport.abort()
 
     def close(self) -> None:
-        """Send what there is, then close."""
+        """Send what is still to be sent, then close."""
         self._flush()
         self._transport.close()

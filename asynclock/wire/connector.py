@@ -1,8 +1,8 @@
-"""redis-py opens the door: URLs, TLS, unix sockets, authentication, ``HELLO 3`` or RESP2, ``SELECT``.
+"""Connects to a server, by redis-py: URLs, TLS, unix sockets, authentication, ``HELLO 3`` or RESP2, ``SELECT``.
 
-The one place that touches private names of redis-py: ``Connection._writer``, ``_reader`` and ``_parser`` (and,
-in ``parser.py``, that one's ``_reader`` and ``_stream``; in ``lookup.py``, ``_connect`` and ``_connection_arguments``).
-``tests/test_connector.py`` runs at both ends of the pinned range.
+Only here private names of redis-py are used: ``Connection._writer``, ``_reader`` and ``_parser`` (and the parser's
+``_reader`` and ``_stream`` in ``limited_parser.py``; ``_connect`` and ``_connection_arguments`` in ``lookup.py``).
+``tests/test_connector.py`` runs with both the oldest and the newest redis-py that is allowed.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from .redaction import redacted
 from .violations import ViolationError
 
 CONNECT_TIMEOUT = 5.0  # seconds, unless the URL or client says socket_connect_timeout
-RESP3_AGAIN = 60.0  # seconds after which a server that refused RESP3 is asked again, if it is reconnected
+RESP3_AGAIN = 60.0  # seconds after a server has refused RESP3 until a reconnect tries it again
 
-# What redis-py's own requests need and a connection that is handed over must not have: retries of
-# its own, health checks, and the maintenance pushes that its pool would act on.
+# Options that only redis-py's own commands need: retries, health checks, and maintenance pushes for its pool. A
+# connection that is taken over must have none of these.
 NOT_OURS = (
     "event_dispatcher",
     "health_check_interval",
@@ -54,7 +54,7 @@ NOT_OURS = (
 )
 
 
-# How redis-py is told not to say CLIENT SETINFO.
+# Keeps redis-py from sending CLIENT SETINFO.
 _SILENT: dict[str, Any] = (
     {"driver_info": None}
     if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
@@ -64,18 +64,18 @@ _ABOUT_ITSELF = ("driver_info", "lib_name", "lib_version")
 
 
 class _Resp3RefusedError(Exception):
-    """The server, or a proxy before it, does not know ``HELLO 3``: it has said so, or has hung up."""
+    """The server, or a proxy before it, does not know ``HELLO 3``: it has refused it, or closed the connection."""
 
 
 class Connector:
     """Makes connected, authenticated transports to one server.
 
-    ``protocol`` is what the connection from the last ``open`` speaks: RESP3, or RESP2 if the user
-    says so or the server knows nothing else. A refusal is remembered, so that a reconnect does not
-    begin with it again, but not for ever: a proxy or a server gets upgraded.
+    ``protocol`` is that of the connection from the last ``open``: RESP3, or RESP2 if the user wants that or the server
+    knows nothing else. A refusal of RESP3 is remembered, so that a reconnect does not begin with it again; but only
+    for a while, since proxies and servers get upgraded.
 
-    ``plain``: nothing may be said on this connection but what a lock needs. There are proxies that hang
-    up at a command that they do not know.
+    ``plain``: on the connection from the last ``open``, nothing may be sent that locks do not need. Some proxies close
+    the connection at a command that they do not know.
     """
 
     max_pause = 1.0  #: seconds between attempts to reconnect, at most
@@ -94,9 +94,9 @@ class Connector:
         if protocol is not None and str(protocol) not in ("2", "3"):
             raise ConfigurationError(f"servers: protocol={protocol}: must be 2 or 3; without it, 3 is tried first")
         _check_timeouts(kwargs)
-        kwargs["retry"] = Retry(NoBackoff(), 0)  # reconnecting has its own pace here
+        kwargs["retry"] = Retry(NoBackoff(), 0)  # the node tries again itself
         kwargs.setdefault("parser_class", LimitedParser)
-        # Given by the user, it must be accepted; the default is set where that is allowed (learn).
+        # A name from the user must be accepted. The default one is set where that is allowed (``probe``).
         self.client_name = None if kwargs.get("client_name") else f"asynclock-{_version.__version__}"
         self.protocol = 2 if str(protocol) == "2" else 3
         self.plain = False
@@ -107,20 +107,20 @@ class Connector:
         self._resp3_at = float("inf") if self.protocol == 2 else 0.0  # when RESP3 is worth a try (time.monotonic)
         self._worked = self._spoke_resp3 = False  # has a connection been made before?
         self._plain_next = False
-        self._learnt: bool | None = None  # was ``plain`` set, when something was learnt of the server last?
+        self._learnt: bool | None = None  # was ``plain`` set when the server was last set up to the end?
         self._secrets = passwords(kwargs)
-        self._renewed = ""  # the last password that a provider announced, or answered
+        self._renewed = ""  # the last password that came from a provider
         where = kwargs.get("path")
         self.label = (
             label
             or (f"unix:{where}" if where else f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}")
             + f"/{kwargs.get('db') or 0}"
         )
-        with contextlib.suppress(ServerError):  # no file descriptor, perhaps: that is told when connecting
+        with contextlib.suppress(ServerError):  # no file descriptor, perhaps: connecting will raise that
             self._made(self.protocol)
 
     def at(self, host: str, port: int) -> Connector:
-        """The door to another server that is entered in the same way: a node of the same cluster."""
+        """A connector with the same options to another server: a node of the same cluster."""
         kwargs: dict[str, Any] = {**self._kwargs, "host": host, "port": port}
         kwargs.pop("path", None)
         if self._resp3_at == float("inf"):
@@ -143,12 +143,12 @@ class Connector:
         return self._timeout
 
     async def open(self) -> asyncio.StreamWriter:
-        """Connect. The writer's transport is the caller's to give another protocol and to close;
-        the writer itself must be kept as long, since a forgotten one closes its transport.
+        """Connect. The caller may give the writer's transport another protocol, and has to close it. The writer must
+        be kept until then, since one that is collected closes its transport.
 
-        :raises ServerError: unreachable, or refused; or what nobody has thought of has gone wrong
+        :raises ServerError: unreachable, or refused; or something unforeseen has gone wrong
         :raises GoneError: nobody is there
-        :raises ConfigurationError: it cannot work with such a client. Not once it has worked
+        :raises ConfigurationError: it cannot work with such a client. Never after it has worked once
         """
         self.plain, self._plain_next = self._plain_next or bool(self._learnt), False
         try:
@@ -170,7 +170,7 @@ class Connector:
             try:
                 writer = await self._open(3)
             except _Resp3RefusedError:
-                pass  # what RESP2 gets for an answer says more
+                pass  # the reply in RESP2 says more
             else:
                 self.protocol = 3
                 self._spoke_resp3 = True
@@ -182,40 +182,42 @@ class Connector:
         return writer
 
     def _raise(self, error: BaseException) -> NoReturn:
-        """What ``open`` raises for it: trying to connect must not end with what nobody has thought of."""
+        """What ``open`` raises for ``error``. Something unforeseen must not end the attempts to connect."""
         if isinstance(error, ConfigurationError) and self._worked:
             raise ServerError(self.label, str(error), lasting=True) from error
         if isinstance(error, ServerError | ConfigurationError) or not passing(error):
             raise error
-        # Not from one of redis-py: the whole of what a server said is in there.
+        # Without an error of redis-py as the cause: it shows all that the server has said.
         raise self._explained(error) from None if isinstance(error, RedisError) else error
 
     def hung_up(self) -> bool:
-        """The connection was closed while the server was asked what it can do. Is another try worth it, at once?
-        That one is ``plain``."""
+        """The connection was closed while it was set up. True: another try is worth it at once. It will be
+        ``plain``."""
         self._plain_next = self.protocol == 2 and not self.plain and self._learnt is None
         return self._plain_next
 
     def learnt(self) -> None:
-        """It is known what the server can do: what is lost after that has another reason."""
+        """The connection was set up: if it is closed after that, no command was the reason."""
         self._learnt = self.plain
 
     def on_credentials(self, hear: Callable[[credentials.Credentials], None]) -> Callable[[], None]:
-        """Call ``hear`` in this loop with new credentials for the connections that are open, if there
-        is a provider that announces them. Returns how to stop that. (Every new connection asks the
-        provider anyway.)"""
+        """Call ``hear`` in this loop with new credentials for open connections, if there is a provider that announces
+        them. (Every new connection asks the provider itself.)
+
+        :return: call it to stop listening
+        """
         return credentials.listen(self._kwargs.get("credential_provider"), self._pool, hear)
 
     def redact(self, said: Any) -> str:
-        """What its server said, as it may be shown."""
+        """What the server said, fit to be shown."""
         return redacted(said, [*self._secrets, self._renewed] if self._renewed else self._secrets)
 
     def renewed(self, words: credentials.Credentials) -> None:
-        """Its server was told these."""
+        """The server gets these: do not show them (``redact``)."""
         self._renewed = words[-1].decode()
 
     async def aclose(self) -> None:
-        """Close what it keeps open between two connects. It can be opened again."""
+        """Close what stays open between two calls of ``open``, which may be called again."""
 
     def _made(self, protocol: int, **more: Any) -> redis.Connection:
         """A connection of redis-py, not connected yet.
@@ -225,7 +227,7 @@ class Connector:
         """
         kwargs = {**self._kwargs, **more, "protocol": protocol}
         if protocol == 2 and not any(word in kwargs for word in _ABOUT_ITSELF):
-            kwargs |= _SILENT  # there may be a proxy that knows no CLIENT, and hangs up
+            kwargs |= _SILENT  # some proxies do not know CLIENT, and close the connection
         try:
             return self._class(**kwargs)
         except OSError as error:  # redis-py may open a file
@@ -236,10 +238,10 @@ class Connector:
             ) from None
 
     async def _open(self, protocol: int) -> asyncio.StreamWriter:
-        provider: credentials.Asked | None = None
+        provider: credentials.WatchedProvider | None = None
         more: dict[str, Any] = {}
         if self._kwargs.get("credential_provider") is not None:
-            provider = more["credential_provider"] = credentials.Asked(self._kwargs["credential_provider"])
+            provider = more["credential_provider"] = credentials.WatchedProvider(self._kwargs["credential_provider"])
         connection = self._made(protocol, **more)
         writer: asyncio.StreamWriter | None = None
         try:
@@ -254,7 +256,7 @@ class Connector:
                     "taken over; give a URL, or a client with one of redis-py's own"
                 )
             if there is None or there.transport.is_closing() or (reader is not None and reader.at_eof()):
-                raise GoneError(self.label, "the connection was closed at once")  # nobody else would be told
+                raise GoneError(self.label, "the connection was closed at once")  # no protocol would be told
             writer = there
         except BaseException as error:
             if not passing(error):
@@ -277,20 +279,20 @@ class Connector:
         return writer
 
     async def _hear(self, connection: redis.Connection) -> None:
-        """In RESP2 it may be that nothing was asked so far. Whoever says something to all who come (that there are
-        too many of them) and hangs up, has said it to redis-py."""
+        """In RESP2, perhaps nothing was sent so far. Some servers send an error to everybody who connects (too many
+        clients), and close the connection: redis-py reads that here."""
         await connection.send_command("GET", "asynclock:0:", check_health=False)
-        with contextlib.suppress(ResponseError):  # an answer, and what it means is found out later (learn)
+        with contextlib.suppress(ResponseError):  # ``probe`` finds out what it means
             await connection.read_response()
 
     def _judged(
         self,
         error: BaseException,
-        provider: credentials.Asked | None,
+        provider: credentials.WatchedProvider | None,
         protocol: int,
         heard: asyncio.StreamReader | None,
     ) -> BaseException:
-        """What has gone wrong in truth. redis-py has words of its own for it, and forgets what was said last."""
+        """What has really gone wrong. redis-py hides it behind errors of its own, and forgets what came in last."""
         if provider is not None and provider.error is not None:
             timed_out = isinstance(error, TimeoutError | RedisTimeoutError)
             if timed_out and isinstance(provider.error, asyncio.CancelledError):
@@ -305,7 +307,7 @@ class Connector:
         if isinstance(error, RuntimeError) and "the handler is closed" in str(error):  # uvloop's
             error = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         end = _is_end(error)
-        # A reset may overtake what was said before it, and that is more than an end. redis-py itself looks in there.
+        # A reset may overtake what was sent before it, and that says more. (redis-py itself reads that buffer.)
         words = bytes(getattr(heard, "_buffer", b"")) if end else b""
         if protocol == 3 and (_is_no_hello(error) or (end and self._may_not_know_hello())):
             return _Resp3RefusedError()
@@ -315,8 +317,8 @@ class Connector:
         return error
 
     def _may_not_know_hello(self) -> bool:
-        """It has hung up: may that be what it does at unknown commands? (With TLS, that is what is done to those
-        whose certificate is missing.)"""
+        """The connection was closed: may that be the reaction to an unknown command? (With TLS, it is rather the
+        reaction to a missing certificate.)"""
         return not self._spoke_resp3 and not issubclass(self._class, redis.SSLConnection)
 
     def _explained(self, error: BaseException) -> ServerError:
@@ -348,8 +350,8 @@ class Connector:
 
 
 def passing(error: BaseException) -> bool:
-    """Has something gone wrong, and nobody wants this task to end? Somebody else's cancellation, which a credential
-    provider meets, looks like one of this task."""
+    """Is it an error, rather than the wish that this task end? A credential provider may raise ``CancelledError``
+    because of a task of its own."""
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         return task is not None and not task.cancelling()
@@ -357,7 +359,7 @@ def passing(error: BaseException) -> bool:
 
 
 def _check_class(kind: object) -> None:
-    """:raises ConfigurationError: connections of that class lead to no server that locks could be kept on"""
+    """:raises ConfigurationError: connections of that class do not lead to a server"""
     if isinstance(kind, type) and issubclass(kind, AbstractConnection) and not _is_fake(kind):
         return
     name = "fakeredis" if isinstance(kind, type) and _is_fake(kind) else _name_of(kind)
@@ -379,20 +381,20 @@ def _name_of(kind: object) -> str:
 def _check_timeouts(kwargs: Mapping[str, Any]) -> None:
     for option in ("socket_connect_timeout", "socket_timeout"):
         seconds = kwargs.get(option)
-        if seconds is None or seconds == 0:  # 0: as None, and always was
+        if seconds is None or seconds == 0:  # 0 means the same as None
             continue
         if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
             raise ConfigurationError(f"servers: {option}={seconds!r}: must be a number of seconds, more than 0")
 
 
 def passwords(*kwargs: Mapping[str, Any]) -> list[str]:
-    """Those that a redis-py client was given, as text."""
+    """The passwords in options of redis-py clients, as text."""
     found = [each["password"] for each in kwargs if each.get("password")]
     return [word.decode(errors="replace") if isinstance(word, bytes) else str(word) for word in found]
 
 
 def _cause(error: BaseException) -> BaseException | None:
-    """What the operating system said, if it did."""
+    """The error of the operating system behind ``error``, if there is one."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
@@ -400,11 +402,11 @@ def _cause(error: BaseException) -> BaseException | None:
 
 
 def _is_end(error: BaseException) -> bool:
-    """Has the other side ended the connection, without a word?"""
+    """Has the other side closed the connection without an error?"""
     if type(error) is RedisConnectionError and "closed by server" in str(error):
         return True
     if isinstance(error, RedisError) and type(error) is not RedisConnectionError:
-        return False  # it has answered
+        return False  # it has sent an error
     cause = _cause(error)
     return isinstance(cause, ConnectionError) and not isinstance(cause, ConnectionRefusedError)
 
@@ -414,10 +416,10 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _is_no_hello(error: BaseException) -> bool:
-    """Is that what is said by who has no ``HELLO``, or has it and knows no RESP3? There are as many words for
-    that as there are proxies, so any error may be."""
+    """Is it the reply of a server that has no ``HELLO``, or no RESP3? Each proxy words that in its own way, so any
+    error may be."""
     if isinstance(error, AuthenticationError):
-        # A wrong password is refused in other words. "Authentication required" is said to whoever
-        # did not give one, and by servers without HELLO to whoever gave it with HELLO.
+        # A wrong password gets another error. "Authentication required" means that there was none, or that it came
+        # with HELLO and the server does not know HELLO.
         return str(error).lower().startswith("authentication required")
     return _is_refusal(error)

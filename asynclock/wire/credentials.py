@@ -1,12 +1,12 @@
-"""New credentials that a redis-py ``StreamingCredentialProvider`` announces reach open connections.
+"""Hands the new credentials that a redis-py ``StreamingCredentialProvider`` announces to open connections.
 
-A provider keeps one callback, and redis-py's client has taken that place for its pool. So what
-stands in that place here passes everything on to the pools, as redis-py's callback would have done,
-and keeps doing so when no locker listens any more: a provider cannot be asked who was there before.
+A provider has one callback, and redis-py's client has set it for its connection pool. The callback that is set here
+instead passes everything on to the pools, as redis-py's own would have done. It goes on with that when no locker
+listens any more, since a provider does not tell which callback it had before.
 
-The same goes the other way: a client or a ``pubsub()`` with that provider, made after the locker,
-takes the place for itself. Then the server ends our connections when it no longer wants the old
-credentials, and the reconnect asks the provider for the new ones; locks survive that as well.
+It also happens the other way round: a client or a ``pubsub()`` with that provider, made after the locker, replaces the
+callback. Then the server ends asynclock's connections once it no longer accepts the old credentials, and the
+reconnect asks the provider for new ones. Locks survive that too.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("asynclock")
 
-Credentials = tuple[bytes, ...]  # what AUTH takes: a user name and a password, or a password
+Credentials = tuple[bytes, ...]  # the arguments of AUTH: user name and password, or a password alone
 
 _streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()  # by the provider's id
 
 
 class Stream:
-    """The one callback of one provider. The provider keeps it alive, and so does who listens."""
+    """The callback of one provider, for all who listen to it. Both they and the provider keep it alive."""
 
     def __init__(self) -> None:
         self._pools: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -50,11 +50,11 @@ class Stream:
         return stop
 
     def on_next(self, token: TokenInterface) -> Coroutine[Any, Any, None]:
-        """Called from any thread. What it returns is for the provider to await, as redis-py's is."""
+        """The provider calls this, in any thread, and awaits what it returns, as with redis-py's own callback."""
         user, password = token.try_get("oid"), token.get_value()  # as redis-py reads it
         credentials = (password.encode(),) if user is None else (user.encode(), password.encode())
         for loop, hear in list(self._listeners.values()):
-            with contextlib.suppress(RuntimeError):  # the loop was closed, and with it all its connections
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it all its connections
                 loop.call_soon_threadsafe(hear, credentials)
         return self._tell_pools(token)
 
@@ -64,10 +64,10 @@ class Stream:
 
 
 def listen(provider: object, pool: Any, hear: Callable[[Credentials], None]) -> Callable[[], None]:
-    """Call ``hear`` in the running loop with what AUTH takes, whenever ``provider`` announces it.
+    """Call ``hear`` in the running loop with the new credentials, whenever ``provider`` announces some.
 
-    :param pool: of the client that the provider came with, if it has one to be told
-    :return: call it to hear no more
+    :param pool: the connection pool of the client that the provider came with, or None; it gets them too
+    :return: call it to stop listening
     """
     streaming = getattr(redis.credentials, "StreamingCredentialProvider", None)  # redis-py before 5.3 has none
     if streaming is None or not isinstance(provider, streaming):
@@ -86,31 +86,74 @@ def listen(provider: object, pool: Any, hear: Callable[[Credentials], None]) -> 
     return stop
 
 
-class Asked(CredentialProvider):
-    """Asks the user's provider for one connection, and remembers how that went: what it raises looks like anything
-    else that goes wrong there, and says nothing of the server."""
+class Rotation:
+    """New credentials for the connections of one node.
+
+    Those that come while a connection is in use go to it at once (``on_new`` of ``start``). Those that come while one
+    is being set up are kept for it, in ``_pending``: it may have asked the provider before they were announced.
+    """
+
+    __slots__ = ("_pending", "_stop")
+
+    def __init__(self) -> None:
+        self._pending: Credentials | None = None
+        self._stop: Callable[[], None] | None = None
+
+    def start(
+        self,
+        subscribe: Callable[[Callable[[Credentials], None]], Callable[[], None]],
+        on_new: Callable[[Credentials], bool],
+    ) -> None:
+        """:param subscribe: ``Connector.on_credentials``
+        :param on_new: uses the credentials; returns False if no connection is in use
+        """
+
+        def hear(credentials: Credentials) -> None:
+            if self._stop is not None:
+                self._pending = None if on_new(credentials) else credentials
+
+        self._stop = subscribe(hear)
+
+    def connecting(self) -> None:
+        """A connection is about to ask the provider itself: what was announced before is of no interest."""
+        self._pending = None
+
+    def take(self) -> Credentials | None:
+        """What was announced since ``connecting``, and not used."""
+        pending, self._pending = self._pending, None
+        return pending
+
+    def stop(self) -> None:
+        if self._stop is not None:
+            self._stop()
+            self._stop = None
+
+
+class WatchedProvider(CredentialProvider):
+    """Asks the user's provider for the credentials of one connection, and keeps how that went: redis-py makes an error
+    of the connection out of whatever the provider raises, which would be put down to the server."""
 
     def __init__(self, provider: CredentialProvider) -> None:
         self._provider = provider
-        self.error: BaseException | None = None
-        self.password = ""  #: what it answered
+        self.error: BaseException | None = None  #: what the provider has raised
+        self.password = ""  #: what it has returned
 
     async def get_credentials_async(self) -> Any:
         try:
-            return self._answered(await self._provider.get_credentials_async())
+            return self._noted(await self._provider.get_credentials_async())
         except BaseException as error:
             self.error = error
             raise
 
     def get_credentials(self) -> Any:
-        """What redis-py 5.2.0 asks."""
+        """For redis-py 5.2.0."""
         try:
-            return self._answered(self._provider.get_credentials())
+            return self._noted(self._provider.get_credentials())
         except BaseException as error:
             self.error = error
             raise
 
-    def _answered(self, credentials: Any) -> Any:
+    def _noted(self, credentials: Any) -> Any:
         if isinstance(credentials, tuple | list) and credentials:
             self.password = (
                 credentials[-1].decode(errors="replace") if isinstance(credentials[-1], bytes) else str(credentials[-1])

@@ -1,12 +1,12 @@
-"""Where there is no RESP3: a second connection, on which the server tells what happened to tracked keys.
+"""Without RESP3: a second connection, which gets the invalidations of the keys that the first one tracks.
 
-A RESP2 connection carries nothing but replies, so the main connection has its invalidations
-redirected (``CLIENT TRACKING ON REDIRECT``) to one that subscribes to ``__redis__:invalidate``.
+A RESP2 connection carries replies and nothing else. So the main connection has its invalidations redirected
+(``CLIENT TRACKING ON REDIRECT``) to one that subscribes to ``__redis__:invalidate``.
 
-The two live and die together. Without the second, keys change in silence, and what was told while
-it was down is lost: just what a lost main connection means. So the loss of the second drops the
-first, and there is one way back for both, the node's reconnect, which looks at every key again.
-The server itself says nothing of it to a RESP2 connection (it answers commands, and tracks in vain).
+The two live and die together. While the second is down, keys change without notice: the same as when the main
+connection is lost. So losing the second drops the main one, and both come back in the same way, by the node's
+reconnect, which checks every key again. (The server does not tell the main connection of the loss. It goes on
+answering commands, and tracks keys for nobody.)
 """
 
 from __future__ import annotations
@@ -29,30 +29,32 @@ _UNSUBSCRIBE = packed(b"UNSUBSCRIBE", _CHANNEL)
 
 
 class Invalidations(Connection):
-    """The second connection to a server. Once subscribed, ``waiting`` is empty for good: messages
-    and the answers to PING come as they like, in ``_unasked``.
+    """The second connection to a server.
 
-    Nothing is ever asked here that would show a dead peer but the watchdog's pings.
+    Once it has subscribed, nothing is in ``waiting`` any more: messages and the replies to PING come in any order, to
+    ``_unasked``. So how long a reply has been missing is counted from ``_pinged``, not from ``heard``. Only the
+    watchdog's pings show that the server is still there.
     """
 
+    redirect: Redirect  #: what ``CLIENT TRACKING`` needs
+    _redact: Callable[[Any], str]
     _watchdog: Watchdog | None = None
-    _pinged: float | None = None  # when, and nothing was heard since
-    _redact: Callable[[Any], str]  # of the door
+    _pinged: float | None = None  # when it was pinged, if nothing was heard since
     _on_return: deque[Callable[[], None]]  # one for each SUBSCRIBE after new credentials that is not answered yet
 
     @classmethod
     async def open(cls, connector: Connector, main: Connection, on_push: OnPush, silence: float) -> Invalidations:
-        """Connect through the same door as ``main``, subscribe, and bind the two together.
+        """Connect to the same server as ``main``, subscribe, and bind the two connections together.
 
         :param silence: seconds for which a ping may go unanswered
         :raises ServerError: unreachable, or refused
-        :raises ConnectionResetError: dropped meanwhile
+        :raises ConnectionResetError: the connection was lost meanwhile
         """
         writer = await connector.open_another()
         loop, clock = asyncio.get_running_loop(), main.clock
 
         def pushed(push: list[Any], now: float) -> None:
-            if not main.closed.done():  # else every key is looked at anyway, and cannot be before
+            if not main.closed.done():  # else every key is checked anyway, after the reconnect
                 on_push(push, now)
 
         def lost(connection: Connection, error: Exception | None) -> None:
@@ -71,20 +73,20 @@ class Invalidations(Connection):
         return self
 
     async def _subscribe(self, connector: Connector, silence: float) -> None:
-        asked = {"INFO": self.call(INFO), "CLIENT ID": self.call(packed(b"CLIENT", b"ID"))}
+        sent = {"INFO": self.call(INFO), "CLIENT ID": self.call(packed(b"CLIENT", b"ID"))}
         if connector.client_name is not None:
-            self.call(packed(b"CLIENT", b"SETNAME", connector.client_name.encode()))  # a courtesy, may be refused
-        asked["SUBSCRIBE"] = self.call(_SUBSCRIBE)
-        told = {command: await reply for command, reply in asked.items()}
+            self.call(packed(b"CLIENT", b"SETNAME", connector.client_name.encode()))  # may be refused
+        sent["SUBSCRIBE"] = self.call(_SUBSCRIBE)
+        replies = {command: await reply for command, reply in sent.items()}
         for command in ("CLIENT ID", "SUBSCRIBE"):
-            if is_error(told[command]):
-                raise refused(connector, command, told[command])
-        self.redirect = Redirect(int(told["CLIENT ID"]), run_id(told["INFO"]))
+            if is_error(replies[command]):
+                raise refused(connector, command, replies[command])
+        self.redirect = Redirect(int(replies["CLIENT ID"]), run_id(replies["INFO"]))
         self._watchdog = Watchdog(self, f"{connector.label}, for invalidations", silence)
 
     def reauthenticate(self, credentials: Credentials, on_return: Callable[[], None]) -> None:
-        """Log in anew. A subscriber may not say AUTH, so it is none for a moment; ``on_return`` is
-        called after it, since what was to be told meanwhile is lost."""
+        """Log in anew. A subscriber may not send AUTH, so it unsubscribes for a moment. What is published meanwhile is
+        lost; ``on_return`` is called after it."""
         self._on_return.append(on_return)
         self._transport.write(_UNSUBSCRIBE + packed(b"AUTH", *credentials) + _SUBSCRIBE)
 
@@ -92,7 +94,7 @@ class Invalidations(Connection):
         self._pinged = None
         if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
             self._on_push([b"invalidate", reply[2]], now)
-        elif is_error(reply) and self._on_return:  # else it is what PING was answered, and as good as any answer
+        elif is_error(reply) and self._on_return:  # else it is the reply to a PING, as good as any other
             self._on_return.clear()
             self.abort(ConnectionError(f"new credentials were refused: {self._redact(reply)}"))
         elif isinstance(reply, list) and reply[:1] == [b"subscribe"] and self._on_return:

@@ -7,31 +7,33 @@ import logging
 import math
 from collections.abc import Callable
 
+from ..errors import ServerError
+
 log = logging.getLogger("asynclock")
 
 
 class Quarantine:
-    """For how long one of several independent servers gives no new votes.
+    """How long one of several independent servers gives no new votes.
 
-    One that has restarted may have forgotten keys that still count elsewhere. When the last of them is over, so is its
-    quarantine. It was restarted if it is another process than at the last connection (``run_id``), whatever it says of
-    its uptime: that is read from a wall clock, which somebody may have set since. Only who connects for the first time
-    has nothing but the uptime to go by.
+    A server that was restarted may have forgotten keys that still count elsewhere. Once the last of them must have
+    expired, its quarantine is over. It was restarted if it is another process than at the last connection (``run_id``),
+    however long it says it has been up: it reads that from a wall clock, which may have been set since. Only at the
+    first connection there is nothing but that to go by.
 
     Invariant: while ``until`` is in the future, ``_timer`` is set, and calls ``on_end``.
     """
 
-    def __init__(self, clock: Callable[[], float], validity: float, on_end: Callable[[], None]) -> None:
-        self.until = 0.0  #: no new votes before that; 0: no quarantine
+    def __init__(self, clock: Callable[[], float], validity: float, *, enabled: bool) -> None:
+        self.enabled = enabled  #: False: ``connected`` is to be told neither a ``run_id`` nor when it was started
+        self.until = 0.0  #: the server gives no new votes before that; 0: there is no quarantine
         self._clock = clock
         self._validity = validity
-        self._on_end = on_end
         self._run_id = ""
         self._restarted = -math.inf  # when that process was first seen to be another one
         self._timer: asyncio.TimerHandle | None = None
 
-    def connected(self, label: str, run_id: str, started: float | None) -> None:
-        """:param started: when, on the client's clock and at the latest, as the server says; None: it does not"""
+    def connected(self, label: str, run_id: str, started: float | None, on_end: Callable[[], None]) -> None:
+        """:param started: when, at the latest, on the client's clock, as the server says; None: it was not asked"""
         self.stop()
         now = self._clock()
         if run_id and self._run_id and run_id != self._run_id:
@@ -41,7 +43,18 @@ class Quarantine:
         if left > 0:
             log.info("asynclock: %s was just started, and gives no votes for %.1f s", label, left)
             self.until = now + left
-            self._timer = asyncio.get_running_loop().call_later(left, self._end)
+            self._timer = asyncio.get_running_loop().call_later(left, self._end, on_end)
+
+    def trouble(self, label: str) -> ServerError | None:
+        """The error for those who want a vote, while there is a quarantine."""
+        left = self.until - self._clock()
+        if left <= 0:
+            return None
+        return ServerError(
+            label,
+            f"was started a moment ago and may have forgotten votes: it gives no new ones for {left:.1f} s "
+            "(restart_quarantine)",
+        )
 
     def stop(self) -> None:
         self.until = 0.0
@@ -49,10 +62,6 @@ class Quarantine:
             self._timer.cancel()
             self._timer = None
 
-    def close(self) -> None:
+    def _end(self, on_end: Callable[[], None]) -> None:
         self.stop()
-        self._on_end = lambda: None  # no cycle with its owner
-
-    def _end(self) -> None:
-        self.stop()
-        self._on_end()
+        on_end()

@@ -15,7 +15,7 @@ LONGEST = 200  # characters that are shown
 _READ = 100_000  # characters that are looked at
 
 _REPEATED = re.compile(r"[\s,:;(]*(?:with args|beginning with)\b.*", re.IGNORECASE | re.DOTALL)
-_VALUE = re.compile(r"asynclock:[nfw]:[0-9a-f:]+")  # core.lease.Tokens, and the markers of replicas.py
+_VALUE = re.compile(r"asynclock:[nfw]:[0-9a-f:]+")  # core.lease.Tokens, and markers.py
 _repr = reprlib.Repr()
 _repr.maxother = _repr.maxstring = LONGEST
 

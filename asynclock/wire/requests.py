@@ -1,4 +1,4 @@
-"""What is under way on a connection, and who is told of its end."""
+"""Requests that are under way on a connection, and what becomes of their replies."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from ..core.lease import Lease
 from ..core.operations import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from ..core.room import Room
 from ..errors import ServerError
+from ..options import Options
 from .commands import OK, Commands, is_error
 from .owed import OwedReleases
 from .violations import unexpected
 
-MAX_HOPS = 5  # a cluster that sends a request on more often than that does not know itself whose a key is
+MAX_HOPS = 5  # a cluster that redirects one request more often does not itself know which node has the key
 
 REDIRECTIONS = ("MOVED ", "ASK ", "CLUSTERDOWN")
 NO_SCRIPT = "NOSCRIPT"
 NO_MEMORY = "OOM"
 
-REPLIES = (1, 2, 2, 2, 2, 1)  # to each Ask, in their order
-_DONE = (OK, 1)  # what a command answers that did what it was to do
-_OTHERS = b""  # in the key: not ours, whatever it is
-_WRITTEN = (OK, None, 1, 0, _OTHERS)  # all that a command may answer that writes
+_DONE = (OK, 1)  # the reply to a command that has done what it was to do
+_OTHERS = b""  # stands for a value that is not ours, whatever it is
+_WRITTEN = (OK, None, 1, 0, _OTHERS)  # all replies that there are to a command that writes
 NO_KEY, NO_END = -2, -1  # of PTTL
 
 
@@ -31,55 +31,61 @@ class Confirms(Protocol):
         """Call its ``confirmed`` or ``unconfirmed``, once."""
 
 
-class Asked(Protocol):
-    """What requests need of their node."""
+class Sender(Protocol):
+    """What a request needs of the node that has sent it."""
 
     label: str
-    commands: Commands
+    options: Options
+
+    @property
+    def now(self) -> Callable[[], float]: ...
+
+    @property
+    def owed(self) -> OwedReleases: ...
+
+    @property
+    def commands(self) -> Commands:
+        """With which it was packed."""
 
     @property
     def replicas(self) -> Confirms | None:
-        """Who confirms what was written, before it counts."""
+        """With ``min_replicas``: confirms what was written, before that counts."""
+
+    def redact(self, said: Any) -> str:
+        """What the server said, fit to be shown."""
+
+    def key_text(self, room: Room[Any], index: int) -> str:
+        """The key's name, for errors."""
+
+    def error_of(self, command: str, room: Room[Any], index: int, reply: Any, now: float) -> ServerError | None:
+        """The error to raise for an error reply; None: no error, the key just holds something that is not a string."""
+
+    def redirected(self, request: Request | OwedRelease, error: str) -> bool:
+        """The key is, or is becoming, another node's. True: the request was sent there."""
+
+    def scripts_are_gone(self, request: Request | OwedRelease) -> None:
+        """Somebody has flushed them. Send it again, with the script itself."""
+
+    def extend_without_memory(self, request: Request) -> bool:
+        """The server had no memory for an extension. True: it was sent again, in a way that needs none."""
 
     def read_again(self, request: Request) -> None:
         """Send a GET of its key, whose reply goes to ``found``; or call ``unconfirmed``."""
 
-    @property
-    def now(self) -> Callable[[], float]: ...
-    def key_text(self, room: Room[Any], index: int) -> str: ...
-    def redact(self, said: Any) -> str:
-        """What its server said, as it may be shown."""
-
-    @property
-    def owed(self) -> OwedReleases: ...
-    def demoted(self) -> None: ...
-    def redirected(self, request: Request | OwedRelease, error: str) -> bool: ...
-    def scripts_are_gone(self, request: Request | OwedRelease) -> None:
-        """Send it again, with the script itself."""
-
     def freed(self, key: bytes, now: float) -> None:
-        """That key was released late. With NOLOOP nobody here is told, and somebody may wait for it."""
+        """That key was released late. Wake up those who wait for it here: with NOLOOP there is no push."""
 
-    @property
-    def extends_by_set(self) -> bool:
-        """Does an extension write the value anew, which takes memory?"""
-
-    def is_full(self, request: Request) -> None:
-        """It refused to extend for want of memory: send it again, in a way that takes none."""
-
-    def error_of(self, command: str, room: Room[Any], index: int, reply: Any, now: float) -> ServerError | None:
-        """What an error reply means; ``None``: nothing, the key just holds something that is not a string."""
-
-    def observe_clock(self, sent: float, reply: Any, now: float) -> None: ...
+    def demoted(self) -> None:
+        """The server has become a read-only replica."""
 
 
 class Request:
-    """One ask under way. Its answer goes to the room, on every way that it can end."""
+    """One operation of a lease that is under way. Its outcome goes to the room, however it ends."""
 
     __slots__ = ("asking", "hops", "index", "lease", "node", "operation", "room", "sent", "ttl")
 
     def __init__(
-        self, node: Asked, room: Room[Any], lease: Lease, index: int, operation: Operation, sent: float
+        self, node: Sender, room: Room[Any], lease: Lease, index: int, operation: Operation, sent: float
     ) -> None:
         self.node = node
         self.room = room
@@ -87,9 +93,9 @@ class Request:
         self.index = index
         self.operation = operation
         self.sent = sent
-        self.asking = False  # was it sent on to a node that is about to get the key's slot?
+        self.asking = False  # was it redirected to a node that is about to get the key's slot?
         self.hops = 0
-        self.ttl: int | None  # what was answered, while replicas are waited for
+        self.ttl: int | None  # the reply, while it waits for replicas
 
     @property
     def key(self) -> bytes:
@@ -99,29 +105,29 @@ class Request:
     def token(self) -> bytes:
         return self.lease.token
 
-    def again(self, node: Asked, sent: float, asking: bool) -> None:
-        """It is sent once more, from another node."""
+    def again(self, node: Sender, sent: float, asking: bool) -> None:
+        """It is sent once more, by another node."""
         self.node = node
         self.asking = asking
         self.sent = sent
         self.hops += 1
 
-    def fail(self, error: ServerError, now: float, node: Asked) -> None:
-        """It cannot be sent on. What is to be released there is, as soon as that node is connected."""
+    def fail(self, error: ServerError, now: float, node: Sender) -> None:
+        """It cannot be sent on. A release is, as soon as that node is connected."""
         if self.operation is RELEASE:
             node.owed.refused(self.key, self.token)
         self.room.failed(self.lease, self.index, self.operation, error, now)
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         if self.asking:
-            earlier = earlier[1::2]  # the others are to ASKING
-        # As most of them end, without a look for errors.
+            earlier = earlier[1::2]  # the others are replies to ASKING
+        # How most of them end, without a search for errors.
         operation, lease = self.operation, self.lease
         if operation is RELEASE:
             if reply == 1:
                 self.room.released(lease, self.index, True, now)
                 return
-        elif self.node.replicas is not None:
+        elif self.node.options.min_replicas:
             pass
         elif operation is TAKE:
             if reply == OK:
@@ -147,11 +153,10 @@ class Request:
             if is_error(reply):
                 text = str(reply)
                 if operation is TAKE_TTL and position and replies[0] == OK and text.startswith(REDIRECTIONS):
-                    # The key is set, and its slot went on with it in between: taken anew, it would refuse its owner.
+                    # The key was set, and then its slot has moved. Sent again, it would find its own value there.
                     replies[position] = NO_END
                     continue
-                # Of a lease that is done only the release is sent on: whatever else came there now
-                # could come after it.
+                # Of a lease that is over only the release is sent on: anything else might get there after it.
                 wanted = operation is RELEASE or not self.lease.done
                 if wanted and self.hops < MAX_HOPS:
                     if text.startswith(REDIRECTIONS) and node.redirected(self, text):
@@ -159,8 +164,7 @@ class Request:
                     if text.startswith(NO_SCRIPT):
                         node.scripts_are_gone(self)
                         return
-                    if text.startswith(NO_MEMORY) and operation is EXTEND and node.extends_by_set:
-                        node.is_full(self)
+                    if text.startswith(NO_MEMORY) and operation is EXTEND and node.extend_without_memory(self):
                         return
                 error = node.error_of(node.commands.names[operation][position], self.room, self.index, reply, now)
                 if error is not None:
@@ -176,16 +180,17 @@ class Request:
             self.room.released(self.lease, self.index, ok, now)
             return
         written = operation.writes and ok and found == self.lease.token
-        if node.replicas is not None and written and not self.lease.done:
+        replicas = node.replicas
+        if replicas is not None and written and not self.lease.done:
             self.ttl = ttl
-            node.replicas.confirm(self)
+            replicas.confirm(self)
             return
         self.room.answered(self.lease, self.index, operation, self.sent, ok, found, ttl, now)
 
     def _meaning(self, replies: list[Any]) -> tuple[bool, bytes | None, int | None]:
-        """As ``Room.answered`` wants it: did it do what it was to do, what is in the key, its time to live.
+        """For ``Room.answered``: has it done what it was to do, what is in the key, its time to live.
 
-        :raises ViolationError: no server answers that
+        :raises ViolationError: no server answers like that
         """
         first, last = replies[0], replies[-1]
         operation = self.operation
@@ -203,41 +208,41 @@ class Request:
         return ok, None if ttl == NO_KEY else found, ttl
 
     def confirmed(self) -> None:
-        """Enough replicas have what it wrote."""
+        """Enough replicas have what it has written."""
         if self.lease.stale >> self.index & 1 and not self.lease.done:
-            # The key has changed while that was waited for, and what was read before is no answer now.
+            # The key has changed meanwhile: what was read before does not count.
             self.node.read_again(self)
         else:
             self.found(self.lease.token)
 
     def found(self, value: bytes | None) -> None:
-        """That is in the key, and enough replicas have what was written to it."""
+        """The key holds ``value``, and enough replicas have what was written to it."""
         ok = value == self.lease.token
         self.room.answered(
             self.lease, self.index, self.operation, self.sent, ok, value, self.ttl if ok else None, self.node.now()
         )
 
     def unconfirmed(self, error: ServerError) -> None:
-        """They do not have it, or that is not known."""
+        """Too few replicas have it, or that is not known."""
         self.room.failed(self.lease, self.index, self.operation, error, self.node.now())
 
 
 def _value(reply: Any) -> bytes | None:
-    """What GET answers."""
+    """The reply to GET."""
     if reply is not None and type(reply) is not bytes:
         raise unexpected("the answer to GET", reply)
     return reply
 
 
 def _time_to_live(reply: Any) -> int:
-    """What PTTL answers, in milliseconds."""
+    """The reply to PTTL, in milliseconds."""
     if type(reply) is not int:
         raise unexpected("the answer to PTTL", reply)
     return reply
 
 
 class ReadAgain:
-    """The reply of a GET for a request whose key has changed since it was answered."""
+    """Waits for the reply to the GET of ``Sender.read_again``."""
 
     __slots__ = ("_request",)
 
@@ -260,7 +265,7 @@ class ReadAgain:
 
 
 class Ignored:
-    """A reply that says nothing."""
+    """For a reply that does not matter."""
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None: ...
 
@@ -268,24 +273,24 @@ class Ignored:
 
 
 class OwedRelease:
-    """The reply of a release that was owed, and that nobody waits for."""
+    """A release that was owed and is under way now. No caller waits for it."""
 
     __slots__ = ("hops", "key", "node", "token", "until")
 
     operation = RELEASE
 
-    def __init__(self, node: Asked, key: bytes, token: bytes, until: float) -> None:
+    def __init__(self, node: Sender, key: bytes, token: bytes, until: float) -> None:
         self.node = node
         self.key = key
         self.token = token
         self.until = until  # when the key has expired
         self.hops = 0
 
-    def again(self, node: Asked, sent: float, asking: bool) -> None:
+    def again(self, node: Sender, sent: float, asking: bool) -> None:
         self.node = node
         self.hops += 1
 
-    def fail(self, error: ServerError, now: float, node: Asked) -> None:
+    def fail(self, error: ServerError, now: float, node: Sender) -> None:
         node.owed.refused(self.key, self.token, self.until)
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
@@ -311,24 +316,9 @@ class OwedRelease:
         self.node.owed.owe(self.key, self.token, self.until)
 
 
-class TimeRequest:
-    """The reply of TIME."""
-
-    __slots__ = ("_node", "_sent")
-
-    def __init__(self, node: Asked, sent: float) -> None:
-        self._node = node
-        self._sent = sent
-
-    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
-        self._node.observe_clock(self._sent, reply, now)
-
-    def dropped(self) -> None: ...
-
-
 class Reauthentication:
-    """The reply of AUTH, on a connection that was logged in before. The old login stays when the new
-    one is refused, but not for long, and the reconnect finds out what is wrong: ``refused``."""
+    """Waits for the reply to AUTH on a connection that is logged in. If the new credentials are refused, the old login
+    stays valid, but perhaps not for long. ``refused`` drops the connection: the reconnect finds out what is wrong."""
 
     __slots__ = ("_redact", "_refused")
 

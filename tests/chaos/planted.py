@@ -37,8 +37,8 @@ def _believe_the_uptime(spec: Spec) -> None:
     """That a server is another process now says nothing, as long as it says that it has been up for long."""
     connected = Quarantine.connected
 
-    def trusting(self: Quarantine, label: str, run_id: str, started: float | None) -> None:
-        connected(self, label, "", started)
+    def trusting(self: Quarantine, label: str, run_id: str, started: float | None, on_end: Callable[[], None]) -> None:
+        connected(self, label, "", started, on_end)
 
     Quarantine.connected = trusting  # type: ignore[method-assign]  # that is the fault
 

@@ -22,7 +22,7 @@ from asynclock.core.pace import PAUSE
 from asynclock.core.retry import MAX_BACKOFF
 from asynclock.core.room import Room
 from asynclock.core.rules import NEVER, LossReason
-from asynclock.wire.noloop import LOOK_EVERY
+from asynclock.wire.noloop import CHECK_EVERY
 
 from .processes import Client, Task
 from .requests import Request
@@ -179,7 +179,7 @@ class Check:
         link = client.links[server.name]
         assert link is not None
         since = max(since, link.since, client.frozen, server.stalled, server.troubled)
-        return max(0.0, since + LOOK_EVERY + TOLD * self.world.longest + 0.001 - self.world.now)
+        return max(0.0, since + CHECK_EVERY + TOLD * self.world.longest + 0.001 - self.world.now)
 
     def _asked_again(self, server: Server, client: Client) -> float:
         """When a server that answered with errors has been asked again at the latest."""

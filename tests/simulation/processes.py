@@ -11,7 +11,7 @@ from asynclock.core.operations import Operation
 from asynclock.core.pace import Pace
 from asynclock.core.room import Room
 from asynclock.core.rules import NEVER, LossReason
-from asynclock.wire.noloop import LOOK_EVERY, Report
+from asynclock.wire.noloop import CHECK_EVERY, EvictionReport
 
 from .links import Link
 from .requests import NO_EXPIRY, Ignored, OwedRelease, Request, Silence, TimeRequest
@@ -363,11 +363,11 @@ class Client:
                     self.until[home] = until = max(until, self.world.now + self.world.rules.validity * server.lies)
                 link.quarantined = True
                 self.world.at(until, self._end_quarantine, link)
-        self.world.at(self.world.now + LOOK_EVERY, self._ask_of_silence, link)
+        self.world.at(self.world.now + CHECK_EVERY, self._ask_of_silence, link)
         return link
 
     def _ask_of_silence(self, link: Link) -> None:
-        """As ``asynclock.wire.noloop.Vigil``."""
+        """As ``asynclock.wire.noloop.EvictionWatch``."""
         if not self.uses(link) or not link.noloop:
             return
         if self.frozen > self.world.now:
@@ -376,17 +376,17 @@ class Client:
         if any(not room.empty for room in self.rooms.values()):
             asked = Silence(partial(self._silence_told, link))
             link.send(asked, asked.commands)
-        self.world.at(self.world.now + LOOK_EVERY, self._ask_of_silence, link)
+        self.world.at(self.world.now + CHECK_EVERY, self._ask_of_silence, link)
 
-    def _silence_told(self, link: Link, report: Report) -> None:
-        if not report.safe and self.uses(link):
+    def _silence_told(self, link: Link, report: EvictionReport) -> None:
+        if not report.noloop_is_safe and self.uses(link):
             link.send(Ignored(), (("TRACKING", b"", b"", NO_EXPIRY),))
             self.world.acted = self
             for room, index in self._everything(link.server.name):
                 room.invalidated(index, self.world.now)
 
     def _refused(self, home: int, key: bytes, token: bytes) -> None:
-        """A release met an error: it is owed, as by ``asynclock.wire.may_be_ours.OwedReleases``."""
+        """A release met an error: it is owed, as by ``asynclock.wire.owed.OwedReleases``."""
         self.may_be_ours[home][key, token] = None
         self.world.at(self.world.now + 0.02 + self.world.random.random() * 0.5, self._try_owed, home)
 

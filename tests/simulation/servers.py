@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asynclock.core.rules import NEVER
-from asynclock.wire.noloop import Report
+from asynclock.wire.noloop import EvictionReport
 
 if TYPE_CHECKING:
     from .links import Link
@@ -157,7 +157,7 @@ class Server:
             self._limit_tracking(link)
         if command == "INFO":
             full, link.informed = self.full_at >= link.informed, world.now
-            return Report(self.evicts, self.evicted, full)
+            return EvictionReport(self.evicts, self.evicted, full)
         if command == "TRACKING":
             link.noloop = False
             return b"OK"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from asynclock.core.pace import PAUSE
 from asynclock.core.retry import MAX_BACKOFF
 from asynclock.core.rules import NEVER
-from asynclock.wire.noloop import LOOK_EVERY
+from asynclock.wire.noloop import CHECK_EVERY
 
 from .checks import Check
 from .processes import Task
@@ -258,7 +258,7 @@ def _serve_all(world: World, check: Check) -> None:
     # Who has read how long a key still lives counts that from the answer, however late it came.
     prompt = PROMPT + world.longest + max(client.stopped for client in world.clients)
     if world.table < NEVER:
-        prompt += PAUSE + LOOK_EVERY  # entries of keys that are waited for were dropped
+        prompt += PAUSE + CHECK_EVERY  # entries of keys that are waited for were dropped
     calm_since, free_since = world.now, NEVER
     while any(task.state == "waiting" for task in _tasks(world)):
         world.run(0.05)

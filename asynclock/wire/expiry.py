@@ -1,0 +1,96 @@
+"""When a key expires, as an argument of the command that sets or extends it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..core.clock import ServerClock
+from ..core.operations import TAKE_TTL, Operation
+from .commands import is_error, packed, px, pxat, seconds_of
+from .connection import Connection
+from .violations import unexpected
+
+_TIME = packed(b"TIME")
+
+
+class ExpiryClock:
+    """Makes the expiry arguments for one connection: ``PXAT``, in the server's own time, or ``PX``.
+
+    Invariant: a key lives for at least one validity from the moment that the holder counts from. ``PXAT`` is that
+    moment as the server's clock shows it at most (``ServerClock.at_most``), rounded up, plus the validity. ``PX`` is
+    the validity counted from when the server runs the command, which is later. ``PX`` is used where the server does not
+    know ``PXAT``, and while its clock is not known well enough.
+
+    State: ``_argument`` is what was made for the millisecond ``_millisecond`` (-1: for none); it is not used after
+    ``_clock`` has changed. ``_asked``: a TIME is under way, and no other is needed.
+    """
+
+    __slots__ = ("_argument", "_asked", "_clock", "_connection", "_millisecond", "_px", "_pxat", "_validity")
+
+    def __init__(self, connection: Connection, clock: ServerClock, validity: float, *, pxat: bool) -> None:
+        """:param pxat: does the server know SET ... PXAT?"""
+        self._connection = connection
+        self._clock = clock
+        self._validity = validity
+        self._px = px(round(validity * 1000))
+        self._pxat = pxat
+        self._asked = False
+        self._millisecond = -1
+        self._argument = b""
+
+    def argument(self, now: float, operation: Operation) -> bytes:
+        """The argument for a key that expires one validity after ``now``, or up to a millisecond later."""
+        millisecond = int(now * 1000)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            self._argument = self._px
+            if self._pxat:
+                clock = self._clock
+                # Not for a waiter: it tries again whenever the holder extends, and mostly in vain.
+                if operation is not TAKE_TTL and clock.due(now) and not self._asked:
+                    self.ask()
+                if clock.usable(now):
+                    then = clock.at_most((millisecond + 1) / 1000) + self._validity
+                    self._argument = pxat(math.ceil(then * 1000))
+        return self._argument
+
+    def ask(self) -> None:
+        """Ask the server for its time."""
+        connection = self._connection
+        if not connection.closed.done():
+            self._asked = True
+            now = connection.clock()
+            connection.send(_TIME, _Time(self, now), 1, now)
+
+    def answered(self, sent: float, reply: Any, now: float) -> None:
+        """:raises ViolationError: that is no time"""
+        self._asked = False
+        self._millisecond = -1
+        if not is_error(reply):
+            try:
+                seconds = seconds_of(reply)
+            except ValueError:
+                raise unexpected("the answer to TIME", reply) from None
+            self._clock.observe(sent, seconds, now)
+
+    def doubt(self) -> None:
+        """The server's clock may have been set: use no ``PXAT`` until it was read again."""
+        self._clock.forget()
+        self._millisecond = -1
+
+
+class _Time:
+    """Waits for the reply to TIME."""
+
+    __slots__ = ("_clock", "_sent")
+
+    def __init__(self, clock: ExpiryClock, sent: float) -> None:
+        self._clock = clock
+        self._sent = sent
+
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
+        self._clock.answered(self._sent, reply, now)
+
+    def dropped(self) -> None: ...

@@ -1,0 +1,50 @@
+"""The grace period of a server that was lost (``disconnect_grace``)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+class Grace:
+    """Decides when a server that was lost counts as gone, and with it every key on it.
+
+    It is gone once two things are true: a new connection was refused (nobody listens there), and the grace
+    period since the loss is over. A server that is merely silent is not gone, since it may still have its keys.
+
+    Invariant: ``_lost_at`` is set from the loss until the server counts as gone, is connected again or is given up;
+    while it is not set, neither is ``_timer``. So "gone" is reported at most once for each loss.
+    """
+
+    __slots__ = ("_clock", "_lost_at", "_seconds", "_timer")
+
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._lost_at: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def lost(self) -> None:
+        """The connection is lost; the grace period begins."""
+        self._lost_at = self._clock()
+
+    def refused(self, on_gone: Callable[[], None]) -> None:
+        """A new connection was refused. ``on_gone`` is called at the end of the grace period: now, if that is over."""
+        if self._lost_at is None or self._timer is not None:
+            return
+        left = self._lost_at + self._seconds - self._clock()
+        if left <= 0:
+            self._end(on_gone)
+        else:
+            self._timer = asyncio.get_running_loop().call_later(left, self._end, on_gone)
+
+    def stop(self) -> None:
+        """The server is connected again, or nobody needs to know any more."""
+        self._lost_at = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self, on_gone: Callable[[], None]) -> None:
+        self.stop()
+        on_gone()
