@@ -357,12 +357,8 @@ class LockManager:
             room.woken(self.now())
 
     def give_back(self, room: Room[Waiter], lease: Lease, now: float) -> None:
-        if self.forked:
-            return
-        if lease is room.holder:
+        if not self.forked:
             room.release(lease, now)
-        elif lease.may_be_ours:
-            room.give_back(lease, now)
 
     def lost_unnoticed(self, lease: Lease) -> bool:
         return lease.lost_unnoticed(self.rules.majority)

@@ -145,9 +145,12 @@ class Room(Generic[W]):
         return abandoned
 
     def release(self, lease: Lease, now: float) -> bool:
-        """The holder gives the lease back. True: ``release_answered`` will be called for it."""
+        """The scope gives its lease back. True: ``release_answered`` will be called for it."""
         if lease is not self.holder:
-            return False
+            if not lease.may_be_ours:
+                return False
+            self._release(lease, now)  # ``close`` took it from its scope, and left its keys
+            return True
         rules = self.rules
         contention = self.contention
         if self.queue and not self.forces:
@@ -185,13 +188,9 @@ class Room(Generic[W]):
             self._empty(now)
         return True
 
-    def give_back(self, lease: Lease, now: float) -> None:
-        """Release what a lease lost to ``close`` still has."""
-        self._release(lease, now)
-
     def close(self, now: float) -> list[W]:
-        """The locker closes: take the lock from the holder (its keys follow with ``give_back``),
-        give up every attempt. Returns who was waiting."""
+        """The locker closes: take the lock from its scope, which keeps the keys until ``release``, and
+        give up every attempt. Returns the waiters."""
         waiters = [*self.queue, *self.forces]
         self.queue.clear()
         self.forces.clear()
