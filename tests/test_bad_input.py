@@ -530,7 +530,14 @@ async def test_no_secret_in_logs_and_reprs(kind: str, caplog: pytest.LogCaptureF
             server.start()
             with contextlib.suppress(AcquireTimeoutError):
                 await (await locker.acquire("other", timeout=2)).release()
-            texts = [repr(locker), str(locker), repr(scope), caplog.text, repr(locker._servers), repr(locker._manager)]
+            texts = [
+                repr(locker),
+                str(locker),
+                repr(scope),
+                caplog.text,
+                repr(locker._manager.clients.servers),
+                repr(locker._manager),
+            ]
             await scope.release()
     assert server_value
     assert "asynclock: connected to" in caplog.text
