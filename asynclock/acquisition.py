@@ -1,4 +1,4 @@
-"""Acquiring: from the arguments of a call to a scope, by ``await`` or by ``async with``."""
+"""Acquiring a lock: from the arguments of a call to a scope."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from .errors import AcquireTimeoutError, AlreadyHeldError, ConfigurationError, N
 from .options import Seconds, check_name, check_timeout
 from .scope import LockScope
 
-Enter = Callable[[Room[Waiter], Waiter, float], None]  # how to enter a room: join, try_join or force
+Enter = Callable[[Room[Waiter], Waiter, float], None]  # Room.join, Room.try_join or Room.force
 
 
 class Acquisition:
-    """What ``with_context``, ``try_with_context`` and ``force_with_context`` return: acquires the lock when the block
-    is entered, and releases it when the block is left.
+    """A lock that ``async with`` acquires on entry and releases on exit: returned by :meth:`Locker.with_context`,
+    :meth:`Locker.try_with_context` and :meth:`Locker.force_with_context`.
 
-    ``async with`` it, once: ``async with locker.with_context("my_lock") as scope:``. The :class:`LockScope` that this
-    gives is the held lock. Nothing is sent before that, so an Acquisition that is never entered costs nothing. For
-    another block, call ``with_context`` again.
+    ``async with locker.with_context("my_lock") as scope:`` is all that it is for; ``scope`` is the held lock, a
+    :class:`LockScope`. Until then nothing is sent to a server. It is for one block: call ``with_context`` again for
+    the next.
 
-    :raises RuntimeError: it is entered a second time
-
-    Everything else that entering and leaving raise is told at :meth:`Locker.acquire` and :class:`LockScope`.
+    Entering raises as :meth:`Locker.acquire`, and :class:`RuntimeError` the second time. Leaving raises as
+    :class:`LockScope`.
     """
 
     __slots__ = ("_enter", "_locker", "_manager", "_name", "_scope", "_timeout")
@@ -47,8 +46,8 @@ class Acquisition:
         self._enter = enter
         self._timeout = timeout
 
-    # Not coroutines themselves: one less to be resumed through. CoroutineType is what an async def returns to pyright,
-    # which wants that of a context manager; to mypy it is any Coroutine.
+    # Not coroutines themselves, which saves one to be resumed through. Pyright wants a context manager to return
+    # CoroutineType, as an async def does; to mypy that is any Coroutine.
 
     def __aenter__(self) -> CoroutineType[Any, Any, LockScope]:
         return acquire(self._locker, self._manager, self._name, self._enter, self._timeout, self)  # type: ignore[return-value]  # as above
@@ -67,10 +66,12 @@ async def acquire(
     timeout: Seconds | None = None,
     context: Acquisition | None = None,
 ) -> LockScope:
-    """Wait for the lock and hold it.
+    """As ``Locker.acquire``.
 
-    :param locker: kept alive by this, and by the scope
-    :param context: enter the block of the scope, too, on behalf of this one
+    :param locker: the Locker of ``manager``. It is closed once nobody has a reference to it: this keeps one, and so
+        does the scope.
+    :param enter: how to enter the room
+    :param context: its block is entered, too
     """
     if context is not None:
         if context._locker is None:
@@ -88,7 +89,7 @@ async def acquire(
             enter = Room.try_join
     if type(name) is not str:
         check_name(name)
-    # Is this a task of the locker's loop? Two looks, since asyncio.get_running_loop() asks for the process in 3.11.
+    # Is this a task of the locker's loop? asyncio.get_running_loop() would make a system call in Python 3.11.
     task = None if loop is None or life.thread != get_ident() else current_task(loop)
     if task is None:
         check_name(name)
@@ -97,7 +98,7 @@ async def acquire(
                 await manager.ready()
         except ConfigurationError:
             if context is not None:
-                context._locker = locker  # another event loop, perhaps: it was not used
+                context._locker = locker  # not used yet: it can be entered in another event loop
             raise
         except TimeoutError:
             assert seconds is not None
@@ -120,8 +121,8 @@ async def acquire(
         try:
             await waiter.future
         except BaseException as error:
-            # Cancelled, before, while or after the lock was granted: give back what there is.
-            # Or the coroutine is being closed (GeneratorExit), and nothing can be awaited.
+            # Cancelled before the lock was granted, or in the same turn of the event loop: give back what there is.
+            # Or the coroutine is being closed (GeneratorExit), and cannot await anything.
             lease = manager.leave(waiter)
             if lease is not None and isinstance(error, asyncio.CancelledError):
                 await manager.pending_releases.wait(lease)
@@ -143,11 +144,11 @@ async def acquire(
         now = manager.now()
         if not lease.done:
             if now >= lease.deadline:
-                room.woken(now)  # the loop was blocked for that long
+                room.woken(now)  # the event loop was blocked until then
             if not lease.done:
                 if context is None:
                     return LockScope(locker, manager, room, lease)
                 scope = context._scope = LockScope(locker, manager, room, lease, task)
                 return scope
-        # Lost between being granted and getting here: it never was this caller's. Again.
+        # Lost before this task could run: the caller never had it. Try again.
         manager.check_open()
