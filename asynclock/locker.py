@@ -1,8 +1,7 @@
-"""Locker: the public face. Checks what comes in, connects, and turns granted leases into scopes."""
+"""Locker: the public face, for whoever wants locks from the servers."""
 
 from __future__ import annotations
 
-import asyncio
 import warnings
 from collections.abc import Sequence
 from types import TracebackType
@@ -12,50 +11,50 @@ import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
 
 from ._engine.manager import LockManager
-from .acquisition import Acquisition
+from .acquisition import Acquisition, acquire
 from .core.room import Room
-from .errors import ConfigurationError, LockerClosedError, ServerError
 from .options import Seconds, check_options
 from .scope import LockScope
-from .topology import Cluster, Servers, cluster_client
 
 
 class Locker:
     """Distributed locks on Redis or Valkey: one server, independent servers, a cluster, or Sentinel.
 
+    All times are seconds, as a number or a ``timedelta``. ``None`` stands for the default.
+
     :param servers: a URL (``redis://``, ``rediss://``, ``unix://``, ``valkey://``, ``valkeys://``) of a server or of
-        any node of a cluster; a list of them: an odd number of independent servers, each with one key of
+        any node of a cluster; a list of URLs: an odd number of independent servers, of which each has one key of
         every lock, or any number of nodes of one cluster; ``redis+sentinel://s1:26379,s2:26379/NAME/0`` (with
         TLS ``rediss+sentinel://``) for the primary of that name; or a client of ``redis.asyncio``
-        (``Redis``, from ``Sentinel.master_for`` too, ``RedisCluster``), whose connection settings
-        are used (its pool is not)
-    :param key_prefix: keys are ``{key_prefix}:{i}:{name}``; lockers that share locks share it
-    :param key_validity: seconds for which a key lives after it was acquired or extended
-    :param extend_interval: seconds between extensions of a held lock; default ``key_validity / 2``
-    :param try_next_after: seconds after which a silent server is not waited for where that can be helped
-    :param key_majority: a lock holds ``key_majority`` of ``2 * key_majority - 1`` keys; default 1 on
-        one server, 2 on a cluster, ``(n + 1) / 2`` on n independent servers (where it cannot be
-        chosen); lockers that share locks share it
-    :param no_loop_tracking: ``CLIENT TRACKING ... NOLOOP``; default: where the server is Valkey, or Redis 7.0.5 or
-        later, unless it may evict keys or its tracking table is full
-    :param fallback_setpx: ``PX`` instead of ``PXAT``; default: where the server is before 6.2
-    :param client_side_caching: ``False``: no tracking; a loss is found at the next extension, and
-        waiters ask again at least every ``extend_interval``
-    :param disconnect_grace: seconds for which a held lock survives a server that refuses connections
-    :param local_handoffs: how often in a row a released lock may pass to a task of this process that
-        waits for it, before others have a chance to get it; 50 ms is the most in any case; 0: never
-    :param min_replicas: on one server, behind Sentinels and in a cluster: so many replicas must have
-        the key (``WAIT``, for ``try_next_after``) for acquiring and extending to count
-    :param restart_quarantine: on three or more independent servers, one that was started less than
-        ``key_validity`` ago gives no votes yet, since it may have forgotten some that still count;
-        default: yes, where ``INFO`` is allowed; without meaning elsewhere
-    :raises ConfigurationError: naming the option, its value and the rule
+        (``Redis``, also from ``Sentinel.master_for``, or ``RedisCluster``), whose connection settings
+        are used, but not its pool
+    :param key_prefix: keys are ``{key_prefix}:{i}:{name}``; must be the same for all lockers that share locks
+    :param key_validity: seconds that a key lives after the lock was acquired or extended
+    :param extend_interval: seconds between two extensions of a held lock; default: ``key_validity / 2``
+    :param try_next_after: seconds to wait for a silent server before going on without it, also when releasing
+    :param key_majority: a lock is held with ``key_majority`` of ``2 * key_majority - 1`` keys; default: 1 on
+        one server, 2 on a cluster, ``(n + 1) / 2`` on n independent servers (where no other value is
+        allowed); must be the same for all lockers that share locks
+    :param no_loop_tracking: use ``NOLOOP`` with ``CLIENT TRACKING``; default: yes on Valkey and on Redis 7.0.5 or
+        later, unless the server may evict keys or its tracking table is full
+    :param fallback_setpx: set keys with ``PX`` instead of ``PXAT``; default: yes on servers older than 6.2
+    :param client_side_caching: ``False`` turns tracking off: a loss is found at the next extension, and
+        waiters retry at least every ``extend_interval``
+    :param disconnect_grace: seconds that a held lock survives a server that refuses connections
+    :param local_handoffs: how many times in a row a released lock may pass to another task of this process
+        before other processes get a chance, within 50 ms at most; 0: never
+    :param min_replicas: how many replicas must have the key (``WAIT``, for up to ``try_next_after``) for acquiring and
+        extending to count; on one server, behind Sentinels and in a cluster
+    :param restart_quarantine: with three or more independent servers, do not count the vote of a server that was
+        started less than ``key_validity`` ago: it may have forgotten keys that are still held; default: yes, if the
+        server allows ``INFO``
+    :raises ConfigurationError: an option is wrong; the message names it, its value and the rule
     :raises ServerError: a client cannot be made just now (no file descriptor is left)
 
-    ``async with Locker(...)`` connects and closes; without it, the first acquisition connects, and
-    :meth:`aclose` closes. A locker belongs to one event loop and one process, those in which it is connected;
-    elsewhere, what would change something or wait raises :class:`ConfigurationError`. When it is forgotten,
-    and no scope or task of it is left, it is closed with a ``ResourceWarning``.
+    ``async with Locker(...)`` connects and closes. Without it, the first acquisition connects, and
+    :meth:`aclose` closes. A locker belongs to the event loop and the process in which it is connected; anywhere
+    else, what would change something or wait raises :class:`ConfigurationError`. A locker that the program has
+    forgotten, with all its scopes and tasks that wait for a lock, is closed with a ``ResourceWarning``.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class Locker:
         restart_quarantine: bool | None = None,
         **unknown: Never,
     ) -> None:
-        self._options = check_options(
+        options = check_options(
             key_prefix=key_prefix,
             key_validity=key_validity,
             extend_interval=extend_interval,
@@ -91,74 +90,67 @@ class Locker:
             restart_quarantine=restart_quarantine,
             unknown=unknown,
         )
-        # Tasks, timers and connections know the keeper, and not this. So this is forgotten when nobody has it
-        # any more: no program, no scope, and nobody who waits for a lock.
-        self._manager = LockManager(self._options, servers)
-        # State, besides the keeper's: "new" until that is connected, then "open" until _closing is set.
-        self._closing: asyncio.Task[None] | None = None  # set by aclose, done when it is through
-        self._hurry: asyncio.Future[None]  # done: do not wait for blocks to be left
+        self._manager = LockManager(options, servers)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closing else "open" if self._manager.connected else "new"
-        return f"<Locker {self._manager.where()} {state}>"
-
-    @property
-    def _servers(self) -> Servers:
-        return self._manager.servers
+        return self._manager.label()
 
     @property
     def client(self) -> redis.Redis | RedisCluster:
-        """The redis-py client behind it, for other commands: of the first server, if there are
-        several, or of the cluster, once the servers have said that they are one."""
-        servers, manager = self._servers, self._manager
-        manager.lent = True
-        if servers.url is None or not manager.connected or not isinstance(manager.topology, Cluster):
-            return servers.client
-        if manager.cluster_client is None:
-            addresses = [(node.connector.host, node.connector.port) for node in manager.topology.nodes]
-            manager.cluster_client = cluster_client(servers.url, addresses)
-        return manager.cluster_client
+        """A redis-py client for other commands, closed with the locker if it was made from a URL.
+
+        It is a client of the first server, if there are several. If the servers turn out to be a cluster once the
+        locker is connected, it is a client of the cluster.
+        """
+        return self._manager.client()
 
     # Acquiring
 
     async def acquire(self, name: str, *, timeout: Seconds | None = None) -> LockScope:
-        """Wait for the lock and hold it.
+        """Wait for the lock, and hold it until the scope is released or left.
 
-        :param timeout: seconds to wait at most; ``None``: as long as it takes; 0: one attempt
-        :raises AcquireTimeoutError: the lock was not to be had in that time
-        :raises ServerError: the server cannot be reached to begin with, or refuses
-        :raises AlreadyHeldError: the task is inside a block that holds it, and would wait for itself
-        :raises LockerClosedError: the locker is closed, or closes meanwhile
-        :raises ConfigurationError: the name is empty or not a string, or the locker is used in
-            another event loop or process than it is connected in
+        :param timeout: seconds to wait at most; ``None``: wait for as long as it takes; 0: one attempt
+        :raises AcquireTimeoutError: not acquired within that time
+        :raises ServerError: the servers cannot be reached when the locker connects, or they refuse
+        :raises AlreadyHeldError: the task is inside a block that holds this lock, and would wait for itself
+        :raises LockerClosedError: the locker is closed, or is closed during the wait
+        :raises ConfigurationError: the name is empty, too long or not a string, the timeout is negative or not a
+            number, or the locker is connected in another event loop or process
         """
-        return await Acquisition(self, name, Room.join, timeout).acquire()
+        return await acquire(self, self._manager, name, Room.join, timeout)
 
     async def try_acquire(self, name: str) -> LockScope:
-        """Hold the lock if it is free. :raises NotLockedError: it is not; else as :meth:`acquire`"""
-        return await Acquisition(self, name, Room.try_join).acquire()
+        """Hold the lock if it is free; one attempt, without waiting for its holder.
+
+        :raises NotLockedError: it is not free
+
+        Otherwise as :meth:`acquire`.
+        """
+        return await acquire(self, self._manager, name, Room.try_join)
 
     async def force_acquire(self, name: str) -> LockScope:
-        """Take the lock over: whoever holds it loses it. Raises as :meth:`acquire`."""
-        return await Acquisition(self, name, Room.force).acquire()
+        """Take the lock over. Whoever holds it loses it, with reason ``taken over``. Raises as :meth:`acquire`."""
+        return await acquire(self, self._manager, name, Room.force)
 
     def with_context(self, name: str, *, timeout: Seconds | None = None) -> Acquisition:
-        """``async with locker.with_context(name) as scope:`` - :meth:`acquire`, hold, release."""
-        return Acquisition(self, name, Room.join, timeout)
+        """``async with locker.with_context(name) as scope:`` acquires the lock as :meth:`acquire`, holds it in the
+        block, and releases it at the end."""
+        return Acquisition(self, self._manager, name, Room.join, timeout)
 
     def try_with_context(self, name: str) -> Acquisition:
-        """``async with`` around :meth:`try_acquire`."""
-        return Acquisition(self, name, Room.try_join)
+        """As :meth:`with_context`, with :meth:`try_acquire`."""
+        return Acquisition(self, self._manager, name, Room.try_join)
 
     def force_with_context(self, name: str) -> Acquisition:
-        """``async with`` around :meth:`force_acquire`."""
-        return Acquisition(self, name, Room.force)
+        """As :meth:`with_context`, with :meth:`force_acquire`."""
+        return Acquisition(self, self._manager, name, Room.force)
 
     # Opening and closing
 
     async def __aenter__(self) -> Locker:
+        """Connect. Raises as :meth:`acquire`."""
         try:
-            await self._ready()
+            await self._manager.ready()
         except BaseException:
             await self.aclose()
             raise
@@ -169,67 +161,22 @@ class Locker:
     ) -> None:
         await self.aclose()
 
-    async def _ready(self) -> None:
-        """Connect, once for however many ask."""
-        manager = self._manager
-        loop = asyncio.get_running_loop()
-        if manager.forked:
-            raise ConfigurationError(f"{self!r} was connected before a fork; make a new Locker in the child process")
-        if self._closing is not None:
-            raise self._closed_error()
-        if manager.loop is not None and manager.loop is not loop:
-            raise ConfigurationError(f"{self!r} belongs to another event loop; make a Locker for each")
-        if manager.connected:
-            return
-        opening = manager.open()
-        try:
-            await asyncio.shield(opening)
-        except ServerError as error:
-            raise error.copy() from error.__cause__  # each caller raises one of its own
-        except asyncio.CancelledError:
-            if opening.cancelled():  # by aclose, not from outside
-                raise self._closed_error() from None
-            raise
-
     async def aclose(self) -> None:
-        """Close: every scope is lost with reason ``closed``, every waiter raises
-        :class:`LockerClosedError`, keys are given back, connections are closed.
+        """Close: every scope loses its lock with reason ``closed``, every waiting task raises
+        :class:`LockerClosedError`, keys are released, and connections closed.
 
-        Waits for the blocks of the scopes to be left, as long as their locks would have lasted, so
-        that nobody else gets a lock while its work is still being stopped; not for the block that
-        it is called in. Cancelled, it hurries, and still closes. Does nothing on a closed locker.
+        Waits until the blocks of the scopes have been left, at most until their locks would have expired, so
+        that nobody else gets a lock while the work under it is still being stopped. Does not wait for the block that
+        it is called in. Cancelled, it stops waiting for blocks, and still closes. Does nothing on a closed locker.
+
+        :raises ConfigurationError: the locker is connected in another event loop
         """
-        manager = self._manager
-        if manager.forked:
-            return
-        loop = asyncio.get_running_loop()
-        if manager.loop is not None and manager.loop is not loop:
-            raise ConfigurationError(f"{self!r} belongs to another event loop; close it there")
-        if self._closing is None:
-            self._hurry = loop.create_future()
-            self._closing = manager.end(asyncio.current_task(), self._hurry, str(self._closed_error()))
-        else:
-            manager.excuse(asyncio.current_task())
-        cancelled = None
-        while not self._closing.done():
-            try:
-                await asyncio.wait([self._closing])
-            except asyncio.CancelledError as error:
-                cancelled = error
-                if not self._hurry.done():
-                    self._hurry.set_result(None)
-        if cancelled is not None:
-            raise cancelled
-        self._closing.result()
-
-    def _closed_error(self) -> LockerClosedError:
-        # Not its repr: an eager task that closes it tells the waiters before it is known to be there.
-        return LockerClosedError(f"<Locker {self._manager.where()} closed>: make a new Locker")
+        await self._manager.aclose()
 
     def __del__(self) -> None:
         # In any thread, when its loop is closed, in a forked child, or at the end of the interpreter.
-        manager = getattr(self, "_manager", None)  # None: what it was to be made of was refused
-        if manager is not None and self._closing is None and manager.forget():
+        manager = getattr(self, "_manager", None)  # None: the arguments were refused
+        if manager is not None and manager.forget():
             warnings.warn(
                 f"{self!r} was forgotten without aclose(); use 'async with', or call aclose()",
                 ResourceWarning,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import warnings
+import weakref
 from asyncio import _get_running_loop, current_task
 from collections.abc import Coroutine
 from contextvars import Context
@@ -41,8 +42,6 @@ class LockScope:
     never cancelled once ``_exiting`` is set, and is uncancelled as often as it was cancelled.
     """
 
-    _locker: object  # kept as long as this is: a locker that nobody has is closed
-
     __slots__ = (
         "__weakref__",
         "_baseline",
@@ -60,19 +59,29 @@ class LockScope:
         "name",
     )
 
-    def __init__(self, manager: LockManager, room: Room[Any], lease: Lease) -> None:
+    def __init__(
+        self,
+        locker: object,
+        manager: LockManager,
+        room: Room[Any],
+        lease: Lease,
+        task: asyncio.Task[Any] | None = None,
+    ) -> None:
+        """:param task: has entered the block"""
         self.name = room.name
+        self._locker = locker  # kept as long as this is: a locker that nobody has is closed
         self._manager = manager
         self._room = room
         self._lease: Lease | None = lease
         self._unreleased: Lease | None = None
         self._reason: LossReason | None = None
         self._detail = ""
-        self._parent: asyncio.Task[Any] | None = None
-        self._baseline = 0  # the parent's cancelling() on entry
+        self._parent = task
+        self._baseline = 0 if task is None else task.cancelling()  # on entry
         self._exiting = False
         self._block: Block | None = None  # once there is something to stop or to wait for
         self._waiting: list[asyncio.Future[None]] | None = None
+        lease.scope_ref = _Holder(self)
 
     def __repr__(self) -> str:
         state = (
@@ -214,14 +223,12 @@ class LockScope:
         if self._parent is not None:
             raise RuntimeError(f"lock {self.name!r}: a scope can be entered once; acquire the lock again")
         self.check()
-        self._enter(current_task())
-        return self
-
-    def _enter(self, parent: asyncio.Task[Any] | None) -> None:
+        parent = current_task()
         if parent is None:
             raise RuntimeError(f"lock {self.name!r}: 'async with' needs a task around it")
         self._parent = parent
         self._baseline = parent.cancelling()
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -231,7 +238,7 @@ class LockScope:
             error is None
             and lease is not None
             and self._block is None
-            and _get_running_loop() is manager.serving is not None
+            and _get_running_loop() is manager.life.serving is not None
             and (now := manager.now()) < lease.deadline
         ):
             # Nothing to stop, nobody to wait for: just give the lock back.
@@ -347,8 +354,7 @@ class LockScope:
         elif self._here():
             self._close()
         elif self._block is not None:
-            assert self._manager.loop is not None
-            self._manager.loop.call_soon_threadsafe(self._close)
+            self._manager.life.call_soon(self._close)
         elif (lease := self._end()) is not None:
             self._manager.dropped(self._room, lease)
         return False
@@ -413,7 +419,7 @@ class LockScope:
     def _here(self) -> bool:
         """Is this the locker's loop? From a thread, a scope may be looked at, and nothing be changed."""
         try:
-            return asyncio.get_running_loop() is self._manager.loop
+            return asyncio.get_running_loop() is self._manager.life.loop
         except RuntimeError:
             return False
 
@@ -428,9 +434,8 @@ class LockScope:
         )
 
     def _gone(self) -> bool:
-        """Is there nothing left to be asked: a loop that is closed, a forked child's copy?"""
-        loop = self._manager.loop
-        return self._manager.forked or loop is None or loop.is_closed()
+        """Is there no server left to be asked?"""
+        return self._manager.life.gone
 
     def _find_out(self, lease: Lease) -> None:
         """Was the lock lost before, and that not noticed until its keys were to be released?"""
@@ -481,7 +486,8 @@ class LockScope:
 
     def _weakly_known(self) -> list[object]:
         """Who keeps a weak reference to this scope, and does not let go of the lock by itself."""
-        return [self._lease, None if self._block is None else self._block.home]
+        lease, block = self._lease, self._block
+        return [lease, None if lease is None else lease.scope_ref, None if block is None else block.home]
 
     def _wake(self) -> None:
         for future in self._waiting or ():
@@ -514,3 +520,31 @@ class LockScope:
                 source=self,
                 stacklevel=2,
             )
+
+
+class _Holder(weakref.ref[LockScope]):
+    """What ``Lease.scope_ref`` is: as ``_engine.holder.Holder``. A scope that nobody has is released."""
+
+    __slots__ = ()
+
+    def room(self) -> Room[Any] | None:
+        scope = self()
+        return None if scope is None else scope._room
+
+    def lost(self, reason: LossReason, detail: str) -> None:
+        scope = self()
+        if scope is not None:
+            scope._on_lost(reason, detail)
+
+    def left(self, caller: asyncio.Task[Any] | None) -> asyncio.Future[None] | None:
+        scope = self()
+        return None if scope is None else scope._left(caller)
+
+    def excuse(self, task: asyncio.Task[Any]) -> None:
+        scope = self()
+        if scope is not None:
+            scope._excuse(task)
+
+    def only_ended_by(self, task: asyncio.Task[Any]) -> bool:
+        scope = self()
+        return scope is not None and scope._only_ended_by(task)

@@ -74,8 +74,8 @@ def test_an_unknown_keyword_is_named_with_what_was_meant() -> None:
 
 def test_options_take_timedeltas_and_have_gos_defaults() -> None:
     locker = Locker(URL, key_validity=timedelta(seconds=3), extend_interval=timedelta(seconds=1))
-    assert (locker._options.key_validity, locker._options.extend_interval) == (3.0, 1.0)
-    options = Locker(URL)._options
+    assert (locker._manager.options.key_validity, locker._manager.options.extend_interval) == (3.0, 1.0)
+    options = Locker(URL)._manager.options
     assert (options.key_validity, options.extend_interval, options.try_next_after) == (5.0, 2.5, 0.02)
     assert (options.key_prefix, options.key_majority, options.disconnect_grace) == ("asynclock", None, 0.0)
     assert (options.client_side_caching, options.min_replicas, options.no_loop_tracking) == (True, 0, None)
@@ -530,7 +530,14 @@ async def test_no_secret_in_logs_and_reprs(kind: str, caplog: pytest.LogCaptureF
             server.start()
             with contextlib.suppress(AcquireTimeoutError):
                 await (await locker.acquire("other", timeout=2)).release()
-            texts = [repr(locker), str(locker), repr(scope), caplog.text, repr(locker._servers), repr(locker._manager)]
+            texts = [
+                repr(locker),
+                str(locker),
+                repr(scope),
+                caplog.text,
+                repr(locker._manager.clients.servers),
+                repr(locker._manager),
+            ]
             await scope.release()
     assert server_value
     assert "asynclock: connected to" in caplog.text

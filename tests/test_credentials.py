@@ -265,7 +265,7 @@ async def test_new_credentials_while_a_connection_is_set_up(users: Server) -> No
     provider = Streaming()
     client = client_of(users, provider)
     locker = Locker(client)
-    (door,) = locker._servers.connectors
+    (door,) = locker._manager.clients.servers.connectors
     connect = door.open
 
     async def slow() -> asyncio.StreamWriter:

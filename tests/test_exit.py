@@ -438,11 +438,18 @@ async def test_by_hand(locker: Locker, server: Server) -> None:
     await scope.release()
     assert await waiting is None
     assert free(server)
-    with pytest.raises(LockLostError, match="released"):
+    with pytest.raises(LockLostError, match="released") as caught:
         scope.check()
-    with pytest.raises(LockLostError):
+    assert caught.value.reason is LossReason.RELEASED
+    with pytest.raises(LockLostError, match="released"):
         async with scope:
             pytest.fail("it was released")
+    assert scope.lost_reason is None
+
+    async with locker.with_context("job") as scope:
+        await scope.release()
+        with pytest.raises(LockLostError, match="released"):
+            scope.create_task(forever())
 
     scope = await locker.acquire("job")
     waiting = asyncio.create_task(scope.wait_lost())
@@ -458,6 +465,7 @@ async def test_by_hand(locker: Locker, server: Server) -> None:
     context = locker.with_context("job")
     async with context:
         pass
+    assert not [name for name in dir(context) if not name.startswith("_")]
     with pytest.raises(RuntimeError, match="used before"):
         async with context:
             pytest.fail("twice")

@@ -112,7 +112,7 @@ async def test_while_it_connects(server: Server) -> None:
         locker = Locker(proxy.url)
         with pytest.raises(AcquireTimeoutError):
             await locker.acquire("job", timeout=0.05)
-        opening = locker._manager.opening
+        opening = locker._manager.life.opening
         assert opening is not None
         await asyncio.sleep(0.01)  # asyncio.shield lets go of the exception, and its traceback of the locker
         with forgotten():

@@ -385,9 +385,9 @@ async def test_a_demoted_server_is_left(own_server: Server, kind: str) -> None:
 async def test_empty_rooms_are_kept_but_not_without_end(
     server: Server, locker: Locker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asynclock._engine.manager.MIN_SWEEP", 100_000)
+    monkeypatch.setattr("asynclock._engine.rooms.MIN_SWEEP", 100_000)
     manager = locker._manager
-    manager._sweep_at = 100_000
+    manager.rooms._sweep_at = 100_000
     holding = await body(await locker.acquire("job"))
     room = manager.rooms["job"]
     for number in range(300):
@@ -405,10 +405,10 @@ async def test_empty_rooms_are_kept_but_not_without_end(
 @pytest.mark.asyncio
 async def test_many_rooms_that_are_left_are_not_kept_for_ever(locker: Locker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though nobody comes with a new name after them, which would give them up."""
-    monkeypatch.setattr("asynclock._engine.manager.MIN_SWEEP", 100_000)
-    monkeypatch.setattr("asynclock._engine.manager.SWEEP_AGAIN", 0.1)
+    monkeypatch.setattr("asynclock._engine.rooms.MIN_SWEEP", 100_000)
+    monkeypatch.setattr("asynclock._engine.rooms.SWEEP_AGAIN", 0.1)
     manager = locker._manager
-    manager._sweep_at = 100_000
+    manager.rooms._sweep_at = 100_000
     scopes = await asyncio.gather(*(locker.acquire(f"{number}") for number in range(300)))
     await asyncio.sleep(0.15)
     assert len(manager.rooms) == 300

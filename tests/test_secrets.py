@@ -41,9 +41,9 @@ class Listener:
     def locker(self, locker: Locker) -> None:
         manager = locker._manager
         self.shown += [
-            repr(each) for each in (locker, manager, locker._servers, locker._options, *manager.rooms.values())
+            repr(each) for each in (locker, manager, manager.clients.servers, manager.options, *manager.rooms.values())
         ]
-        if manager.connected:
+        if manager.life.connected:
             self.shown += [repr(node) for node in manager.topology.nodes]
             self.shown += [str(node.trouble) for node in manager.topology.nodes]
 

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from asynclock import AcquireTimeoutError, Locker, LockLostError, NotLockedError, ServerError
-from asynclock._engine.manager import clock
+from asynclock._engine.clock import clock
 from asynclock.testing import Proxy, Server
 from tests.helpers import AT_ONCE, body, contend, key, until, worker
 

@@ -1,4 +1,7 @@
-"""First looks: a lock that is still held after a moment has its keys tracked, and is extended from then on."""
+"""FirstCheck: a lock that is still held after a millisecond gets its keys tracked, and is extended from then on.
+
+Most locks are released before that, and save both.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ from typing import Any
 from ..core.lease import Lease
 from ..core.room import Room
 
-LOOK_AFTER = 0.001  # seconds after a lock was acquired
-LOOKS_AT_ONCE = 200  # such locks, at most, in one turn of the event loop
+CHECK_AFTER = 0.001  # seconds after a lock was acquired
+MAX_CHECKS = 200  # locks that are checked in one turn of the event loop
 
 
 class FirstCheck:
-    """Calls ``room.look`` for each lease that was just acquired, unless it is done by then.
+    """Calls ``room.first_check`` with each lease that was just acquired, unless it is done by then.
 
-    Invariant: while ``_leases`` has some, ``_timer`` is set, or a call of ``_check`` is due. Nothing else would
-    come back to them: what one of them raises must not be the end of the others.
+    Invariant: while ``_leases`` is not empty, ``_timer`` is set or a call of ``_check`` is scheduled, also after
+    ``room.first_check`` has raised: nothing else comes back to these leases.
     """
 
     __slots__ = ("_clock", "_leases", "_loop", "_timer")
@@ -32,12 +35,12 @@ class FirstCheck:
     def soon(self, room: Room[Any], lease: Lease) -> None:
         """As ``core.room.Port.first_check_soon``."""
         if not self._leases:
-            # Who is to be resumed already goes first: it may be about to give the lease back.
-            self._timer = self._loop.call_later(LOOK_AFTER, self._loop.call_soon, self._check)
+            # Behind the tasks that are about to run: they may release their locks.
+            self._timer = self._loop.call_later(CHECK_AFTER, self._loop.call_soon, self._check)
         self._leases.append((room, lease))
 
     def close(self) -> None:
-        """Look at nothing more."""
+        """Check nothing more."""
         self._leases.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -46,10 +49,10 @@ class FirstCheck:
         leases = self._leases
         now = self._clock()
         try:
-            for _ in range(min(len(leases), LOOKS_AT_ONCE)):
+            for _ in range(min(len(leases), MAX_CHECKS)):
                 room, lease = leases.popleft()
                 if not lease.done:
                     room.first_check(lease, now)
         finally:
-            if leases:  # after thousands of acquisitions at once: let others run in between
+            if leases:  # thousands were acquired at once: let other callbacks run in between
                 self._loop.call_soon(self._check)

@@ -1,377 +1,259 @@
-"""Keeper: the rooms of one locker, and what flows between them, the servers, and the scopes."""
+"""LockManager: connects the rooms of one locker with its servers, waiters and scopes."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
-import sys
-import time
-import weakref
 from collections.abc import Callable, Collection
 from functools import partial
-from threading import get_ident
-from typing import Any, Protocol
+from typing import Any
 
+import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
 
 from ..core.lease import Lease, Tokens
 from ..core.operations import Operation
 from ..core.room import Room
 from ..core.rules import LossReason, Rules
-from ..errors import AcquireTimeoutError, LockerClosedError, NotLockedError, ServerError
+from ..errors import ServerError
 from ..options import Options, check_name
-from ..topology import Servers, Topology, connect
+from ..topology import Topology, connect
 from ..wire.commands import bulk
 from ..wire.node import Node
 from ..wire.requests import OwedRelease, Request
+from . import diagnosis, forks
+from .clients import Clients
+from .clock import clock
+from .closing import Closing
 from .first_check import FirstCheck
+from .holder import Holder
+from .lifecycle import Lifecycle, closed_error
 from .pending_releases import PendingReleases
+from .rooms import Rooms
 from .suspends import Suspends
 from .timers import Timers
-
-#: Seconds on a clock that runs on while the machine is suspended, and is never set.
-clock: Callable[[], float]
-if hasattr(time, "CLOCK_BOOTTIME"):
-    clock = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
-elif sys.platform == "win32":  # time.monotonic moves in steps of 16 ms there, before Python 3.13
-    clock = time.perf_counter
-elif sys.platform == "darwin":  # where time.monotonic stops in a suspend
-    clock = partial(time.clock_gettime, time.CLOCK_MONOTONIC_RAW)
-else:
-    clock = time.monotonic
-
-MIN_SWEEP = 2_000_000  # bytes that rooms may take, about, before those that are empty are given up
-ROOM = 1000  # bytes, about, that one takes beside its keys
-SWEEP_AGAIN = 60.0  # seconds until that is done again, if it left more than half of that
-TURNS = 5  # of the event loop, between telling the holders that the locker closes and giving their keys back
-
-_managers: weakref.WeakSet[LockManager] = weakref.WeakSet()
-# Of lockers that were not connected before a fork, but perhaps their clients were. Those are kept: to have them
-# collected may be to say goodbye on behalf of the parent.
-_inherited: list[Servers] = []
-
-
-def _fork() -> None:
-    for manager in list(_managers):
-        manager.fork()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, where no process is forked
-    os.register_at_fork(after_in_child=_fork)
-
-
-class HeldScope(Protocol):
-    """Who holds a lease: a scope."""
-
-    name: str
-    _room: Room[Any]
-
-    def _on_lost(self, reason: LossReason, detail: str) -> None: ...
-    def _excuse(self, task: asyncio.Task[Any]) -> None: ...
-    def _left(self, closing: asyncio.Task[Any] | None) -> asyncio.Future[None] | None: ...
-
-
-class Waiter(Protocol):
-    """Who waits in a room: an acquisition. Once ``lease`` or ``error`` is set it is to go on: ``done``."""
-
-    room: Room[Waiter]
-    future: asyncio.Future[None]
-    lease: Lease | None
-    error: Exception | None
-
-    def done(self) -> None: ...
+from .waiter import Waiter
 
 
 class LockManager:
-    """What rooms ask goes to the servers, what servers tell goes to the rooms, what rooms decide
-    goes to waiters and scopes. It is the rooms' port, the nodes' listener, and the scopes' keeper.
+    """Passes on what rooms ask of servers, what servers tell rooms, and what rooms decide to waiters and scopes.
 
-    State: ``rooms`` are those where somebody is, or was: they are made in ``room``, and given up in
-    ``_sweep`` if they are empty, and in ``disconnect``, nowhere else. ``loop`` is set while the locker is in
-    use: connected, or connecting (``opening``). ``topology``, ``rules`` and what follows from them are set once it
-    is connected, and there are no rooms before. ``serving`` is the loop as long as locks may be acquired without
-    further ado: connected, not ``closing``, not ``forked``; ``thread`` is the one that it runs in. In the child of a
-    fork that came while it was in use nothing is ever sent again: ``forked``.
+    So it is the port of the rooms (``core.room.Port``), and it is what nodes and the topology call back
+    (``wire.node.Listener``, ``topology.base.Owner``).
+
+    Its state is what follows from the kind of the servers: topology, rules, and what is made from them. All of that is
+    set in ``connect``, for good; ``life.connected`` says that it is there. Before, there are no rooms. Everything
+    else has an owner of its own: ``life``, ``rooms``, ``clients``. Nothing here knows the Locker: so that is garbage
+    as soon as no program, scope or waiting task has it.
     """
 
     topology: Topology
     rules: Rules
     pending_releases: PendingReleases
-    # What rooms need most (core.room.Port), without a detour.
+    # What rooms call most, without a call in between:
     request: Callable[[Room[Waiter], Lease, int, Operation, float], bool]
     wake: Callable[[Room[Waiter], float], None]
     first_check_soon: Callable[[Room[Waiter], Lease], None]
     release_answered: Callable[[Lease], None]
     token: Callable[[bool], bytes]
+    _timers: Timers
+    _first_check: FirstCheck
+    _suspends: Suspends
 
     def __init__(self, options: Options, servers: object) -> None:
-        """:raises ConfigurationError: the servers are none"""
+        """:raises ConfigurationError: these are no servers
+        :raises ServerError: a client cannot be made just now
+        """
         self.options = options
-        self._given = [*servers] if isinstance(servers, list) else servers
-        self.servers = Servers.of(servers)
-        self.cluster_client: RedisCluster | None = None  #: if the servers have said that they are a cluster
-        self.lent = False  #: somebody has had the client: it may have connections
-        self.connected = False
-        self.opening: asyncio.Task[None] | None = None
-        self.closing: asyncio.Task[None] | None = None
-        self.rooms: dict[str, Room[Waiter]] = {}
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.serving: asyncio.AbstractEventLoop | None = None
-        self.thread = 0
-        self.forked = False
+        self.clients = Clients(servers)
+        self.life = Lifecycle()
+        self.rooms = Rooms()
         self.now = clock
-        self._room_bytes = 0  # about
-        self._sweep_at = MIN_SWEEP
-        self._sweep_timer: asyncio.TimerHandle | None = None
-        self._prefixes: list[bytes] = []
         self.chance = random.random
-        self._leaving: list[HeldScope] = []  # scopes whose blocks close waits for
-        _managers.add(self)
+        self._prefixes: list[bytes] = []  # of keys: one for each index
+        self._closing: Closing | None = None
+        forks.register(self)
 
     def __repr__(self) -> str:
-        return f"<Keeper of {len(self.rooms)} rooms, {len(self.busy())} of them busy, on {self.where()}>"
+        return f"<LockManager of {len(self.rooms)} rooms, {len(self.busy())} of them busy, on {self.where()}>"
+
+    def where(self) -> str:
+        """The servers, without credentials."""
+        if self.life.connected:
+            return diagnosis.where(self.topology)
+        return ", ".join(connector.label for connector in self.clients.servers.connectors)
+
+    def label(self) -> str:
+        """The locker, in messages for programmers."""
+        return f"<Locker {self.where()} {self.life}>"
+
+    def busy(self) -> list[str]:
+        """The names of the locks that somebody in this process holds or waits for."""
+        return self.rooms.busy()
+
+    def client(self) -> redis.Redis | RedisCluster:
+        """A redis-py client for other commands."""
+        return self.clients.lend(self.topology if self.life.connected else None)
 
     # Opening and closing
 
-    def open(self) -> asyncio.Task[None]:
-        """Connect in this loop, once for however many ask. The task raises as ``connect``; ``end`` cancels it."""
-        if self.opening is None or self.opening.done():  # an eager task may have failed before it was known here
-            self.loop = asyncio.get_running_loop()
-            self.opening = self.loop.create_task(self._open(), name=f"asynclock connecting to {self.where()}")
-            # Whoever asked may all be gone when it fails.
-            self.opening.add_done_callback(lambda opening: opening.cancelled() or opening.exception())
-        return self.opening
+    async def ready(self) -> None:
+        """Connect, if that is still to be done; once for all who ask.
 
-    async def _open(self) -> None:
+        :raises ServerError, ConfigurationError, LockerClosedError:
+        """
+        self.life.check(self.label())
+        if self.life.connected:
+            return
+        opening = self.life.open(self.connect, f"asynclock connecting to {self.where()}")
         try:
-            await self.connect()
-            if self.closing is None:
-                self.serving, self.thread = self.loop, get_ident()
-        except BaseException:
-            self.loop = None
+            await asyncio.shield(opening)
+        except ServerError as error:
+            raise error.copy() from error.__cause__  # each caller raises one of its own
+        except asyncio.CancelledError:
+            if opening.cancelled() and self.life.closed:  # by aclose: nobody has cancelled this task
+                raise closed_error(self.label()) from None
             raise
-        finally:
-            self.opening = None
+        self.check_open()
 
-    def end(self, caller: asyncio.Task[Any] | None, hurry: asyncio.Future[None], why: str) -> asyncio.Task[None]:
-        """Close, and leave nothing running. See ``close``."""
-        self.serving = None
-        name = f"asynclock closing the connections to {self.where()}"
-        self.closing = asyncio.get_running_loop().create_task(self._end(caller, hurry, why), name=name)
-        return self.closing
-
-    async def _end(self, caller: asyncio.Task[Any] | None, hurry: asyncio.Future[None], why: str) -> None:
-        try:
-            if self.opening is not None:
-                self.opening.cancel()
-                await asyncio.wait([self.opening])
-            await self.close(caller, hurry, why)
-        finally:
-            await self.disconnect()
-            for client in self.servers.ours:
-                await client.aclose()
-            if self.cluster_client is not None:
-                await self.cluster_client.aclose()
-
-    def forget(self) -> bool:
-        """Nobody can close the locker any more: close. May be called in any thread, at any time. Is there anything
-        to be closed?"""
-        if self.loop is None or self.forked:
-            return False
-        self._soon(self._forgotten)
-        return True
-
-    def _forgotten(self) -> None:
-        loop = self.loop
-        if loop is None:
-            return  # it could not be connected
-        self.serving = None
-        why = f"the locker for {self.where()} was forgotten"
-        more = self.lent or self.opening is not None
-        if self.connected:
-            for room, lease, _ in self._close_rooms(why):
-                self.give_back(room, lease, self.now())
-            more |= self.topology.drop()
-            self._tidy()
-        if more:  # else without a task: this loop may be about to be closed, and would complain of it
-            hurry = loop.create_future()
-            hurry.set_result(None)
-            self.end(None, hurry, why)
-
-    def _soon(self, call: Callable[[], None]) -> None:
-        """Call it in the loop, from whatever thread. If that is closed, nothing runs in it any more."""
-        loop = self.loop
-        if loop is not None and not self.forked:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(call)
-
-    def fork(self) -> None:
-        """This is the child of a fork."""
-        if self.loop is not None:
-            self.forked = True
-            self.serving = None
-        elif self.lent:  # and its connections, if it has some, are the parent's
-            _inherited.append(self.servers)
-            self.servers = Servers.of(self._given)
-            self.lent = False
+    def check_open(self) -> None:
+        """:raises LockerClosedError: it is closed, or being closed"""
+        if self.life.closed:
+            raise closed_error(self.label())
 
     async def connect(self) -> None:
         """:raises ServerError, ConfigurationError: and nothing is left running"""
-        servers = self.servers
-        self.topology = await connect(servers.connectors, self.options, self, clock, servers.remap)
-        self.rules = self.options.rules(self.topology.majority)
+        servers, options = self.clients.servers, self.options
+        self.topology = await connect(servers.connectors, options, self, clock, servers.remap)
+        self.rules = options.rules(self.topology.majority)
         loop = asyncio.get_running_loop()
         self._timers = Timers(loop, clock)
         self._first_check = FirstCheck(loop, clock)
-        self.pending_releases = PendingReleases(loop, clock, self.options.try_next_after, self._silent)
+        self.pending_releases = PendingReleases(loop, clock, options.try_next_after, self._silent)
         self.request = self.topology.request
         self.wake = self._timers.set
         self.first_check_soon = self._first_check.soon
         self.release_answered = self.pending_releases.release_answered
-        self._suspends = Suspends(clock, self._slept)
-        self._prefixes = [f"{self.options.key_prefix}:{index}:".encode() for index in range(self.rules.keys)]
+        self._suspends = Suspends(clock, self._woken)
+        self._prefixes = [f"{options.key_prefix}:{index}:".encode() for index in range(self.rules.keys)]
         self.token = Tokens(os.urandom(16)).next  # not before: a fork that came until then must not share them
-        self.connected = True
+        self.rooms.open(self._room, self._timers.forget)
 
-    # Rooms and waiters
+    async def aclose(self) -> None:
+        """As ``Locker.aclose``."""
+        life = self.life
+        if life.forked:
+            return
+        life.check_loop(self.label(), "close it there")
+        caller = asyncio.current_task()
+        if not life.closed:
+            life.close(partial(self._close, caller), f"asynclock closing the connections to {self.where()}")
+        elif self._closing is not None:
+            self._closing.excuse(caller)
+        await life.wait_closed()
+
+    async def _close(self, caller: asyncio.Task[Any] | None, hurry: asyncio.Future[None]) -> None:
+        """Give up every lock, and leave nothing running."""
+        try:
+            if self.life.connected:
+                closing = self._closing = self._start_closing()
+                await closing.give_back_when_left(caller, hurry, self.pending_releases)
+        finally:
+            await self.disconnect()
+            await self.clients.aclose()
+
+    def _start_closing(self) -> Closing:
+        return Closing(self.rooms, self.label(), self.now, lambda room, lease: self.give_back(room, lease, self.now()))
+
+    async def disconnect(self) -> None:
+        """Close every connection; nothing of this runs on."""
+        if self.life.connected:
+            await self.topology.aclose()
+            self._stop()
+
+    def _stop(self) -> None:
+        """No server will be asked, and nobody told anything, any more."""
+        self.rooms.close()
+        self._suspends.stop()
+        self._first_check.close()
+        self.pending_releases.close()
+
+    def forget(self) -> bool:
+        """Nobody can close the locker any more, so close it. May be called in any thread, at any time.
+        False: there is nothing to close."""
+        if not self.life.in_use:
+            return False
+        self.life.call_soon(self._forgotten)
+        return True
+
+    def _forgotten(self) -> None:
+        if not self.life.in_use:
+            return  # it could not be connected
+        work_left = self.clients.lent or self.life.opening is not None
+        if self.life.connected:
+            self._start_closing().give_back()
+            work_left |= self.topology.drop()
+            self._stop()
+        if work_left:
+            name = f"asynclock closing the connections to {self.where()}"
+            self.life.close(partial(self._close, None), name, hurry=True)
+        else:
+            self.life.end()  # without a task: this loop may be about to be closed, and would complain of one
+
+    def fork(self) -> None:
+        """This process is the child of a fork."""
+        if not self.life.fork():
+            self.clients.fork()
+
+    # For waiters
 
     def time_out(self, waiter: Waiter, timeout: float) -> None:
+        """``timeout`` seconds are over."""
         if not waiter.future.done():
-            waiter.error = AcquireTimeoutError(waiter.room.name, timeout, self.why_not(waiter.room))
-            # For those who treat an outage differently.
-            waiter.error.__cause__ = self.unreachable(waiter.room) or self._last_error(waiter.room)
+            waiter.error = diagnosis.timed_out(self.topology, waiter.room, timeout)
             waiter.lease = waiter.room.leave(waiter, self.now())
             waiter.done()
 
     def leave(self, waiter: Waiter) -> Lease | None:
         """Wait no longer, and leave nothing behind. Returns the lease whose release was sent, if any."""
         room, lease = waiter.room, waiter.lease
-        if self.forked:
+        if self.life.forked:
             return None
         if lease is None:
             lease = room.leave(waiter, self.now())
         else:
-            self.give_back(room, lease, self.now())
+            room.release(lease, self.now())
         return lease if lease is not None and lease.done else None
 
-    def room(self, name: str) -> Room[Waiter]:
-        """Make the room of that name.
-
-        :raises ConfigurationError: a lock cannot have that name
-        """
+    def _room(self, name: str) -> Room[Waiter]:
         raw = check_name(name)
-        self._room_bytes += ROOM + len(raw) * self.rules.keys
-        if self._room_bytes > self._sweep_at:
-            self._sweep()
         keys = tuple([bulk(prefix + raw) for prefix in self._prefixes])
         room = Room(name, self.rules, self, keys)
         room.places = self.topology.places(keys)
-        self.rooms[name] = room
         return room
 
-    def busy(self) -> list[str]:
-        """The names that somebody holds or waits for."""
-        return [name for name, room in self.rooms.items() if not room.empty]
-
-    def _sweep(self) -> None:
-        """Give the empty rooms up, so that names that nobody comes back to take no memory for ever. What
-        is left may double before a new room has it done again, so it costs each the same however many there
-        are. If there are many, they may all be left soon, and no new ones come: so it is done after a while too."""
-        for room in [room for room in self.rooms.values() if room.empty]:
-            del self.rooms[room.name]
-            self._timers.forget(room)
-        self._room_bytes = sum(ROOM + sum(map(len, room.keys)) for room in self.rooms.values())
-        self._sweep_at = max(MIN_SWEEP, 2 * self._room_bytes)
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
-            self._sweep_timer = None
-        if self._room_bytes > MIN_SWEEP / 2:
-            assert self.loop is not None
-            self._sweep_timer = self.loop.call_later(SWEEP_AGAIN, self._sweep)
-
-    async def close(self, caller: asyncio.Task[Any] | None, hurry: asyncio.Future[None], why: str) -> None:
-        """Take every lock from its scope, and send every waiter away. Give the keys back when the
-        blocks have been left, or when their locks would have been over, or in a hurry."""
-        leases = self._close_rooms(why)
-        exits: dict[asyncio.Future[None], float] = {}
-        for _, lease, scope in leases:
-            if scope is not None and (left := scope._left(caller)) is not None:
-                exits[left] = lease.deadline
-                self._leaving.append(scope)
-        while exits and not hurry.done():
-            timeout = max(0.0, min(exits.values()) - self.now())
-            await asyncio.wait([*exits, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            now = self.now()
-            exits = {left: until for left, until in exits.items() if not left.done() and until > now}
-        # Who holds a lock by hand has no block to be waited for; who waits for its loss is to hear of it first.
-        for _ in range(TURNS if leases else 0):
-            await asyncio.sleep(0)
-        for room, lease, _ in leases:
-            self.give_back(room, lease, self.now())
-        until = self.now() + self.options.try_next_after
-        for _, lease, _ in leases:
-            await self.pending_releases.wait(lease, until)
-
-    def _close_rooms(self, why: str) -> list[tuple[Room[Waiter], Lease, HeldScope | None]]:
-        """Take every lock from its scope, and send every waiter away. Returns what is to be given back."""
-        leases: list[tuple[Room[Waiter], Lease, HeldScope | None]] = []
-        for room in list(self.rooms.values()):
-            lease = room.holder
-            scope: HeldScope | None = lease.scope_ref() if lease is not None and lease.scope_ref is not None else None
-            for waiter in room.close(self.now()):
-                waiter.error = LockerClosedError(why)
-                waiter.done()
-            if lease is not None:
-                leases.append((room, lease, scope))
-        return leases
-
-    def excuse(self, task: asyncio.Task[Any] | None) -> None:
-        """This task waits for ``close`` itself: do not wait for its blocks."""
-        for scope in self._leaving:
-            if task is not None:
-                scope._excuse(task)
-
-    async def disconnect(self) -> None:
-        """Close every connection; nothing of this keeper runs on."""
-        if self.connected:
-            await self.topology.aclose()
-        self._tidy()
-
-    def _tidy(self) -> None:
-        """Nothing will ever be asked or told again."""
-        if self.connected:
-            for room in self.rooms.values():
-                self._timers.forget(room)
-            self.rooms.clear()  # they know this keeper: all of them would wait for the garbage collector
-            self._suspends.stop()
-            self._first_check.close()
-            self.pending_releases.close()
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
-
-    # What scopes need
-
-    def time_is_over(self, room: Room[Waiter]) -> None:
-        if not self.forked:
-            room.woken(self.now())
+    # For scopes
 
     def give_back(self, room: Room[Waiter], lease: Lease, now: float) -> None:
-        if self.forked:
-            return
-        if lease is room.holder:
+        """Give the lease back: to the next who waits here, or to the servers."""
+        if not self.life.forked:
             room.release(lease, now)
-        elif lease.may_be_ours:
-            room.give_back(lease, now)
-
-    def lost_unnoticed(self, lease: Lease) -> bool:
-        return lease.lost_unnoticed(self.rules.majority)
 
     def dropped(self, room: Room[Waiter], lease: Lease) -> None:
-        self._soon(lambda: self.give_back(room, lease, self.now()))
+        """The same, from whatever thread: the scope was forgotten."""
+        self.life.call_soon(lambda: self.give_back(room, lease, self.now()))
 
-    # What rooms need (core.room.Port)
+    def time_is_over(self, room: Room[Waiter]) -> None:
+        """The deadline of its lease has passed, before the timer could say so."""
+        if not self.life.forked:
+            room.woken(self.now())
+
+    def lost_unnoticed(self, lease: Lease) -> bool:
+        """Did the release find that the lock had been lost before?"""
+        return lease.lost_unnoticed(self.rules.majority)
+
+    # For rooms (core.room.Port)
 
     def barred(self, room: Room[Waiter], index: int) -> ServerError | None:
         node = self.topology.home(room, index)
@@ -409,40 +291,22 @@ class LockManager:
             waiter.future.set_result(None)
 
     def refused(self, waiter: Waiter) -> None:
-        waiter.error = NotLockedError(waiter.room.name, self.why_not(waiter.room))
+        waiter.error = diagnosis.not_locked(self.topology, waiter.room)
         waiter.done()
 
     def failed(self, waiter: Waiter, error: Exception | None) -> None:
         if isinstance(error, ServerError):
             waiter.error = error.copy()  # each waiter raises one of its own
         else:
-            waiter.error = self.unreachable(waiter.room) or ServerError(
-                self.where(),
-                f"the connection was lost, or answers took longer than key_validity={self.options.key_validity:g} s; "
-                "try again",
-            )
+            waiter.error = diagnosis.failed(self.topology, waiter.room, self.options.key_validity)
         waiter.done()
 
     def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None:
-        scope: HeldScope | None = lease.scope_ref() if lease.scope_ref is not None else None
-        if scope is None:
-            return
-        detail = ""
-        room = scope._room
-        if reason in (LossReason.EXPIRED, LossReason.DISCONNECTED):
-            node = self.topology.home(room, index) if index is not None else None
-            trouble = node.trouble if node is not None else self.unreachable(room)
-            if reason is LossReason.DISCONNECTED:
-                detail = str(trouble or lease.error or self.where())  # that error may be another server's
-            else:
-                detail = str(lease.error or trouble or self.where())
-        elif reason is not LossReason.CLOSED:
-            node = self.topology.home(room, index or 0)
-            where = self.where() if index is None or node is None else node.label
-            detail = f"key {self._prefixes[index or 0].decode()}{scope.name} on {where}"
-        scope._on_lost(reason, detail)
+        holder: Holder | None = lease.scope_ref
+        if holder is not None and (room := holder.room()) is not None:
+            holder.lost(reason, diagnosis.loss(self.topology, room, lease, reason, index, self._prefixes))
 
-    # What servers tell (wire.node.Listener)
+    # For nodes (wire.node.Listener) and the topology (topology.base.Owner)
 
     def invalidated(self, node: Node, key: bytes, now: float) -> None:
         for index, prefix in enumerate(self._prefixes):
@@ -453,7 +317,7 @@ class LockManager:
 
     def suspect(self, node: Node, cause: LossReason | None) -> None:
         now = self.now()
-        for room, index in self._everything(node):
+        for room, index in self._keys_on(node):
             room.invalidated(index, now, cause)
 
     def in_use(self) -> bool:
@@ -461,12 +325,12 @@ class LockManager:
 
     def reconnected(self, node: Node) -> None:
         now = self.now()
-        for room, index in self._everything(node):
+        for room, index in self._keys_on(node):
             room.reconnected(index, now)
 
     def gone(self, node: Node) -> None:
         now = self.now()
-        for room, index in self._everything(node):
+        for room, index in self._keys_on(node):
             room.gone(index, now)
 
     def shut_out(self, node: Node) -> None:
@@ -474,16 +338,8 @@ class LockManager:
         for room in list(self.rooms.values()):
             room.shut_out(now)
 
-    def _slept(self) -> None:
-        now = self.now()
-        rooms = list(self.rooms.values())
-        for room in rooms:  # all, before one is woken: they share timers, which are late too
-            self._timers.forget(room)
-        for room in rooms:
-            room.woken(now)
-
     def disconnected(self, node: Node) -> None:
-        if self.connected:
+        if self.life.connected:
             self.topology.disconnected(node)
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
@@ -494,11 +350,12 @@ class LockManager:
 
     def moved(self, room: Room[Any], index: int) -> None:
         node = self.topology.home(room, index)
-        if node is not None and node.connection is not None:  # else it is told when it is connected
+        if node is not None and node.connection is not None:  # else the room is told when it is connected
             room.reconnected(index, self.now())
 
-    def _everything(self, node: Node) -> list[tuple[Room[Waiter], int]]:
-        if not self.connected:
+    def _keys_on(self, node: Node) -> list[tuple[Room[Waiter], int]]:
+        """The rooms that have a key on that server, and which one that is."""
+        if not self.life.connected:
             return []
         home = self.topology.home
         return [
@@ -508,44 +365,11 @@ class LockManager:
             if home(room, index) is node
         ]
 
-    # What errors say
-
-    def where(self) -> str:
-        if self.connected:
-            return ", ".join(node.label for node in self.topology.nodes)
-        return ", ".join(connector.label for connector in self.servers.connectors)
-
-    def unreachable(self, room: Room[Waiter]) -> ServerError | None:
-        """What is wrong with the servers, if too few of those that have the keys give votes now."""
-        troubles: list[ServerError] = []
-        for index in range(self.rules.keys):
-            node = self.topology.home(room, index)
-            trouble = ServerError(self.where(), "no node serves the key's slot now") if node is None else node.trouble
-            if trouble is not None:
-                troubles.append(trouble)
-        if len(troubles) <= self.rules.keys - self.rules.majority:
-            return None
-        texts = {str(trouble): trouble for trouble in troubles}
-        if len(texts) == 1:
-            return troubles[0]
-        servers = ", ".join(dict.fromkeys(trouble.server for trouble in troubles))
-        return ServerError(servers, "; ".join(texts), lasting=all(trouble.lasting for trouble in troubles))
-
-    def _last_error(self, room: Room[Waiter]) -> Exception | None:
-        """What a server said to the last attempt, if that failed because of servers rather than of others."""
-        lease = room.last_failed
-        return None if lease is None or lease.refused_by_others(self.rules) else lease.error
-
-    def why_not(self, room: Room[Waiter]) -> str:
-        unreachable = self.unreachable(room)
-        if unreachable is not None:
-            return str(unreachable)
-        if room.forces:
-            return "this process is taking it over by force"
-        if room.holder is not None:
-            return "this process holds it"
-        if (error := self._last_error(room)) is not None:
-            return str(error)
-        if room.contended or room.attempt is None:
-            return f"somebody else holds it on {self.where()}"
-        return f"{self.where()} has not answered yet"
+    def _woken(self) -> None:
+        """The machine was suspended: all timers are late."""
+        now = self.now()
+        rooms = list(self.rooms.values())
+        for room in rooms:  # all of them first: they share timers
+            self._timers.forget(room)
+        for room in rooms:
+            room.woken(now)

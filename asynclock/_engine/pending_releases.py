@@ -1,4 +1,4 @@
-"""Settling: who waits for the answers to releases."""
+"""PendingReleases: waits for the answers to releases."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ..core.lease import Lease
 
 
 class PendingReleases:
-    """The waits for releases to be answered, with one timer of the event loop.
+    """All waits for a release to be answered, with one timer of the event loop.
 
     A wait ends with the answer (``release_answered``), or after ``patience`` seconds if the servers are silent.
 
-    Invariant: a lease is in ``_until`` while its ``release_waiter`` is a future that is not done. They are in the
-    order in which they time out, since all wait equally long.
+    Invariant: a lease is in ``_until`` while its ``release_waiter`` is a future that is not done. ``_until`` is in the
+    order in which the waits time out, since all are equally long.
     """
 
     __slots__ = ("_clock", "_loop", "_silent", "_timer", "_until", "patience")
@@ -29,16 +29,16 @@ class PendingReleases:
         self.patience = patience
         self._loop = loop
         self._clock = clock
-        self._silent = silent  # have answers been missing for so long?
+        self._silent = silent  # have answers been missing for ``patience`` seconds?
         self._until: dict[Lease, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, lease: Lease, until: float) -> asyncio.Future[None]:
-        """Done when the wait for the release is over."""
+        """Returns a future that is done when the wait for the release is over."""
         future = self._loop.create_future()
         other: asyncio.Future[None] | None = lease.release_waiter
         if other is not None and not other.done():
-            # ``close`` waits for it too, since its waiter had not taken it yet, and was cancelled just then.
+            # Closing waits for it too: the task that it was granted to was cancelled before it got to run.
             other.add_done_callback(lambda _: None if future.done() else future.set_result(None))
             return future
         lease.release_waiter = future
@@ -48,8 +48,8 @@ class PendingReleases:
         return future
 
     async def wait(self, lease: Lease, until: float | None = None) -> asyncio.CancelledError | None:
-        """Wait until the release is answered, or will not be: until then, and as long as servers
-        that were asked keep answering at all. A cancellation meanwhile is returned, not raised."""
+        """Wait until the release is answered or never will be. Give up at ``until`` (default: in ``patience``
+        seconds), but not while the servers still answer other requests. A cancellation is returned, not raised."""
         cancelled = None
         now = self._clock()
         if until is None:
@@ -58,16 +58,16 @@ class PendingReleases:
             try:
                 await self.begin(lease, until)
             except asyncio.CancelledError as error:
-                # The release is on its way; what is left of the wait is short and bounded.
+                # The release has been sent; the rest of the wait is short and bounded.
                 cancelled = error
             now = self._clock()
         try:
             return cancelled
         finally:
-            del cancelled  # no cycle through its traceback: while it lives it counts as heard
+            del cancelled  # no cycle through its traceback: while the exception lives, it counts as handled
 
     def release_answered(self, lease: Lease) -> None:
-        """Every RELEASE of the lease was answered, or never will be."""
+        """Each RELEASE of the lease was answered, or never will be."""
         future: asyncio.Future[None] | None = lease.release_waiter
         if future is not None:
             lease.release_waiter = None
@@ -76,14 +76,17 @@ class PendingReleases:
                 future.set_result(None)
 
     def close(self) -> None:
-        """Wait for nothing more."""
+        """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _give_up(self, before: float = 0.0) -> None:
-        """Let those go on who have waited long enough for a server that says nothing, and had done so at
-        the last look, ``before``: the loop may have been blocked, and the answers unread."""
+        """End the waits that have timed out, if the servers are silent.
+
+        :param before: only waits that had timed out by then, which is when this was called last and the servers
+            were silent already. Before the first call, the loop may have been blocked, and the answers not read yet.
+        """
         self._timer = None
         now = self._clock()
         silent = self._silent(now)

@@ -1,4 +1,4 @@
-"""Suspends: a machine that was suspended wakes with timers that are late by as long."""
+"""Suspends: notices that the machine was suspended, since all timers are late by that time."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable
 
 from ..wire.background import Ticker
 
-LOOK_EVERY = 0.5  # seconds
-MAX_LAG = 0.05  # seconds by which a clock that runs on through a suspend may move against one that does not
+CHECK_EVERY = 0.5  # seconds
+MAX_LAG = 0.05  # seconds that the two clocks may drift apart between two checks without a suspend
 
 
 class Suspends:
-    """Tells when the machine has been suspended: connected or not, what waits for a time is to look at it anew."""
+    """Calls ``on_wake`` after a suspend, whether a server is connected or not."""
 
     def __init__(self, clock: Callable[[], float], on_wake: Callable[[], None]) -> None:
-        """:param clock: one that runs on through a suspend; the event loop's does not"""
+        """:param clock: runs on during a suspend; the event loop's clock does not"""
         self._clock = clock
         self._on_wake = on_wake
         self._lag = clock() - time.monotonic()
-        self._ticker = Ticker("looking for a suspend of the machine", self._check, LOOK_EVERY)
+        self._ticker = Ticker("looking for a suspend of the machine", self._check, CHECK_EVERY)
 
     def stop(self) -> None:
         self._ticker.stop()

@@ -1,4 +1,4 @@
-"""Alarms: when the rooms of one locker are to be woken, with few timers of the event loop."""
+"""Timers: wakes the rooms of one locker in time, with few timers of the event loop."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from ..core.room import Room
 from ..core.rules import NEVER, on_grid
 
-AGAIN = 1.0  # seconds after a fault
-NEAR = 0.01  # seconds: what is due so soon gets a timer of its own
+AGAIN = 1.0  # seconds until a room is woken again that raised an exception, which is a bug here
+NEAR = 0.01  # seconds: a room that is due within these gets a timer of its own
 
 
 class Timers:
-    """Calls ``room.woken`` when the time ``room.wake`` has come.
+    """Calls ``room.woken`` at the time ``room.wake``.
 
-    That time changes several times with each acquisition, and mostly nothing comes of it. So a room
-    is put into a slot of 8 ms (``rules.GRID``), for which the loop has one timer, and stays there when its time is
-    put off: when the slot's time comes, it is put into the one that it then belongs to.
+    Each acquisition changes that time several times, mostly to a later one, before it comes. So a room is put into
+    a slot of 8 ms (``rules.GRID``), and each slot has one timer of the event loop. A room whose time moves to later
+    stays in its slot. When the time of the slot comes, rooms that are not due yet are put into their new slots.
 
-    Invariant: ``room.due`` is no later than ``room.wake``. It is when the ``timer`` of the room goes off,
-    if it has one, or else its ``slot``, in which it is (no room is in two), or else never.
+    Invariants: a room is in at most one slot. ``room.due`` is when the room is looked at next: the time of its own
+    ``timer`` if it has one, else its ``slot``, else NEVER. It is never later than ``room.wake``.
     """
 
     __slots__ = ("_clock", "_loop", "_slots")
@@ -33,7 +33,7 @@ class Timers:
         self._slots: dict[float, tuple[dict[Room[Any], None], asyncio.TimerHandle]] = {}
 
     def set(self, room: Room[Any], when: float) -> None:
-        """``room.wake`` is ``when`` now, and that is before ``room.due``."""
+        """``room.wake`` has changed to ``when``, which is earlier than ``room.due``."""
         if room.timer is not None:
             room.timer.cancel()
             room.timer = None
@@ -42,19 +42,19 @@ class Timers:
         if opening is None:
             left = when - self._clock()
             if left < NEAR:
-                # In whole milliseconds: uvloop makes nothing of half of one, and would come back to it again and again.
+                # In whole milliseconds: uvloop rounds down, and would call back too early again and again.
                 room.timer = self._loop.call_later(math.ceil(max(0.0, left) * 1000) / 1000, self._ring, room)
                 room.due = when
                 return
             timer = self._loop.call_later(max(0.0, left - (when - slot)), self._open, slot)
             opening = self._slots[slot] = {}, timer
         if room.slot != NEVER:
-            self._leave(room)  # another one: it is in a later one
+            self._leave(room)  # a later slot
         opening[0][room] = None
         room.slot = room.due = slot
 
     def forget(self, room: Room[Any]) -> None:
-        """Do not look at that room again, until its time is set anew."""
+        """Do not wake that room, until its time is set again."""
         if room.timer is not None:
             room.timer.cancel()
             room.timer = None
@@ -93,7 +93,7 @@ class Timers:
             elif room.wake < room.due:
                 self.set(room, room.wake)
         except Exception as error:
-            # A fault here: it must not be the end of the other rooms, nor of this one.
-            what = f"asynclock: the room of lock {room.name!r} could not be woken, and is tried again"
+            # A bug of asynclock. The other rooms still have to be woken, and this one too.
+            what = f"asynclock: waking the room of lock {room.name!r} failed; it is woken again in {AGAIN:g} s"
             self._loop.call_exception_handler({"message": what, "exception": error})
             self.set(room, now + AGAIN)

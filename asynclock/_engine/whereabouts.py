@@ -108,13 +108,15 @@ def may_be_used_by_others(thing: object, task: asyncio.Task[Any], ours: Sequence
     """May anybody but ``task``, which is running, have hold of it?
 
     It is that task's alone if only the frames on the stack keep it (as far as the garbage collector is shown them, in
-    coroutines that run), or things that nothing else keeps. ``ours`` are those that keep a weak reference to it, and
-    ask nothing. The search goes through all objects that there are: it blocks the loop for about 0.1 s per million.
+    coroutines that run), or things that nothing else keeps. ``ours`` are weak references to it that nobody uses
+    to end the lock, and what keeps one. The search goes through all objects that there are: it blocks the loop for
+    about 0.1 s per million.
     """
-    if weakref.getweakrefcount(thing) > 1 or _in_other_threads(thing):  # one, which all share that want no callback
+    level: list[object] = [thing]
+    level += (each for each in weakref.getweakrefs(thing) if not any(each is own for own in ours))
+    if len(level) > 2 or _in_other_threads(thing):  # one, which all share that want no callback
         return True
     mark = object()  # by which the arguments of the question are known, which are found too in Python 3.13
-    level: list[object] = [thing, *weakref.getweakrefs(thing)]
     seen = {id(thing), id(task), *map(id, level), *map(id, ours)}
     for _ in range(MAX_LEVELS):
         found = gc.get_referrers(*level, mark)

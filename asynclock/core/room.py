@@ -125,9 +125,12 @@ class Room(Generic[W]):
         return abandoned
 
     def release(self, lease: Lease, now: float) -> bool:
-        """The holder releases the lock. True: ``release_answered`` will be called for it."""
+        """The scope releases the lock. True: ``release_answered`` will be called for it."""
         if lease is not self.holder:
-            return False
+            if not lease.may_be_ours:
+                return False
+            self._release(lease, now)  # ``close`` took it from its scope, and left its keys
+            return True
         rules = self.rules
         contention = self.contention
         if self.queue and not self.forces and self.handoffs.take(lease, now, rules):
@@ -157,12 +160,8 @@ class Room(Generic[W]):
             self._forget(now)
         return True
 
-    def give_back(self, lease: Lease, now: float) -> None:
-        """Release what a lease lost to ``close`` still has."""
-        self._release(lease, now)
-
     def close(self, now: float) -> list[W]:
-        """The locker closes: take the lock from the holder (``give_back`` releases its keys later), give up every
+        """The locker closes: take the lock from its scope, which keeps the keys until ``release``, and give up every
         attempt. Returns who was waiting."""
         waiters = [*self.queue, *self.forces]
         self.queue.clear()

@@ -17,7 +17,7 @@ class LossReason(StrEnum):
     FORGOTTEN = "forgotten"  #: the server came back without the key
     DISCONNECTED = "disconnected"  #: the server is gone: it refuses connections, or closes them at once
     CLOSED = "closed"  #: the locker was closed
-    RELEASED = "released"  #: nobody took it: this scope gave the lock back itself
+    RELEASED = "released"  #: no loss: what is called needs the lock, and the scope has released it itself before
 
 
 NEVER = float("inf")

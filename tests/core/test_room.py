@@ -340,7 +340,8 @@ def test_close_sends_everybody_away() -> None:
     assert bench.told == [("lost", LossReason.CLOSED, None)]
     assert bench.room.empty
     assert bench.asks == [(Operation.FORCE, 0), (Operation.RELEASE, 0)]
-    bench.room.give_back(lease, bench.now)
+    assert bench.room.release(lease, bench.now)
+    assert not bench.room.release(lease, bench.now)
     assert bench.asks == [(Operation.FORCE, 0), (Operation.RELEASE, 0), (Operation.RELEASE, 0)]
     assert bench.when == NEVER
 

@@ -46,7 +46,7 @@ class SentinelCase:
             liars = [await stack.enter_async_context(Turncoat(port)) for _, port in self.group.addresses]
             hosts = ",".join(f"127.0.0.1:{liar.port}" for liar in liars)
             locker = Locker(f"redis+sentinel://{hosts}/{self.group.name}", key_validity=5)
-            (door,) = locker._servers.connectors
+            (door,) = locker._manager.clients.servers.connectors
             assert isinstance(door, SentinelDoor)
             self.go_nowhere_else(door)
             name = f"job {self.random.random()}"

@@ -106,7 +106,7 @@ class Case:
         locker = Locker(self.url, key_validity=0.5, key_majority=r.choice((None, 2)), try_next_after=0.01)
         names = [f"{self.seed}{letter}" for letter in "ab"]
         liars: list[Liar] = []
-        doors = locker._servers.connectors
+        doors = locker._manager.clients.servers.connectors
         honest = [door.open for door in doors]
 
         async def open_to_a_liar() -> Any:

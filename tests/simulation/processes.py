@@ -112,11 +112,10 @@ class Client:
             for task in room.close(self.world.now):
                 task.state = "failed"
             if lease is not None:
-                self.world.at(self.world.now + self.world.delay(), self._give_back, room, lease)
+                self.world.at(self.world.now + self.world.delay(), self._release, room, lease)
 
-    def _give_back(self, room: Room[Task], lease: Lease) -> None:
-        if lease.may_be_ours:
-            room.give_back(lease, self.world.now)
+    def _release(self, room: Room[Task], lease: Lease) -> None:
+        room.release(lease, self.world.now)
 
     def die(self) -> None:
         """Killed, with all that it holds; its keys die by their time to live."""

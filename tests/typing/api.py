@@ -78,6 +78,7 @@ async def contexts(locker: Locker) -> None:
         assert_type(other, LockScope)
     async with await locker.acquire("x") as scope:
         assert_type(scope, LockScope)
+    print(locker.with_context("x").future)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownArgumentType]
 
 
 async def stacks(locker: Locker) -> None:

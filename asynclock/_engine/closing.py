@@ -1,0 +1,84 @@
+"""Closing: what becomes of the locks of a locker that closes, and of those who wait for one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from ..core.lease import Lease
+from ..core.room import Room
+from .holder import Holder
+from .lifecycle import closed_error
+from .pending_releases import PendingReleases
+from .rooms import Rooms
+from .waiter import Waiter
+
+TURNS = 5  # of the event loop, between telling scopes that the locker closes and giving their keys back
+
+
+class Closing:
+    """Takes every lock from its scope at once, and gives the keys back when that is safe.
+
+    A scope that is told that its lock is lost still has to stop its work. Nobody else gets the lock before that.
+    """
+
+    __slots__ = ("_clock", "_give_back", "_leases", "_waited_for")
+
+    def __init__(
+        self, rooms: Rooms, locker: str, clock: Callable[[], float], give_back: Callable[[Room[Waiter], Lease], None]
+    ) -> None:
+        """Tell all scopes and waiters.
+
+        :param locker: its repr, for the error that waiters raise
+        :param give_back: releases the keys of a lease
+        """
+        self._clock = clock
+        self._give_back = give_back
+        self._leases: list[tuple[Room[Waiter], Lease]] = []
+        self._waited_for: list[Holder] = []
+        for room in list(rooms.values()):
+            lease = room.holder
+            for waiter in room.close(clock()):
+                waiter.error = closed_error(locker)
+                waiter.done()
+            if lease is not None:
+                self._leases.append((room, lease))
+
+    def give_back(self) -> None:
+        """Give all keys back."""
+        for room, lease in self._leases:
+            self._give_back(room, lease)
+
+    async def give_back_when_left(
+        self, caller: asyncio.Task[Any] | None, hurry: asyncio.Future[None], pending_releases: PendingReleases
+    ) -> None:
+        """Give all keys back once every block has been left, or the lock would have been over by itself, or in a
+        ``hurry``. Then wait for the answers, as long as for any release.
+
+        :param caller: waits for this; so do not wait for its block
+        """
+        exits: dict[asyncio.Future[None], float] = {}
+        for _, lease in self._leases:
+            holder: Holder | None = lease.scope_ref
+            if holder is not None and (left := holder.left(caller)) is not None:
+                exits[left] = lease.deadline
+                self._waited_for.append(holder)
+        while exits and not hurry.done():
+            timeout = max(0.0, min(exits.values()) - self._clock())
+            await asyncio.wait([*exits, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            now = self._clock()
+            exits = {left: until for left, until in exits.items() if not left.done() and until > now}
+        # A scope without a block cannot be waited for. Whoever awaits its loss is to hear of it before the keys go.
+        for _ in range(TURNS if self._leases else 0):
+            await asyncio.sleep(0)
+        self.give_back()
+        until = self._clock() + pending_releases.patience
+        for _, lease in self._leases:
+            await pending_releases.wait(lease, until)
+
+    def excuse(self, task: asyncio.Task[Any] | None) -> None:
+        """This task waits for the locker to close, too: do not wait for its blocks."""
+        for holder in self._waited_for:
+            if task is not None:
+                holder.excuse(task)
