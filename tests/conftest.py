@@ -15,7 +15,7 @@ import pytest_asyncio
 from asynclock import Locker
 from asynclock.testing import KINDS, Cluster, Server
 
-pytest_plugins = ["tests.leftovers"]
+pytest_plugins = ["tests.support.leftovers"]
 
 try:
     import uvloop

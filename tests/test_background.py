@@ -13,7 +13,7 @@ from asynclock import Locker, LockLostError, LossReason, ServerError
 from asynclock.testing import Proxy, Server
 from asynclock.wire.background import CANCELLED_PAUSE, Loop, Ticker
 from asynclock.wire.connector import Connector
-from tests.helpers import AT_ONCE, body, until
+from tests.support.helpers import AT_ONCE, body, until
 
 UNFORESEEN = pytest.mark.parametrize(
     "error", [RuntimeError("nobody has thought of it"), asyncio.CancelledError("their own"), KeyError("x")], ids=repr

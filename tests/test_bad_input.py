@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +20,8 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from asynclock import AcquireTimeoutError, AsyncLockError, ConfigurationError, Locker, LockerClosedError, ServerError
 from asynclock.testing import Server
 from asynclock.testing.resp import encode_command
-from tests.helpers import AT_ONCE, key
+from tests.support.fake_server import HELLO, says
+from tests.support.helpers import AT_ONCE, key
 
 URL = "redis://127.0.0.1:1"
 
@@ -374,36 +375,6 @@ async def test_a_server_below_6(kind: str) -> None:
 async def test_a_read_only_replica(own_server: Server) -> None:
     own_server.execute("REPLICAOF", "127.0.0.1", "1")
     await refused(Locker(own_server.url), "read-only replica")
-
-
-@contextlib.asynccontextmanager
-async def says(answer: Callable[[bytes], bytes | None]) -> AsyncIterator[str]:
-    """Something that listens and is no Redis."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(65536):
-                reply = answer(data)
-                if reply is None:
-                    break
-                writer.write(reply)
-        except OSError:
-            pass  # the locker hung up
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        await asyncio.sleep(0.01)
-
-
-HELLO = (
-    b"%7\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$5\r\n7.4.0\r\n$5\r\nproto\r\n:3\r\n$2\r\nid\r\n:4\r\n"
-    b"$4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\nmaster\r\n$7\r\nmodules\r\n*0\r\n"
-)
 
 
 @pytest.mark.asyncio

@@ -17,8 +17,8 @@ import pytest
 from asynclock import Locker, LockLostError
 from asynclock.core.clock import ServerClock
 from asynclock.testing import Proxy, Server, clock_off
-from tests.helpers import AT_ONCE, body, key, until, worker
-from tests.tap import Tap, without_compare
+from tests.support.helpers import AT_ONCE, body, key, until, worker
+from tests.support.tap import Tap, without_compare
 
 HOUR = 3600
 
@@ -177,7 +177,7 @@ async def test_the_clock_is_set_back_while_a_lock_is_held(skewed: Callable[[int]
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("checked_at", [False, True])
+@pytest.mark.parametrize("looked_at", [False, True])
 async def test_the_clock_is_set_forward_while_a_lock_is_held(
     skewed: Callable[[int], Server], clock: Path, looked_at: bool
 ) -> None:

@@ -15,8 +15,8 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from asynclock import AcquireTimeoutError, ConfigurationError, Locker, LossReason, NotLockedError, ServerError
 from asynclock.testing import Cluster, Server
 from asynclock.testing.ports import HeldPort
-from tests.cluster import execute, keys, names, no_keys, on_one, owner_of, primaries, spread
-from tests.helpers import AT_ONCE, body, key, until
+from tests.support.cluster import execute, keys, names, no_keys, on_one, owner_of, primaries, spread
+from tests.support.helpers import AT_ONCE, body, key, until
 
 # 10 ms are meant and 1 to 3 are typical; two cores with other work need room.
 

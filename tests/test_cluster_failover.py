@@ -13,8 +13,8 @@ import pytest
 from asynclock import AcquireTimeoutError, Locker, LockScope, NotLockedError, ServerError
 from asynclock.testing import Cluster, Server
 from asynclock.wire.node import Node
-from tests.cluster import execute, no_keys, on_one, owner_of, primaries, spread
-from tests.helpers import AT_ONCE, body, key, until
+from tests.support.cluster import execute, no_keys, on_one, owner_of, primaries, spread
+from tests.support.helpers import AT_ONCE, body, key, until
 
 # 1.5 s until a node counts as failed, an election after that, and a look at the slots.
 TAKEN_OVER = 8.0

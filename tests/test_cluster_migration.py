@@ -19,8 +19,8 @@ from asynclock.testing import Cluster, Proxy, Server
 from asynclock.testing.nodes import text, view
 from asynclock.wire.commands import split
 from asynclock.wire.connection import Expects
-from tests.cluster import asking, counted, execute, moves_at_once, no_keys, owner_of, primaries, spread
-from tests.helpers import AT_ONCE, body, key, until
+from tests.support.cluster import asking, counted, execute, moves_at_once, no_keys, owner_of, primaries, spread
+from tests.support.helpers import AT_ONCE, body, key, until
 
 BY_PUSH = 0.2  # seconds: a busy machine is slow, but the next extension would be a second later
 

@@ -11,8 +11,8 @@ from redis.asyncio.cluster import RedisCluster
 from asynclock import Locker
 from asynclock.testing import Cluster
 from asynclock.topology.cluster import Cluster as Topology
-from tests.cluster import asking, primaries
-from tests.helpers import key, until
+from tests.support.cluster import asking, primaries
+from tests.support.helpers import key, until
 
 
 def topology_of(locker: Locker) -> Topology:

@@ -23,11 +23,10 @@ import trustme
 from redis.credentials import CredentialProvider
 
 from asynclock import AcquireTimeoutError, ConfigurationError, Locker, LockScope, ServerError
-from asynclock.testing import Proxy, Server
+from asynclock.testing import Proxy, Server, TLSFront
 from asynclock.testing.ports import HeldPort
-from tests.fronts import Front
-from tests.helpers import AT_ONCE, body, key, until
-from tests.hostile import Turncoat
+from tests.support.helpers import AT_ONCE, body, key, until
+from tests.support.interceptor import Interceptor
 
 
 @pytest.mark.asyncio
@@ -381,7 +380,7 @@ async def test_a_password_of_a_provider_is_not_shown(server: Server) -> None:
     """Whoever repeats it: it was told to the server when the connection was set up."""
     provider = Provider()
     provider.words = ("app", "s3cret")
-    async with Turncoat(server.port) as turncoat:
+    async with Interceptor(server.port) as turncoat:
         turncoat.answer = lambda command: b"-ERR what is s3cret?\r\n"
         client = redis.Redis(host="127.0.0.1", port=turncoat.port, credential_provider=provider)
         with pytest.raises(ServerError) as caught:
@@ -535,7 +534,7 @@ async def held_while(
     ],
 )
 async def test_a_server_that_answers_is_not_gone(server: Server, protocol: int, says: bytes, what: str) -> None:
-    async with Turncoat(server.port) as turncoat:
+    async with Interceptor(server.port) as turncoat:
         url = f"{turncoat.url}?protocol={protocol}&socket_connect_timeout=0.3"
         async with Locker(url, key_validity=30) as locker:
 
@@ -577,7 +576,7 @@ async def test_a_server_that_is_silent_is_not_gone(server: Server) -> None:
 async def test_another_certificate(server: Server, tmp_path: Path) -> None:
     papers = Papers(tmp_path)
     stranger = trustme.CA().issue_cert("127.0.0.1")
-    async with Front(server.port, papers.server) as front:
+    with TLSFront(server.port, papers.server) as front:
         async with Locker(f"rediss://127.0.0.1:{front.port}/0?ssl_ca_certs={papers.ca}", key_validity=30) as locker:
             await held_while(
                 locker,
@@ -595,19 +594,9 @@ def nobody() -> Iterator[HeldPort]:
     held.close()
 
 
-class Balancer(Front):
-    """Passes connections on, or ends each as soon as it is there: as a balancer does whose server is gone."""
-
-    def _accept(self, client: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
-        if self.target_port:
-            super()._accept(client, back)
-        else:
-            back.transport.abort()
-
-
 @pytest.mark.asyncio
 @pytest.mark.parametrize("protocol", [3, 2])
-@pytest.mark.parametrize("between_them", [Balancer, Proxy])  # with an orderly end, and with a reset
+@pytest.mark.parametrize("between_them", [Interceptor, Proxy])  # with an orderly end, and with a reset
 async def test_a_server_that_ends_every_connection_is_gone(
     server: Server, protocol: int, between_them: Any, nobody: HeldPort
 ) -> None:
@@ -759,7 +748,7 @@ async def test_tls_checks_the_name_and_not_the_address(
     papers = Papers(tmp_path, "redis.test")
     asked: list[str] = []
     papers.server.sni_callback = lambda _, name, context: asked.append(name)
-    async with Front(server.port, papers.server) as front:
+    with TLSFront(server.port, papers.server) as front:
         rest = f"{front.port}?ssl_ca_certs={papers.ca}"
         async with Locker(f"rediss://redis.test:{rest}") as locker, locker.with_context("job") as scope:
             assert scope.held and asked == ["redis.test"]

@@ -15,7 +15,7 @@ from redis.credentials import CredentialProvider
 
 from asynclock import Locker, LossReason, ServerError
 from asynclock.testing import Server
-from tests.helpers import AT_ONCE, body, key, until
+from tests.support.helpers import AT_ONCE, body, key, until
 
 try:
     from redis.auth.token import SimpleToken

@@ -33,7 +33,7 @@ from asynclock.cli.demo_figures import (
 )
 from asynclock.cli.demo_strips import Strips
 from asynclock.testing import Server
-from tests.helpers import until
+from tests.support.helpers import until
 
 LIMIT = 20.0
 DEMO = [sys.executable, "-m", "asynclock", "demo"]

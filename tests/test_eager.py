@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from asynclock import ConfigurationError, Locker, LockLostError
 from asynclock.testing import Server
-from tests.helpers import AT_ONCE, eager_task, key, until
+from tests.support.helpers import AT_ONCE, eager_task, key, until
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
 

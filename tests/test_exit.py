@@ -13,7 +13,7 @@ import pytest
 
 from asynclock import Locker, LockLostError, LockScope, LossReason, ServerError
 from asynclock.testing import Proxy, Server
-from tests.helpers import AT_ONCE, key, until
+from tests.support.helpers import AT_ONCE, key, until
 
 
 class OwnError(Exception):

@@ -10,7 +10,7 @@ import pytest
 from asynclock import AcquireTimeoutError, Locker, LockScope
 from asynclock.testing import Proxy, Server
 from asynclock.wire.connection import MAX_UNSENT
-from tests.helpers import key, until
+from tests.support.helpers import key, until
 
 LONG = 60_000  # characters of a name: so that few names fill the buffers of both kernels
 NAMES = [f"{number} ".ljust(LONG, "x") for number in range(400)]

@@ -12,7 +12,7 @@ import pytest
 
 from asynclock import Locker, LockLostError, LockScope
 from asynclock.testing import Server
-from tests.helpers import key, until
+from tests.support.helpers import key, until
 
 
 class OwnError(Exception):

@@ -14,8 +14,8 @@ import pytest
 
 from asynclock import Locker, NotLockedError
 from asynclock.testing import Proxy, Server
-from tests.go import Go
-from tests.helpers import AT_ONCE, body, until
+from tests.support.go import Go
+from tests.support.helpers import AT_ONCE, body, until
 
 NAMES = ["job", "a:b::c", "0:job", "{user}:{1} of {", "with spaces  in it", "Zürich 锁 🔒", "\r\n*1\r\n"]
 
@@ -352,7 +352,7 @@ async def test_who_takes_it_again_at_once_leaves_us_some_turns(server: Server, m
     for _ in range(3):
         words = (str(server.port), "rueidislock", str(majority), str(seconds))
         go = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.greedy", *words),
+            *(sys.executable, "-m", "tests.support.greedy", *words),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             cwd=Path(__file__).parent.parent,

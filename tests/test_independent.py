@@ -14,8 +14,7 @@ import pytest
 from asynclock import AcquireTimeoutError, ConfigurationError, Locker, LossReason, NotLockedError, ServerError
 from asynclock.testing import Proxy, Server
 from asynclock.wire.node import Node
-
-from .helpers import AT_ONCE, body, contend, key, until
+from tests.support.helpers import AT_ONCE, body, contend, key, until
 
 PATIENCE = 0.02  # try_next_after
 

@@ -20,7 +20,7 @@ import redis.asyncio as redis
 
 from asynclock import AcquireTimeoutError, ConfigurationError, Locker, NotLockedError, ServerError
 from asynclock.testing import Cluster, Proxy, Sentinels, Server
-from tests.helpers import key, until
+from tests.support.helpers import key, until
 
 
 def connections(server: Server) -> int:

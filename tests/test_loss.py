@@ -16,8 +16,8 @@ import pytest
 from asynclock import Locker, LockLostError, LockScope, LossReason
 from asynclock.core.room import Room
 from asynclock.testing import Proxy, Server
-from tests.helpers import AT_ONCE, body, key, until, worker
-from tests.hostile import complaints
+from tests.support.helpers import AT_ONCE, body, key, until, worker
+from tests.support.watch import complaints
 
 OUTSIDE: dict[str, tuple[Callable[[Server], object], set[str]]] = {
     "deleted": (lambda server: server.execute("DEL", key("job")), {"deleted"}),

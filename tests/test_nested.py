@@ -21,7 +21,7 @@ from asynclock import (
     NotLockedError,
 )
 from asynclock.testing import Server
-from tests.helpers import AT_ONCE, key, until
+from tests.support.helpers import AT_ONCE, key, until
 
 SOON = 0.05
 

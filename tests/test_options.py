@@ -10,7 +10,7 @@ import pytest
 
 from asynclock import Locker, LockLostError
 from asynclock.testing import Proxy, Server
-from tests.helpers import AT_ONCE, body, key, until
+from tests.support.helpers import AT_ONCE, body, key, until
 
 
 @pytest.mark.asyncio

@@ -8,8 +8,8 @@ import pytest
 
 from asynclock import Locker, NotLockedError, ServerError
 from asynclock.testing import Server
-from tests.helpers import key
-from tests.hostile import Turncoat
+from tests.support.helpers import key
+from tests.support.interceptor import Interceptor
 
 HELLO, TIME, INFO, CLIENT = b"HELLO", b"TIME", b"INFO", b"CLIENT"
 NEEDED = (b"GET", b"SET", b"PTTL", b"EVAL", b"PEXPIRE", b"DEL", b"SELECT", b"AUTH")
@@ -27,7 +27,7 @@ REFUSALS = [
 ]
 
 
-class Proxy(Turncoat):
+class Proxy(Interceptor):
     """Passes on what it knows. ``refusal``: what it says to the rest; None: nothing, and hangs up."""
 
     passes_on = False
@@ -37,7 +37,6 @@ class Proxy(Turncoat):
         self.refusal = refusal
         self.lacks = lacks
         self.knows = knows
-        self.answer = self.instead
 
     def instead(self, command: bytes) -> bytes | None:
         word = command.split(b"\r\n")[2].upper()

@@ -13,7 +13,7 @@ import asynclock
 from asynclock import Locker, LockScope
 from asynclock.options import Options
 from asynclock.testing import Server
-from tests.helpers import key
+from tests.support.helpers import key
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

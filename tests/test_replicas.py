@@ -16,7 +16,7 @@ from asynclock import AcquireTimeoutError, ConfigurationError, Locker, NotLocked
 from asynclock.testing import Cluster, Sentinels, Server
 from asynclock.wire.commands import bulk
 from asynclock.wire.replicas import _tag_of
-from tests.helpers import AT_ONCE, body, key, until
+from tests.support.helpers import AT_ONCE, body, key, until
 
 SOON = {"repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0"}
 # The second: a busy machine's server is late to say so.

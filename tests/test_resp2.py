@@ -16,8 +16,38 @@ import redis.asyncio as redis
 
 from asynclock import Locker, LossReason, ServerError
 from asynclock.testing import Server
-from tests.fronts import Front, NoHello, TwoServers
-from tests.helpers import AT_ONCE, Body, body, key, until
+from tests.support.helpers import AT_ONCE, Body, body, key, until
+from tests.support.interceptor import Interceptor
+
+
+class NoHello(Interceptor):
+    """Does not know ``HELLO``, like an old server or a proxy with a list of commands of its own."""
+
+    passes_on = False
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.refusal = b"-ERR unknown command 'HELLO', with args beginning with: '3' \r\n"
+        self.refused = 0
+        self.knows_hello = False
+
+    def instead(self, command: bytes) -> bytes | None:
+        if b"HELLO" not in command.upper() or self.knows_hello:
+            return None
+        self.refused += 1
+        return self.refusal
+
+
+class TwoServers(Interceptor):
+    """Every second connection goes to the other server, as behind a load balancer."""
+
+    def __init__(self, port: int, other: int) -> None:
+        super().__init__(port)
+        self._other = other
+
+    def _accept(self, commands: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        super()._accept(commands, client)
+        self.target_port, self._other = self._other, self.target_port
 
 
 @pytest_asyncio.fixture(params=["protocol=2", "no HELLO"])
@@ -361,8 +391,10 @@ async def test_an_address_that_leads_to_two_servers(server: Server, kind: str) -
             assert not caught.value.lasting
 
 
-class OddNumbers(Front):
+class OddNumbers(Interceptor):
     """Does not tell the number of a connection."""
+
+    passes_on = False
 
     def instead(self, command: bytes) -> bytes | None:
         return b"+OK\r\n" if command.upper().endswith(b"\r\nID\r\n") else None

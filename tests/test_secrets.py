@@ -20,8 +20,8 @@ from asynclock.testing import Server
 from asynclock.wire.capabilities import refused
 from asynclock.wire.commands import error_of
 from asynclock.wire.connector import Connector
-from tests.helpers import key, until
-from tests.hostile import Turncoat, to
+from tests.support.helpers import key, until
+from tests.support.interceptor import Interceptor, to
 
 PASSWORD = "pa55-canary"
 OTHER = "0ther-canary"
@@ -53,7 +53,7 @@ class Listener:
                 assert secret not in text, f"{secret} is shown in {text!r:.500}"
 
 
-class Heard(Turncoat):
+class Heard(Interceptor):
     """Collects the values of locks as they are sent."""
 
     def __init__(self, port: int, listener: Listener) -> None:

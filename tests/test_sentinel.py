@@ -30,8 +30,8 @@ from asynclock import (
 from asynclock.testing import Proxy, Sentinels, Server
 from asynclock.topology import sentinel as topology
 from asynclock.wire.sentinel import ANSWER_TIMEOUT, SentinelDoor
-from tests.helpers import AT_ONCE, body, key, until
-from tests.hostile import Turncoat
+from tests.support.helpers import AT_ONCE, body, key, until
+from tests.support.interceptor import Interceptor
 
 FAILOVER = 12.0  # seconds; it takes two or three
 
@@ -471,7 +471,7 @@ async def test_a_sentinel_that_answers_rubbish(
         return told if b"MASTERS" in command else address if b"GET-MASTER" in command else None
 
     async with contextlib.AsyncExitStack() as stack:
-        turncoats = [await stack.enter_async_context(Turncoat(port)) for _, port in sentinels.addresses]
+        turncoats = [await stack.enter_async_context(Interceptor(port)) for _, port in sentinels.addresses]
         url = f"redis+sentinel://{','.join(f'127.0.0.1:{turncoat.port}' for turncoat in turncoats)}/mymaster"
         locker = await stack.enter_async_context(Locker(url, key_validity=30))
         scope = await locker.acquire("job")

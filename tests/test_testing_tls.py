@@ -12,9 +12,8 @@ import pytest
 from asynclock import Locker
 from asynclock.testing import Server, TLSFront
 from asynclock.testing.resp import encode_command
-
-from .certificates import Certificates
-from .helpers import key
+from tests.support.certificates import Certificates
+from tests.support.helpers import key
 
 
 @pytest.fixture(scope="module")

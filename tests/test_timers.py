@@ -9,8 +9,7 @@ import pytest
 
 from asynclock._engine.timers import Timers
 from asynclock.core.room import Room
-
-from .core.bench import Bench
+from tests.support.bench import Bench
 
 
 @pytest.mark.asyncio

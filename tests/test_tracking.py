@@ -14,7 +14,7 @@ from asynclock import Locker, LockScope, LossReason
 from asynclock.core.pace import PAUSE
 from asynclock.testing import Server
 from asynclock.wire.noloop import LOOK_EVERY
-from tests.helpers import AT_ONCE, body, key
+from tests.support.helpers import AT_ONCE, body, key
 
 HIDDEN = PAUSE + AT_ONCE  # seconds within which a loss is told that no push can tell; the second: a busy machine
 NOLOOPS = pytest.mark.parametrize("noloop", [None, False], ids=["NOLOOP if safe", "without NOLOOP"])

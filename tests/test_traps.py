@@ -15,7 +15,7 @@ import pytest
 
 from asynclock import Locker, LockLostError
 from asynclock.testing import Server
-from tests.helpers import eager_task, key
+from tests.support.helpers import eager_task, key
 from tests.traps.__main__ import told
 from tests.traps.programs import make
 from tests.traps.runner import run_all

@@ -15,7 +15,7 @@ import pytest
 from asynclock import AcquireTimeoutError, Locker, LockLostError, NotLockedError, ServerError
 from asynclock._engine.manager import clock
 from asynclock.testing import Proxy, Server
-from tests.helpers import AT_ONCE, body, contend, key, until, worker
+from tests.support.helpers import AT_ONCE, body, contend, key, until, worker
 
 
 @pytest.mark.asyncio

@@ -12,8 +12,8 @@ import pytest
 
 from asynclock import Locker, NotLockedError, ServerError
 from asynclock.testing import Server
-from tests.helpers import AT_ONCE, body, key, until
-from tests.tap import Tap
+from tests.support.helpers import AT_ONCE, body, key, until
+from tests.support.tap import Tap
 
 each_majority = pytest.mark.parametrize("majority", [1, 2])
 

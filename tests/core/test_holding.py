@@ -8,7 +8,7 @@ from asynclock.core.room import MAX_IMMEDIATE_RETRIES
 from asynclock.core.rules import GRID, NEVER, UNMET, LossReason, Operation, Rules, on_grid
 
 from ..simulation.servers import Trouble
-from .bench import OTHER, OURS, STRANGER, Bench
+from ..support.bench import OTHER, OURS, STRANGER, Bench
 
 TERM = 5.0 - 0.05 - 0.002  # validity less 1 % and 2 ms
 

@@ -6,7 +6,7 @@ from asynclock.core.room import MAX_BACKOFF
 from asynclock.core.rules import NEVER, LossReason, Operation
 
 from ..simulation.servers import Trouble
-from .bench import OTHER, STRANGER, Bench
+from ..support.bench import OTHER, STRANGER, Bench
 
 # Acquiring and releasing
 

@@ -5,7 +5,7 @@ import pytest
 from asynclock.core.rules import NEVER, LossReason, Operation
 
 from ..simulation.servers import Trouble
-from .bench import OTHER, STRANGER, Bench
+from ..support.bench import OTHER, STRANGER, Bench
 
 TERM = 5.0 - 0.05 - 0.002
 

@@ -11,7 +11,7 @@ import time
 from asynclock import AsyncLockError, Locker, ServerError
 from asynclock.testing import Sentinels
 from asynclock.wire.sentinel import SentinelDoor
-from tests.hostile import Turncoat
+from tests.support.interceptor import Interceptor
 
 from .mutations import mutated
 from .recording import Recording, shape
@@ -43,7 +43,7 @@ class SentinelCase:
 
     async def run(self) -> list[str]:
         async with contextlib.AsyncExitStack() as stack:
-            liars = [await stack.enter_async_context(Turncoat(port)) for _, port in self.group.addresses]
+            liars = [await stack.enter_async_context(Interceptor(port)) for _, port in self.group.addresses]
             hosts = ",".join(f"127.0.0.1:{liar.port}" for liar in liars)
             locker = Locker(f"redis+sentinel://{hosts}/{self.group.name}", key_validity=5)
             (door,) = locker._servers.connectors

@@ -16,7 +16,7 @@ import anyio
 from asynclock import ConfigurationError, Locker, LockLostError, LockScope
 from asynclock.testing import Server
 from asynclock.testing.resp import encode_command
-from tests.helpers import key, until
+from tests.support.helpers import key, until
 
 from . import programs as p
 from .judge import Record, Wrong, judge
