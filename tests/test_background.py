@@ -13,6 +13,7 @@ from asynclock import Locker, LockLostError, LossReason, ServerError
 from asynclock.testing import Proxy, Server
 from asynclock.wire.background import CANCELLED_PAUSE, Loop, Ticker
 from asynclock.wire.connector import Connector
+from tests.support import internals
 from tests.support.helpers import AT_ONCE, body, until
 
 UNFORESEEN = pytest.mark.parametrize(
@@ -21,7 +22,7 @@ UNFORESEEN = pytest.mark.parametrize(
 
 
 def the_node(locker: Locker):  # type: ignore[no-untyped-def]  # of a package that tests alone look into
-    return next(iter(locker._manager.topology.nodes))
+    return next(iter(internals.nodes(locker)))
 
 
 @pytest.mark.asyncio

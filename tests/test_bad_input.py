@@ -20,6 +20,7 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from asynclock import AcquireTimeoutError, AsyncLockError, ConfigurationError, Locker, LockerClosedError, ServerError
 from asynclock.testing import Server
 from asynclock.testing.resp import encode_command
+from tests.support import internals
 from tests.support.fake_server import HELLO, says
 from tests.support.helpers import AT_ONCE, key
 
@@ -75,8 +76,8 @@ def test_an_unknown_keyword_is_named_with_what_was_meant() -> None:
 
 def test_options_take_timedeltas_and_have_gos_defaults() -> None:
     locker = Locker(URL, key_validity=timedelta(seconds=3), extend_interval=timedelta(seconds=1))
-    assert (locker._options.key_validity, locker._options.extend_interval) == (3.0, 1.0)
-    options = Locker(URL)._options
+    assert (internals.options(locker).key_validity, internals.options(locker).extend_interval) == (3.0, 1.0)
+    options = internals.options(Locker(URL))
     assert (options.key_validity, options.extend_interval, options.try_next_after) == (5.0, 2.5, 0.02)
     assert (options.key_prefix, options.key_majority, options.disconnect_grace) == ("asynclock", None, 0.0)
     assert (options.client_side_caching, options.min_replicas, options.no_loop_tracking) == (True, 0, None)
@@ -323,7 +324,7 @@ async def test_a_missing_permission_says_which(
 @pytest.mark.asyncio
 async def test_a_missing_permission_for_the_release_shows_at_connect(server: Server) -> None:
     async with Locker(server.url) as locker:
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         command = node.capabilities.delete.decode()
     server.execute("ACL", "SETUSER", "limited", "reset", "on", ">s3cret", "+@all", f"-{command.lower()}", "~*")
     try:
@@ -501,7 +502,14 @@ async def test_no_secret_in_logs_and_reprs(kind: str, caplog: pytest.LogCaptureF
             server.start()
             with contextlib.suppress(AcquireTimeoutError):
                 await (await locker.acquire("other", timeout=2)).release()
-            texts = [repr(locker), str(locker), repr(scope), caplog.text, repr(locker._servers), repr(locker._manager)]
+            texts = [
+                repr(locker),
+                str(locker),
+                repr(scope),
+                caplog.text,
+                repr(internals.servers(locker)),
+                repr(internals.manager(locker)),
+            ]
             await scope.release()
     assert server_value
     assert "asynclock: connected to" in caplog.text

@@ -25,8 +25,10 @@ from redis.credentials import CredentialProvider
 from asynclock import AcquireTimeoutError, ConfigurationError, Locker, LockScope, ServerError
 from asynclock.testing import Proxy, Server, TLSFront
 from asynclock.testing.ports import HeldPort
+from tests.support import internals
 from tests.support.helpers import AT_ONCE, body, key, until
 from tests.support.interceptor import Interceptor
+from tests.support.internals import drop, trouble, up
 
 
 @pytest.mark.asyncio
@@ -37,7 +39,7 @@ async def test_a_socket_taken_over_from_redis_py(locker: Locker, server: Server)
     assert holding.scope.held
     scopes = await asyncio.gather(*(locker.acquire(f"{number} {'x' * 1000}") for number in range(2000)))
     await asyncio.gather(*(scope.release() for scope in scopes))
-    (node,) = locker._manager.topology.nodes
+    node = internals.node(locker)
     before = node.connection
     server.execute("CLIENT", "KILL", "TYPE", "normal")
     await until(lambda: node.connection not in (None, before))
@@ -54,7 +56,7 @@ async def test_a_lost_connection_does_not_wait_for_the_garbage_collector(locker:
     def readers() -> int:
         return sum(isinstance(each, asyncio.StreamReader) for each in gc.get_objects())
 
-    (node,) = locker._manager.topology.nodes
+    node = internals.node(locker)
     gc.collect()
     before = readers()
     gc.disable()
@@ -107,7 +109,7 @@ class Recording:
     """The transport of a locker's only connection, which remembers what is written."""
 
     def __init__(self, locker: Locker) -> None:
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         assert node.connection is not None
         self.connection = node.connection
         self.transport = node.connection._transport
@@ -171,7 +173,7 @@ async def test_a_protocol_that_is_none(server: Server) -> None:
 async def test_reconnects_have_pauses(own_server: Server) -> None:
     """A server that stays away is asked with growing pauses, about once a second in the end."""
     async with Locker(own_server.url, disconnect_grace=30) as locker:
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         asked = 0
         connect = node.connector.open
 
@@ -192,7 +194,7 @@ async def test_reconnects_have_pauses(own_server: Server) -> None:
 @pytest.mark.asyncio
 async def test_a_call_on_a_lost_connection_fails_at_once(own_server: Server) -> None:
     async with Locker(own_server.url) as locker:
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         wire = node.connection
         assert wire is not None
         own_server.kill()
@@ -202,22 +204,6 @@ async def test_a_call_on_a_lost_connection_fails_at_once(own_server: Server) -> 
 
 
 # Trying to connect ends with aclose, or with what is refused for good
-
-
-def drop(locker: Locker) -> None:
-    """The connection breaks, for whatever reason."""
-    for node in locker._manager.topology.nodes:
-        if node.connection is not None:
-            node.connection.abort()
-
-
-def up(locker: Locker) -> bool:
-    return all(node.connection is not None for node in locker._manager.topology.nodes)
-
-
-def trouble(locker: Locker) -> str:
-    (node,) = locker._manager.topology.nodes
-    return str(node.trouble)
 
 
 @contextlib.contextmanager

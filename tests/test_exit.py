@@ -13,6 +13,7 @@ import pytest
 
 from asynclock import Locker, LockLostError, LockScope, LossReason, ServerError
 from asynclock.testing import Proxy, Server
+from tests.support import internals
 from tests.support.helpers import AT_ONCE, key, until
 
 
@@ -306,9 +307,7 @@ async def test_anyio_cancels_in_the_turn_of_the_loss(locker: Locker, server: Ser
         async with locker.with_context("job"):
 
             def lose() -> None:
-                locker._manager.rooms["job"].gone(
-                    0, locker._manager.now()
-                )  # as if the server had refused to be reconnected
+                internals.lose(locker, "job")  # as if the server had refused to be reconnected
 
             def both() -> None:
                 for cancel in (lose, around.cancel) if first == "loss" else (around.cancel, lose):
@@ -514,7 +513,7 @@ async def test_a_closed_coroutine_releases(locker: Locker, server: Server, where
         coroutine.send(None)
         assert inside
     coroutine.close()
-    await until(lambda: free(server) and not locker._manager.busy())
+    await until(lambda: free(server) and not internals.busy(locker))
     assert cancelling() == 0
 
 

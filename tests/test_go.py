@@ -14,6 +14,7 @@ import pytest
 
 from asynclock import Locker, NotLockedError
 from asynclock.testing import Proxy, Server
+from tests.support import internals
 from tests.support.go import Go
 from tests.support.helpers import AT_ONCE, body, until
 
@@ -322,7 +323,7 @@ async def test_go_is_given_its_turn_and_no_more(server: Server) -> None:
         proxy.delay = there_and_back / 2
         lock = await go.acquire("job")
         waiting = asyncio.create_task(locker.acquire("job"))
-        await until(lambda: (room := locker._manager.rooms.get("job")) and room.contended and room.attempt is None)
+        await until(lambda: (room := internals.room(locker, "job")) and room.contended and room.attempt is None)
         await lock.release()
         scope = await asyncio.wait_for(waiting, 5)
         asked = proxy.commands["SET"]

@@ -17,6 +17,7 @@ from asynclock import AcquireTimeoutError, Locker, LockLostError, LockScope, Ser
 from asynclock.testing import Server
 from asynclock.topology.opening import _first_connections
 from asynclock.wire.commands import Capabilities
+from tests.support import internals
 from tests.support.fake_server import HELLO, says
 from tests.support.helpers import key, until
 from tests.support.interceptor import Interceptor, to
@@ -359,7 +360,7 @@ async def test_an_invalidation_in_the_moment_of_an_extension(server: Server) -> 
     """The key is looked at, and extended all the same: if not then, so after it. The server answers all along, a
     little slowly: that is no reason to lose a lock."""
     async with Interceptor(server.port) as turncoat, Locker(turncoat.url, key_validity=2.0) as locker:
-        locker._manager.chance = lambda: 1.0  # the first extension after one second, and no earlier
+        internals.manager(locker).chance = lambda: 1.0  # the first extension after one second, and no earlier
         held = await locker.acquire("held")
         await asyncio.sleep(0.9)
         turncoat.hold()
@@ -524,7 +525,7 @@ async def test_one_millisecond_is_no_success(server: Server) -> None:
 async def test_a_flush_is_the_reason_though_an_extension_is_answered_right_after_it(server: Server) -> None:
     async with Interceptor(server.port) as turncoat, Locker(turncoat.url, extend_interval=0.2) as locker:
         scope = await locker.acquire("job")
-        lease = scope._lease
+        lease = internals.lease(scope)
         assert lease is not None
         await until(lambda: lease.untracked == 0)
         turncoat.hold()

@@ -14,6 +14,7 @@ import pytest
 from asynclock import AcquireTimeoutError, ConfigurationError, Locker, LossReason, NotLockedError, ServerError
 from asynclock.testing import Proxy, Server
 from asynclock.wire.node import Node
+from tests.support import internals
 from tests.support.helpers import AT_ONCE, body, contend, key, until
 
 PATIENCE = 0.02  # try_next_after
@@ -203,7 +204,7 @@ async def test_a_locker_starts_with_a_minority_down_and_uses_it_when_it_is_up(ow
         async with locker.with_context("job"):
             assert keys_left(own_three[1:]) == 2
         own_three[0].start()
-        await until(lambda: locker._manager.topology.nodes[0].connection)
+        await until(lambda: internals.nodes(locker)[0].connection)
         async with locker.with_context("job"):
             assert keys_left(own_three) == 3
 
@@ -251,7 +252,7 @@ async def test_a_server_that_turns_out_to_be_a_clusters_gives_no_votes(
             assert f":{stray.port}/0" in caplog.text
             async with locker.with_context("job"):
                 assert stray.execute("DBSIZE") == 0
-            assert locker._manager.topology.nodes[2].connection is None
+            assert internals.nodes(locker)[2].connection is None
 
 
 @pytest.mark.asyncio
@@ -285,7 +286,7 @@ async def test_a_locker_does_not_start_without_a_majority(own_three: list[Server
 @pytest.mark.parametrize("fault", ["killed", "forgotten", "deleted"])
 async def test_a_scope_is_lost_with_its_majority_and_not_before(own_three: list[Server], fault: str) -> None:
     async with locker_on(own_three) as locker:
-        nodes = locker._manager.topology.nodes
+        nodes = internals.nodes(locker)
         await until(lambda: all(node.connection is not None for node in nodes))  # it starts with two, if one is late
         scope = await body(await locker.acquire("job"))
         await voted(own_three)

@@ -16,6 +16,7 @@ import pytest
 from asynclock import Locker, LockLostError, LockScope, LossReason
 from asynclock.core.room import Room
 from asynclock.testing import Proxy, Server
+from tests.support import internals
 from tests.support.helpers import AT_ONCE, body, key, until, worker
 from tests.support.watch import complaints
 
@@ -386,7 +387,7 @@ async def test_empty_rooms_are_kept_but_not_without_end(
     server: Server, locker: Locker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asynclock._engine.manager.MIN_SWEEP", 100_000)
-    manager = locker._manager
+    manager = internals.manager(locker)
     manager._sweep_at = 100_000
     holding = await body(await locker.acquire("job"))
     room = manager.rooms["job"]
@@ -407,7 +408,7 @@ async def test_many_rooms_that_are_left_are_not_kept_for_ever(locker: Locker, mo
     """Though nobody comes with a new name after them, which would give them up."""
     monkeypatch.setattr("asynclock._engine.manager.MIN_SWEEP", 100_000)
     monkeypatch.setattr("asynclock._engine.manager.SWEEP_AGAIN", 0.1)
-    manager = locker._manager
+    manager = internals.manager(locker)
     manager._sweep_at = 100_000
     scopes = await asyncio.gather(*(locker.acquire(f"{number}") for number in range(300)))
     await asyncio.sleep(0.15)

@@ -8,6 +8,7 @@ import pytest
 
 from asynclock import Locker, NotLockedError, ServerError
 from asynclock.testing import Server
+from tests.support import internals
 from tests.support.helpers import key
 from tests.support.interceptor import Interceptor
 
@@ -59,7 +60,7 @@ async def works(proxy: Proxy, server: Server, **options: object) -> Locker:
                     with pytest.raises(NotLockedError):
                         await other.try_acquire("job")
             assert server.execute("EXISTS", key("job")) == 0
-            (node,) = locker._manager.topology.nodes
+            node = internals.node(locker)
             assert node.connection is not None
             node.connection.abort()
         return locker
@@ -88,7 +89,7 @@ async def test_a_proxy_that_hangs_up(server: Server, protocol: str) -> None:
         async with Proxy(server.port, None, *lacks) as proxy:
             proxy.url += protocol
             locker = await works(proxy, server, client_side_caching=False)
-            (node,) = locker._manager.topology.nodes
+            node = internals.node(locker)
             assert not node.connector.plain or lacks != (HELLO,)  # what it knows is used
 
 

@@ -16,6 +16,7 @@ import redis.asyncio as redis
 
 from asynclock import Locker, LossReason, ServerError
 from asynclock.testing import Server
+from tests.support import internals
 from tests.support.helpers import AT_ONCE, Body, body, key, until
 from tests.support.interceptor import Interceptor
 
@@ -120,7 +121,7 @@ async def test_a_release_elsewhere_wakes_the_waiter(server: Server, route: str) 
             scope = await other.acquire("job")
             waiting = asyncio.create_task(locker.acquire("job"))
             # The attempts are over, and only the push can end the wait before the TTL, 5 s, does.
-            await until(lambda: "job" in locker._manager.rooms and locker._manager.rooms["job"].last_failed)
+            await until(lambda: "job" in internals.rooms(locker) and internals.rooms(locker)["job"].last_failed)
             await asyncio.sleep(0.02 * round)
             since = time.monotonic()
             await scope.release()
@@ -139,7 +140,7 @@ async def test_what_it_brings_is_of_now(server: Server) -> None:
         scope = await other.acquire("job")
         await asyncio.sleep(2.1)  # more than a validity since the subscription was answered
         waiting = asyncio.create_task(locker.acquire("job"))
-        await until(lambda: "job" in locker._manager.rooms and locker._manager.rooms["job"].last_failed)
+        await until(lambda: "job" in internals.rooms(locker) and internals.rooms(locker)["job"].last_failed)
         attempts = sets(server)
         await scope.release()
         won = await asyncio.wait_for(waiting, 2)
@@ -163,7 +164,7 @@ def sets(server: Server) -> int:
 async def test_own_writes_are_silent(server: Server, kind: str, route: str) -> None:
     """NOLOOP holds for a redirected connection too. (Redis 6.2 has it not even without a redirect.)"""
     async with Locker(route, extend_interval=0.1) as locker:
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         pushes: list[object] = []
         assert node._second is not None
         node._second._on_push = lambda *push: pushes.append(push)
@@ -184,7 +185,7 @@ async def test_one_of_the_two_is_killed(server: Server, route: str, which: str) 
             before = clients(server)
             kill(server, which)
             await until(lambda before=before: _both_new(before, clients(server)))  # type: ignore[misc]
-            await until(lambda: locker._manager.topology.nodes[0].connection)
+            await until(lambda: internals.node(locker).connection)
             assert holding.scope.held
         await asyncio.sleep(0.05)
         since = time.monotonic()
@@ -217,7 +218,7 @@ async def test_deleted_while_the_second_one_was_gone(server: Server, route: str)
 async def test_the_second_one_hangs(server: Server) -> None:
     """Half open: it looks alive, and brings nothing. The ping finds out, not the next extension."""
     async with NoHello(server.port) as proxy, Locker(proxy.url, key_validity=60, extend_interval=59) as locker:
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         holding = await body(await locker.acquire("job"))
         await asyncio.sleep(0.05)  # the first ping is answered
         before = clients(server)["main"]["id"]
@@ -250,7 +251,7 @@ async def test_an_idle_second_one_is_left_alone(server: Server, route: str) -> N
 @pytest.mark.asyncio
 async def test_a_blocked_loop_is_no_hang(server: Server) -> None:
     async with Locker(server.url + "?protocol=2", key_validity=60.0, extend_interval=59) as locker:
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         before = clients(server)
         for _ in range(2):
             time.sleep(node._silence * 1.7)  # noqa: ASYNC251  # blocking is the point
@@ -307,7 +308,7 @@ async def test_a_refused_hello_is_remembered_and_tried_again_later(
     async with NoHello(server.port) as proxy:
         proxy.refusal = refusal
         async with Locker(proxy.url + protocol) as locker:
-            (node,) = locker._manager.topology.nodes
+            node = internals.node(locker)
             scope = await locker.acquire("job")
 
             async def reconnected(which: str) -> None:

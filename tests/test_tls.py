@@ -17,6 +17,7 @@ import trustme
 
 from asynclock import Locker, ServerError
 from asynclock.testing import Server, TLSFront
+from tests.support import internals
 from tests.support.helpers import AT_ONCE, body, key, until
 
 
@@ -83,7 +84,7 @@ async def test_held_and_lost(server: Server, papers: Papers, how: str, protocol:
 async def test_a_held_lock_survives_client_kill(server: Server, papers: Papers) -> None:
     with TLSFront(server.port, papers.server()) as front:
         async with Locker(f"{front.url}?ssl_ca_certs={papers.ca}") as locker:
-            (node,) = locker._manager.topology.nodes
+            node = internals.node(locker)
             holding = await body(await locker.acquire("job"))
             for _ in range(3):
                 before = node.connection

@@ -15,6 +15,7 @@ import pytest
 from asynclock import AcquireTimeoutError, Locker, LockLostError, NotLockedError, ServerError
 from asynclock._engine.manager import clock
 from asynclock.testing import Proxy, Server
+from tests.support import internals
 from tests.support.helpers import AT_ONCE, body, contend, key, until, worker
 
 
@@ -53,7 +54,7 @@ async def test_acquires_when_the_keys_of_a_killed_holder_expire(own_server: Serv
             await holder.event()
             names = [f"job {number}" for number in range(20)]
             waiting = [asyncio.create_task(take(name)) for name in names]
-            await until(lambda: all((room := locker._manager.rooms.get(name)) and room.contended for name in names))
+            await until(lambda: all((room := internals.room(locker, name)) and room.contended for name in names))
             holder.process.kill()
             await holder.process.wait()
             expiries = []
@@ -399,11 +400,11 @@ async def test_after_a_suspend_nothing_is_late(own_server: Server, monkeypatch: 
     # The server does not look for what has expired, so nobody is told of it.
     own_server.execute("DEBUG", "SET-ACTIVE-EXPIRE", "0")
     async with Locker(own_server.url, key_validity=6.0, extend_interval=5.0) as locker:
-        monkeypatch.setattr(locker._manager, "chance", lambda: 1.0)  # first extended after 5 s
+        monkeypatch.setattr(internals.manager(locker), "chance", lambda: 1.0)  # first extended after 5 s
         held = await locker.acquire("held")
         own_server.execute("SET", key("job"), "somebody", "PX", "5000")
         waiting = asyncio.create_task(locker.acquire("job"))
-        await until(lambda: (room := locker._manager.rooms.get("job")) and room.last_failed)
+        await until(lambda: (room := internals.room(locker, "job")) and room.last_failed)
         await until(lambda: held.remaining() < 5.8)
         suspended = 4.0
         own_server.execute("PEXPIRE", key("job"), "1400")
