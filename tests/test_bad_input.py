@@ -24,6 +24,8 @@ from tests.support import internals
 from tests.support.fake_server import HELLO, says
 from tests.support.helpers import AT_ONCE, key
 
+pytestmark = [pytest.mark.every_python, pytest.mark.redis_py]
+
 URL = "redis://127.0.0.1:1"
 
 

@@ -18,6 +18,8 @@ from asynclock.testing.ports import HeldPort
 from tests.support.cluster import execute, keys, names, no_keys, on_one, owner_of, primaries, spread
 from tests.support.helpers import AT_ONCE, body, key, until
 
+pytestmark = pytest.mark.redis_py
+
 # 10 ms are meant and 1 to 3 are typical; two cores with other work need room.
 
 

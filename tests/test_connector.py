@@ -30,6 +30,8 @@ from tests.support.helpers import AT_ONCE, body, key, until
 from tests.support.interceptor import Interceptor
 from tests.support.internals import drop, trouble, up
 
+pytestmark = [pytest.mark.every_python, pytest.mark.redis_py]
+
 
 @pytest.mark.asyncio
 async def test_a_socket_taken_over_from_redis_py(locker: Locker, server: Server) -> None:

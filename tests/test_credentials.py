@@ -18,6 +18,8 @@ from asynclock.testing import Server
 from tests.support import internals
 from tests.support.helpers import AT_ONCE, body, key, until
 
+pytestmark = pytest.mark.redis_py
+
 try:
     from redis.auth.token import SimpleToken
     from redis.credentials import StreamingCredentialProvider

@@ -35,6 +35,8 @@ from asynclock.cli.demo_strips import Strips
 from asynclock.testing import Server
 from tests.support.helpers import until
 
+pytestmark = pytest.mark.serverless
+
 LIMIT = 20.0
 DEMO = [sys.executable, "-m", "asynclock", "demo"]
 NAMES = ["hand-over", "holder killed", "key deleted", "server killed", "server back", "one at a time"]

@@ -20,6 +20,8 @@ from asynclock import Locker, LockLostError, LockScope
 from asynclock.options import Options
 from asynclock.testing import Server
 
+pytestmark = pytest.mark.serverless
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))

@@ -15,7 +15,10 @@ from asynclock.testing import Server
 from tests.support import internals
 from tests.support.helpers import AT_ONCE, eager_task, key, until
 
-pytestmark = pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+pytestmark = [
+    pytest.mark.every_python,
+    pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12"),
+]
 
 
 class OwnError(Exception):

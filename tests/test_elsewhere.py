@@ -16,6 +16,8 @@ from asynclock.testing import Server
 from tests.support import internals
 from tests.support.helpers import key, until
 
+pytestmark = pytest.mark.every_python
+
 
 class OwnError(Exception):
     """The body's own."""

@@ -16,6 +16,8 @@ from asynclock.testing import Proxy, Server
 from tests.support import internals
 from tests.support.helpers import AT_ONCE, key, until
 
+pytestmark = [pytest.mark.every_python, pytest.mark.redis_py, pytest.mark.handoff]
+
 
 class OwnError(Exception):
     """The body's or a task's own."""

@@ -15,6 +15,8 @@ from asynclock.testing import Server
 from tests.support import internals
 from tests.support.helpers import key, until
 
+pytestmark = pytest.mark.every_python
+
 
 class OwnError(Exception):
     """A body's or a task's own."""

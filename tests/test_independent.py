@@ -17,6 +17,8 @@ from asynclock.wire.node import Node
 from tests.support import internals
 from tests.support.helpers import AT_ONCE, body, contend, key, until
 
+pytestmark = pytest.mark.every_python
+
 PATIENCE = 0.02  # try_next_after
 
 

@@ -23,6 +23,8 @@ from asynclock.testing import Cluster, Proxy, Sentinels, Server
 from tests.support import internals
 from tests.support.helpers import key, until
 
+pytestmark = [pytest.mark.every_python, pytest.mark.redis_py]
+
 
 def connections(server: Server) -> int:
     listed = server.execute("CLIENT", "LIST")

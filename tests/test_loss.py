@@ -20,6 +20,8 @@ from tests.support import internals
 from tests.support.helpers import AT_ONCE, body, key, until, worker
 from tests.support.watch import complaints
 
+pytestmark = [pytest.mark.every_python, pytest.mark.redis_py, pytest.mark.handoff]
+
 OUTSIDE: dict[str, tuple[Callable[[Server], object], set[str]]] = {
     "deleted": (lambda server: server.execute("DEL", key("job")), {"deleted"}),
     "unlinked": (lambda server: server.execute("UNLINK", key("job")), {"deleted"}),

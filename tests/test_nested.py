@@ -24,6 +24,8 @@ from asynclock.testing import Server
 from tests.support import internals
 from tests.support.helpers import AT_ONCE, key, until
 
+pytestmark = pytest.mark.every_python
+
 SOON = 0.05
 
 

@@ -12,6 +12,8 @@ from asynclock import Locker, LockLostError
 from asynclock.testing import Proxy, Server
 from tests.support.helpers import AT_ONCE, body, key, until
 
+pytestmark = pytest.mark.every_python
+
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(

@@ -9,11 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import asynclock
 from asynclock import Locker, LockScope
 from asynclock.options import Options
 from asynclock.testing import Server
 from tests.support.helpers import key
+
+pytestmark = [pytest.mark.every_python, pytest.mark.serverless]
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -20,6 +20,8 @@ from tests.support import internals
 from tests.support.helpers import AT_ONCE, Body, body, key, until
 from tests.support.interceptor import Interceptor
 
+pytestmark = pytest.mark.redis_py
+
 
 class NoHello(Interceptor):
     """Does not know ``HELLO``, like an old server or a proxy with a list of commands of its own."""

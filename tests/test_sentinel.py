@@ -35,6 +35,8 @@ from tests.support.helpers import AT_ONCE, body, key, until
 from tests.support.interceptor import Interceptor
 from tests.support.internals import trouble, up
 
+pytestmark = pytest.mark.redis_py
+
 FAILOVER = 12.0  # seconds; it takes two or three
 
 

@@ -15,6 +15,8 @@ from asynclock.testing.resp import encode_command
 from tests.support.certificates import Certificates
 from tests.support.helpers import key
 
+pytestmark = pytest.mark.serverless
+
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:

@@ -11,6 +11,8 @@ from asynclock._engine.timers import Timers
 from asynclock.core.room import Room
 from tests.support.bench import Bench
 
+pytestmark = [pytest.mark.every_python, pytest.mark.serverless]
+
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("left", [0.0, 0.0003, 0.0012, 0.004, 0.03])

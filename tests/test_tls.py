@@ -20,6 +20,8 @@ from asynclock.testing import Server, TLSFront
 from tests.support import internals
 from tests.support.helpers import AT_ONCE, body, key, until
 
+pytestmark = pytest.mark.redis_py
+
 
 class Papers:
     """Certificates, and files of them: our CA, another one, and a client's."""

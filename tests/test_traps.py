@@ -21,6 +21,8 @@ from tests.traps.__main__ import told
 from tests.traps.programs import make
 from tests.traps.runner import run_all
 
+pytestmark = pytest.mark.every_python
+
 PROGRAMS = 2500  # on each event loop, other ones on each: 3 s if the machine does nothing else
 
 

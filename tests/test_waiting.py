@@ -18,6 +18,8 @@ from asynclock.testing import Proxy, Server
 from tests.support import internals
 from tests.support.helpers import AT_ONCE, body, contend, key, until, worker
 
+pytestmark = [pytest.mark.every_python, pytest.mark.handoff]
+
 
 @pytest.mark.asyncio
 async def test_acquires_at_once_when_a_holder_elsewhere_releases(locker: Locker, server: Server) -> None:

@@ -22,6 +22,8 @@ from .story import crowd, outcome, shortened
 from .world import Setting, World
 from .worlds import WORLDS, schedule
 
+pytestmark = [pytest.mark.every_python, pytest.mark.serverless]
+
 ENOUGH = 20_000  # schedules, of which one at least has to find a fault
 
 
