@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.every_python, pytest.mark.redis_py]
 URL = "redis://127.0.0.1:1"
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -69,6 +70,7 @@ def test_a_wrong_option_is_named_with_its_value_and_rule(option: str, value: obj
     assert isinstance(caught.value, ValueError)
 
 
+@pytest.mark.fast
 def test_an_unknown_keyword_is_named_with_what_was_meant() -> None:
     with pytest.raises(ConfigurationError, match=r"key_valdity=3.*did you mean 'key_validity'"):
         Locker(URL, key_valdity=3)
@@ -182,6 +184,7 @@ def test_a_url_that_is_none_keeps_its_secret(url: str, what: str) -> None:
         assert caught.value.__suppress_context__ or caught.value.__context__ is None  # redis-py's may show some of it
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("url", "label"),
     [

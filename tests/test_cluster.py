@@ -189,6 +189,7 @@ async def test_a_node_without_a_cluster(kind: str) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_acquire_try_and_force(cluster: Cluster, locker: Locker, other: Locker) -> None:
     for name in (next(spread(cluster)), next(on_one(cluster, primaries(cluster)[1], 3))):
         holding = await body(await locker.acquire(name))

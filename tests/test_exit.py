@@ -42,6 +42,7 @@ async def forever(stopped: list[str] | None = None, name: str = "task") -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_a_quiet_end(locker: Locker, server: Server) -> None:
     async with locker.with_context("job") as scope:
         assert scope.held
@@ -57,6 +58,7 @@ async def test_a_quiet_end(locker: Locker, server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_the_body_raises(locker: Locker, server: Server) -> None:
     stopped: list[str] = []
     with pytest.raises(OwnError) as caught:
@@ -71,6 +73,7 @@ async def test_the_body_raises(locker: Locker, server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_a_task_raises(locker: Locker, server: Server) -> None:
     stopped: list[str] = []
 
@@ -106,6 +109,7 @@ async def test_body_and_task_raise(locker: Locker) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_the_lock_is_lost(locker: Locker, server: Server) -> None:
     order: list[str] = []
 
@@ -217,6 +221,7 @@ async def test_a_cancellation_that_wait_for_drops_comes_again(locker: Locker, se
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_cancelled_from_outside(locker: Locker, server: Server) -> None:
     stopped: list[str] = []
     inside = asyncio.Event()
@@ -239,6 +244,7 @@ async def test_cancelled_from_outside(locker: Locker, server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_asyncio_timeout_around(locker: Locker, server: Server) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05), locker.with_context("job"):
@@ -259,6 +265,7 @@ async def test_asyncio_timeout_inside(locker: Locker, server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_anyio_around(locker: Locker, server: Server) -> None:
     with anyio.move_on_after(0.05) as moved:
         async with locker.with_context("job") as scope:
@@ -323,6 +330,7 @@ async def test_anyio_cancels_in_the_turn_of_the_loss(locker: Locker, server: Ser
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_task_group_around(locker: Locker, server: Server) -> None:
     async def lose() -> None:
         async with locker.with_context("job"):
@@ -362,6 +370,7 @@ async def test_nested_scopes(locker: Locker, server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_scope_cancel(locker: Locker, server: Server) -> None:
     stopped: list[str] = []
     async with locker.with_context("job") as scope:
@@ -484,6 +493,7 @@ async def test_check_from_inside_raises_and_leaves_no_cancellation_behind(locker
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_a_forgotten_scope_is_released_with_a_warning(locker: Locker, server: Server) -> None:
     scope = await locker.acquire("job")
     with warnings.catch_warnings(record=True) as caught:
@@ -496,6 +506,7 @@ async def test_a_forgotten_scope_is_released_with_a_warning(locker: Locker, serv
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 @pytest.mark.parametrize("where", ["acquiring", "inside"])
 async def test_a_closed_coroutine_releases(locker: Locker, server: Server, where: str) -> None:
     """A coroutine that is thrown away cannot await any more, and leaves nothing behind all the same."""
@@ -520,6 +531,7 @@ async def test_a_closed_coroutine_releases(locker: Locker, server: Server, where
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_close_waits_for_the_blocks(server: Server) -> None:
     locker = Locker(server.url)
     order: list[str] = []

@@ -75,6 +75,7 @@ def keys_left(servers: list[Server]) -> int:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_each_server_holds_one_key_and_the_majority_follows_from_their_number(three: list[Server]) -> None:
     async with locker_on(three) as locker, locker.with_context("job") as scope:
         held = values(three, "job")
@@ -285,6 +286,7 @@ async def test_a_locker_does_not_start_without_a_majority(own_three: list[Server
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 @pytest.mark.parametrize("fault", ["killed", "forgotten", "deleted"])
 async def test_a_scope_is_lost_with_its_majority_and_not_before(own_three: list[Server], fault: str) -> None:
     async with locker_on(own_three) as locker:

@@ -40,6 +40,7 @@ OUTSIDE: dict[str, tuple[Callable[[Server], object], set[str]]] = {
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 @pytest.mark.parametrize("majority", [1, 2])
 @pytest.mark.parametrize("what", OUTSIDE)
 async def test_another_client_takes_it_away(server: Server, what: str, majority: int) -> None:
@@ -107,6 +108,7 @@ async def test_forced_take_over_from_this_process(locker: Locker, other: Locker,
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_forced_take_over_from_another_process(locker: Locker, server: Server) -> None:
     holding = await body(await locker.acquire("job"))
     async with worker(server, "5", "force", "job") as taker:
@@ -141,6 +143,7 @@ async def test_reset_by_a_proxy_loses_nothing(server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_key_deleted_while_disconnected_is_found_at_the_reconnect(server: Server) -> None:
     async with Proxy(server.port) as proxy, Locker(proxy.url, disconnect_grace=2.0) as locker:
         holding = await body(await locker.acquire("job"))
@@ -155,6 +158,7 @@ async def test_key_deleted_while_disconnected_is_found_at_the_reconnect(server: 
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_the_only_server_is_killed(own_server: Server) -> None:
     async with Locker(own_server.url) as locker:
         holding = await body(await locker.acquire("job"))
@@ -173,6 +177,7 @@ class Stubborn(asyncio.Future[None]):
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_a_task_that_cannot_be_cancelled_stands_in_nobody_elses_way(own_server: Server) -> None:
     stubborn = Stubborn()
 
@@ -270,6 +275,7 @@ async def test_the_server_hangs(own_server: Server, validity: float) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_the_loop_is_blocked_past_the_validity(locker: Locker, server: Server) -> None:
     async with Locker(server.url, key_validity=0.3) as locker:
         went_on = False
@@ -305,6 +311,7 @@ async def test_the_loop_is_blocked_and_the_body_does_not_check(server: Server) -
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_close_loses_everything(server: Server) -> None:
     locker = Locker(server.url)
     holding = await body(await locker.acquire("job"))
@@ -358,6 +365,7 @@ async def test_a_loss_just_before_the_release_is_told(server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_after_a_loss_the_exit_asks_no_server(own_server: Server) -> None:
     async with Locker(own_server.url, try_next_after=3.0) as locker:  # for as long it would wait for an answer
         holding = await body(await locker.acquire("job"))

@@ -89,6 +89,7 @@ OUTSIDE: dict[str, tuple[tuple[str, ...], LossReason]] = {
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 @pytest.mark.parametrize("what", OUTSIDE)
 async def test_another_client_takes_it_away(server: Server, route: str, what: str) -> None:
     command, reason = OUTSIDE[what]

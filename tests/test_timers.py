@@ -11,7 +11,7 @@ from asynclock._engine.timers import Timers
 from asynclock.core.room import Room
 from tests.support.bench import Bench
 
-pytestmark = [pytest.mark.every_python, pytest.mark.serverless]
+pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
 
 
 @pytest.mark.asyncio

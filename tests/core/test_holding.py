@@ -10,7 +10,7 @@ from asynclock.core.rules import GRID, NEVER, UNMET, LossReason, Operation, Rule
 from ..simulation.servers import Trouble
 from ..support.bench import OTHER, OURS, STRANGER, Bench
 
-pytestmark = [pytest.mark.every_python, pytest.mark.serverless]
+pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
 
 TERM = 5.0 - 0.05 - 0.002  # validity less 1 % and 2 ms
 

@@ -8,7 +8,7 @@ from asynclock.core.clock import ServerClock
 from asynclock.core.lease import Lease, Tokens, when_enough_free
 from asynclock.core.rules import NEVER, Rules
 
-pytestmark = [pytest.mark.every_python, pytest.mark.serverless]
+pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
 
 seconds = st.floats(0, 1e6)
 

@@ -8,7 +8,7 @@ from asynclock.core.rules import NEVER, LossReason, Operation
 from ..simulation.servers import Trouble
 from ..support.bench import OTHER, STRANGER, Bench
 
-pytestmark = [pytest.mark.every_python, pytest.mark.serverless]
+pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
 
 # Acquiring and releasing
 

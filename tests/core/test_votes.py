@@ -7,7 +7,7 @@ from asynclock.core.rules import NEVER, LossReason, Operation
 from ..simulation.servers import Trouble
 from ..support.bench import OTHER, STRANGER, Bench
 
-pytestmark = [pytest.mark.every_python, pytest.mark.serverless]
+pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
 
 TERM = 5.0 - 0.05 - 0.002
 

@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.every_python, pytest.mark.serverless]
 ENOUGH = 20_000  # schedules, of which one at least has to find a fault
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("tracking", [True, False], ids=["tracking", "no tracking"])
 @pytest.mark.parametrize("which", WORLDS)
 def test_the_rules_hold_in_every_schedule(which: str, tracking: bool) -> None:
