@@ -1,4 +1,7 @@
-"""Everything that is checked, a session each: ``nox`` runs what ends soon, ``nox -s chaos`` one of them."""
+"""Every check is a session: ``nox`` runs those that end soon, ``nox -s chaos`` one of them.
+
+Markers choose which tests a session runs; pyproject.toml lists them. Arguments after ``--`` are passed on.
+"""
 
 import os
 from pathlib import Path
@@ -15,17 +18,6 @@ if installed:
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["lint", "tests", "debug", "servers", "oldest", "demo", "docs"]
-
-# What goes through redis-py.
-OLDEST = ("connector", "resp2", "credentials", "tls", "cluster", "sentinel", "loss", "exit", "bad_input", "lifecycle")
-
-# What asks no server, or chooses its servers itself.
-SERVERLESS = (
-    "core",
-    "simulation",
-    "test_testing*",
-    *(f"test_{name}.py" for name in ("benchmarks", "compose", "demo", "docs", "examples*", "readme")),
-)
 
 
 @nox.session
@@ -54,17 +46,16 @@ def debug(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("server,loop", [("redis-6.2", "asyncio"), ("redis-8.2", "uvloop")])
 def servers(session: nox.Session, server: str, loop: str) -> None:
-    """The tests on the other servers, which know nothing of event loops: one of these each is enough."""
+    """The tests on other servers. A server knows nothing of event loops, so each is tested with one of them."""
     session.install("-e", ".[test]")
-    ignored = [argument for path in SERVERLESS for argument in ("--ignore-glob", f"tests/{path}")]
-    session.run("pytest", "--server", server, "--loop", loop, *ignored, *session.posargs)
+    session.run("pytest", "--server", server, "--loop", loop, "-m", "not serverless", *session.posargs)
 
 
 @nox.session
 def oldest(session: nox.Session) -> None:
-    """The lower end of the pinned ranges: the door, and what goes through it."""
+    """The lower end of the pinned ranges: what goes through redis-py and hiredis."""
     session.install("-e", ".[test]", "redis[hiredis]==5.2.0", "hiredis==3.2.0", "anyio==4.4.0")
-    session.run("pytest", *(f"tests/test_{name}.py" for name in OLDEST), "-m", "not slow")
+    session.run("pytest", "-m", "redis_py and not slow", *session.posargs)
 
 
 @nox.session

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ import pytest_asyncio
 
 from asynclock import Locker
 from asynclock.testing import KINDS, Cluster, Server
+from tests.support.proofs import proofs
 
-pytest_plugins = ["tests.leftovers"]
+pytest_plugins = ["tests.support.leftovers"]
 
 try:
     import uvloop
@@ -35,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--loop", choices=LOOPS, help="on this event loop only, instead of on both")
     parser.addoption("--handoffs", type=int, help="local_handoffs for all lockers of tests that do not choose it")
+    parser.addoption("--guarantee", type=int, help="only the tests that docs/proofs.md names for this guarantee")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
@@ -45,6 +48,30 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
         return 0  # single tests start sooner without workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(2 * cores, 8)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """``-m fast``: do not even import modules without such tests, which would take most of the time."""
+    if config.option.markexpr != "fast" or not collection_path.match("test_*.py"):
+        return None
+    return True if "pytest.mark.fast" not in collection_path.read_text() else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """``--guarantee N``: leave out all other tests."""
+    number = config.getoption("--guarantee")
+    if number is None:
+        return
+    chosen = {(proof.file, proof.test) for proof in proofs() if proof.guarantee == number}
+    if not chosen:
+        raise pytest.UsageError(f"docs/proofs.md has no tests for guarantee {number}")
+
+    def is_chosen(item: pytest.Item) -> bool:
+        file = item.path.relative_to(config.rootpath).as_posix()
+        return isinstance(item, pytest.Function) and (file, item.originalname) in chosen
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_chosen(item)])
+    items[:] = [item for item in items if is_chosen(item)]
 
 
 @pytest.fixture(autouse=True, scope="session")

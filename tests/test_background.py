@@ -14,7 +14,8 @@ from asynclock.testing import Proxy, Server
 from asynclock.wire.background import CANCELLED_PAUSE, Loop, Ticker
 from asynclock.wire.connector import Connector
 from asynclock.wire.watchdog import max_silence
-from tests.helpers import AT_ONCE, body, until
+from tests.support import internals
+from tests.support.helpers import AT_ONCE, body, until
 
 UNFORESEEN = pytest.mark.parametrize(
     "error", [RuntimeError("nobody has thought of it"), asyncio.CancelledError("their own"), KeyError("x")], ids=repr
@@ -22,7 +23,7 @@ UNFORESEEN = pytest.mark.parametrize(
 
 
 def the_node(locker: Locker):  # type: ignore[no-untyped-def]  # of a package that tests alone look into
-    return next(iter(locker._manager.topology.nodes))
+    return next(iter(internals.nodes(locker)))
 
 
 @pytest.mark.asyncio

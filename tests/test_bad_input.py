@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -20,11 +20,16 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from asynclock import AcquireTimeoutError, AsyncLockError, ConfigurationError, Locker, LockerClosedError, ServerError
 from asynclock.testing import Server
 from asynclock.testing.resp import encode_command
-from tests.helpers import AT_ONCE, key
+from tests.support import internals
+from tests.support.fake_server import HELLO, says
+from tests.support.helpers import AT_ONCE, key
+
+pytestmark = [pytest.mark.every_python, pytest.mark.redis_py]
 
 URL = "redis://127.0.0.1:1"
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -65,6 +70,7 @@ def test_a_wrong_option_is_named_with_its_value_and_rule(option: str, value: obj
     assert isinstance(caught.value, ValueError)
 
 
+@pytest.mark.fast
 def test_an_unknown_keyword_is_named_with_what_was_meant() -> None:
     with pytest.raises(ConfigurationError, match=r"key_valdity=3.*did you mean 'key_validity'"):
         Locker(URL, key_valdity=3)
@@ -74,8 +80,8 @@ def test_an_unknown_keyword_is_named_with_what_was_meant() -> None:
 
 def test_options_take_timedeltas_and_have_gos_defaults() -> None:
     locker = Locker(URL, key_validity=timedelta(seconds=3), extend_interval=timedelta(seconds=1))
-    assert (locker._manager.options.key_validity, locker._manager.options.extend_interval) == (3.0, 1.0)
-    options = Locker(URL)._manager.options
+    assert (internals.options(locker).key_validity, internals.options(locker).extend_interval) == (3.0, 1.0)
+    options = internals.options(Locker(URL))
     assert (options.key_validity, options.extend_interval, options.try_next_after) == (5.0, 2.5, 0.02)
     assert (options.key_prefix, options.key_majority, options.disconnect_grace) == ("asynclock", None, 0.0)
     assert (options.client_side_caching, options.min_replicas, options.no_loop_tracking) == (True, 0, None)
@@ -178,6 +184,7 @@ def test_a_url_that_is_none_keeps_its_secret(url: str, what: str) -> None:
         assert caught.value.__suppress_context__ or caught.value.__context__ is None  # redis-py's may show some of it
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("url", "label"),
     [
@@ -322,7 +329,7 @@ async def test_a_missing_permission_says_which(
 @pytest.mark.asyncio
 async def test_a_missing_permission_for_the_release_shows_at_connect(server: Server) -> None:
     async with Locker(server.url) as locker:
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         command = node.capabilities.delete.decode()
     server.execute("ACL", "SETUSER", "limited", "reset", "on", ">s3cret", "+@all", f"-{command.lower()}", "~*")
     try:
@@ -374,36 +381,6 @@ async def test_a_server_below_6(kind: str) -> None:
 async def test_a_read_only_replica(own_server: Server) -> None:
     own_server.execute("REPLICAOF", "127.0.0.1", "1")
     await refused(Locker(own_server.url), "read-only replica")
-
-
-@contextlib.asynccontextmanager
-async def says(answer: Callable[[bytes], bytes | None]) -> AsyncIterator[str]:
-    """Something that listens and is no Redis."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(65536):
-                reply = answer(data)
-                if reply is None:
-                    break
-                writer.write(reply)
-        except OSError:
-            pass  # the locker hung up
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        await asyncio.sleep(0.01)
-
-
-HELLO = (
-    b"%7\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$5\r\n7.4.0\r\n$5\r\nproto\r\n:3\r\n$2\r\nid\r\n:4\r\n"
-    b"$4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\nmaster\r\n$7\r\nmodules\r\n*0\r\n"
-)
 
 
 @pytest.mark.asyncio
@@ -535,8 +512,8 @@ async def test_no_secret_in_logs_and_reprs(kind: str, caplog: pytest.LogCaptureF
                 str(locker),
                 repr(scope),
                 caplog.text,
-                repr(locker._manager.clients.servers),
-                repr(locker._manager),
+                repr(internals.servers(locker)),
+                repr(internals.manager(locker)),
             ]
             await scope.release()
     assert server_value

@@ -25,6 +25,8 @@ from benchmarks.run import BrokenError, Run, measure
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.turns import Turns, crowd
 
+pytestmark = pytest.mark.serverless
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -17,8 +17,9 @@ import pytest
 from asynclock import Locker, LockLostError
 from asynclock.core.clock import ServerClock
 from asynclock.testing import Proxy, Server, clock_off
-from tests.helpers import AT_ONCE, body, key, until, worker
-from tests.tap import Tap, without_compare
+from tests.support import internals
+from tests.support.helpers import AT_ONCE, body, key, until, worker
+from tests.support.tap import Tap, without_compare
 
 HOUR = 3600
 
@@ -186,7 +187,7 @@ async def test_the_clock_is_set_forward_while_a_lock_is_held(
     async with Locker(server.url, key_validity=1.0) as locker:
         holding = await body(await locker.acquire("job"))
         if looked_at:
-            await until(lambda: not locker._manager.rooms["job"].holder.untracked)  # type: ignore[union-attr]
+            await until(lambda: not internals.rooms(locker)["job"].holder.untracked)
         set_off(clock, HOUR)
         await until(lambda: holding.error, 1)  # the server's own search for expired keys, or the next extension
         assert isinstance(holding.error, LockLostError)

@@ -15,8 +15,10 @@ from redis.asyncio.cluster import ClusterNode, RedisCluster
 from asynclock import AcquireTimeoutError, ConfigurationError, Locker, LossReason, NotLockedError, ServerError
 from asynclock.testing import Cluster, Server
 from asynclock.testing.ports import HeldPort
-from tests.cluster import execute, keys, names, no_keys, on_one, owner_of, primaries, spread
-from tests.helpers import AT_ONCE, body, key, until
+from tests.support.cluster import execute, keys, names, no_keys, on_one, owner_of, primaries, spread
+from tests.support.helpers import AT_ONCE, body, key, until
+
+pytestmark = pytest.mark.redis_py
 
 # 10 ms are meant and 1 to 3 are typical; two cores with other work need room.
 
@@ -187,6 +189,7 @@ async def test_a_node_without_a_cluster(kind: str) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_acquire_try_and_force(cluster: Cluster, locker: Locker, other: Locker) -> None:
     for name in (next(spread(cluster)), next(on_one(cluster, primaries(cluster)[1], 3))):
         holding = await body(await locker.acquire(name))

@@ -13,8 +13,9 @@ import pytest
 from asynclock import AcquireTimeoutError, Locker, LockScope, NotLockedError, ServerError
 from asynclock.testing import Cluster, Server
 from asynclock.wire.node import Node
-from tests.cluster import execute, no_keys, on_one, owner_of, primaries, spread
-from tests.helpers import AT_ONCE, body, key, until
+from tests.support import internals
+from tests.support.cluster import execute, no_keys, on_one, owner_of, primaries, spread
+from tests.support.helpers import AT_ONCE, body, key, until
 
 # 1.5 s until a node counts as failed, an election after that, and a look at the slots.
 TAKEN_OVER = 8.0
@@ -330,10 +331,10 @@ async def test_a_node_that_hangs(kind: str) -> None:
             async with locker.with_context(name):
                 assert time.monotonic() - since < AT_ONCE
             hung.resume()
-            nodes = locker._manager.topology.nodes
+            nodes = internals.nodes(locker)
             await until(lambda: all(node.connection is not None for node in nodes), 8)
             # The one that is asked for the slots: it is not waited for longer than a second.
-            topology = locker._manager.topology
+            topology = internals.topology(locker)
             hung.pause()
             for _ in range(3):
                 topology.doubt()  # type: ignore[attr-defined]
@@ -354,7 +355,7 @@ async def test_a_node_that_comes_back_without_its_nodes_conf(kind: str, monkeypa
         primary = primaries(cluster)[0]
         name = next(on_one(cluster, primary, 1))
         async with Locker(primary.url) as locker:
-            nodes = locker._manager.topology.nodes
+            nodes = internals.nodes(locker)
             primary.kill()
             assert primary._guard is not None
             (primary._guard.directory / "nodes.conf").unlink()
@@ -366,7 +367,7 @@ async def test_a_node_that_comes_back_without_its_nodes_conf(kind: str, monkeypa
 
             monkeypatch.setattr("asynclock.topology.cluster.random.shuffle", that_first)  # else it is by chance
             for _ in range(5):
-                locker._manager.topology.doubt()  # type: ignore[attr-defined]
+                internals.topology(locker).doubt()
                 await asyncio.sleep(0.15)
                 async with locker.with_context(name, timeout=1) as scope:
                     assert scope.held

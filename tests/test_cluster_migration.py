@@ -19,8 +19,9 @@ from asynclock.testing import Cluster, Proxy, Server
 from asynclock.testing.nodes import text, view
 from asynclock.wire.commands import split
 from asynclock.wire.connection import Expects
-from tests.cluster import asking, counted, execute, moves_at_once, no_keys, owner_of, primaries, spread
-from tests.helpers import AT_ONCE, body, key, until
+from tests.support import internals
+from tests.support.cluster import asking, counted, execute, moves_at_once, no_keys, owner_of, primaries, spread
+from tests.support.helpers import AT_ONCE, body, key, until
 
 BY_PUSH = 0.2  # seconds: a busy machine is slow, but the next extension would be a second later
 
@@ -295,7 +296,7 @@ class Behind:
 
     async def knows(self) -> None:
         """The locker has heard whose slot it is now."""
-        topology = self.locker._manager.topology
+        topology = internals.topology(self.locker)
         assert isinstance(topology, topologies.Cluster)
         topology.doubt()
         await until(lambda: str(topology._owners[self.move.slot].connector.port) in self.move.target.url)
@@ -333,7 +334,7 @@ async def test_a_slot_that_goes_between_the_two_commands_of_one_question(
     held = await other.acquire(name)
     waiting = asyncio.create_task(locker.acquire(name))
     await asyncio.sleep(0.05)
-    node = locker._manager.topology.home(locker._manager.rooms[name], 0)
+    node = internals.topology(locker).home(internals.rooms(locker)[name], 0)
     assert node is not None and node.connection is not None
     wire, send = node.connection, node.connection.send
     rest: list[bytes] = []

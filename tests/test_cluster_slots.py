@@ -11,12 +11,13 @@ from redis.asyncio.cluster import RedisCluster
 from asynclock import Locker
 from asynclock.testing import Cluster
 from asynclock.topology.cluster import Cluster as Topology
-from tests.cluster import asking, primaries
-from tests.helpers import key, until
+from tests.support import internals
+from tests.support.cluster import asking, primaries
+from tests.support.helpers import key, until
 
 
 def topology_of(locker: Locker) -> Topology:
-    topology = locker._manager.topology
+    topology = internals.topology(locker)
     assert isinstance(topology, Topology)
     return topology
 
@@ -35,7 +36,7 @@ async def test_closed_in_the_moment_in_which_the_slots_are_told(
 
         async def close() -> None:
             await told
-            await locker._manager.disconnect()
+            await internals.disconnect(locker)
 
         def taps(call: Any) -> Any:
             def tapped(data: bytes) -> asyncio.Future[Any]:

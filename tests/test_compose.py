@@ -18,6 +18,8 @@ from asynclock.testing.executables import find_executable
 from asynclock.testing.ports import HeldPort
 from asynclock.testing.resp import encode_command, read_reply
 
+pytestmark = pytest.mark.serverless
+
 ROOT = Path(__file__).parent.parent
 COMPOSE = ROOT / "compose.yaml"
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE.read_text())["services"]

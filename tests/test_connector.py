@@ -23,11 +23,14 @@ import trustme
 from redis.credentials import CredentialProvider
 
 from asynclock import AcquireTimeoutError, ConfigurationError, Locker, LockScope, ServerError
-from asynclock.testing import Proxy, Server
+from asynclock.testing import Proxy, Server, TLSFront
 from asynclock.testing.ports import HeldPort
-from tests.fronts import Front
-from tests.helpers import AT_ONCE, body, key, until
-from tests.hostile import Turncoat
+from tests.support import internals
+from tests.support.helpers import AT_ONCE, body, key, until
+from tests.support.interceptor import Interceptor
+from tests.support.internals import drop, trouble, up
+
+pytestmark = [pytest.mark.every_python, pytest.mark.redis_py]
 
 
 @pytest.mark.asyncio
@@ -38,7 +41,7 @@ async def test_a_socket_taken_over_from_redis_py(locker: Locker, server: Server)
     assert holding.scope.held
     scopes = await asyncio.gather(*(locker.acquire(f"{number} {'x' * 1000}") for number in range(2000)))
     await asyncio.gather(*(scope.release() for scope in scopes))
-    (node,) = locker._manager.topology.nodes
+    node = internals.node(locker)
     before = node.connection
     server.execute("CLIENT", "KILL", "TYPE", "normal")
     await until(lambda: node.connection not in (None, before))
@@ -55,7 +58,7 @@ async def test_a_lost_connection_does_not_wait_for_the_garbage_collector(locker:
     def readers() -> int:
         return sum(isinstance(each, asyncio.StreamReader) for each in gc.get_objects())
 
-    (node,) = locker._manager.topology.nodes
+    node = internals.node(locker)
     gc.collect()
     before = readers()
     gc.disable()
@@ -108,7 +111,7 @@ class Recording:
     """The transport of a locker's only connection, which remembers what is written."""
 
     def __init__(self, locker: Locker) -> None:
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         assert node.connection is not None
         self.connection = node.connection
         self.transport = node.connection._transport
@@ -172,7 +175,7 @@ async def test_a_protocol_that_is_none(server: Server) -> None:
 async def test_reconnects_have_pauses(own_server: Server) -> None:
     """A server that stays away is asked with growing pauses, about once a second in the end."""
     async with Locker(own_server.url, disconnect_grace=30) as locker:
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         asked = 0
         connect = node.connector.open
 
@@ -193,7 +196,7 @@ async def test_reconnects_have_pauses(own_server: Server) -> None:
 @pytest.mark.asyncio
 async def test_a_call_on_a_lost_connection_fails_at_once(own_server: Server) -> None:
     async with Locker(own_server.url) as locker:
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         wire = node.connection
         assert wire is not None
         own_server.kill()
@@ -203,22 +206,6 @@ async def test_a_call_on_a_lost_connection_fails_at_once(own_server: Server) -> 
 
 
 # Trying to connect ends with aclose, or with what is refused for good
-
-
-def drop(locker: Locker) -> None:
-    """The connection breaks, for whatever reason."""
-    for node in locker._manager.topology.nodes:
-        if node.connection is not None:
-            node.connection.abort()
-
-
-def up(locker: Locker) -> bool:
-    return all(node.connection is not None for node in locker._manager.topology.nodes)
-
-
-def trouble(locker: Locker) -> str:
-    (node,) = locker._manager.topology.nodes
-    return str(node.trouble)
 
 
 @contextlib.contextmanager
@@ -381,7 +368,7 @@ async def test_a_password_of_a_provider_is_not_shown(server: Server) -> None:
     """Whoever repeats it: it was told to the server when the connection was set up."""
     provider = Provider()
     provider.words = ("app", "s3cret")
-    async with Turncoat(server.port) as turncoat:
+    async with Interceptor(server.port) as turncoat:
         turncoat.answer = lambda command: b"-ERR what is s3cret?\r\n"
         client = redis.Redis(host="127.0.0.1", port=turncoat.port, credential_provider=provider)
         with pytest.raises(ServerError) as caught:
@@ -535,7 +522,7 @@ async def held_while(
     ],
 )
 async def test_a_server_that_answers_is_not_gone(server: Server, protocol: int, says: bytes, what: str) -> None:
-    async with Turncoat(server.port) as turncoat:
+    async with Interceptor(server.port) as turncoat:
         url = f"{turncoat.url}?protocol={protocol}&socket_connect_timeout=0.3"
         async with Locker(url, key_validity=30) as locker:
 
@@ -577,7 +564,7 @@ async def test_a_server_that_is_silent_is_not_gone(server: Server) -> None:
 async def test_another_certificate(server: Server, tmp_path: Path) -> None:
     papers = Papers(tmp_path)
     stranger = trustme.CA().issue_cert("127.0.0.1")
-    async with Front(server.port, papers.server) as front:
+    with TLSFront(server.port, papers.server) as front:
         async with Locker(f"rediss://127.0.0.1:{front.port}/0?ssl_ca_certs={papers.ca}", key_validity=30) as locker:
             await held_while(
                 locker,
@@ -595,19 +582,9 @@ def nobody() -> Iterator[HeldPort]:
     held.close()
 
 
-class Balancer(Front):
-    """Passes connections on, or ends each as soon as it is there: as a balancer does whose server is gone."""
-
-    def _accept(self, client: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
-        if self.target_port:
-            super()._accept(client, back)
-        else:
-            back.transport.abort()
-
-
 @pytest.mark.asyncio
 @pytest.mark.parametrize("protocol", [3, 2])
-@pytest.mark.parametrize("between_them", [Balancer, Proxy])  # with an orderly end, and with a reset
+@pytest.mark.parametrize("between_them", [Interceptor, Proxy])  # with an orderly end, and with a reset
 async def test_a_server_that_ends_every_connection_is_gone(
     server: Server, protocol: int, between_them: Any, nobody: HeldPort
 ) -> None:
@@ -759,7 +736,7 @@ async def test_tls_checks_the_name_and_not_the_address(
     papers = Papers(tmp_path, "redis.test")
     asked: list[str] = []
     papers.server.sni_callback = lambda _, name, context: asked.append(name)
-    async with Front(server.port, papers.server) as front:
+    with TLSFront(server.port, papers.server) as front:
         rest = f"{front.port}?ssl_ca_certs={papers.ca}"
         async with Locker(f"rediss://redis.test:{rest}") as locker, locker.with_context("job") as scope:
             assert scope.held and asked == ["redis.test"]

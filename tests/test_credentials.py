@@ -17,7 +17,10 @@ from asynclock import Locker, LossReason, ServerError
 from asynclock.testing import Server
 from asynclock.wire.credentials import Credentials
 from asynclock.wire.node import Node
-from tests.helpers import AT_ONCE, body, key, until
+from tests.support import internals
+from tests.support.helpers import AT_ONCE, body, key, until
+
+pytestmark = pytest.mark.redis_py
 
 try:
     from redis.auth.token import SimpleToken
@@ -176,9 +179,9 @@ async def test_deleted_while_the_subscriber_logs_in(users: Server) -> None:
     provider = Streaming()
     client = client_of(users, provider, protocol=2)
     async with Locker(client) as locker:
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         holding = await body(await locker.acquire("job"))
-        await until(lambda: not locker._manager.rooms["job"].holder.untracked)  # type: ignore[union-attr]
+        await until(lambda: not internals.rooms(locker)["job"].holder.untracked)
         assert node.session is not None and node.session.invalidations is not None
         node.session.invalidations._on_push = lambda push, now: None  # as if lost
         since = time.monotonic()
@@ -200,13 +203,13 @@ async def test_twice_within_one_round_trip(users: Server, monkeypatch: pytest.Mo
         before = users_of(users)
         assert len(before) == 2
         looks = []
-        reconnected = locker._manager.reconnected
+        reconnected = internals.manager(locker).reconnected
 
         def look(node: Any) -> None:
             looks.append(node)
             reconnected(node)
 
-        monkeypatch.setattr(locker._manager, "reconnected", look)
+        monkeypatch.setattr(internals.manager(locker), "reconnected", look)
         await asyncio.gather(provider.announce("app"), provider.announce("next"))
         await until(lambda: users_of(users) == dict.fromkeys(before, "next"))
         await until(lambda: len(looks) == 2)
@@ -236,7 +239,7 @@ async def test_refused_new_credentials_lead_to_a_reconnect(
             await until(lambda: set(users_of(users).values()) == {"next"})
             assert scope.held
             await provider.announce("next", "wr0ng-s3cret")  # and now not even that
-            (node,) = locker._manager.topology.nodes
+            node = internals.node(locker)
             await until(lambda: node.trouble is not None and node.trouble.lasting)
             assert "check username and password" in str(node.trouble)
     assert "new credentials were refused" in caplog.text
@@ -265,7 +268,7 @@ async def test_new_credentials_while_a_connection_is_set_up(users: Server) -> No
     provider = Streaming()
     client = client_of(users, provider)
     locker = Locker(client)
-    (door,) = locker._manager.clients.servers.connectors
+    door = internals.connector(locker)
     connect = door.open
 
     async def slow() -> asyncio.StreamWriter:

@@ -33,7 +33,9 @@ from asynclock.cli.demo_figures import (
 )
 from asynclock.cli.demo_strips import Strips
 from asynclock.testing import Server
-from tests.helpers import until
+from tests.support.helpers import until
+
+pytestmark = pytest.mark.serverless
 
 LIMIT = 20.0
 DEMO = [sys.executable, "-m", "asynclock", "demo"]

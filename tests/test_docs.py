@@ -20,6 +20,8 @@ from asynclock import Locker, LockLostError, LockScope
 from asynclock.options import Options
 from asynclock.testing import Server
 
+pytestmark = pytest.mark.serverless
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -71,7 +73,8 @@ def test_code_runs(page: Path) -> None:
             exec(compile(code, str(page), "exec"), names)
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+@pytest.mark.fast
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
 def test_links_and_images_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", page.read_text())):
         if not re.match(r"https?://|#", target):
@@ -81,6 +84,7 @@ def test_links_and_images_lead_somewhere(page: Path) -> None:
 BUILTIN = ("ValueError", "TimeoutError", "CancelledError", "RuntimeError")
 
 
+@pytest.mark.fast
 def test_names_in_the_text_exist() -> None:
     """``scope.check()``, ``locker.client``, ``FooError``. (Go's ``locker.Close()`` has a capital.)"""
     for page in PAGES:
@@ -92,6 +96,7 @@ def test_names_in_the_text_exist() -> None:
             assert name in asynclock.__all__ or name in BUILTIN, name
 
 
+@pytest.mark.fast
 def test_every_option_error_and_reason_is_in_its_table() -> None:
     options = (DOCS / "options.md").read_text()
     parameters = inspect.signature(Locker).parameters

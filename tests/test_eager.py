@@ -12,9 +12,13 @@ import pytest_asyncio
 
 from asynclock import ConfigurationError, Locker, LockLostError
 from asynclock.testing import Server
-from tests.helpers import AT_ONCE, eager_task, key, until
+from tests.support import internals
+from tests.support.helpers import AT_ONCE, eager_task, key, until
 
-pytestmark = pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+pytestmark = [
+    pytest.mark.every_python,
+    pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12"),
+]
 
 
 class OwnError(Exception):
@@ -226,7 +230,7 @@ async def test_acquiring_in_children(locker: Locker) -> None:
 
     await asyncio.gather(*(asyncio.create_task(hold()) for _ in range(20)))
     assert held == 20
-    await until(lambda: not locker._manager.busy())
+    await until(lambda: not internals.busy(locker))
 
 
 def test_connecting_fails_before_anything_is_awaited() -> None:
@@ -236,7 +240,7 @@ def test_connecting_fails_before_anything_is_awaited() -> None:
     async def refuse() -> None:
         raise ConfigurationError("at once")
 
-    locker._manager.connect = refuse  # type: ignore[method-assign]  # whatever there may be that does so
+    internals.manager(locker).connect = refuse  # whatever there may be that does so
     errors = []
     for _ in range(2):
         with asyncio.Runner() as runner:

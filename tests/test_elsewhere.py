@@ -13,7 +13,10 @@ import pytest
 
 from asynclock import AsyncLockError, ConfigurationError, Locker, LockLostError, LockScope
 from asynclock.testing import Server
-from tests.helpers import key, until
+from tests.support import internals
+from tests.support.helpers import key, until
+
+pytestmark = pytest.mark.every_python
 
 
 class OwnError(Exception):
@@ -91,7 +94,7 @@ async def test_it_refuses_and_changes_nothing(locker: Locker, server: Server, na
         assert scope.held
         assert server.execute("EXISTS", key("job")) == 1
         assert server.execute("EXISTS", key("other")) == 0
-        assert locker._manager.busy() == ["job"]
+        assert internals.busy(locker) == ["job"]
         server.execute("DEL", key("job"))
         await asyncio.sleep(5)
         pytest.fail("went on")
@@ -167,7 +170,7 @@ def test_a_closed_loop_is_not_asked(server: Server) -> None:
         locker = Locker(server.url, key_validity=1)
         loop = asyncio.new_event_loop()
         scope = loop.run_until_complete(locker.acquire("job", timeout=3))
-        loop.run_until_complete(locker._manager.topology.aclose())  # no socket is to be left open
+        loop.run_until_complete(internals.topology(locker).aclose())  # no socket is to be left open
         loop.close()
         close(scope)
         close(scope)

@@ -19,10 +19,10 @@ from sqlalchemy.orm import Session
 
 from asynclock.testing import Server
 from examples import aiohttp_app
-from tests.apps import WORK, Client, check_refused, running
-from tests.helpers import AT_ONCE, until
+from tests.support.apps import WORK, Client, check_refused, running
+from tests.support.helpers import AT_ONCE, until
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.every_python, pytest.mark.serverless, pytest.mark.asyncio]
 each_app = pytest.mark.parametrize("name", ["fastapi", "aiohttp"])
 
 

@@ -26,8 +26,8 @@ from asynclock import Locker, LockScope
 from asynclock.testing import Server
 from examples import aiohttp_app, fastapi_app
 from examples.fastapi_app import Account, AccountLock, AccountLockUntilSent, AccountSession, account_lock
-from tests.apps import Client, Serve, running, serve_aiohttp, serve_asgi
-from tests.helpers import until
+from tests.support.apps import Client, Serve, running, serve_aiohttp, serve_asgi
+from tests.support.helpers import until
 
 pytestmark = pytest.mark.asyncio
 

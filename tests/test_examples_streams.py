@@ -19,8 +19,8 @@ from asynclock import LockScope
 from asynclock.testing import Server
 from examples import aiohttp_app, fastapi_app
 from examples.fastapi_app import AccountLock, AccountLockUntilSent
-from tests.apps import Client, Raw, Serve, check_refused, running, serve_aiohttp, serve_asgi
-from tests.helpers import AT_ONCE, until
+from tests.support.apps import Client, Raw, Serve, check_refused, running, serve_aiohttp, serve_asgi
+from tests.support.helpers import AT_ONCE, until
 
 pytestmark = pytest.mark.asyncio
 

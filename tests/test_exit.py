@@ -13,7 +13,10 @@ import pytest
 
 from asynclock import Locker, LockLostError, LockScope, LossReason, ServerError
 from asynclock.testing import Proxy, Server
-from tests.helpers import AT_ONCE, key, until
+from tests.support import internals
+from tests.support.helpers import AT_ONCE, key, until
+
+pytestmark = [pytest.mark.every_python, pytest.mark.redis_py, pytest.mark.handoff]
 
 
 class OwnError(Exception):
@@ -39,6 +42,7 @@ async def forever(stopped: list[str] | None = None, name: str = "task") -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_a_quiet_end(locker: Locker, server: Server) -> None:
     async with locker.with_context("job") as scope:
         assert scope.held
@@ -54,6 +58,7 @@ async def test_a_quiet_end(locker: Locker, server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_the_body_raises(locker: Locker, server: Server) -> None:
     stopped: list[str] = []
     with pytest.raises(OwnError) as caught:
@@ -68,6 +73,7 @@ async def test_the_body_raises(locker: Locker, server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_a_task_raises(locker: Locker, server: Server) -> None:
     stopped: list[str] = []
 
@@ -103,6 +109,7 @@ async def test_body_and_task_raise(locker: Locker) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_the_lock_is_lost(locker: Locker, server: Server) -> None:
     order: list[str] = []
 
@@ -214,6 +221,7 @@ async def test_a_cancellation_that_wait_for_drops_comes_again(locker: Locker, se
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_cancelled_from_outside(locker: Locker, server: Server) -> None:
     stopped: list[str] = []
     inside = asyncio.Event()
@@ -236,6 +244,7 @@ async def test_cancelled_from_outside(locker: Locker, server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_asyncio_timeout_around(locker: Locker, server: Server) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05), locker.with_context("job"):
@@ -256,6 +265,7 @@ async def test_asyncio_timeout_inside(locker: Locker, server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_anyio_around(locker: Locker, server: Server) -> None:
     with anyio.move_on_after(0.05) as moved:
         async with locker.with_context("job") as scope:
@@ -306,9 +316,7 @@ async def test_anyio_cancels_in_the_turn_of_the_loss(locker: Locker, server: Ser
         async with locker.with_context("job"):
 
             def lose() -> None:
-                locker._manager.rooms["job"].gone(
-                    0, locker._manager.now()
-                )  # as if the server had refused to be reconnected
+                internals.lose(locker, "job")  # as if the server had refused to be reconnected
 
             def both() -> None:
                 for cancel in (lose, around.cancel) if first == "loss" else (around.cancel, lose):
@@ -322,6 +330,7 @@ async def test_anyio_cancels_in_the_turn_of_the_loss(locker: Locker, server: Ser
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_task_group_around(locker: Locker, server: Server) -> None:
     async def lose() -> None:
         async with locker.with_context("job"):
@@ -361,6 +370,7 @@ async def test_nested_scopes(locker: Locker, server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_scope_cancel(locker: Locker, server: Server) -> None:
     stopped: list[str] = []
     async with locker.with_context("job") as scope:
@@ -491,6 +501,7 @@ async def test_check_from_inside_raises_and_leaves_no_cancellation_behind(locker
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_a_forgotten_scope_is_released_with_a_warning(locker: Locker, server: Server) -> None:
     scope = await locker.acquire("job")
     with warnings.catch_warnings(record=True) as caught:
@@ -503,6 +514,7 @@ async def test_a_forgotten_scope_is_released_with_a_warning(locker: Locker, serv
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 @pytest.mark.parametrize("where", ["acquiring", "inside"])
 async def test_a_closed_coroutine_releases(locker: Locker, server: Server, where: str) -> None:
     """A coroutine that is thrown away cannot await any more, and leaves nothing behind all the same."""
@@ -522,11 +534,12 @@ async def test_a_closed_coroutine_releases(locker: Locker, server: Server, where
         coroutine.send(None)
         assert inside
     coroutine.close()
-    await until(lambda: free(server) and not locker._manager.busy())
+    await until(lambda: free(server) and not internals.busy(locker))
     assert cancelling() == 0
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_close_waits_for_the_blocks(server: Server) -> None:
     locker = Locker(server.url)
     order: list[str] = []

@@ -9,7 +9,8 @@ import pytest
 from asynclock import AcquireTimeoutError, Locker, LockScope
 from asynclock.testing import Proxy, Server
 from asynclock.wire.connection import MAX_UNSENT
-from tests.helpers import key, until
+from tests.support import internals
+from tests.support.helpers import key, until
 
 LONG = 60_000  # characters of a name: so that few names fill the buffers of both kernels
 NAMES = [f"{number} ".ljust(LONG, "x") for number in range(400)]
@@ -20,7 +21,7 @@ async def test_a_server_that_does_not_read_takes_no_memory_without_bound(own_ser
     # With this validity the connection counts as dead after 2 s without an answer: it is resumed before that.
     async with Locker(own_server.url, key_validity=60) as locker:
         held = await locker.acquire("held")
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         wire = node.connection
         assert wire is not None
         own_server.pause()
@@ -59,7 +60,7 @@ async def test_a_server_that_answers_late_is_asked_no_more_until_it_has_answered
         # With this validity an answer is late after half a second.
         Locker(proxy.url, key_validity=2) as locker,
     ):
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         wire = node.connection
         assert wire is not None
         proxy.rate = 5_000
@@ -93,7 +94,7 @@ async def test_what_is_held_at_a_server_that_answers_late_is_extended_and_given_
     """Only new votes are not asked for there: what was begun is ended."""
     async with Proxy(own_server.port) as proxy:
         async with Locker(proxy.url, key_validity=2) as locker:
-            (node,) = locker._manager.topology.nodes
+            node = internals.node(locker)
             wire = node.connection
             assert wire is not None
             held = [await locker.acquire(f"name {number}") for number in range(10)]
@@ -112,7 +113,7 @@ async def test_what_is_held_at_a_server_that_answers_late_is_extended_and_given_
 @pytest.mark.asyncio
 async def test_a_server_that_never_reads_again_is_left(own_server: Server) -> None:
     async with Locker(own_server.url, key_validity=2) as locker:
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         held = await locker.acquire("held")
         own_server.pause()
         try:

@@ -12,7 +12,10 @@ import pytest
 
 from asynclock import Locker, LockLostError, LockScope
 from asynclock.testing import Server
-from tests.helpers import key, until
+from tests.support import internals
+from tests.support.helpers import key, until
+
+pytestmark = pytest.mark.every_python
 
 
 class OwnError(Exception):
@@ -164,7 +167,7 @@ async def test_one_that_the_garbage_collector_closes(locker: Locker, server: Ser
             lose(server)
             await asyncio.sleep(5)
     gc.collect()
-    await until(lambda: not locker._manager.busy())
+    await until(lambda: not internals.busy(locker))
     await until(lambda: cancelling() == 0)
 
 
@@ -253,7 +256,7 @@ async def test_another_task_closes_it(locker: Locker, server: Server, lost: bool
         assert cancelling() == 1
     await asyncio.create_task(generator.aclose())  # type: ignore[attr-defined]
     assert cancelling() == 0
-    await until(lambda: free(server) and not locker._manager.busy())
+    await until(lambda: free(server) and not internals.busy(locker))
     for _ in range(3):
         await asyncio.sleep(0.05)
 
@@ -284,7 +287,7 @@ async def test_another_task_leaves_it(locker: Locker, server: Server, alive: boo
         if not alive:
             await entering
         lose(server)
-        await until(lambda: not locker._manager.busy())
+        await until(lambda: not internals.busy(locker))
         await asyncio.sleep(0.01)
         kind = None if error is None else type(error)
         if isinstance(error, OwnError):
@@ -397,7 +400,7 @@ async def test_closed_while_tasks_run(locker: Locker, server: Server, how: str) 
     with pytest.raises(TimeoutError):
         await locker.acquire("job", timeout=0.05)
     stubborn.may_end.set()
-    await until(lambda: free(server) and not locker._manager.busy())
+    await until(lambda: free(server) and not internals.busy(locker))
     assert cancelling() == 0
 
 
@@ -432,7 +435,7 @@ async def test_a_task_that_fails_after_its_block_was_closed(locker: Locker) -> N
         await asyncio.sleep(0)
         await generator.aclose()
         stubborn.may_end.set()
-        await until(lambda: not locker._manager.busy())
+        await until(lambda: not internals.busy(locker))
     finally:
         loop.set_exception_handler(handler)
     assert [type(context["exception"]) for context in told] == [OwnError]
@@ -497,10 +500,10 @@ async def test_an_error_of_the_loops_body_goes_first(
                         if when == "heard":
                             await heard()
                         else:  # by a look, which this task has: it is not suspended, and so not cancelled yet
-                            locker._manager.rooms["job"].gone(0, locker._manager.now())
+                            internals.lose(locker, "job")
                     raise OwnError("body")
         assert cancelling() == 0
-        await until(lambda: free(server) and not locker._manager.busy())
+        await until(lambda: free(server) and not internals.busy(locker))
 
     async def fail_at_once() -> None:
         raise OwnError("task")
@@ -578,7 +581,7 @@ async def test_a_coroutine_that_is_closed_while_its_exit_waits(locker: Locker, s
     await until(lambda: stubborn.told == 3)
     assert not free(server)
     stubborn.may_end.set()
-    await until(lambda: free(server) and not locker._manager.busy())
+    await until(lambda: free(server) and not internals.busy(locker))
 
 
 def test_closed_while_the_loop_does_not_run(server: Server) -> None:
@@ -605,7 +608,7 @@ def test_closed_while_the_loop_does_not_run(server: Server) -> None:
         await until(lambda: stubborn.told == 3)
         assert not free(server)
         stubborn.may_end.set()
-        await until(lambda: free(server) and not locker._manager.busy())
+        await until(lambda: free(server) and not internals.busy(locker))
         await locker.aclose()
 
     with asyncio.Runner() as runner:

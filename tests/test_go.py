@@ -14,8 +14,9 @@ import pytest
 
 from asynclock import Locker, NotLockedError
 from asynclock.testing import Proxy, Server
-from tests.go import Go
-from tests.helpers import AT_ONCE, body, until
+from tests.support import internals
+from tests.support.go import Go
+from tests.support.helpers import AT_ONCE, body, until
 
 NAMES = ["job", "a:b::c", "0:job", "{user}:{1} of {", "with spaces  in it", "Zürich 锁 🔒", "\r\n*1\r\n"]
 
@@ -322,7 +323,7 @@ async def test_go_is_given_its_turn_and_no_more(server: Server) -> None:
         proxy.delay = there_and_back / 2
         lock = await go.acquire("job")
         waiting = asyncio.create_task(locker.acquire("job"))
-        await until(lambda: (room := locker._manager.rooms.get("job")) and room.contended and room.attempt is None)
+        await until(lambda: (room := internals.room(locker, "job")) and room.contended and room.attempt is None)
         await lock.release()
         scope = await asyncio.wait_for(waiting, 5)
         asked = proxy.commands["SET"]
@@ -352,7 +353,7 @@ async def test_who_takes_it_again_at_once_leaves_us_some_turns(server: Server, m
     for _ in range(3):
         words = (str(server.port), "rueidislock", str(majority), str(seconds))
         go = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.greedy", *words),
+            *(sys.executable, "-m", "tests.support.greedy", *words),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             cwd=Path(__file__).parent.parent,

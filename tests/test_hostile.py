@@ -17,9 +17,11 @@ from asynclock import AcquireTimeoutError, Locker, LockLostError, LockScope, Ser
 from asynclock.testing import Server
 from asynclock.topology.opening import _first_connections
 from asynclock.wire.commands import Capabilities
-from tests.helpers import key, until
-from tests.hostile import Turncoat, Watch, complaints, to
-from tests.test_bad_input import HELLO, says
+from tests.support import internals
+from tests.support.fake_server import HELLO, says
+from tests.support.helpers import key, until
+from tests.support.interceptor import Interceptor, to
+from tests.support.watch import Watch, complaints
 
 MB = 1 << 20
 
@@ -57,7 +59,7 @@ KINDS = {
 class Scene(NamedTuple):
     """A lock held and one waited for at a server that may turn hostile, and one held at a server that does not."""
 
-    turncoat: Turncoat
+    turncoat: Interceptor
     locker: Locker
     held: LockScope
     waiting: asyncio.Task[LockScope]
@@ -71,7 +73,7 @@ async def scene(server: Server, kind: str, validity: float = 2.0) -> AsyncIterat
     too. What the loop had to complain about is looked at then."""
     with Server(kind) as elsewhere, complaints() as heard:
         async with (
-            Turncoat(server.port) as turncoat,
+            Interceptor(server.port) as turncoat,
             Locker(turncoat.url, key_validity=validity) as locker,
             Locker(server.url) as other,
             Locker(elsewhere.url, key_validity=validity) as beside,
@@ -357,8 +359,8 @@ async def test_a_million_invalidations_in_a_burst(server: Server, kind: str, bur
 async def test_an_invalidation_in_the_moment_of_an_extension(server: Server) -> None:
     """The key is looked at, and extended all the same: if not then, so after it. The server answers all along, a
     little slowly: that is no reason to lose a lock."""
-    async with Turncoat(server.port) as turncoat, Locker(turncoat.url, key_validity=2.0) as locker:
-        locker._manager.chance = lambda: 1.0  # the first extension after one second, and no earlier
+    async with Interceptor(server.port) as turncoat, Locker(turncoat.url, key_validity=2.0) as locker:
+        internals.manager(locker).chance = lambda: 1.0  # the first extension after one second, and no earlier
         held = await locker.acquire("held")
         await asyncio.sleep(0.9)
         turncoat.hold()
@@ -479,7 +481,7 @@ async def test_a_connection_that_is_lost_as_soon_as_it_is_set_up(count: int) -> 
 
 @pytest.mark.asyncio
 async def test_a_clock_beyond_all_numbers(server: Server) -> None:
-    async with Turncoat(server.port) as turncoat:
+    async with Interceptor(server.port) as turncoat:
         turncoat.answer = to(b"TIME", b"*2\r\n$306\r\n%b\r\n$1\r\n0\r\n" % (b"9" * 306))
         with pytest.raises(ServerError, match=f"127.0.0.1:{turncoat.port}"):
             async with Locker(turncoat.url) as locker:
@@ -511,7 +513,7 @@ async def test_drips_from_the_start(greets: bool) -> None:
 @pytest.mark.asyncio
 async def test_one_millisecond_is_no_success(server: Server) -> None:
     """PTTL says in the same words how long a key has left as others that they did what they were to do."""
-    async with Turncoat(server.port) as turncoat, Locker(turncoat.url, key_validity=20.0) as locker:
+    async with Interceptor(server.port) as turncoat, Locker(turncoat.url, key_validity=20.0) as locker:
         scope = await locker.acquire("job")
         turncoat.answer = lambda command: b":1\r\n" if b"PTTL" in command else None
         server.execute("PEXPIRE", key("job"), "5000")  # it is looked at again
@@ -521,9 +523,9 @@ async def test_one_millisecond_is_no_success(server: Server) -> None:
 
 @pytest.mark.asyncio
 async def test_a_flush_is_the_reason_though_an_extension_is_answered_right_after_it(server: Server) -> None:
-    async with Turncoat(server.port) as turncoat, Locker(turncoat.url, extend_interval=0.2) as locker:
+    async with Interceptor(server.port) as turncoat, Locker(turncoat.url, extend_interval=0.2) as locker:
         scope = await locker.acquire("job")
-        lease = scope._lease
+        lease = internals.lease(scope)
         assert lease is not None
         await until(lambda: lease.untracked == 0)
         turncoat.hold()

@@ -14,8 +14,10 @@ import pytest
 from asynclock import AcquireTimeoutError, ConfigurationError, Locker, LossReason, NotLockedError, ServerError
 from asynclock.testing import Proxy, Server
 from asynclock.wire.node import Node
+from tests.support import internals
+from tests.support.helpers import AT_ONCE, body, contend, key, until
 
-from .helpers import AT_ONCE, body, contend, key, until
+pytestmark = pytest.mark.every_python
 
 PATIENCE = 0.02  # try_next_after
 
@@ -73,6 +75,7 @@ def keys_left(servers: list[Server]) -> int:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_each_server_holds_one_key_and_the_majority_follows_from_their_number(three: list[Server]) -> None:
     async with locker_on(three) as locker, locker.with_context("job") as scope:
         held = values(three, "job")
@@ -204,7 +207,7 @@ async def test_a_locker_starts_with_a_minority_down_and_uses_it_when_it_is_up(ow
         async with locker.with_context("job"):
             assert keys_left(own_three[1:]) == 2
         own_three[0].start()
-        await until(lambda: locker._manager.topology.nodes[0].connection)
+        await until(lambda: internals.nodes(locker)[0].connection)
         async with locker.with_context("job"):
             assert keys_left(own_three) == 3
 
@@ -252,7 +255,7 @@ async def test_a_server_that_turns_out_to_be_a_clusters_gives_no_votes(
             assert f":{stray.port}/0" in caplog.text
             async with locker.with_context("job"):
                 assert stray.execute("DBSIZE") == 0
-            assert locker._manager.topology.nodes[2].connection is None
+            assert internals.nodes(locker)[2].connection is None
 
 
 @pytest.mark.asyncio
@@ -283,10 +286,11 @@ async def test_a_locker_does_not_start_without_a_majority(own_three: list[Server
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 @pytest.mark.parametrize("fault", ["killed", "forgotten", "deleted"])
 async def test_a_scope_is_lost_with_its_majority_and_not_before(own_three: list[Server], fault: str) -> None:
     async with locker_on(own_three) as locker:
-        nodes = locker._manager.topology.nodes
+        nodes = internals.nodes(locker)
         await until(lambda: all(node.connection is not None for node in nodes))  # it starts with two, if one is late
         scope = await body(await locker.acquire("job"))
         await voted(own_three)

@@ -13,14 +13,13 @@ ROOT = Path(__file__).parent.parent
 PLANTS = """
 import asyncio, functools, socket, subprocess, sys
 import pytest
-from asynclock._engine.cancellation import Cancellation
+from asynclock import Locker
 
 pytestmark = pytest.mark.asyncio
 kept = []
-nobody = Cancellation.__new__(Cancellation)
 
 async def test_nothing():
-    kept.append(asyncio.get_running_loop().call_later(600, nobody.stop))
+    kept.append(asyncio.get_running_loop().call_later(600, Locker.aclose))
     kept[-1].cancel()
     kept.append(asyncio.get_running_loop().call_later(600, print))  # nobody's business
     await asyncio.create_task(asyncio.sleep(0))
@@ -37,13 +36,13 @@ async def test_process():
     kept.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
 
 async def test_timer():
-    kept.append(asyncio.get_running_loop().call_later(600, nobody.stop))
+    kept.append(asyncio.get_running_loop().call_later(600, Locker.aclose))
 
 async def test_timer_by_the_loop():
-    kept.append(asyncio.get_running_loop().call_later(600, asyncio.get_running_loop().call_soon, nobody.stop))
+    kept.append(asyncio.get_running_loop().call_later(600, asyncio.get_running_loop().call_soon, Locker.aclose))
 
 async def test_timer_by_functools():
-    kept.append(asyncio.get_running_loop().call_later(600, functools.partial(nobody.stop)))
+    kept.append(asyncio.get_running_loop().call_later(600, functools.partial(Locker.aclose)))
 
 async def test_complaint():
     async def fail():

@@ -20,7 +20,10 @@ import redis.asyncio as redis
 
 from asynclock import AcquireTimeoutError, ConfigurationError, Locker, NotLockedError, ServerError
 from asynclock.testing import Cluster, Proxy, Sentinels, Server
-from tests.helpers import key, until
+from tests.support import internals
+from tests.support.helpers import key, until
+
+pytestmark = [pytest.mark.every_python, pytest.mark.redis_py]
 
 
 def connections(server: Server) -> int:
@@ -83,7 +86,7 @@ async def test_independent_servers_of_which_one_is_away(server: Server, own_serv
         locker = Locker([server.url, own_server.url, third.url], restart_quarantine=False)
         await (await locker.acquire("job")).release()
         third.kill()
-        nodes = locker._manager.topology.nodes
+        nodes = internals.nodes(locker)
         await until(lambda: any(node.connection is None for node in nodes))
         with forgotten():
             del locker
@@ -95,7 +98,7 @@ async def test_while_it_reconnects(own_server: Server) -> None:
     locker = Locker(own_server.url)
     await (await locker.acquire("job")).release()
     own_server.kill()
-    (node,) = locker._manager.topology.nodes
+    node = internals.node(locker)
     await until(lambda: node.connection is None)
     with forgotten():
         del locker
@@ -112,7 +115,7 @@ async def test_while_it_connects(server: Server) -> None:
         locker = Locker(proxy.url)
         with pytest.raises(AcquireTimeoutError):
             await locker.acquire("job", timeout=0.05)
-        opening = locker._manager.life.opening
+        opening = internals.opening(locker)
         assert opening is not None
         await asyncio.sleep(0.01)  # asyncio.shield lets go of the exception, and its traceback of the locker
         with forgotten():
@@ -537,14 +540,14 @@ class TestForks:
         async def main() -> None:
             held = [Locker(server.url)]
             scope = await held[0].acquire("job")
-            (node,) = held[0]._manager.topology.nodes
+            node = internals.node(held[0])
             wire = node.connection
 
             def child() -> list[str]:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
                     held.clear()
-                    scope._locker = None
+                    internals.let_go_of_locker(scope)
                     gc.collect()
                 return [str(each.message) for each in caught if "Locker" in str(each.message)]
 

@@ -16,8 +16,11 @@ import pytest
 from asynclock import Locker, LockLostError, LockScope, LossReason
 from asynclock.core.room import Room
 from asynclock.testing import Proxy, Server
-from tests.helpers import AT_ONCE, body, key, until, worker
-from tests.hostile import complaints
+from tests.support import internals
+from tests.support.helpers import AT_ONCE, body, key, until, worker
+from tests.support.watch import complaints
+
+pytestmark = [pytest.mark.every_python, pytest.mark.redis_py, pytest.mark.handoff]
 
 OUTSIDE: dict[str, tuple[Callable[[Server], object], set[str]]] = {
     "deleted": (lambda server: server.execute("DEL", key("job")), {"deleted"}),
@@ -37,6 +40,7 @@ OUTSIDE: dict[str, tuple[Callable[[Server], object], set[str]]] = {
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 @pytest.mark.parametrize("majority", [1, 2])
 @pytest.mark.parametrize("what", OUTSIDE)
 async def test_another_client_takes_it_away(server: Server, what: str, majority: int) -> None:
@@ -104,6 +108,7 @@ async def test_forced_take_over_from_this_process(locker: Locker, other: Locker,
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_forced_take_over_from_another_process(locker: Locker, server: Server) -> None:
     holding = await body(await locker.acquire("job"))
     async with worker(server, "5", "force", "job") as taker:
@@ -138,6 +143,7 @@ async def test_reset_by_a_proxy_loses_nothing(server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_key_deleted_while_disconnected_is_found_at_the_reconnect(server: Server) -> None:
     async with Proxy(server.port) as proxy, Locker(proxy.url, disconnect_grace=2.0) as locker:
         holding = await body(await locker.acquire("job"))
@@ -152,6 +158,7 @@ async def test_key_deleted_while_disconnected_is_found_at_the_reconnect(server: 
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_the_only_server_is_killed(own_server: Server) -> None:
     async with Locker(own_server.url) as locker:
         holding = await body(await locker.acquire("job"))
@@ -170,6 +177,7 @@ class Stubborn(asyncio.Future[None]):
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_a_task_that_cannot_be_cancelled_stands_in_nobody_elses_way(own_server: Server) -> None:
     stubborn = Stubborn()
 
@@ -267,6 +275,7 @@ async def test_the_server_hangs(own_server: Server, validity: float) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_the_loop_is_blocked_past_the_validity(locker: Locker, server: Server) -> None:
     async with Locker(server.url, key_validity=0.3) as locker:
         went_on = False
@@ -302,6 +311,7 @@ async def test_the_loop_is_blocked_and_the_body_does_not_check(server: Server) -
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_close_loses_everything(server: Server) -> None:
     locker = Locker(server.url)
     holding = await body(await locker.acquire("job"))
@@ -355,6 +365,7 @@ async def test_a_loss_just_before_the_release_is_told(server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_after_a_loss_the_exit_asks_no_server(own_server: Server) -> None:
     async with Locker(own_server.url, try_next_after=3.0) as locker:  # for as long it would wait for an answer
         holding = await body(await locker.acquire("job"))
@@ -386,7 +397,7 @@ async def test_empty_rooms_are_kept_but_not_without_end(
     server: Server, locker: Locker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asynclock._engine.rooms.MIN_SWEEP", 100_000)
-    manager = locker._manager
+    manager = internals.manager(locker)
     manager.rooms._sweep_at = 100_000
     holding = await body(await locker.acquire("job"))
     room = manager.rooms["job"]
@@ -407,7 +418,7 @@ async def test_many_rooms_that_are_left_are_not_kept_for_ever(locker: Locker, mo
     """Though nobody comes with a new name after them, which would give them up."""
     monkeypatch.setattr("asynclock._engine.rooms.MIN_SWEEP", 100_000)
     monkeypatch.setattr("asynclock._engine.rooms.SWEEP_AGAIN", 0.1)
-    manager = locker._manager
+    manager = internals.manager(locker)
     manager.rooms._sweep_at = 100_000
     scopes = await asyncio.gather(*(locker.acquire(f"{number}") for number in range(300)))
     await asyncio.sleep(0.15)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from asynclock import Locker, NotLockedError
 from asynclock.options import MAX_NAME
 from asynclock.testing import Server
-from tests.helpers import until
+from tests.support.helpers import until
 
 # Pieces that mean something to somebody: to servers, to the protocol, to a cluster, to a terminal; and the
 # pieces of the keys themselves.

@@ -21,7 +21,10 @@ from asynclock import (
     NotLockedError,
 )
 from asynclock.testing import Server
-from tests.helpers import AT_ONCE, key, until
+from tests.support import internals
+from tests.support.helpers import AT_ONCE, key, until
+
+pytestmark = pytest.mark.every_python
 
 SOON = 0.05
 
@@ -95,7 +98,7 @@ async def test_who_would_wait_for_itself_is_told(
             await way(locker, **options)
         assert time.monotonic() - since < AT_ONCE
         assert server.execute("EXISTS", key("job")) == 1  # nothing has changed
-        assert not locker._manager.rooms["job"].queue
+        assert not internals.rooms(locker)["job"].queue
     assert isinstance(caught.value, AsyncLockError)
     assert isinstance(caught.value, RuntimeError)
     assert caught.value.name == "job"
@@ -226,7 +229,7 @@ async def test_one_that_is_over_is_not_in_the_way(locker: Locker, server: Server
             finally:  # it is this task's no more
                 async with locker.with_context("job") as again:
                     assert again.held
-    await until(lambda: not locker._manager.busy())
+    await until(lambda: not internals.busy(locker))
 
 
 @pytest.mark.asyncio

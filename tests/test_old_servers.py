@@ -12,8 +12,8 @@ import pytest
 
 from asynclock import Locker, NotLockedError, ServerError
 from asynclock.testing import Server
-from tests.helpers import AT_ONCE, body, key, until
-from tests.tap import Rewrite, Tap, without_compare, without_pxat
+from tests.support.helpers import AT_ONCE, body, key, until
+from tests.support.tap import Rewrite, Tap, without_compare, without_pxat
 
 
 def without_both(words: list[bytes]) -> list[bytes]:

@@ -10,7 +10,9 @@ import pytest
 
 from asynclock import Locker, LockLostError
 from asynclock.testing import Proxy, Server
-from tests.helpers import AT_ONCE, body, key, until
+from tests.support.helpers import AT_ONCE, body, key, until
+
+pytestmark = pytest.mark.every_python
 
 
 @pytest.mark.asyncio
@@ -43,6 +45,7 @@ async def test_keys_live_for_the_validity_and_are_extended(server: Server, optio
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_the_deadline_is_never_beyond_the_servers_expiry(server: Server) -> None:
     async with Proxy(server.port) as proxy, Locker(proxy.url, key_validity=1.0) as locker:
         for delay in (0.0, 0.05, 0.1):
@@ -60,6 +63,7 @@ async def test_the_deadline_is_never_beyond_the_servers_expiry(server: Server) -
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_another_prefix_is_another_lock(server: Server, locker: Locker) -> None:
     async with Locker(server.url, key_prefix="rueidislock", key_majority=2) as other:
         async with locker.with_context("job"), other.with_context("job"):

@@ -8,8 +8,9 @@ import pytest
 
 from asynclock import Locker, NotLockedError, ServerError
 from asynclock.testing import Server
-from tests.helpers import key
-from tests.hostile import Turncoat
+from tests.support import internals
+from tests.support.helpers import key
+from tests.support.interceptor import Interceptor
 
 HELLO, TIME, INFO, CLIENT = b"HELLO", b"TIME", b"INFO", b"CLIENT"
 NEEDED = (b"GET", b"SET", b"PTTL", b"EVAL", b"PEXPIRE", b"DEL", b"SELECT", b"AUTH")
@@ -27,7 +28,7 @@ REFUSALS = [
 ]
 
 
-class Proxy(Turncoat):
+class Proxy(Interceptor):
     """Passes on what it knows. ``refusal``: what it says to the rest; None: nothing, and hangs up."""
 
     passes_on = False
@@ -37,7 +38,6 @@ class Proxy(Turncoat):
         self.refusal = refusal
         self.lacks = lacks
         self.knows = knows
-        self.answer = self.instead
 
     def instead(self, command: bytes) -> bytes | None:
         word = command.split(b"\r\n")[2].upper()
@@ -60,7 +60,7 @@ async def works(proxy: Proxy, server: Server, **options: object) -> Locker:
                     with pytest.raises(NotLockedError):
                         await other.try_acquire("job")
             assert server.execute("EXISTS", key("job")) == 0
-            (node,) = locker._manager.topology.nodes
+            node = internals.node(locker)
             assert node.connection is not None
             node.connection.abort()
         return locker
@@ -89,7 +89,7 @@ async def test_a_proxy_that_hangs_up(server: Server, protocol: str) -> None:
         async with Proxy(server.port, None, *lacks) as proxy:
             proxy.url += protocol
             locker = await works(proxy, server, client_side_caching=False)
-            (node,) = locker._manager.topology.nodes
+            node = internals.node(locker)
             assert not node.connector.plain or lacks != (HELLO,)  # what it knows is used
 
 

@@ -9,11 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import asynclock
 from asynclock import Locker, LockScope
 from asynclock.options import Options
 from asynclock.testing import Server
-from tests.helpers import key
+from tests.support.helpers import key
+
+pytestmark = [pytest.mark.every_python, pytest.mark.serverless]
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -40,6 +44,7 @@ def test_the_first_example(server: Server) -> None:
         process.wait()
 
 
+@pytest.mark.fast
 def test_ci_runs_the_two_commands_as_they_stand() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     shell = [block.strip() for block in blocks("sh")]
@@ -49,6 +54,7 @@ def test_ci_runs_the_two_commands_as_they_stand() -> None:
         assert quiet in ci or quiet.replace("asynclock demo", "asynclock demo --plain") in ci, command
 
 
+@pytest.mark.fast
 def test_every_option_error_and_method_is_in_the_tables() -> None:
     for option in Options.__slots__:
         assert f"`{option}`" in README

@@ -15,7 +15,7 @@ import pytest
 
 from asynclock import AcquireTimeoutError, Locker, ServerError
 from asynclock.testing import Server
-from tests.helpers import AT_ONCE, key, until
+from tests.support.helpers import AT_ONCE, key, until
 
 SOON = 2.0  # seconds after the end of the refusals within which everything is as it should be
 

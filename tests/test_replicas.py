@@ -16,7 +16,8 @@ from asynclock import AcquireTimeoutError, ConfigurationError, Locker, NotLocked
 from asynclock.testing import Cluster, Sentinels, Server
 from asynclock.wire.commands import bulk
 from asynclock.wire.markers import tag_of
-from tests.helpers import AT_ONCE, body, key, until
+from tests.support import internals
+from tests.support.helpers import AT_ONCE, body, key, until
 
 SOON = {"repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0"}
 # The second: a busy machine's server is late to say so.
@@ -259,7 +260,7 @@ async def test_a_connection_is_dropped_in_the_middle_of_a_wait(pair: list[Server
 
 def side_transport(locker: Locker) -> asyncio.Transport:
     """Of the connection for WAIT: whoever stops reading there hears no more of it, as behind a proxy that has hung."""
-    (node,) = locker._manager.topology.nodes
+    node = internals.node(locker)
     assert node.replicas is not None
     transport = node.replicas._side._transport
     return cast(asyncio.Transport, transport)
@@ -334,7 +335,7 @@ async def test_nobody_else_pays_for_a_wait(pair: list[Server]) -> None:
 
     async def round_trips(locker: Locker) -> float:
         """What RELEASE, READ and the questions of waiters cost: they go over the main connection."""
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         assert node.connection is not None
         times, end = [], time.monotonic() + 0.3
         while time.monotonic() < end:

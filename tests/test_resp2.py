@@ -17,8 +17,41 @@ import redis.asyncio as redis
 from asynclock import Locker, LossReason, ServerError
 from asynclock.testing import Server
 from asynclock.wire.watchdog import max_silence
-from tests.fronts import Front, NoHello, TwoServers
-from tests.helpers import AT_ONCE, Body, body, key, until
+from tests.support import internals
+from tests.support.helpers import AT_ONCE, Body, body, key, until
+from tests.support.interceptor import Interceptor
+
+pytestmark = pytest.mark.redis_py
+
+
+class NoHello(Interceptor):
+    """Does not know ``HELLO``, like an old server or a proxy with a list of commands of its own."""
+
+    passes_on = False
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.refusal = b"-ERR unknown command 'HELLO', with args beginning with: '3' \r\n"
+        self.refused = 0
+        self.knows_hello = False
+
+    def instead(self, command: bytes) -> bytes | None:
+        if b"HELLO" not in command.upper() or self.knows_hello:
+            return None
+        self.refused += 1
+        return self.refusal
+
+
+class TwoServers(Interceptor):
+    """Every second connection goes to the other server, as behind a load balancer."""
+
+    def __init__(self, port: int, other: int) -> None:
+        super().__init__(port)
+        self._other = other
+
+    def _accept(self, commands: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        super()._accept(commands, client)
+        self.target_port, self._other = self._other, self.target_port
 
 
 @pytest_asyncio.fixture(params=["protocol=2", "no HELLO"])
@@ -57,6 +90,7 @@ OUTSIDE: dict[str, tuple[tuple[str, ...], LossReason]] = {
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 @pytest.mark.parametrize("what", OUTSIDE)
 async def test_another_client_takes_it_away(server: Server, route: str, what: str) -> None:
     command, reason = OUTSIDE[what]
@@ -91,7 +125,7 @@ async def test_a_release_elsewhere_wakes_the_waiter(server: Server, route: str) 
             scope = await other.acquire("job")
             waiting = asyncio.create_task(locker.acquire("job"))
             # The attempts are over, and only the push can end the wait before the TTL, 5 s, does.
-            await until(lambda: "job" in locker._manager.rooms and locker._manager.rooms["job"].last_failed)
+            await until(lambda: "job" in internals.rooms(locker) and internals.rooms(locker)["job"].last_failed)
             await asyncio.sleep(0.02 * round)
             since = time.monotonic()
             await scope.release()
@@ -110,7 +144,7 @@ async def test_what_it_brings_is_of_now(server: Server) -> None:
         scope = await other.acquire("job")
         await asyncio.sleep(2.1)  # more than a validity since the subscription was answered
         waiting = asyncio.create_task(locker.acquire("job"))
-        await until(lambda: "job" in locker._manager.rooms and locker._manager.rooms["job"].last_failed)
+        await until(lambda: "job" in internals.rooms(locker) and internals.rooms(locker)["job"].last_failed)
         attempts = sets(server)
         await scope.release()
         won = await asyncio.wait_for(waiting, 2)
@@ -134,7 +168,7 @@ def sets(server: Server) -> int:
 async def test_own_writes_are_silent(server: Server, kind: str, route: str) -> None:
     """NOLOOP holds for a redirected connection too. (Redis 6.2 has it not even without a redirect.)"""
     async with Locker(route, extend_interval=0.1) as locker:
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         pushes: list[object] = []
         assert node.session is not None and node.session.invalidations is not None
         node.session.invalidations._on_push = lambda *push: pushes.append(push)
@@ -155,7 +189,7 @@ async def test_one_of_the_two_is_killed(server: Server, route: str, which: str) 
             before = clients(server)
             kill(server, which)
             await until(lambda before=before: _both_new(before, clients(server)))  # type: ignore[misc]
-            await until(lambda: locker._manager.topology.nodes[0].connection)
+            await until(lambda: internals.node(locker).connection)
             assert holding.scope.held
         await asyncio.sleep(0.05)
         since = time.monotonic()
@@ -188,7 +222,7 @@ async def test_deleted_while_the_second_one_was_gone(server: Server, route: str)
 async def test_the_second_one_hangs(server: Server) -> None:
     """Half open: it looks alive, and brings nothing. The ping finds out, not the next extension."""
     async with NoHello(server.port) as proxy, Locker(proxy.url, key_validity=60, extend_interval=59) as locker:
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         holding = await body(await locker.acquire("job"))
         await asyncio.sleep(0.05)  # the first ping is answered
         before = clients(server)["main"]["id"]
@@ -221,7 +255,7 @@ async def test_an_idle_second_one_is_left_alone(server: Server, route: str) -> N
 @pytest.mark.asyncio
 async def test_a_blocked_loop_is_no_hang(server: Server) -> None:
     async with Locker(server.url + "?protocol=2", key_validity=60.0, extend_interval=59) as locker:
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         before = clients(server)
         for _ in range(2):
             time.sleep(max_silence(node.options) * 1.7)  # noqa: ASYNC251  # blocking is the point
@@ -278,7 +312,7 @@ async def test_a_refused_hello_is_remembered_and_tried_again_later(
     async with NoHello(server.port) as proxy:
         proxy.refusal = refusal
         async with Locker(proxy.url + protocol) as locker:
-            (node,) = locker._manager.topology.nodes
+            node = internals.node(locker)
             scope = await locker.acquire("job")
 
             async def reconnected(which: str) -> None:
@@ -362,8 +396,10 @@ async def test_an_address_that_leads_to_two_servers(server: Server, kind: str) -
             assert not caught.value.lasting
 
 
-class OddNumbers(Front):
+class OddNumbers(Interceptor):
     """Does not tell the number of a connection."""
+
+    passes_on = False
 
     def instead(self, command: bytes) -> bytes | None:
         return b"+OK\r\n" if command.upper().endswith(b"\r\nID\r\n") else None

@@ -20,8 +20,9 @@ from asynclock.testing import Server
 from asynclock.wire.capabilities import refused
 from asynclock.wire.commands import error_of
 from asynclock.wire.connector import Connector
-from tests.helpers import key, until
-from tests.hostile import Turncoat, to
+from tests.support import internals
+from tests.support.helpers import key, until
+from tests.support.interceptor import Interceptor, to
 
 PASSWORD = "pa55-canary"
 OTHER = "0ther-canary"
@@ -39,9 +40,10 @@ class Listener:
         self.shown += [str(error), repr(error), repr(error.args), *traceback.format_exception(error)]
 
     def locker(self, locker: Locker) -> None:
-        manager = locker._manager
+        manager = internals.manager(locker)
         self.shown += [
-            repr(each) for each in (locker, manager, manager.clients.servers, manager.options, *manager.rooms.values())
+            repr(each)
+            for each in (locker, manager, internals.servers(locker), internals.options(locker), *manager.rooms.values())
         ]
         if manager.life.connected:
             self.shown += [repr(node) for node in manager.topology.nodes]
@@ -53,7 +55,7 @@ class Listener:
                 assert secret not in text, f"{secret} is shown in {text!r:.500}"
 
 
-class Heard(Turncoat):
+class Heard(Interceptor):
     """Collects the values of locks as they are sent."""
 
     def __init__(self, port: int, listener: Listener) -> None:
@@ -220,7 +222,7 @@ async def forgotten(heard: Heard, listener: Listener) -> None:
             del scope
             gc.collect()
         listener.shown += [str(warning.message) for warning in caught]
-        await until(lambda: not locker._manager.busy())
+        await until(lambda: not internals.busy(locker))
 
 
 def unknown(command: bytes) -> bytes:

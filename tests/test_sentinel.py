@@ -30,8 +30,12 @@ from asynclock import (
 from asynclock.testing import Proxy, Sentinels, Server
 from asynclock.topology import sentinel as topology
 from asynclock.wire.sentinel import ANSWER_TIMEOUT, SentinelDoor
-from tests.helpers import AT_ONCE, body, key, until
-from tests.hostile import Turncoat
+from tests.support import internals
+from tests.support.helpers import AT_ONCE, body, key, until
+from tests.support.interceptor import Interceptor
+from tests.support.internals import trouble, up
+
+pytestmark = pytest.mark.redis_py
 
 FAILOVER = 12.0  # seconds; it takes two or three
 
@@ -74,15 +78,6 @@ def copied(sentinels: Sentinels) -> None:
 
 def at(locker: Locker, server: Server) -> bool:
     return f"at 127.0.0.1:{server.port}/" in repr(locker) and "open" in repr(locker)
-
-
-def trouble(locker: Locker) -> str:
-    (node,) = locker._manager.topology.nodes
-    return str(node.trouble)
-
-
-def up(locker: Locker) -> bool:
-    return all(node.connection is not None for node in locker._manager.topology.nodes)
 
 
 # The primary fails
@@ -132,7 +127,7 @@ async def test_a_grace_longer_than_the_failover(sentinels: Sentinels) -> None:
             replica.execute("CONFIG", "SET", "replica-read-only", "yes")
         waiting = asyncio.create_task(other.acquire("missed"))
         contending = asyncio.create_task(other.acquire("reached"))
-        await until(lambda: (room := other._manager.rooms.get("missed")) is not None and room.contended)
+        await until(lambda: (room := internals.room(other, "missed")) is not None and room.contended)
         since = time.monotonic()
         old.kill()
         error = await missed.lost_within(FAILOVER, since)
@@ -261,7 +256,7 @@ async def test_a_read_only_primary_does_not_mean_that_the_keys_are_gone(sentinel
         scope = await locker.acquire("job")
         primary.execute("REPLICAOF", "127.0.0.1", "1")
         await until(lambda: not up(locker))
-        await until(lambda: "read-only replica" in str(locker._manager.topology.nodes[0].trouble))
+        await until(lambda: "read-only replica" in trouble(locker))
         assert scope.held
         primary.execute("REPLICAOF", "NO", "ONE")
         await until(lambda: up(locker), FAILOVER)
@@ -312,7 +307,7 @@ async def test_no_sentinel_can_be_reached(sentinels: Sentinels) -> None:
             with pytest.raises(ServerError, match="no Sentinel can be reached") as caught:
                 await Locker(url).acquire("job")
             assert not caught.value.lasting
-        await until(lambda: "no Sentinel" in str(locker._manager.topology.nodes[0].trouble))
+        await until(lambda: "no Sentinel" in trouble(locker))
         assert scope.held
         for proxy in proxies:
             proxy.accept()
@@ -381,7 +376,7 @@ async def test_a_sentinel_that_missed_the_last_failover(sentinels: Sentinels, ki
                 await asyncio.sleep(topology.LOOK_EVERY * 1.5)
                 assert at(locker, sentinels.primary) and up(locker)  # one of four, and it knows less
                 sentinels.primary.execute("CLIENT", "KILL", "TYPE", "normal")
-                await until(lambda: "missed the last failover" in str(locker._manager.topology.nodes[0].trouble))
+                await until(lambda: "missed the last failover" in trouble(locker))
                 assert scope.held
                 for proxy in proxies:
                     proxy.accept()
@@ -471,7 +466,7 @@ async def test_a_sentinel_that_answers_rubbish(
         return told if b"MASTERS" in command else address if b"GET-MASTER" in command else None
 
     async with contextlib.AsyncExitStack() as stack:
-        turncoats = [await stack.enter_async_context(Turncoat(port)) for _, port in sentinels.addresses]
+        turncoats = [await stack.enter_async_context(Interceptor(port)) for _, port in sentinels.addresses]
         url = f"redis+sentinel://{','.join(f'127.0.0.1:{turncoat.port}' for turncoat in turncoats)}/mymaster"
         locker = await stack.enter_async_context(Locker(url, key_validity=30))
         scope = await locker.acquire("job")
@@ -505,7 +500,7 @@ async def test_a_sentinel_that_answers_rubbish(
         await drop()  # and again: it is looked for as ever
         await until(lambda: up(locker))
         await (await locker.acquire("another")).release()
-        assert locker._manager.topology.looking.running  # type: ignore[attr-defined]
+        assert internals.looking(locker).running
         await scope.release()
 
 

@@ -10,6 +10,9 @@ import pytest
 
 from asynclock import ConfigurationError, Locker, LockerClosedError
 from asynclock._engine.lifecycle import Lifecycle, State
+from tests.support import internals
+
+pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
 
 NAME = "<Locker x>"
 
@@ -205,7 +208,7 @@ def test_another_loop() -> None:
 async def test_forgotten_while_it_is_closed_before_it_was_connected() -> None:
     """There is nothing left to do, and nothing to complain of."""
     locker = Locker("redis://127.0.0.1:1")
-    manager = locker._manager
+    manager = internals.manager(locker)
     manager.connect = for_ever  # type: ignore[method-assign]  # a server that says nothing
     asking = asyncio.create_task(manager.ready())
     await asyncio.sleep(0)

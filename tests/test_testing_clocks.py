@@ -9,7 +9,10 @@ import pytest
 
 from asynclock.testing import KINDS, Clock, Server, clock_off, clocks
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no libfaketime elsewhere")
+pytestmark = [
+    pytest.mark.serverless,
+    pytest.mark.skipif(sys.platform != "linux", reason="there is no libfaketime elsewhere"),
+]
 
 REDIS_6_2 = pytest.param(
     "redis-6.2",

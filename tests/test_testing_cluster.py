@@ -10,6 +10,8 @@ import pytest
 from asynclock.testing import Cluster, Server
 from asynclock.testing.nodes import SLOTS, slot_of
 
+pytestmark = pytest.mark.serverless
+
 KINDS = ["valkey-9.1", "redis-8.2"]
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from asynclock.testing import Sentinels
 
+pytestmark = pytest.mark.serverless
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind, config", [("valkey-9.1", {}), ("redis-8.2", {"requirepass": "secret"})])

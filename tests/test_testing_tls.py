@@ -12,9 +12,10 @@ import pytest
 from asynclock import Locker
 from asynclock.testing import Server, TLSFront
 from asynclock.testing.resp import encode_command
+from tests.support.certificates import Certificates
+from tests.support.helpers import key
 
-from .certificates import Certificates
-from .helpers import key
+pytestmark = pytest.mark.serverless
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import pytest
 
 from asynclock._engine.timers import Timers
 from asynclock.core.room import Room
+from tests.support.bench import Bench
 
-from .core.bench import Bench
+pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
 
 
 @pytest.mark.asyncio

@@ -16,9 +16,11 @@ import redis.asyncio as redis
 import trustme
 
 from asynclock import Locker, ServerError
-from asynclock.testing import Server
-from tests.fronts import Front
-from tests.helpers import AT_ONCE, body, key, until
+from asynclock.testing import Server, TLSFront
+from tests.support import internals
+from tests.support.helpers import AT_ONCE, body, key, until
+
+pytestmark = pytest.mark.redis_py
 
 
 class Papers:
@@ -63,7 +65,7 @@ async def refused(url: str, *words: str, lasting: bool = True) -> None:
 @pytest.mark.parametrize("protocol", [3, 2])
 @pytest.mark.parametrize("how", ["URL", "client"])
 async def test_held_and_lost(server: Server, papers: Papers, how: str, protocol: int) -> None:
-    async with Front(server.port, papers.server()) as front:
+    with TLSFront(server.port, papers.server()) as front:
         client: Any = f"rediss://localhost:{front.port}/0?ssl_ca_certs={papers.ca}&protocol={protocol}"
         if how == "client":
             client = redis.Redis(host="localhost", port=front.port, ssl=True, ssl_ca_certs=papers.ca, protocol=protocol)
@@ -82,35 +84,33 @@ async def test_held_and_lost(server: Server, papers: Papers, how: str, protocol:
 
 @pytest.mark.asyncio
 async def test_a_held_lock_survives_client_kill(server: Server, papers: Papers) -> None:
-    async with (
-        Front(server.port, papers.server()) as front,
-        Locker(f"{front.url}?ssl_ca_certs={papers.ca}") as locker,
-    ):
-        (node,) = locker._manager.topology.nodes
-        holding = await body(await locker.acquire("job"))
-        for _ in range(3):
-            before = node.connection
-            server.execute("CLIENT", "KILL", "TYPE", "normal")
-            await until(lambda before=before: node.connection not in (None, before))  # type: ignore[misc]
-            await asyncio.sleep(0.05)
-            assert holding.scope.held
-        since = time.monotonic()
-        server.execute("DEL", key("job"))
-        assert (await holding.lost_within(AT_ONCE, since)).reason == "deleted"
+    with TLSFront(server.port, papers.server()) as front:
+        async with Locker(f"{front.url}?ssl_ca_certs={papers.ca}") as locker:
+            node = internals.node(locker)
+            holding = await body(await locker.acquire("job"))
+            for _ in range(3):
+                before = node.connection
+                server.execute("CLIENT", "KILL", "TYPE", "normal")
+                await until(lambda before=before: node.connection not in (None, before))  # type: ignore[misc]
+                await asyncio.sleep(0.05)
+                assert holding.scope.held
+            since = time.monotonic()
+            server.execute("DEL", key("job"))
+            assert (await holding.lost_within(AT_ONCE, since)).reason == "deleted"
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("trusted", ["another", "none"])
 async def test_a_certificate_of_an_unknown_ca(server: Server, papers: Papers, trusted: str) -> None:
     query = f"?ssl_ca_certs={papers.other}" if trusted == "another" else ""
-    async with Front(server.port, papers.server()) as front:
+    with TLSFront(server.port, papers.server()) as front:
         await refused(front.url + query, "certificate", "ssl_ca_certs")
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_a_certificate_for_another_name(server: Server, papers: Papers, host: str) -> None:
-    async with Front(server.port, papers.server("elsewhere.example")) as front:
+    with TLSFront(server.port, papers.server("elsewhere.example")) as front:
         url = f"rediss://{host}:{front.port}/0?ssl_ca_certs={papers.ca}"
         await refused(url, "mismatch", "ssl_check_hostname=False")
         async with Locker(f"{url}&ssl_check_hostname=False") as locker, locker.with_context("job") as scope:
@@ -122,7 +122,7 @@ async def test_a_certificate_for_another_name(server: Server, papers: Papers, ho
 async def test_a_server_that_asks_for_a_client_certificate(
     server: Server, papers: Papers, newest: ssl.TLSVersion
 ) -> None:
-    async with Front(server.port, papers.server(client=True, newest=newest)) as front:
+    with TLSFront(server.port, papers.server(client=True, newest=newest)) as front:
         url = f"{front.url}?ssl_ca_certs={papers.ca}"
         for wrong in (url, f"{url}&ssl_certfile={papers.stranger}&ssl_keyfile={papers.stranger}"):
             # Whether its alert comes through before the reset is a race.
@@ -135,7 +135,7 @@ async def test_a_server_that_asks_for_a_client_certificate(
 
 @pytest.mark.asyncio
 async def test_a_file_that_is_not_there(server: Server, papers: Papers) -> None:
-    async with Front(server.port, papers.server()) as front:
+    with TLSFront(server.port, papers.server()) as front:
         await refused(f"{front.url}?ssl_ca_certs=/no/such.pem", "file", "ssl_ca_certs='/no/such.pem'")
 
 

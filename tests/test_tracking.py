@@ -14,7 +14,8 @@ from asynclock import Locker, LockScope, LossReason
 from asynclock.core.pace import PAUSE
 from asynclock.testing import Server
 from asynclock.wire.noloop import CHECK_EVERY
-from tests.helpers import AT_ONCE, body, key
+from tests.support import internals
+from tests.support.helpers import AT_ONCE, body, key
 
 HIDDEN = PAUSE + AT_ONCE  # seconds within which a loss is told that no push can tell; the second: a busy machine
 NOLOOPS = pytest.mark.parametrize("noloop", [None, False], ids=["NOLOOP if safe", "without NOLOOP"])
@@ -179,7 +180,7 @@ async def test_extensions_without_noloop_cost_no_second_look(evicting: Server) -
         before = figure(evicting, "stats", "total_commands_processed")
         await asyncio.sleep(2)
         commands = figure(evicting, "stats", "total_commands_processed") - before
-        (node,) = locker._manager.topology.nodes
+        node = internals.node(locker)
         each = 2 if node.capabilities.set_ifeq else 4  # what a script does is counted too
         await scope.release()
     assert commands < each * 10 + 10  # for an extension, and some room
@@ -194,7 +195,7 @@ async def test_a_server_that_does_not_say_whether_it_evicts_is_not_trusted_with_
         own_server.execute(*user, *without)
         async with Locker(own_server.url) as locker:
             scope = await locker.acquire("x")
-            assert all(node.capabilities.noloop is expected for node in locker._manager.topology.nodes)
+            assert all(node.capabilities.noloop is expected for node in internals.nodes(locker))
             await scope.release()
         with contextlib.suppress(RuntimeError):
             own_server.execute(*user)

@@ -15,10 +15,13 @@ import pytest
 
 from asynclock import Locker, LockLostError
 from asynclock.testing import Server
-from tests.helpers import eager_task, key
+from tests.support import internals
+from tests.support.helpers import eager_task, key
 from tests.traps.__main__ import told
 from tests.traps.programs import make
 from tests.traps.runner import run_all
+
+pytestmark = pytest.mark.every_python
 
 PROGRAMS = 2500  # on each event loop, other ones on each: 3 s if the machine does nothing else
 
@@ -114,7 +117,7 @@ async def found_by_a_task_that_it_waits_for(locker: Locker, _: Callable[[], None
     kept.append(asyncio.get_running_loop().create_future())
 
     async def find() -> None:
-        locker._manager.rooms["outer"].gone(0, locker._manager.now())
+        internals.lose(locker, "outer")
         await kept[-1]
 
     await asyncio.create_task(find())

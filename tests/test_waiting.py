@@ -15,10 +15,14 @@ import pytest
 from asynclock import AcquireTimeoutError, Locker, LockLostError, NotLockedError, ServerError
 from asynclock._engine.clock import clock
 from asynclock.testing import Proxy, Server
-from tests.helpers import AT_ONCE, body, contend, key, until, worker
+from tests.support import internals
+from tests.support.helpers import AT_ONCE, body, contend, key, until, worker
+
+pytestmark = [pytest.mark.every_python, pytest.mark.handoff]
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_acquires_at_once_when_a_holder_elsewhere_releases(locker: Locker, server: Server) -> None:
     waits = []
     async with worker(server, "5", "hold", "job") as holder:
@@ -53,7 +57,7 @@ async def test_acquires_when_the_keys_of_a_killed_holder_expire(own_server: Serv
             await holder.event()
             names = [f"job {number}" for number in range(20)]
             waiting = [asyncio.create_task(take(name)) for name in names]
-            await until(lambda: all((room := locker._manager.rooms.get(name)) and room.contended for name in names))
+            await until(lambda: all((room := internals.room(locker, name)) and room.contended for name in names))
             holder.process.kill()
             await holder.process.wait()
             expiries = []
@@ -71,6 +75,7 @@ async def test_acquires_when_the_keys_of_a_killed_holder_expire(own_server: Serv
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_a_lost_push_costs_the_ttl_at_most(server: Server, locker: Locker) -> None:
     async with Proxy(server.port) as proxy, Locker(proxy.url) as deaf:
         proxy.swallow_pushes = True
@@ -108,6 +113,7 @@ async def test_who_does_not_wait_is_told_that_answers_take_too_long(server: Serv
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_a_dropped_connection_does_not_leave_a_waiter_behind(server: Server, locker: Locker) -> None:
     async with Proxy(server.port) as proxy, Locker(proxy.url) as waiter:
         scope = await locker.acquire("job")
@@ -165,6 +171,7 @@ async def test_cancelled_at_any_point_leaves_no_key(server: Server, majority: in
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_timed_out_at_any_point_leaves_no_key(server: Server) -> None:
     random.seed(3)
     timeouts = acquired = 0
@@ -185,6 +192,7 @@ async def test_timed_out_at_any_point_leaves_no_key(server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_cancelled_while_somebody_holds_it(server: Server, locker: Locker, other: Locker) -> None:
     scope = await other.acquire("job")
     value = server.execute("GET", key("job"))
@@ -215,6 +223,7 @@ async def test_a_thousand_waiters_are_one_contender(server: Server, own_server: 
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_waiters_of_a_process_are_served_in_order(locker: Locker) -> None:
     order: list[int] = []
 
@@ -285,6 +294,7 @@ async def test_without_handoff_tasks_that_are_alone_are_as_quick_as_one(server: 
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 @pytest.mark.parametrize("handoffs", [5, 0])
 async def test_handoff_is_bounded_so_that_others_get_their_turn(server: Server, other: Locker, handoffs: int) -> None:
     async with Locker(server.url, local_handoffs=handoffs) as locker:
@@ -313,6 +323,7 @@ async def test_handoff_is_bounded_so_that_others_get_their_turn(server: Server, 
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 async def test_try_acquire(locker: Locker, other: Locker) -> None:
     scope = await locker.try_acquire("job")
     for each in (locker, other):
@@ -399,11 +410,11 @@ async def test_after_a_suspend_nothing_is_late(own_server: Server, monkeypatch: 
     # The server does not look for what has expired, so nobody is told of it.
     own_server.execute("DEBUG", "SET-ACTIVE-EXPIRE", "0")
     async with Locker(own_server.url, key_validity=6.0, extend_interval=5.0) as locker:
-        monkeypatch.setattr(locker._manager, "chance", lambda: 1.0)  # first extended after 5 s
+        monkeypatch.setattr(internals.manager(locker), "chance", lambda: 1.0)  # first extended after 5 s
         held = await locker.acquire("held")
         own_server.execute("SET", key("job"), "somebody", "PX", "5000")
         waiting = asyncio.create_task(locker.acquire("job"))
-        await until(lambda: (room := locker._manager.rooms.get("job")) and room.last_failed)
+        await until(lambda: (room := internals.room(locker, "job")) and room.last_failed)
         await until(lambda: held.remaining() < 5.8)
         suspended = 4.0
         own_server.execute("PEXPIRE", key("job"), "1400")

@@ -12,8 +12,8 @@ import pytest
 
 from asynclock import Locker, NotLockedError, ServerError
 from asynclock.testing import Server
-from tests.helpers import AT_ONCE, body, key, until
-from tests.tap import Tap
+from tests.support.helpers import AT_ONCE, body, key, until
+from tests.support.tap import Tap
 
 each_majority = pytest.mark.parametrize("majority", [1, 2])
 
@@ -96,6 +96,7 @@ async def test_a_waiter_asks_when_the_holders_time_is_over(server: Server, major
 
 
 @pytest.mark.asyncio
+@pytest.mark.fast
 @each_majority
 async def test_a_release_is_found_within_the_interval(server: Server, majority: int) -> None:
     options = {"client_side_caching": False, "extend_interval": 0.3, "key_majority": majority}

@@ -42,6 +42,7 @@ from asynclock import (
     LockScope,
     NotLockedError,
 )
+from tests.support import internals
 
 from .connecting import Servers
 from .logs import KEPT, Log, now
@@ -324,8 +325,7 @@ class Worker:
 
 def _votes(scope: LockScope) -> list[float]:
     """Until when it counts on each key: a look behind the curtain, to know how many may be lost and not the lock."""
-    lease, manager = scope._lease, scope._manager
-    return [] if lease is None else [round(until - manager.now() + now(), 4) for until in lease.votes if until]
+    return [round(left + now(), 4) for left in internals.votes(scope)]
 
 
 def _die_with_parent() -> None:

@@ -9,7 +9,9 @@ from asynclock.core.retry import MAX_AT_ONCE
 from asynclock.core.rules import FIRST_HANDOFFS, GRID, NEVER, LossReason, Rules, on_grid
 
 from ..simulation.servers import Trouble
-from .bench import OTHER, OURS, STRANGER, Bench
+from ..support.bench import OTHER, OURS, STRANGER, Bench
+
+pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
 
 TERM = 5.0 - 0.05 - 0.002  # validity less 1 % and 2 ms
 

@@ -8,8 +8,9 @@ from asynclock.core.clock import ServerClock
 from asynclock.core.lease import Lease, Tokens
 from asynclock.core.retry import enough_free_at
 from asynclock.core.rules import NEVER, Rules
+from tests.support.bench import Bench
 
-from .bench import Bench
+pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
 
 seconds = st.floats(0, 1e6)
 

@@ -7,7 +7,9 @@ from asynclock.core.retry import MAX_BACKOFF
 from asynclock.core.rules import NEVER, LossReason
 
 from ..simulation.servers import Trouble
-from .bench import OTHER, STRANGER, Bench
+from ..support.bench import OTHER, STRANGER, Bench
+
+pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
 
 # Acquiring and releasing
 

@@ -6,7 +6,9 @@ from asynclock.core.operations import Operation
 from asynclock.core.rules import NEVER, LossReason
 
 from ..simulation.servers import Trouble
-from .bench import OTHER, STRANGER, Bench
+from ..support.bench import OTHER, STRANGER, Bench
+
+pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
 
 TERM = 5.0 - 0.05 - 0.002
 

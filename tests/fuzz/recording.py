@@ -11,7 +11,7 @@ import redis.asyncio as redis
 
 from asynclock import AcquireTimeoutError, Locker, NotLockedError
 from asynclock.testing import Sentinels, Server
-from tests.hostile import Turncoat
+from tests.support.interceptor import Interceptor
 
 TOKEN = re.compile(rb"asynclock:[nf]:[0-9a-f]+:[0-9a-f]+")
 _NUMBER = re.compile(rb"\d{4,}")
@@ -41,7 +41,7 @@ class Recording:
         return [reply for replies in self.replies.values() for reply in replies] + self.pushes
 
 
-class _Recorder(Turncoat):
+class _Recorder(Interceptor):
     def __init__(self, port: int, into: Recording) -> None:
         super().__init__(port)
         self._into = into

@@ -11,7 +11,8 @@ import time
 from asynclock import AsyncLockError, Locker, ServerError
 from asynclock.testing import Sentinels
 from asynclock.wire.sentinel import SentinelDoor
-from tests.hostile import Turncoat
+from tests.support import internals
+from tests.support.interceptor import Interceptor
 
 from .mutations import mutated
 from .recording import Recording, shape
@@ -43,10 +44,10 @@ class SentinelCase:
 
     async def run(self) -> list[str]:
         async with contextlib.AsyncExitStack() as stack:
-            liars = [await stack.enter_async_context(Turncoat(port)) for _, port in self.group.addresses]
+            liars = [await stack.enter_async_context(Interceptor(port)) for _, port in self.group.addresses]
             hosts = ",".join(f"127.0.0.1:{liar.port}" for liar in liars)
             locker = Locker(f"redis+sentinel://{hosts}/{self.group.name}", key_validity=5)
-            (door,) = locker._manager.clients.servers.connectors
+            door = internals.connector(locker)
             assert isinstance(door, SentinelDoor)
             self.go_nowhere_else(door)
             name = f"job {self.random.random()}"
@@ -55,7 +56,7 @@ class SentinelCase:
                 liar.answer = self.answer
             end = time.monotonic() + LIES
             while time.monotonic() < end:
-                self.drop(locker)
+                internals.drop(locker)
                 with contextlib.suppress(AsyncLockError):
                     async with locker.with_context(name, timeout=0.05):
                         pass
@@ -64,9 +65,9 @@ class SentinelCase:
                 liar.answer = None
             for _ in range(2):  # what came last, and then a connection that drops as any other
                 await self.to_be_had(locker, name)
-                self.drop(locker)
+                internals.drop(locker)
             await self.to_be_had(locker, name)
-            if not locker._manager.topology.looking.running:  # type: ignore[attr-defined]
+            if not internals.looking(locker).running:
                 self.wrong.append("nobody looks any more whether the primary is still the one")
             await locker.aclose()
         return self.wrong
@@ -81,11 +82,6 @@ class SentinelCase:
             return await enter(protocol)
 
         door._open = guarded  # type: ignore[method-assign]
-
-    def drop(self, locker: Locker) -> None:
-        for node in locker._manager.topology.nodes:
-            if node.connection is not None:
-                node.connection.abort()
 
     async def to_be_had(self, locker: Locker, name: str) -> None:
         end = time.monotonic() + WELL_AGAIN

@@ -10,6 +10,7 @@ from typing import Any
 
 from asynclock import AsyncLockError, Locker, LockLostError, ServerError
 from asynclock.testing.resp import FrameSplitter
+from tests.support import internals
 
 from .mutations import mutated
 from .recording import TOKEN, Recording, shape
@@ -106,7 +107,7 @@ class Case:
         locker = Locker(self.url, key_validity=0.5, key_majority=r.choice((None, 2)), try_next_after=0.01)
         names = [f"{self.seed}{letter}" for letter in "ab"]
         liars: list[Liar] = []
-        doors = locker._manager.clients.servers.connectors
+        doors = internals.servers(locker).connectors
         honest = [door.open for door in doors]
 
         async def open_to_a_liar() -> Any:
@@ -122,13 +123,13 @@ class Case:
         for liar in liars:
             liar.abort()
         await self.well_again(locker, names, waiting)
-        for node in locker._manager.topology.nodes:  # whatever looks after it lives: so it is found again once more
+        for node in internals.nodes(locker):  # whatever looks after it lives: so it is found again once more
             if node.connection is not None:
                 node.connection.abort()
         await self.well_again(locker, names, [])
         await locker.aclose()
-        if locker._manager.busy():
-            self.wrong.append(f"left: {locker._manager.busy()}")
+        if internals.busy(locker):
+            self.wrong.append(f"left: {internals.busy(locker)}")
         return self.wrong
 
     async def wait_for(self, locker: Locker, name: str) -> None:

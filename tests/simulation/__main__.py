@@ -1,4 +1,4 @@
-"""``python -m tests.simulation --seeds N``: play N schedules; the exit code is 1 if one of them breaks a rule."""
+"""``python -m tests.simulation --seeds N``: play N schedules; the exit code is 1 if one of them breaks a guarantee."""
 
 from __future__ import annotations
 

@@ -1,15 +1,17 @@
-"""What must hold in a world after every single event.
+"""What must hold in a world after every single event, numbered as the guarantees in README.md.
 
-(a) No two leases of a name are held at once while the servers keep their word (a server that forgets keys, and
-    gives no votes for as long as they could have counted, keeps it). Whoever holds a lock that a majority of the keys
-    no longer backs is told within ``TOLD`` packet delays of being connected, and running, and served.
-(b) A held lease's deadline is not after the expiry of a majority of its keys.
-(c) Once everybody has left, no key is left behind, and every room has said that nobody is there.
-(d) Whoever waits is served: within the time to live, promptly if the lock is free, and however many others come back.
-(e) A room with waiters has something that will come back to it, not later than the last of the keys may be free.
-(f) Who loses a lock is told what happened to it, and nobody loses it for nothing.
+1. No two leases of a name are held at once while the servers keep their word. (A server that forgets keys and then
+   gives no votes for as long as they could have counted keeps it.)
+2. A held lease's deadline is not after the expiry of a majority of its keys.
+3. A room with waiters has something that comes back to it, no later than the last of the keys may be free. Every
+   waiter is served: within the time to live, promptly if the lock is free, and however many others come back.
+4. Once everybody has left, no key is left behind.
+5. A holder that a majority of the keys no longer backs is told within ``TOLD`` packet delays of being connected, and
+   running, and served. It is told what happened to the lock. Nobody loses a lock, or fails to get one, for nothing.
 
-(c) and (d) are looked at when a story comes to rest (``story``), the others here.
+Guarantee 6 is about the scopes around the leases, which are not simulated.
+
+What a story that comes to rest must fulfil (4, and that waiters are served) is checked in ``story``, the rest here.
 """
 
 from __future__ import annotations
@@ -33,11 +35,11 @@ TOLD = 5  # a push, the answer that was under way (its question may just have le
 
 
 class Broken(AssertionError):
-    """A rule does not hold. ``rule`` is its letter, or empty for what should go without saying."""
+    """A guarantee does not hold. ``guarantee`` is its number, or 0 for what should go without saying."""
 
-    def __init__(self, rule: str, what: str, world: World) -> None:
-        super().__init__(f"({rule}) {what}, at {world.ms(world.now):.3f} ms" if rule else what)
-        self.rule = rule
+    def __init__(self, guarantee: int, what: str, world: World) -> None:
+        super().__init__(f"guarantee {guarantee}: {what}, at {world.ms(world.now):.3f} ms" if guarantee else what)
+        self.guarantee = guarantee
 
 
 @dataclass(slots=True)
@@ -68,7 +70,7 @@ class Check:
         acted, altered = world.acted, world.altered
         world.acted, world.altered = None, False
         if world.long_lived:
-            raise self.broken("b", world.long_lived)
+            raise self.broken(2, world.long_lived)
         if acted is not None:
             if not acted.past:
                 for room in acted.rooms.values():
@@ -90,13 +92,13 @@ class Check:
         if self.unbacked:
             self._about_to_be_told()
 
-    def broken(self, rule: str, what: str) -> Broken:
-        return Broken(rule, what, self.world)
+    def broken(self, guarantee: int, what: str) -> Broken:
+        return Broken(guarantee, what, self.world)
 
     def count_losses(self) -> Counter[str]:
         return Counter(str(reason) for _, _, reason, _ in self.world.losses)
 
-    # (a)
+    # 1: one holder
 
     def _one_holder(self, held_here: Room[Task]) -> None:
         """No two of the leases that the servers kept their word to. Of the others none that has a majority of
@@ -116,7 +118,7 @@ class Check:
             if all(kept) or votes >= self.majority:
                 sound.append(client)
         if len(sound) > 1:
-            raise self.broken("a", f"{' and '.join(client.name for client in sound)} hold {held_here.name!r} at once")
+            raise self.broken(1, f"{' and '.join(client.name for client in sound)} hold {held_here.name!r} at once")
         pair = (held[0][2], held[1][2])
         if pair not in self._overlapping:
             self._overlapping.add(pair)
@@ -127,7 +129,7 @@ class Check:
         return entry in self.world.touched and entry not in self.world.forgotten
 
     def _backed(self, client: Client) -> None:
-        """Look at whether the servers back what ``client`` holds, and (b) for how long."""
+        """Check whether the servers back what ``client`` holds (1, 5), and for how long (2)."""
         for room in client.rooms.values():
             lease = room.holder
             if lease is None or self.world.now >= lease.deadline:
@@ -169,7 +171,7 @@ class Check:
                 continue  # it will be looked at, when it is time for that
             under_way = [*link.told, *(what for asker, what in link.back if asker is None)]
             if not any(what in (None, key) for what in under_way):
-                raise self.broken("a", f"{client.name} counts on key {index}, has lost it, and will not be told")
+                raise self.broken(5, f"{client.name} counts on key {index}, has lost it, and will not be told")
 
     def _hidden(self, client: Client, server: Server, key: bytes) -> float:
         """Seconds within which what NOLOOP has hidden from the client is to be found out."""
@@ -206,13 +208,13 @@ class Check:
                         since = max(since, self._asked_again(server, client))
             unbacked.since = since
             if world.now - since > bound + put_off:
-                raise self.broken("a", f"{client.name} has no majority for {1000 * (world.now - since):.3f} ms")
+                raise self.broken(5, f"{client.name} has no majority for {1000 * (world.now - since):.3f} ms")
             if room.holder is not lease or world.now >= lease.deadline or client.past:
                 del self.unbacked[lease]
                 if world.rules.tracking and world.now < lease.deadline and not client.past and not put_off:
                     self.told.append(max(0.0, world.now - since) / world.longest)
 
-    # (b)
+    # 2: never longer than the servers
 
     def _no_longer_than_the_servers(self, client: Client, room: Room[Task], lease: Lease) -> None:
         ends = []
@@ -228,9 +230,9 @@ class Check:
         if lease.deadline > end + 1e-9:
             ends_at = f"end at {self.world.ms(end):.3f} ms" if end else "are not there"
             deadline = self.world.ms(lease.deadline)
-            raise self.broken("b", f"{client.name} counts on its keys until {deadline:.3f} ms, and they {ends_at}")
+            raise self.broken(2, f"{client.name} counts on its keys until {deadline:.3f} ms, and they {ends_at}")
 
-    # (e)
+    # 3: no waiter waits for a message that may never come
 
     def _somebody_comes(self, client: Client, room: Room[Task]) -> None:
         if room.attempt is not None and room.attempt.pending():
@@ -239,7 +241,7 @@ class Check:
         if any(link is None or link.quarantined for link in links):
             return
         if room.wake == NEVER or room.wake < room.due:
-            raise self.broken("e", f"{client.name} waits for {room.name!r}, and nothing will come back to it")
+            raise self.broken(3, f"{client.name} waits for {room.name!r}, and nothing will come back to it")
         rules = self.world.rules
         free = max(server.promised.get(key, 0.0) for key, server in zip(room.keys, self._servers, strict=True))
         patience = self.world.now + max(MAX_BACKOFF, 0 if rules.tracking else rules.extend_interval)
@@ -249,17 +251,17 @@ class Check:
             > max(free + answered, patience) + (rules.validity + self.world.set_back) * self.world.drift + 0.001
         ):
             late = 1000 * (room.wake - free)
-            raise self.broken("e", f"{client.name} sleeps for {late:.3f} ms after {room.name!r} may be free")
+            raise self.broken(3, f"{client.name} sleeps for {late:.3f} ms after {room.name!r} may be free")
 
     # What goes without saying
 
     def _consistent(self, client: Client, room: Room[Task]) -> None:
         if room.empty and (room.wake < NEVER or room.last_failed is not None):
-            raise self.broken("c", f"{client.name}: nobody is in the room of {room.name!r}, and it does not rest")
+            raise self.broken(0, f"{client.name}: nobody is in the room of {room.name!r}, and it does not rest")
         if room.holder is not None and room.attempt is not None and not room.attempt.forced:
-            raise self.broken("", f"{client.name} both holds {room.name!r} and tries to")
+            raise self.broken(0, f"{client.name} both holds {room.name!r} and tries to")
         if room.no_wait is not None and (room.no_wait not in room.queue or room.attempt is None):
-            raise self.broken("", f"{client.name}: {room.no_wait!r} does not wait, and is made to")
+            raise self.broken(0, f"{client.name}: {room.no_wait!r} does not wait, and is made to")
         for lease in (room.holder, room.attempt):
             if lease is not None:
                 asked = [0] * len(self._servers)
@@ -268,20 +270,20 @@ class Check:
                         if isinstance(request, Request) and request.lease is lease:
                             asked[request.index] += 1
                 if asked != lease.in_flight:
-                    raise self.broken("", f"{client.name}: asked {asked}, counted {lease.in_flight}")
+                    raise self.broken(0, f"{client.name}: asked {asked}, counted {lease.in_flight}")
 
     def _remembered(self, client: Client) -> None:
         for task in client.tasks:
             room = task.room
             assert room is not None
             if task.state == "waiting" and task not in room.queue and task not in room.forces:
-                raise self.broken("d", f"{task!r} waits, and was forgotten")
+                raise self.broken(3, f"{task!r} waits, and was forgotten")
             if task.state == "held" and (
                 task.lease is not room.holder or getattr(task.lease, "scope_ref", None) is not task
             ):
-                raise self.broken("f", f"{task!r} holds {task.name!r}, and the room does not know")
+                raise self.broken(5, f"{task!r} holds {task.name!r}, and the room does not know")
 
-    # (f)
+    # 5: a loss is told, with its reason
 
     def _lost_for_a_reason(self) -> None:
         """Who loses a lock is told what really happened to it."""
@@ -290,7 +292,7 @@ class Check:
             if reason is LossReason.EXPIRED:
                 sound = self.world.now >= lease.deadline and self.world.disturbed
                 if self._could_have_been_extended(client, lease):
-                    raise self.broken("f", f"{client.name} lost the lock, {reason}, and its servers were there")
+                    raise self.broken(5, f"{client.name} lost the lock, {reason}, and its servers were there")
             elif reason is LossReason.DISCONNECTED:
                 sound = any(client.gone)
             elif reason is LossReason.CLOSED:
@@ -298,7 +300,7 @@ class Check:
             else:
                 sound = any(token == lease.token for _, token in self.world.touched)
             if not sound:
-                raise self.broken("f", f"{client.name} lost the lock, {reason}, and nobody had touched it")
+                raise self.broken(5, f"{client.name} lost the lock, {reason}, and nobody had touched it")
 
     def _could_have_been_extended(self, client: Client, lease: Lease) -> bool:
         """Has a majority of the keys been there, held, with nothing in the way and nothing unanswered, for a while?"""
@@ -334,4 +336,4 @@ class Check:
             else:
                 sound = error.lasting or task.how != "join"
             if not sound:
-                raise self.broken("f", f"{task!r} was {task.state}: {error}")
+                raise self.broken(5, f"{task!r} was {task.state}: {error}")

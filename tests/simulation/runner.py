@@ -26,7 +26,7 @@ class Tally:
     losses: Counter[str] = field(default_factory=Counter)
     overlaps: int = 0  # two held a lock at once, after a server broke its word to one of them
     told: float = 0.0  # packet delays until one that had lost its majority was told, at the most
-    failed: int | None = None  # the first seed that broke a rule
+    failed: int | None = None  # the first seed that broke a guarantee
 
     def __iadd__(self, other: Tally) -> Tally:
         self.schedules += other.schedules
@@ -95,7 +95,7 @@ def play_all(
 
 
 def tell(failed: Schedule) -> str:
-    """The shortest story found that breaks the same rule, and what happened in it, event by event."""
+    """The shortest story found that breaks the same guarantee, and what happened in it, event by event."""
     story = shortened(failed.story, failed.world)
     return f"{failed}\n\nwith as few steps as will do:\n{story}\n\nvirtual ms  what happened\n{history(failed, story)}"
 

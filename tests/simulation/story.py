@@ -111,7 +111,7 @@ def outcome(story: Story, world: World) -> Exception | None:
 
 
 def shortened(story: Story, world: Callable[[], World], tries: int = 1000) -> Story:
-    """Leave out what does not matter, from a story that breaks a rule: halves of it, then smaller parts,
+    """Leave out what does not matter, from a story that breaks a guarantee: halves of it, then smaller parts,
     then single steps, until nothing more can be left out; and the pauses."""
     broken = outcome(story, world())
     assert broken is not None
@@ -120,7 +120,7 @@ def shortened(story: Story, world: Callable[[], World], tries: int = 1000) -> St
         nonlocal tries
         tries -= 1
         error = outcome(shorter, world()) if tries > 0 else None
-        return type(error) is type(broken) and getattr(error, "rule", "") == getattr(broken, "rule", "")
+        return type(error) is type(broken) and getattr(error, "guarantee", 0) == getattr(broken, "guarantee", 0)
 
     size = len(story.steps)
     while size:
@@ -238,16 +238,16 @@ def _settle(world: World, check: Check, end: str) -> None:
     for client in world.clients:
         for name, room in client.rooms.items():
             if not room.empty:
-                raise check.broken("c", f"{client.name}: everybody has left the room of {name!r}, and it does not know")
+                raise check.broken(0, f"{client.name}: everybody has left the room of {name!r}, and it does not know")
     for server in world.servers:
         for key in server.data if server.up else ():
             entry = server.peek(key)
             if entry is not None and _is_owned(world, entry[0]) and not _is_owed(world, server, key, entry[0]):
-                raise check.broken("c", f"server {server.name} still has {key!r} = {entry[0]!r}")
+                raise check.broken(4, f"server {server.name} still has {key!r} = {entry[0]!r}")
 
 
 def _serve_all(world: World, check: Check) -> None:
-    """(d) Everybody who waits is served: within the time to live, and promptly once the lock is free."""
+    """Guarantee 3: everybody who waits is served: within the time to live, and promptly once the lock is free."""
     world.hold = lambda: 0.02
     for task in _tasks(world):
         if task.state == "held":
@@ -263,16 +263,16 @@ def _serve_all(world: World, check: Check) -> None:
     while any(task.state == "waiting" for task in _tasks(world)):
         world.run(0.05)
         if world.now - world.progress > patience:
-            raise check.broken("d", f"nobody got the lock for {patience:.1f} s")
+            raise check.broken(3, f"nobody got the lock for {patience:.1f} s")
         free_since = min(free_since, world.now) if _free(world) else NEVER
         settled = all(server.up for server in world.servers) and free_since > calm_since + 2 * MAX_BACKOFF
         bound = prompt if settled else max(prompt, 1.5 * MAX_BACKOFF)
         if world.now - max(free_since, world.progress) > bound + poll:
-            raise check.broken("d", "the lock is free, everybody is connected, and nobody takes it")
+            raise check.broken(3, "the lock is free, everybody is connected, and nobody takes it")
 
 
 def crowd(world: World, check: Check) -> None:
-    """(d) Everybody who comes back for a lock as soon as it was released gets it, again and again."""
+    """Guarantee 3: everybody who comes back for a lock as soon as it was released gets it, again and again."""
     turns = dict.fromkeys(world.clients, 0)
     since = dict.fromkeys(turns, world.now)
     world.hold = lambda: 0.005 + world.random.random() * 0.02
@@ -292,7 +292,7 @@ def crowd(world: World, check: Check) -> None:
         world.run(0.05)
         for client, turn in since.items():
             if world.now - turn > STARVED:
-                raise check.broken("d", f"{client.name} got no turn for {STARVED} s, others got {sum(turns.values())}")
+                raise check.broken(3, f"{client.name} got no turn for {STARVED} s, others got {sum(turns.values())}")
     world.through = lambda task: None
     world.hold = None
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 from asynclock.testing import Server
-from tests.helpers import eager_task
+from tests.support.helpers import eager_task
 
 from .programs import Program, make, text
 from .runner import AT_ONCE, Report, run_all

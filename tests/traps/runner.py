@@ -16,7 +16,8 @@ import anyio
 from asynclock import ConfigurationError, Locker, LockLostError, LockScope
 from asynclock.testing import Server
 from asynclock.testing.resp import encode_command
-from tests.helpers import key, until
+from tests.support import internals
+from tests.support.helpers import key, until
 
 from . import programs as p
 from .judge import Record, Wrong, judge
@@ -321,9 +322,7 @@ class Run:
         if how == "take":
             self.background.add(asyncio.ensure_future(self.take(name)))
         elif how == "look":  # found by the task that looks, and not told by a callback of the loop
-            manager = self.world.locker._manager
-            if (room := manager.rooms.get(name)) is not None:
-                room.gone(0, manager.now())
+            internals.lose(self.world.locker, name)
         elif how == "delete":
             self.world.saboteur.write(encode_command("DEL", key(name)))
         else:
@@ -521,7 +520,7 @@ async def run_all(server: Server, programs: Iterable[p.Program], at_once: int = 
             report.seen = world.seen
             # Clean-up that goes on behind a block (a release that is not waited for) is over soon.
             for what, gone in (
-                ("rooms", lambda: not locker._manager.busy() and not other._manager.busy()),
+                ("rooms", lambda: not internals.busy(locker) and not internals.busy(other)),
                 ("keys", lambda: server.execute("DBSIZE") == 0),
                 ("tasks", lambda: len(asyncio.all_tasks()) <= len(before)),
             ):
@@ -529,7 +528,7 @@ async def run_all(server: Server, programs: Iterable[p.Program], at_once: int = 
                     await until(gone, 2.0)
                 except AssertionError:
                     keys, tasks = server.execute("KEYS", "*"), asyncio.all_tasks() - before
-                    report.left.append(f"{what}: {locker._manager.busy()}, {keys}, {tasks}")
+                    report.left.append(f"{what}: {internals.busy(locker)}, {keys}, {tasks}")
         saboteur.close()
         with contextlib.suppress(OSError):
             await saboteur.wait_closed()

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.serverless
+
 ROOT = Path(__file__).parents[2]
 API = Path(__file__).with_name("api.py")
 

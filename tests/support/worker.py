@@ -1,10 +1,12 @@
-"""A process of its own that uses locks: what another service does while a test looks on.
+"""A separate process that uses locks, as another service would: ``helpers.worker`` runs it.
 
-``hold``   acquire, say so; at each line on stdin release and acquire again
-``hold_many``  acquire so many names, NAME and a number, 20 ms apart; say so, and hold them until stdin ends
-``force``  take the lock over, say so, hold it until stdin ends
-``contend``  acquire and release TIMES times in a row; tell how long each acquisition took
-``count``  TASKS tasks together acquire TIMES times, and add 1 to a counter that only the lock guards
+It prints a line of JSON for each event. What it does:
+
+``hold``       acquire, and print it; at each line on stdin release, and acquire again
+``hold_many``  acquire COUNT names, NAME and a number, 20 ms apart; print it, and hold them until stdin ends
+``force``      take the lock over, print it, and hold the lock until stdin ends
+``contend``    acquire and release TIMES times in a row; print how many seconds each acquisition took
+``count``      TASKS tasks acquire TIMES times in all; each time, add 1 to a counter that only the lock guards
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ async def contend(locker: Locker, name: str, times: str) -> None:
 
 
 async def main(url: str, how: str, what: str, name: str, *more: str) -> None:
-    """``how``: options as JSON, or just the validity."""
+    """``how``: options as JSON, or only the validity in seconds."""
     servers = url.split(",")
     options = json.loads(how)
     if not isinstance(options, dict):
@@ -95,4 +97,5 @@ async def main(url: str, how: str, what: str, name: str, *more: str) -> None:
         await do(locker, name, *more)
 
 
-asyncio.run(main(*sys.argv[1:]))
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

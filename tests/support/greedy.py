@@ -1,8 +1,10 @@
-"""A Go service that takes its lock again as soon as it has released it: ``greedy.py PORT PREFIX MAJORITY SECONDS``.
+"""A Go service that acquires its lock again right after it has released it.
 
-What it says to the server is what ``tests/go.py`` says. It is a process of its own and waits in the kernel, since a Go
-service is quicker than an event loop: whoever is told of its release finds the lock taken again, more often than not.
-It prints that it is ready, begins at a line on stdin, and prints how often it had the lock.
+``python -m tests.support.greedy PORT PREFIX MAJORITY SECONDS`` prints ``ready``, begins at a line on stdin, and finally
+prints how often it had the lock.
+
+It sends the same commands as ``go.py``, but is a separate process that blocks in the kernel, because a Go service is
+faster than an event loop: a client that is notified of the release mostly finds the lock taken again.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 import hiredis
 
 from asynclock.testing.resp import encode_command
-from tests.go import RELEASE
+from tests.support.go import RELEASE
 
 VALIDITY = 5.0  # seconds
 
@@ -35,7 +37,7 @@ class Greedy:
         (self._release_by,) = self._call(("SCRIPT", "LOAD", RELEASE))
 
     def turn(self) -> None:
-        """Waits for the lock, has it, and gives it back."""
+        """Wait for the lock, acquire it, release it."""
         while True:
             self._changed = False
             value = os.urandom(12).hex()

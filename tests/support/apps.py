@@ -1,4 +1,4 @@
-"""The example apps, and others that are built of their parts, served over real HTTP."""
+"""The example apps, and apps built from their parts, served over real HTTP."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from starlette.types import ASGIApp
 
 from asynclock.testing import Server
 from examples import aiohttp_app, fastapi_app
-from tests.helpers import key, until
+from tests.support.helpers import key, until
 
-WORK = 8.0  # seconds: of work that is to be cut short
+WORK = 8.0  # seconds of work, in requests that are interrupted
 
 
 @contextlib.asynccontextmanager
@@ -62,7 +62,7 @@ SERVE: dict[str, Serve] = {
 
 
 class Client:
-    """An HTTP client of one app, whose locks are on ``server``."""
+    """An HTTP client of an app whose locks are on ``server``."""
 
     def __init__(self, http: httpx.AsyncClient, server: Server, port: int) -> None:
         self.http = http
@@ -83,7 +83,7 @@ class Client:
 
     @contextlib.asynccontextmanager
     async def working(self, account: str) -> AsyncIterator[asyncio.Task[httpx.Response]]:
-        """A request that works for long under the account's lock, at the latest until the block is left."""
+        """A request that works for ``WORK`` seconds under the account's lock; it ends with the block if not before."""
         task = asyncio.create_task(self.withdraw(account, seconds=WORK))
         await until(lambda: self.locked(account) or task.done())
         try:
@@ -94,13 +94,13 @@ class Client:
             await asyncio.wait([task])
 
     def raw(self, request: str) -> AbstractAsyncContextManager[Raw]:
-        """A connection of its own, on which a request of these lines has been sent."""
+        """A separate connection, on which a request of these lines has been sent."""
         return raw(self.port, request)
 
 
 @contextlib.asynccontextmanager
 async def running(serve: str | Serve, server: Server, *, wait: float = 0.1) -> AsyncIterator[Client]:
-    """One of the example apps by its name, or an app that is built of their parts."""
+    """Serve an example app, given by its name, or an app built from their parts."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
         for module in (fastapi_app, aiohttp_app):
             patch.setattr(module, "LOCK_URL", server.url)
@@ -115,23 +115,23 @@ async def running(serve: str | Serve, server: Server, *, wait: float = 0.1) -> A
 
 
 class Raw:
-    """A connection whose bytes are looked at."""
+    """A connection, and every byte that was received on it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
         self.seen = b""
-        self.reset = False  # it did not end in order
+        self.reset = False  # did it end with a reset?
 
     async def until(self, wanted: bytes, seconds: float = 10.0) -> None:
         async with asyncio.timeout(seconds):
             while wanted not in self.seen:
                 more = await self.reader.read(65536)
-                assert more, f"it ended after {self.seen!r}"
+                assert more, f"the connection ended after {self.seen!r}"
                 self.seen += more
 
     async def rest(self, seconds: float = 10.0) -> bytes:
-        """Everything that was received, now that the server has ended it."""
+        """Everything that was received until the server closed the connection."""
         async with asyncio.timeout(seconds):
             try:
                 while more := await self.reader.read(65536):

@@ -1,4 +1,4 @@
-"""A room on the bench: its port writes down what it is told, and time and answers are given by hand."""
+"""A room on the test bench: its port records what the room does, and the test supplies time and answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asynclock.core.pace import Pace
 from asynclock.core.room import Room
 from asynclock.core.rules import NEVER, LossReason, Rules
 
-OURS: Any = object()  # "the token of whoever asked"
+OURS: Any = object()  # stands for the token of the lease that asked
 OTHER = b"asynclock:n:ff:1"  # of another process
 STRANGER = b"hello"
 
@@ -24,7 +24,7 @@ class Sent(NamedTuple):
 
 
 class Bench:
-    """The port of ``room``. ``sent`` is what was asked and not answered yet, ``told`` what the room has said."""
+    """The port of ``room``. ``sent`` is what the room requested and got no answer to yet, ``told`` its other calls."""
 
     def __init__(self, majority: int = 1, **rules: Any) -> None:
         numbers = {"validity": 5.0, "extend_interval": 2.5, "try_next_after": 0.02, **rules}
@@ -33,16 +33,16 @@ class Bench:
         self.now = 100.0
         self.sent: list[Sent] = []
         self.told: list[tuple[Any, ...]] = []
-        self.settles: list[bytes] = []  # tokens whose release is through
-        self.down: set[int] = set()  # keys whose server is not connected
-        self.bars: Exception | None = None  # why those servers never will be
-        self.kept: list[tuple[int, bytes]] = []  # releases for them
-        self.hung: set[int] = set()  # keys whose server has not answered for long
+        self.settles: list[bytes] = []  # tokens whose release was answered
+        self.down: set[int] = set()  # indexes of keys whose server is not connected
+        self.bars: Exception | None = None  # why those servers will never be connected
+        self.kept: list[tuple[int, bytes]] = []  # releases for the servers that are down
+        self.hung: set[int] = set()  # indexes of keys whose server is silent
         self.luck = 0.0
         self.pace = Pace()
         self.needless_checks = 0
-        self.ordered = False  # do pushes and answers come over one connection?
-        self.looks: list[Lease] = []  # leases that are to be looked at soon
+        self.ordered = False  # do pushes and answers arrive on one connection?
+        self.looks: list[Lease] = []  # leases whose first check is due
         self._tokens = Tokens(b"\0")
 
     # What a test does
@@ -52,7 +52,7 @@ class Bench:
             self.room.join(waiter, self.now)
 
     def hold(self, waiter: str = "holder") -> Lease:
-        """``waiter`` acquires the lock, without a hitch and in no time, and its keys are looked at."""
+        """``waiter`` acquires the lock in no time, and its keys pass the first check."""
         self.room.join(waiter, self.now)
         for index in range(self.rules.keys):
             self.answer(Operation.TAKE, index)
@@ -72,17 +72,17 @@ class Bench:
         self.sent.clear()
 
     def give_back(self, lease: Lease) -> None:
-        """The lock has passed on here for as long as it may: ``lease`` goes back, and others have their chance."""
+        """Release ``lease`` to the servers: it has been handed off in this process for as long as allowed."""
         self.wait(1.1 * self.rules.handoff_time)
         assert self.room.release(lease, self.now)
 
     def expect_others(self) -> None:
-        """Somebody else was quicker before."""
+        """Make the room expect contention: another process was faster before."""
         self.room.contention = Contention()
         self.room.contention.refused()
 
     def look(self) -> None:
-        """What was to be looked at soon is looked at now, and is as it should be."""
+        """Do the first checks that are due. They find the keys as they should be."""
         looks, self.looks = self.looks, []
         for lease in looks:
             self.room.first_check(lease, self.now)
@@ -97,7 +97,7 @@ class Bench:
     def answer(
         self, operation: Operation, index: int = 0, found: Any = OURS, ttl: int | None = None, ok: bool | None = None
     ) -> None:
-        """The first such ask that is not answered yet gets its answer now."""
+        """Answer the first request of this kind that has no answer yet."""
         sent = self._take(operation, index)
         if operation is Operation.RELEASE:
             self.room.released(sent.lease, sent.index, found is OURS, self.now)
@@ -107,7 +107,7 @@ class Bench:
         self.room.answered(*sent[:3], sent.when, okay, value, ttl, self.now)
 
     def forced(self, *indexes: int) -> None:
-        """These keys are taken over, or the only one, and read once more."""
+        """Answer that these keys (default: the only one) were taken over, and then read."""
         for index in indexes or (0,):
             self.answer(Operation.FORCE, index)
         self.answer(Operation.READ, indexes[0] if indexes else 0, ttl=round(self.rules.validity * 1000))
@@ -116,7 +116,7 @@ class Bench:
         self.room.failed(*self._take(operation, index)[:3], error, self.now)
 
     def drop(self, *indexes: int) -> None:
-        """The connection to the server of these keys is lost."""
+        """Lose the connections to the servers of these keys."""
         self.down.update(indexes)
         for sent in [sent for sent in self.sent if sent.index in indexes]:
             self.sent.remove(sent)
@@ -130,7 +130,7 @@ class Bench:
             self.room.reconnected(index, self.now)
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, and the timer go off when it is due."""
+        """Let time pass, and fire the timer when it is due."""
         until = self.now + seconds
         while self.room.due <= until:
             self.now, self.room.due = max(self.now, self.room.due), NEVER
@@ -142,7 +142,7 @@ class Bench:
 
     @property
     def when(self) -> float:
-        """When the room is to be woken."""
+        """When the room wants to be woken."""
         assert self.room.due <= self.room.wake
         return self.room.wake
 
@@ -209,8 +209,8 @@ class Bench:
     def release_answered(self, lease: Lease) -> None:
         self.settles.append(lease.token)
 
-    # What it was told, by kind
+    # What the room did, by kind
 
     def of(self, kind: str) -> list[Any]:
-        """What was told of this kind: the waiter, or what else comes first."""
+        """For each call of this kind its first argument: mostly the waiter."""
         return [told[1] if len(told) > 1 else None for told in self.told if told[0] == kind]

@@ -1,4 +1,4 @@
-"""Names by where a cluster keeps them, and what its nodes count."""
+"""Names chosen by the nodes that serve their keys, and the counters of a cluster's nodes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import redis
 
 from asynclock.testing import Cluster, Server
 from asynclock.testing.nodes import slot_of, view
-from tests.helpers import key
+from tests.support.helpers import key
 
 SHARDS = 3
 
 
 def owner_of(cluster: Cluster) -> Callable[[str], Server]:
-    """Whose key it is, as a running node sees it now."""
+    """A function that returns the primary that serves a key, as a running node sees it now."""
     witness = next(server for server in cluster.servers if server.awake)
     nodes = [node for node in view(witness) if node.slots]
     servers = {server.port: server for server in cluster.servers}
@@ -30,7 +30,7 @@ def owner_of(cluster: Cluster) -> Callable[[str], Server]:
 
 
 def names(cluster: Cluster, fits: Callable[[list[Server]], bool], word: str = "job") -> Iterator[str]:
-    """Names for which the owners of the three keys are as wanted."""
+    """Names for which ``fits`` accepts the primaries that serve their three keys."""
     owner = owner_of(cluster)
     for number in itertools.count():
         name = f"{word} {number}"
@@ -44,7 +44,7 @@ def spread(cluster: Cluster, word: str = "job") -> Iterator[str]:
 
 
 def on_one(cluster: Cluster, server: Server, count: int, word: str = "job") -> Iterator[str]:
-    """Names with so many keys on that node."""
+    """Names with this number of keys on that node."""
     return names(cluster, lambda owners: owners.count(server) == count, word)
 
 
@@ -61,12 +61,12 @@ def primaries(cluster: Cluster) -> list[Server]:
 
 
 def execute(cluster: Cluster, command: str, key: str, *arguments: str) -> object:
-    """The command, at the key's owner."""
+    """Send the command to the primary that serves the key."""
     return cluster.primary_of(key).execute(command, key, *arguments)
 
 
 def keys(cluster: Cluster, only: str = "*") -> set[bytes]:
-    """Those that there are, on any running node."""
+    """The keys that match ``only``, on all running nodes."""
     found: set[bytes] = set()
     for server in cluster.servers:
         if server.awake:
@@ -77,7 +77,7 @@ def keys(cluster: Cluster, only: str = "*") -> set[bytes]:
 
 
 async def no_keys(cluster: Cluster, seconds: float = 2.0, only: str = "*") -> None:
-    """Nothing is left, well before it would have expired. Replicas hear of a release a moment later."""
+    """Wait until no key is left, much sooner than it would expire. Replicas learn of a release a moment later."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     while left := keys(cluster, only):
@@ -86,7 +86,7 @@ async def no_keys(cluster: Cluster, seconds: float = 2.0, only: str = "*") -> No
 
 
 def counted(cluster: Cluster, section: str, what: str) -> int:
-    """The sum over all running nodes of a counter in INFO, such as ``cmdstat_cluster|slots``."""
+    """The sum of a counter in INFO, such as ``cmdstat_cluster|slots``, over all running nodes."""
     total = 0
     for server in cluster.servers:
         if server.awake:
@@ -98,14 +98,14 @@ def counted(cluster: Cluster, section: str, what: str) -> int:
 
 
 def asking(server: Server, *command: str) -> object:
-    """The command at a node that is importing the key's slot."""
+    """Send the command, after ``ASKING``, to a node that is importing the key's slot."""
     with redis.Redis(port=server.port, single_connection_client=True) as client:
         client.execute_command("ASKING")  # type: ignore[no-untyped-call]  # redis-py's own gap
         return client.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py's own gap
 
 
 def moves_at_once(cluster: Cluster) -> bool:
-    """Can these servers move a slot as a whole (Valkey 9)?"""
+    """Can these servers move a slot atomically (Valkey 9)?"""
     info = cluster.servers[0].execute("INFO", "server")
     assert isinstance(info, bytes)
     found = re.search(rb"valkey_version:(\d+)", info)

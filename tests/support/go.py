@@ -1,12 +1,12 @@
 """A stand-in for a Go service that locks with ``rueidislock`` or ``valkeylock``.
 
-It says what those say to a server, raw, over a socket of its own: nothing in here is asynclock's.
+It sends what those send, over its own socket. Nothing in here uses asynclock's engine.
 
 - key ``i`` of a name is ``{prefix}:{i}:{name}``, with ``i`` from 0 to ``2 * majority - 2``
 - acquire: ``SET key value NX PXAT`` (or ``PX``) and ``GET``, one key after the other; the value is random bytes
 - extend, release: a script that moves the expiry or deletes, if the value is still the same
 - take over: ``SET key value PXAT``
-- wait: for an invalidation of one of the keys, or half a validity
+- wait: for an invalidation of one of the keys, or for half of the validity
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Go:
     def __init__(
         self, port: int, prefix: str = "rueidislock", *, majority: int = 1, validity: float = 5.0, setpx: bool = False
     ) -> None:
-        self.invalidated: list[bytes] = []  # every key that the server said has changed
+        self.invalidated: list[bytes] = []  # keys, in the order of the server's invalidations
         self._port = port
         self._prefix = prefix
         self._majority = majority
@@ -60,7 +60,7 @@ class Go:
             await self._writer.wait_closed()
 
     async def call(self, *command: str | bytes | int) -> Any:
-        """The reply to one command; an error reply is raised."""
+        """The reply to one command. An error reply is raised."""
         future = asyncio.get_running_loop().create_future()
         self._replies.append(future)
         self._writer.write(encode_command(*command))
@@ -89,11 +89,11 @@ class Go:
         return [f"{self._prefix}:{index}:{name}".encode() for index in range(2 * self._majority - 1)]
 
     def deadline(self) -> int:
-        """A validity from now, in Unix milliseconds."""
+        """Now plus the validity, in Unix milliseconds."""
         return round((time.time() + self._validity) * 1000)
 
     async def take(self, key: bytes, value: bytes) -> bool:
-        """One key, if it is free. It is tracked from then on."""
+        """Take one key if it is free. Either way, the server tracks it from then on."""
         expiry = ("PX", round(self._validity * 1000)) if self._setpx else ("PXAT", self.deadline())
         ok, _ = await asyncio.gather(self.call("SET", key, value, "NX", *expiry), self.call("GET", key))
         return ok is not None
@@ -109,7 +109,7 @@ class Go:
         return lock
 
     async def acquire(self, name: str) -> GoLock:
-        """Waits until it has the lock."""
+        """Wait until the lock is acquired."""
         changed = asyncio.Event()
         self._changed |= dict.fromkeys(self.keys(name), changed)
         while True:
@@ -121,14 +121,14 @@ class Go:
                     await changed.wait()
 
     async def force(self, name: str) -> GoLock:
-        """Takes the lock over, whoever has it."""
+        """Take the lock over from any holder."""
         lock = GoLock(self, self.keys(name))
         await asyncio.gather(*(self.call("SET", key, lock.value, "PXAT", self.deadline()) for key in lock.keys))
         return lock
 
 
 class GoLock:
-    """What one acquisition of the Go service has. It is extended by hand: ``extend``."""
+    """One acquisition of the Go service. Nothing extends it but ``extend``."""
 
     def __init__(self, go: Go, keys: list[bytes]) -> None:
         self.keys = keys
@@ -136,12 +136,12 @@ class GoLock:
         self._go = go
 
     async def extend(self) -> list[int]:
-        """What the script answered for each key: 1, or 0 where the value is another."""
+        """The script's reply for each key: 1, or 0 if the key does not hold this lock's value."""
         deadline = self._go.deadline()
         return await asyncio.gather(*(self._go.call("EVAL", EXTEND, 1, key, self.value, deadline) for key in self.keys))
 
     async def release(self) -> list[int]:
-        """What the script answered for each key: 1, or 0 where there was nothing of this lock's."""
+        """The script's reply for each key: 1, or 0 if the key did not hold this lock's value."""
         return await asyncio.gather(*(self._go.call("EVAL", RELEASE, 1, key, self.value) for key in self.keys))
 
     async def found(self) -> list[bool]:

@@ -1,4 +1,4 @@
-"""What several tests need: keys, waiting, and worker processes."""
+"""Keys, waiting, bodies of scopes, and worker processes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from typing import Any
 from asynclock import LockLostError, LockScope
 from asynclock.testing import Server
 
-# Seconds. What is told at once is told within a millisecond or two: how fast exactly, benchmarks/ measures, and the
-# medians in some tests. This bound only tells it from what is found out later, at the next extension (with the default
-# options 1.25 s after a lock was acquired, at the earliest) or at the deadline. In between is room for a machine that
-# has other things to do, such as other tests.
+# Seconds. A loss that the server pushes reaches the holder within a millisecond or two; benchmarks/ measures how fast
+# exactly. This bound only distinguishes it from a loss that is detected later: at the next extension (with the default
+# options, no earlier than 1.25 s after the lock was acquired) or at the deadline. It leaves room for a machine that is
+# busy with other tests.
 AT_ONCE = 1.0
+
+ROOT = Path(__file__).parents[2]
 
 
 def eager_task(loop: asyncio.AbstractEventLoop, coro: Any, **arguments: Any) -> asyncio.Task[Any]:
-    """As ``asyncio.eager_task_factory`` (Python 3.12), which uvloop does not know how to call in Python 3.13."""
+    """Like ``asyncio.eager_task_factory`` (Python 3.12), which uvloop cannot call in Python 3.13."""
     return asyncio.Task(coro, loop=loop, **{**arguments, "eager_start": True})
 
 
@@ -39,7 +41,7 @@ async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
 
 
 class Body:
-    """The body of a scope in a task of its own: when it was stopped, and what came out of the block."""
+    """A scope whose body runs in a separate task: when the body was stopped, and the loss that the block raised."""
 
     def __init__(self, scope: LockScope) -> None:
         self.scope = scope
@@ -58,11 +60,11 @@ class Body:
             self.error = error
 
     async def lost_within(self, seconds: float, since: float) -> LockLostError:
-        """The loss, and that the body heard of it within ``seconds`` of ``since``."""
+        """Return the loss, and check that the body was cancelled within ``seconds`` of ``since``."""
         await asyncio.wait_for(self.task, seconds + 5)
         assert isinstance(self.error, LockLostError)
         assert self.stopped is not None
-        assert self.stopped - since < seconds, f"told after {(self.stopped - since) * 1000:.1f} ms"
+        assert self.stopped - since < seconds, f"cancelled after {(self.stopped - since) * 1000:.1f} ms"
         return self.error
 
 
@@ -74,16 +76,16 @@ async def body(scope: LockScope) -> Body:
 
 @contextlib.asynccontextmanager
 async def worker(server: Server | str, *arguments: str) -> AsyncIterator[Worker]:
-    """``tests/worker.py`` in a process of its own."""
+    """``worker.py`` in a separate process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-P",  # or tests/typing would be found before Python's own
-        str(Path(__file__).parent / "worker.py"),
+        *("-m", "tests.support.worker"),
         server if isinstance(server, str) else server.url,
         *arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        limit=1 << 24,  # of a line
+        limit=1 << 24,  # bytes in a line
+        cwd=ROOT,
     )
     try:
         yield Worker(process)
@@ -98,7 +100,7 @@ class Worker:
         self.process = process
 
     async def event(self, seconds: float = 20.0) -> dict[str, Any]:
-        """The next thing that the worker tells. Times are ``time.monotonic()``, the same in every process."""
+        """The next event that the worker prints. Times are ``time.monotonic()``, the same in every process."""
         assert self.process.stdout is not None
         line = await asyncio.wait_for(self.process.stdout.readline(), seconds)
         assert line, "the worker ended"
@@ -111,7 +113,7 @@ class Worker:
 
 
 async def contend(urls: list[str], processes: int, times: int, seconds: float = 120.0) -> list[float]:
-    """How long each acquisition took, while so many processes acquire and release one lock as fast as they can."""
+    """The seconds that each acquisition took while ``processes`` acquire and release one lock as fast as they can."""
     async with contextlib.AsyncExitStack() as stack:
         workers = [
             await stack.enter_async_context(worker(",".join(urls), "5", "contend", "job", str(times)))

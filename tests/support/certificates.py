@@ -1,4 +1,4 @@
-"""A certificate authority of the tests' own, and who has certificates of it."""
+"""A certificate authority for the tests, and the certificates that it issues."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import trustme
 
 
 class Certificates:
-    """PEM files in ``directory``: the authority's, and a client's for ``rediss://…?ssl_certfile=…&ssl_keyfile=…``."""
+    """PEM files in ``directory``: the authority's, and those of a client for ``rediss://…?ssl_certfile=…&ssl_keyfile=…``."""
 
     def __init__(self, directory: Path) -> None:
         self._authority = trustme.CA()
@@ -22,7 +22,7 @@ class Certificates:
         client.private_key_pem.write_to_path(self.client_key)
 
     def server_context(self, *names: str, client_required: bool = False) -> ssl.SSLContext:
-        """For a server of these names (``localhost`` and 127.0.0.1, if none), for :class:`TLSFront`."""
+        """For a :class:`TLSFront` with these names; default: ``localhost`` and 127.0.0.1."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._authority.issue_cert(*(names or ("localhost", "127.0.0.1"))).configure_cert(context)
         if client_required:

@@ -1,4 +1,4 @@
-"""What a test leaves behind: no task, no timer, no socket, no child process, and no complaint of the event loop."""
+"""Fail a test that leaves a task, a timer, a socket or a child process behind, or an error in the event loop."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ import pytest_asyncio
 
 from asynclock.testing import Server
 
-try:
-    from uvloop.loop import TimerHandle as UVTimerHandle
-except ImportError:  # pragma: no cover - in the test extra, except where there is no uvloop
-    UVTimerHandle = asyncio.TimerHandle
-
-# What outlives a test on purpose: that of the fixtures of a module or of the whole session. Their servers may be
-# killed by a test and started again, so it is the fixtures themselves that are remembered.
+# What may outlive a test: what belongs to fixtures of a module or of the whole session. A test may kill and restart
+# their servers, so the fixtures are remembered, and not only their processes.
 _lasting_sockets: set[str] = set()
 _lasting_children: set[int] = set()
 _lasting: list[object] = []
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported and collected out of the garbage collections after each test: they take a tenth then."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -55,7 +56,7 @@ async def nothing_left() -> AsyncIterator[None]:
     assert not complaints, f"the event loop complained: {complaints}"
     assert not (timers := _timers(loop)), f"timers left: {timers}"
     _lasting_children.update(pid for each in _lasting for pid in _pids(each))
-    # A transport closes its socket a little after it was closed, and a process that was killed takes its time to die.
+    # A transport closes its socket a little after its own close(), and a killed process takes a moment to die.
     end = time.monotonic() + 2.0
     while (more := _sockets() - sockets - _lasting_sockets - _pairs()) and time.monotonic() < end:
         await asyncio.sleep(0.01)
@@ -63,11 +64,11 @@ async def nothing_left() -> AsyncIterator[None]:
     while (others := _children() - children - _lasting_children) and time.monotonic() < end:
         await asyncio.sleep(0.01)
     commands = [command for pid in others if "multiprocessing.resource_tracker" not in (command := _command(pid))]
-    assert not commands, f"processes left: {commands}"  # that one is Python's own, and stays
+    assert not commands, f"processes left: {commands}"  # the tracker is Python's own, and stays
 
 
 def _pids(fixture: object) -> set[int]:
-    """Those of the servers that a fixture is, or is made of."""
+    """The processes of the servers that a fixture is, or consists of."""
     if isinstance(fixture, Server):
         return {fixture.pid} if fixture.running else set()
     parts = fixture if isinstance(fixture, list | tuple) else getattr(fixture, "servers", ())
@@ -75,21 +76,21 @@ def _pids(fixture: object) -> set[int]:
 
 
 def _sockets() -> set[str]:
-    """The sockets that this process has open, by the names that the kernel has for them. (Where there is no
-    ``/proc``, as on macOS: none that one could see.)"""
+    """The open sockets of this process, by the kernel's names for them. (Empty where there is no ``/proc``, as on
+    macOS.)"""
     found = set()
     for each in Path("/proc/self/fd").glob("*"):
         try:
             name = os.readlink(each)
         except OSError:
-            continue  # closed meanwhile, or what the directory was read with
+            continue  # closed meanwhile, or the descriptor of the listing itself
         if name.startswith("socket:"):
             found.add(name)
     return found
 
 
 def _pairs() -> set[str]:
-    """Unix sockets without a name: socket pairs of event loops (uvloop makes one whenever it runs)."""
+    """Unix sockets without a name: the socket pairs of event loops. uvloop makes one whenever it runs."""
     rows = [line.split() for line in _read(Path("/proc/self/net/unix")).splitlines()[1:]]
     return {f"socket:[{row[6]}]" for row in rows if len(row) == 7}
 
@@ -104,11 +105,13 @@ def _children() -> set[int]:
 
 
 def _timers(loop: asyncio.AbstractEventLoop) -> list[object]:
-    """The library's: those that call it, or hand something of it to what they call."""
+    """The pending timers of the library: those that call it, or pass something of it to what they call."""
     handles = getattr(loop, "_scheduled", None)
-    if handles is None:  # uvloop keeps them in a set that only the garbage collector is shown
+    if handles is None:  # uvloop keeps them in a set that only the garbage collector sees
+        example = loop.call_later(600, print)
+        example.cancel()
         sets = [each for each in gc.get_referents(loop) if isinstance(each, set)]
-        handles = [each for found in sets for each in found if isinstance(each, asyncio.TimerHandle | UVTimerHandle)]
+        handles = [each for found in sets for each in found if isinstance(each, type(example))]
     return [handle for handle in handles if not handle.cancelled() and any(map(_of_the_library, _called(handle)))]
 
 

@@ -1,0 +1,133 @@
+"""What tests look at inside a locker: the only module of tests/ that knows how to get there.
+
+Everything here is internal and changes without notice. A test uses it for what the public interface does not show, such
+as when a connection is lost, or to replace a method by one that fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from asynclock import Locker, LockScope
+
+if TYPE_CHECKING:
+    from asynclock._engine.manager import LockManager
+    from asynclock.core.lease import Lease
+    from asynclock.core.room import Room
+    from asynclock.options import Options
+    from asynclock.topology.servers import Servers
+    from asynclock.wire.background import Loop
+    from asynclock.wire.connector import Connector
+    from asynclock.wire.node import Node
+
+
+def manager(locker: Locker) -> LockManager:
+    return locker._manager
+
+
+def options(locker: Locker) -> Options:
+    return locker._manager.options
+
+
+def servers(locker: Locker) -> Servers:
+    """What the argument ``servers`` of the locker was parsed into."""
+    return locker._manager.clients.servers
+
+
+# Servers
+
+
+def topology(locker: Locker) -> Any:
+    """Which server serves which key."""
+    return locker._manager.topology
+
+
+def nodes(locker: Locker) -> Any:
+    """The servers that the locker is, or wants to be, connected to."""
+    return locker._manager.topology.nodes
+
+
+def node(locker: Locker) -> Node:
+    """The server of a locker that has one."""
+    (only,) = locker._manager.topology.nodes
+    return only
+
+
+def connector(locker: Locker) -> Connector:
+    """What opens the connections to the server of a locker that has one."""
+    (only,) = locker._manager.clients.servers.connectors
+    return only
+
+
+def up(locker: Locker) -> bool:
+    """Is every server connected now?"""
+    return all(node.connection is not None for node in locker._manager.topology.nodes)
+
+
+def drop(locker: Locker) -> None:
+    """Abort every connection of the locker, as if they had been lost."""
+    for node in locker._manager.topology.nodes:
+        if node.connection is not None:
+            node.connection.abort()
+
+
+def trouble(locker: Locker) -> str:
+    """Why the server of a locker that has one gives no votes now, or ``None`` as a string."""
+    return str(node(locker).trouble)
+
+
+def opening(locker: Locker) -> asyncio.Task[None]:
+    """The task that connects a locker which is not connected yet."""
+    task = locker._manager.life.opening
+    assert task is not None
+    return task
+
+
+def looking(locker: Locker) -> Loop:
+    """The background task that looks for changes of a cluster, or for the primary that the Sentinels name."""
+    found: Loop = locker._manager.topology.looking  # type: ignore[attr-defined]
+    return found
+
+
+async def disconnect(locker: Locker) -> None:
+    """Close the connections of the locker, and not the locker."""
+    await locker._manager.disconnect()
+
+
+# Locks
+
+
+def rooms(locker: Locker) -> dict[str, Room[Any]]:
+    """For each name that is held, acquired or waited for: its room."""
+    return locker._manager.rooms
+
+
+def room(locker: Locker, name: str) -> Room[Any] | None:
+    return locker._manager.rooms.get(name)
+
+
+def busy(locker: Locker) -> list[str]:
+    """The names that are held, acquired or waited for."""
+    return locker._manager.busy()
+
+
+def lose(locker: Locker, name: str) -> None:
+    """Take the lock from its holder in this turn of the event loop, as if the server of its first key were gone."""
+    if (room := locker._manager.rooms.get(name)) is not None:
+        room.gone(0, locker._manager.now())
+
+
+def lease(scope: LockScope) -> Lease | None:
+    return scope._lease
+
+
+def votes(scope: LockScope) -> list[float]:
+    """For each key that the scope counts on: for how many seconds it still does."""
+    lease = scope._lease
+    return [] if lease is None else [until - scope._manager.now() for until in lease.votes if until]
+
+
+def let_go_of_locker(scope: LockScope) -> None:
+    """Drop the scope's reference to its locker, which keeps the locker from being collected."""
+    scope._locker = None
