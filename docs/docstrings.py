@@ -7,11 +7,11 @@ from typing import Any
 
 import griffe
 
-ATTRIBUTES = {  # of scopes and errors, which have no room for more docstrings
-    "name": "The name of the lock.",
-    "problem": "What is wrong, as in the message.",
-    "timeout": "Seconds.",
-    "why": "Why it was not acquired, as in the message.",
+ATTRIBUTES = {  # of scopes and errors, where their own docstrings do not say it
+    "name": "the name of the lock",
+    "problem": "what is wrong, as in the message",
+    "timeout": "the ``timeout``, in seconds",
+    "why": "what was in the way, as in the message",
 }
 COMMENT = re.compile(r"#: (.+)$")
 FIELD = re.compile(r"(?<=\S)\s+(?=:(?:raises [\w.]+|returns?):)")
@@ -22,13 +22,28 @@ SPAN = re.compile(r"``([^`]+)``")
 
 class Docstrings(griffe.Extension):
     """A role such as ``:class:`Locker``` becomes a link, a field at the end of a sentence a field, an indented block a
-    code block, and the ``#:`` comment of a value its docstring."""
+    code block, and the ``#:`` comment of a value its docstring. What users do not call is left out of signatures."""
+
+    def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
+        if cls.name in ("Acquisition", "LockScope") or cls.name.endswith("Error"):
+            cls.members.pop("__init__", None)  # not for users to make; what it sets is found by now
+        if cls.name.endswith("Error") and cls.docstring is not None:  # its attributes in a list, not each by itself
+            for name in [name for name, member in cls.members.items() if member.is_attribute]:
+                if name in ATTRIBUTES and f":ivar {name}:" not in cls.docstring.value:
+                    cls.docstring.value += f"\n\n:ivar {name}: {ATTRIBUTES[name]}"
+                del cls.members[name]
+            cls.docstring.value = fields_last(cls.docstring.value)
+
+    def on_function(self, *, func: griffe.Function, **_: Any) -> None:
+        for parameter in list(func.parameters):
+            if str(parameter.annotation) == "Never":  # takes what is misspelt, to tell what was meant
+                del func.parameters[parameter.name]
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is None and obj.is_attribute and (comment := COMMENT.search("".join(obj.lines))):
             obj.docstring = griffe.Docstring(comment[1], lineno=obj.lineno, parent=obj)
         if obj.docstring is None and (said := ATTRIBUTES.get(obj.name)) and "testing" not in obj.path:
-            obj.docstring = griffe.Docstring(said, parent=obj)
+            obj.docstring = griffe.Docstring(f"{said[0].upper()}{said[1:]}.", parent=obj)
         if obj.docstring is not None:
             obj.docstring.value = markdown(obj.docstring.value, obj)
 
@@ -40,7 +55,14 @@ def markdown(text: str, where: griffe.Object) -> str:
 
     text = FIELD.sub("\n\n", text)
     text = LITERAL.sub(lambda match: ":\n\n```python\n" + re.sub("(?m)^ {4}", "", match[1]).strip() + "\n```\n\n", text)
-    return SPAN.sub(r"`\1`", ROLE.sub(link, text))
+    return fields_last(SPAN.sub(r"`\1`", ROLE.sub(link, text)))
+
+
+def fields_last(text: str) -> str:
+    """What stands after a field would be taken for a part of it."""
+    paragraphs = text.split("\n\n")
+    fields = [paragraph for paragraph in paragraphs if paragraph.startswith(":")]
+    return "\n\n".join([*(each for each in paragraphs if each not in fields), "\n".join(fields)])
 
 
 def resolved(name: str, where: griffe.Object) -> str | None:
