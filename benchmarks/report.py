@@ -1,6 +1,6 @@
-"""The results as Markdown: the short table of README.md and docs/speed.md, and the long one of benchmarks/README.md.
+"""The results as Markdown: three numbers for README.md, a short table for docs/speed.md, all for benchmarks/README.md.
 
-Each stands between two comments, ``<!-- short -->`` and ``<!-- /short -->``, or ``long``; so it is put in by
+Each stands between two comments, such as ``<!-- short -->`` and ``<!-- /short -->``; so it is put in by
 ``python -m benchmarks --readme``, and what is around it is left alone.
 """
 
@@ -16,7 +16,7 @@ from .results import ROOT, Results
 
 LOOPS = ("asyncio", "uvloop")
 PAGES = {
-    ROOT / "README.md": "short",
+    ROOT / "README.md": "three",
     ROOT / "docs" / "speed.md": "short",
     Path(__file__).with_name("README.md"): "long",
 }
@@ -26,7 +26,7 @@ CYCLES = ("1 task", "10 tasks", "64 tasks", "512 tasks")
 
 def refresh(results: Results, headings: Mapping[str, str], pages: Mapping[Path, str] = PAGES) -> list[Path]:
     """Put the tables into the pages. :returns: the pages"""
-    tables = {"short": short(results), "long": long(results, headings)}
+    tables = {"three": three(results), "short": short(results), "long": long(results, headings)}
     for page, which in pages.items():
         page.write_text(between(page.read_text(), which, tables[which]))
     return list(pages)
@@ -38,6 +38,30 @@ def between(text: str, which: str, table: str) -> str:
     if not re.search(pattern, text, re.DOTALL):
         raise ValueError(f"the page has no <!-- {which} --> and <!-- /{which} -->")
     return re.sub(pattern, lambda match: f"{match[1]}\n{table}\n\n{match[2]}", text, flags=re.DOTALL)
+
+
+def three(results: Results) -> str:
+    """Three numbers, of asyncio's own loop."""
+
+    def ms(what: str, figure: Figure | None) -> str:
+        return (
+            f"- {what}: **{number(figure.median)} ms** (at most {number(figure.max)} ms)" if figure else f"- {what}: -"
+        )
+
+    faster = results.find("cycle", lambda what: what.startswith("64 tasks: faster than "), "asyncio")
+    return "\n".join(
+        [
+            ms("From `DEL` of the key to the cancelled body", results.find("loss", "DEL", "asyncio")),
+            ms(
+                "From the release in one process to the lock in another",
+                results.find("waiting", "release to acquired", "asyncio"),
+            ),
+            "- Acquire and release by 64 tasks, each with its own lock: "
+            + (f"**{number(faster.median)} times** as fast as the fastest other library measured" if faster else "-"),
+            "",
+            f"Medians, on {in_a_line(results.machine)}.",
+        ]
+    )
 
 
 def short(results: Results) -> str:
@@ -66,38 +90,38 @@ def short(results: Results) -> str:
             "| | asyncio | uvloop |",
             "|---|---|---|",
             row(
-                "acquire and release, 1 / 10 / 64 / 512 tasks: of the time of a bare protocol",
+                "acquire + release by 1 / 10 / 64 / 512 tasks: time relative to a bare protocol (1.0 = equal)",
                 "cycle",
                 [f"{tasks}: ratio to the floor" for tasks in CYCLES],
                 "times",
             ),
             row(
-                "the same, times faster than the fastest of the other libraries",
+                "the same: speed relative to the fastest other library measured (2.0 = twice as fast)",
                 "cycle",
                 [faster(tasks) for tasks in CYCLES],
                 "times",
             ),
             row(
-                "one name for 10 / 64 tasks: an acquisition, of a bare protocol's cycle at 1 task",
+                "10 / 64 tasks share one name: an acquisition, in % of a bare protocol's acquire + release by 1 task",
                 "one name",
                 [f"{tasks}: of the floor's cycle at 1 task" for tasks in CYCLES[1:3]],
                 "%",
             ),
             row(
-                "one name for 2 / 4 processes: release to acquired in another, of such a cycle",
+                "2 / 4 processes share one name: from release to acquired in another, relative to the same",
                 "processes",
                 [f"{count} processes: its median, of a floor cycle at 1 task" for count in (2, 4)],
                 "times",
             ),
             row(
-                "3 / 5 independent servers: acquire and release, of the time on one server",
+                "3 / 5 independent servers: acquire + release, time relative to one server",
                 "quorum",
                 [f"{count} servers: ratio to majority 1 on 1 server" for count in (3, 5)],
                 "times",
             ),
-            with_maximum("key deleted: the body is cancelled after", "loss", "DEL"),
+            with_maximum("key deleted: time until the body is cancelled", "loss", "DEL"),
             with_maximum(
-                "holder killed: another process has the lock, after the key's expiry",
+                "holder killed: time from the key's expiry until another process has the lock",
                 "killed",
                 "after its key's expiry",
             ),

@@ -1,4 +1,4 @@
-"""Draws the diagrams of the deployment pages: ``python docs/diagrams.py`` writes ``docs/assets/*.svg``.
+"""Draws the diagrams of the site and of README.md: ``python docs/diagrams.py`` writes ``docs/assets/*.svg``.
 
 One look for all: a light panel of its own, so that they are readable on a dark page too; boxes for
 processes and servers, chips for keys, arrows for connections.
@@ -79,6 +79,17 @@ class Drawing:
         )
         self.text(x + w / 2, y + 16, words, size=12, mono=True, fill=color)
 
+    def bar(
+        self, x: float, y: float, w: float, words: str, *, color: str, mono: bool = False, dashed: bool = False
+    ) -> None:
+        """Something that lasts, on a line of time."""
+        dash = ' stroke-dasharray="6 4"' if dashed else ""
+        self.parts.append(
+            f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="32" rx="6" fill="{TINT[color]}"'
+            f' stroke="{color}" stroke-width="1.4"{dash}/>'
+        )
+        self.text(x + w / 2, y + 20, words, size=12, mono=mono, fill=color)
+
     def arrow(
         self,
         x1: float,
@@ -111,6 +122,39 @@ class Drawing:
             f'<title id="title">{escape(self.title)}</title>\n<defs>{heads}</defs>\n'
             f'<rect width="{self.width}" height="{self.height}" rx="12" fill="{PANEL}"/>\n{body}\n</svg>\n'
         )
+
+
+def loss() -> Drawing:
+    d = Drawing(
+        "A loss: the server pushes the news, the holder's work is cancelled, and the next one gets the lock", 860, 304
+    )
+    left, gone, told, has, end = 150, 400, 470, 590, 836  # x: the beginning, DEL, A is told, B has it, the end
+    for y, name, what in (
+        (60, "process A", "holds my_lock"),
+        (164, "server", "keeps the key"),
+        (244, "process B", "waits"),
+    ):
+        d.text(24, y, name, size=14, bold=True, anchor="start", fill=VIOLET if name == "server" else BLUE)
+        d.text(24, y + 18, what, size=12, fill=SOFT, anchor="start")
+    d.bar(left, 28, told - left, "body of the async with block", color=BLUE)
+    d.bar(left, 68, told - left, "tasks of the scope", color=BLUE)
+    d.text(told + 14, 49, "both cancelled, within a millisecond or two;", anchor="start")
+    d.text(told + 14, 70, "then the block raises LockLostError,", anchor="start")
+    d.text(told + 14, 91, 'with error.reason == "deleted"', anchor="start")
+    d.bar(left, 152, gone - left, "asynclock:0:my_lock = A's value", color=AMBER, mono=True)
+    d.text(gone + 8, 173, "DEL by anybody", bold=True, anchor="start")
+    d.bar(has - 24, 152, end - has + 24, "asynclock:0:my_lock = B's value", color=AMBER, mono=True)
+    d.bar(left, 232, has - left, "waits for my_lock, without polling", color=GREY, dashed=True)
+    d.bar(has, 232, end - has, "body of the async with block", color=BLUE)
+    d.arrow(gone, 150, told, 104, color="push")
+    d.text(told - 14, 132, "push", size=12, fill=GREEN, anchor="start")
+    d.arrow(gone, 186, told, 230, color="push")
+    d.text(told - 14, 206, "push", size=12, fill=GREEN, anchor="start")
+    d.arrow(told + 40, 230, has - 24, 188)
+    d.text(has - 40, 216, "acquires", size=12, fill=SOFT, anchor="start")
+    d.arrow(end - 110, 286, end - 34, 286)
+    d.text(end, 290, "time", size=12, fill=SOFT, anchor="end")
+    return d
 
 
 def single() -> Drawing:
@@ -218,6 +262,7 @@ def go() -> Drawing:
 
 
 DRAWINGS = {
+    "loss": loss,
     "single": single,
     "independent": independent,
     "cluster": cluster,

@@ -19,7 +19,7 @@ from benchmarks.__main__ import main
 from benchmarks.contention import Acquisition, Round
 from benchmarks.contestants import CONTESTANTS, PEERS, Contestant, Enter, why_not
 from benchmarks.figures import OURS, Figure, at_least, at_most
-from benchmarks.report import PAGES, between, long, refresh, short
+from benchmarks.report import PAGES, between, long, refresh, short, three
 from benchmarks.results import RESULTS, Results
 from benchmarks.run import BrokenError, Run, measure
 from benchmarks.scenarios import SCENARIOS
@@ -133,8 +133,10 @@ def results() -> Results:
 
 def test_the_tables() -> None:
     assert "an abacus" in short(results())
-    assert "of the time of a bare protocol | - / - / - / - | 1.23 / - / - / - times |" in short(results())
-    assert "is cancelled after | 0.200 ms (at most 0.200) | - |" in short(results())
+    assert "relative to a bare protocol (1.0 = equal) | - / - / - / - | 1.23 / - / - / - times |" in short(results())
+    assert "time until the body is cancelled | 0.200 ms (at most 0.200) | - |" in short(results())
+    assert "the cancelled body: **0.200 ms** (at most 0.200 ms)" in three(results())
+    assert "to the lock in another: -" in three(results())
     table = long(results(), {"cycle": "Again and again", "loss": "A lock is lost"})
     assert "| **cycle**: Again and again | | | | |" in table
     assert "| 1 task: ratio to the floor |  | 1.23 (1.20 to 1.25) ✗ | x | ≤ 1.1 |" in table
@@ -157,7 +159,7 @@ def test_the_tables_are_put_in_between_their_marks(tmp_path: Path) -> None:
 def test_the_pages_show_the_last_results() -> None:
     headings = {name: (each.__doc__ or "").splitlines()[0] for name, each in SCENARIOS.items()}
     last = Results.read(RESULTS)
-    tables = {"short": short(last), "long": long(last, headings)}
+    tables = {"three": three(last), "short": short(last), "long": long(last, headings)}
     for page, which in PAGES.items():
         text = page.read_text()
         assert between(text, which, tables[which]) == text, f"{page.name}: run python -m benchmarks --readme"

@@ -1,4 +1,5 @@
-"""docs/ says only what is there: its code, names, links and diagrams. ``mkdocs build --strict`` sees to the rest."""
+"""docs/ says only what is there: its code, names, links and diagrams. ``mkdocs build --strict`` checks the rest, and
+that a search finds every public name."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import inspect
 import re
 import shlex
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 import yaml
 
 import asynclock
+import asynclock.testing
 from asynclock import Locker, LockLostError, LockScope
 from asynclock.options import Options
 from asynclock.testing import Server
@@ -53,6 +56,9 @@ def test_code_is_python_and_uses_what_exists(page: Path) -> None:
                 case ast.ImportFrom(module="asynclock", names=names):
                     for name in names:
                         assert name.name in asynclock.__all__
+                case ast.ImportFrom(module="asynclock.testing", names=names):
+                    for name in names:
+                        assert name.name in asynclock.testing.__all__
                 case ast.Call(func=ast.Name(id="Locker"), keywords=keywords):
                     for keyword in keywords:
                         assert keyword.arg in knobs
@@ -74,7 +80,7 @@ def test_code_runs(page: Path) -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
 def test_links_and_images_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", page.read_text())):
         if not re.match(r"https?://|#", target):
@@ -101,11 +107,12 @@ def test_every_option_error_and_reason_is_in_its_table() -> None:
     options = (DOCS / "options.md").read_text()
     parameters = inspect.signature(Locker).parameters
     for option in Options.__slots__:
-        row = re.search(rf"^\| `{option}` \| (.*?) \|", options, re.MULTILINE)
+        row = re.search(rf"^\| \[`{option}`\]\(#{option}\) \| (.*?) \|", options, re.MULTILINE)
         assert row, option
         default = parameters[option].default
         said = f"`{default!r}`".replace("'", '"')
         assert row[1].startswith("`key_validity / 2`" if option == "extend_interval" else said), option
+        assert f"\n## {option}\n" in options
     errors = (DOCS / "errors.md").read_text()
     for name in asynclock.__all__:
         if name.endswith("Error"):
@@ -114,12 +121,72 @@ def test_every_option_error_and_reason_is_in_its_table() -> None:
         assert (f"| `{reason}` |" in errors) == (reason != "released"), reason
 
 
+@pytest.mark.parametrize("module", [asynclock, asynclock.testing], ids=lambda module: module.__name__)
+def test_every_public_name_stands_on_its_page_of_the_reference(module: Any) -> None:
+    page = (DOCS / "reference" / f"{module.__name__.rpartition('.')[2]}.md").read_text()
+    shown = re.findall(rf"^::: {re.escape(module.__name__)}\.(\w+)$", page, re.MULTILINE)
+    assert sorted(shown) == sorted(module.__all__)
+    for name in module.__all__:
+        of = getattr(module, name)
+        assert not inspect.isclass(of) or of.__doc__, name
+        for member, value in inspect.getmembers(of) if inspect.isclass(of) else ():
+            if not member.startswith("_") and (inspect.isfunction(value) or isinstance(value, property)):
+                assert value.__doc__, f"{name}.{member}"  # without it, the page would not show it
+
+
+def test_every_method_is_named_by_what_it_is_for() -> None:
+    """In the table at the top of the reference."""
+    page = (DOCS / "reference" / "asynclock.md").read_text()
+    table = page[: page.index(":::")]
+    for of in (Locker, LockScope):
+        for name, _ in inspect.getmembers(of, lambda value: callable(value) or isinstance(value, property)):
+            assert name.startswith("_") or f"][asynclock.{of.__name__}.{name}]" in table, name
+
+
+def test_every_message_that_is_logged_is_in_the_table_of_its_level() -> None:
+    rows = re.findall(r"^\| `([A-Z]+)` \| `(.+?)` \|", (DOCS / "logging.md").read_text(), re.MULTILINE)
+    logged = [call for path in (ROOT / "asynclock").rglob("*.py") for call in logs(ast.parse(path.read_text()))]
+    assert len(logged) >= len(rows) > 10
+    for level, message in logged:
+        pattern = ".+".join(map(re.escape, re.split(r"%(?:s|r|d|\.\d+f)", message.removeprefix("asynclock: "))))
+        assert any(level == said and re.fullmatch(pattern, text) for said, text in rows), f"{level} {message}"
+
+
+def logs(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """The levels and messages of all that is logged."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=level), args=[ast.Constant(str(text)), *_]):
+                yield {"exception": "ERROR"}.get(level, level.upper()), text
+
+
+@pytest.mark.asyncio
+async def test_the_examples_of_the_page_on_testing_do_what_they_say(server: Server) -> None:
+    names: dict[str, Any] = {}
+    for code in blocks(DOCS / "testing.md", "python"):
+        exec(compile(code, "testing.md", "exec"), names)
+    await names["test_work_stops_when_the_lock_is_lost"](server)
+    await names["silence"](server)
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+@pytest.mark.parametrize("example", ["failover_of_a_shard", "failover_of_a_primary"])
+async def test_so_do_those_with_a_failover(example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for code in blocks(DOCS / "testing.md", "python"):
+        exec(compile(code, "testing.md", "exec"), names)
+    await names[example]()
+    assert capsys.readouterr().out.startswith(("still held", "acquired on redis://127.0.0.1:"))
+
+
 def test_the_first_example_is_that_of_the_readme() -> None:
     """... which a test of its own runs."""
     assert blocks(DOCS / "index.md", "python")[0] == blocks(ROOT / "README.md", "python")[0]
 
 
 def test_every_deployment_has_its_page_with_a_diagram() -> None:
+    assert "](assets/loss.svg)" in (DOCS / "index.md").read_text()
     for name in ("single", "independent", "cluster", "sentinel", "existing-client", "go"):
         page = (DOCS / "deployments" / f"{name}.md").read_text()
         assert re.search(rf"!\[[^]]+\]\(\.\./assets/{name}\.svg\)", page)
@@ -135,13 +202,15 @@ def test_the_diagrams_are_as_the_script_draws_them(tmp_path: Path) -> None:
     spec.loader.exec_module(diagrams)
     diagrams.main(tmp_path)
     drawn = {file.name: file.read_text() for file in tmp_path.iterdir()}
-    assert drawn == {file.name: file.read_text() for file in (DOCS / "assets").iterdir()}, "run docs/diagrams.py"
+    assert drawn == {file.name: file.read_text() for file in (DOCS / "assets").glob("*.svg")}, "run docs/diagrams.py"
 
 
 def test_pages_fetch_nothing_from_elsewhere() -> None:
     config: dict[str, Any] = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
     assert config["theme"]["font"] is False
-    assert not {"extra_javascript", "extra_css"} & set(config)
+    assert "extra_javascript" not in config and "repo_url" not in config  # which would ask its host for stars
+    for file in config["extra_css"]:
+        assert not re.search(r"https?:|@import|url\(", (DOCS / file).read_text())
     for page in PAGES:
         assert "```mermaid" not in page.read_text()  # the theme would load it from a CDN
         assert not re.search(r"!\[[^]]*\]\(https?:", page.read_text())

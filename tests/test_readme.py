@@ -1,19 +1,17 @@
-"""README.md claims only what runs: its first example, its commands, its tables."""
+"""README.md claims only what runs, in few words, and its links lead somewhere wherever it is shown."""
 
 from __future__ import annotations
 
-import inspect
 import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
-import asynclock
-from asynclock import Locker, LockScope
-from asynclock.options import Options
 from asynclock.testing import Server
 from tests.support.helpers import key
 
@@ -21,6 +19,7 @@ pytestmark = [pytest.mark.every_python, pytest.mark.serverless]
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+URLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
 
 
 def blocks(language: str) -> list[str]:
@@ -54,17 +53,40 @@ def test_ci_runs_the_two_commands_as_they_stand() -> None:
         assert quiet in ci or quiet.replace("asynclock demo", "asynclock demo --plain") in ci, command
 
 
-@pytest.mark.fast
-def test_every_option_error_and_method_is_in_the_tables() -> None:
-    for option in Options.__slots__:
-        assert f"`{option}`" in README
-    for name in asynclock.__all__:
-        if name.endswith("Error"):
-            assert f"| `{name}` |" in README
-    for of, owner in ((Locker, "locker"), (LockScope, "scope")):
-        for name, _ in inspect.getmembers(of, callable):
-            if not name.startswith("_"):
-                assert f"{owner}.{name}(" in README or f".{name}(" in README, name
-    for reason in asynclock.LossReason:
-        if reason != "released":
-            assert f"`{reason}`" in README
+def test_it_is_read_in_four_minutes() -> None:
+    assert len(README.split()) <= 900
+
+
+def test_its_guarantees_are_headings_of_the_page_that_has_them_in_full() -> None:
+    page = (ROOT / "docs" / "guarantees.md").read_text()
+    listed = re.findall(r"^(\d)\. \[\*\*(.+?)\.\*\*\]\(\S+/guarantees/#\S+\) ", README, re.MULTILINE)
+    assert listed == re.findall(r"^## (\d)\. (.+)$", page, re.MULTILINE)
+    assert [number for number, _ in listed] == list("123456")
+
+
+def test_links_and_images_work_on_a_package_index_too() -> None:
+    """There is nothing beside it there: every address is a whole one, and what it leads to is in this repository."""
+    source, site = URLS["Source"], URLS["Documentation"]
+    raw = source.replace("://github.com/", "://raw.githubusercontent.com/")
+    assert yaml.safe_load((ROOT / "mkdocs.yml").read_text())["site_url"] == site
+    targets = re.findall(
+        r"\]\(([^)\s]+)\)|^\[\w+\]: (\S+)$", re.sub(r"```.*?```", "", README, flags=re.DOTALL), re.MULTILINE
+    )
+    assert len(targets) > 20
+    for target in [*map("".join, targets), URLS["Changelog"]]:
+        address, _, anchor = target.partition("#")
+        if address.startswith(site):
+            path = address.removeprefix(site).rstrip("/") or "index"
+            page = ROOT / "docs" / f"{path}.md"
+            assert page.exists(), target
+            assert not anchor or anchor in anchors(page), target
+        elif address.startswith((f"{source}/blob/main/", f"{raw}/main/")):
+            assert (ROOT / address.partition("/main/")[2]).exists(), target
+        else:
+            assert address.endswith(("/rueidislock", "/valkeylock")), target
+
+
+def anchors(page: Path) -> set[str]:
+    """As the site makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}

@@ -18,7 +18,10 @@ def main() -> None:
 
 
 def check_installed(*packages: str) -> None:
-    """:raises SystemExit: one of the packages cannot be imported; one line on stderr says which, status 2"""
+    """Check that these packages can be imported.
+
+    :raises SystemExit: one cannot; a line on stderr says which, and the status is 2
+    """
     missing: list[str] = []
     for package in packages:
         try:

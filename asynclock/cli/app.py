@@ -32,13 +32,13 @@ def options(
 @app.command()
 def demo(
     plain: Annotated[
-        bool, typer.Option("--plain", help="Lines of text, no colours and no drawing; so too without a terminal.")
+        bool, typer.Option("--plain", help="Print lines instead of a live picture. The default without a terminal.")
     ] = False,
 ) -> None:
-    """Watch four processes share one lock while the holder is killed, the key deleted and the server stopped.
+    """Watch four processes share one lock while the holder is killed, the key is deleted and the server crashes.
 
     Takes about 13 seconds. Starts a Valkey server of its own on 127.0.0.1, and leaves nothing behind. The exit
-    status is 0 if every measured figure is within its bound, 1 if not, 130 after Ctrl-C.
+    status is 0 if every measured time is within its bound, 1 if not, 130 after Ctrl-C.
     """
     if sys.platform == "win32":
         print("asynclock demo: not on Windows, where there is no server to play with", file=sys.stderr)

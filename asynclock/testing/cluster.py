@@ -1,4 +1,4 @@
-"""A real cluster of servers on loopback, whose slots and roles a test moves around."""
+"""A real cluster of servers on loopback, whose slots and roles a test can move."""
 
 import contextlib
 import math
@@ -19,16 +19,17 @@ _BATCH = 100
 
 
 class Cluster(Started):
-    """``primaries`` that share the slots evenly, and ``replicas`` for each; all gone with the ``with`` block.
+    """A cluster whose primaries share the slots evenly. It ends with the ``with`` block.
 
-    ``servers`` holds the primaries first, in the order of their slots, then their replicas in the same order,
-    round by round. ``config`` holds lines of ``valkey.conf`` for all of them; ``cluster-node-timeout`` is
-    1.5 s unless it says otherwise: a node that is silent for so long counts as failed, and its replica takes
-    over within a second or two more.
+    :param kind: one of :data:`KINDS`, or the name or path of an executable
+    :param primaries: number of primaries
+    :param replicas: number of replicas of each primary
+    :param config: lines of ``valkey.conf`` for all nodes. ``cluster-node-timeout`` is 1.5 s by default: a node that
+        is silent for that long counts as failed, and its replica takes over within another second or two
 
-    A node that was killed or paused takes no part in any question here until it is back. The calls block.
-    All that wait raise ``TimeoutError``, which says what the nodes then thought, and all pass on a server's
-    error as ``RuntimeError``.
+    The methods ignore nodes that are killed or paused until these are back. All of them block. Those that wait raise
+    ``TimeoutError``, whose message shows how the nodes then saw the cluster, and a server's error is raised as
+    ``RuntimeError``.
     """
 
     def __init__(
@@ -54,9 +55,11 @@ class Cluster(Started):
         self._ids: dict[Server, str] = {}
         self._elections: dict[Server, float] = {}  # when each was last made a primary
         self.servers: list[Server] = []
+        """All nodes: first the primaries, in the order of their slots, then their replicas in the same order, round by
+        round."""
 
     def start(self) -> None:
-        """Returns when all nodes say that the cluster is well, and every replica follows; 2 to 3 s."""
+        """Start all nodes, and wait until all report a healthy cluster and every replica follows: 2 to 3 s."""
         if self.servers:
             return
         for _ in range(self._primaries * (1 + self._replicas)):
@@ -83,29 +86,33 @@ class Cluster(Started):
         self.wait_until_ok(_START_LIMIT)
 
     def close(self) -> None:
-        """Kills all nodes, and removes their directories. Idempotent."""
+        """Kill all nodes and remove their directories. Does nothing the second time."""
         self._resources.close()
         self.servers.clear()
         self._ids.clear()
         self._elections.clear()
 
     slot_of = staticmethod(slot_of)
+    """The hash slot of a key, 0 to 16383."""
 
     @property
     def urls(self) -> list[str]:
+        """The URLs of all nodes, in the order of ``servers``."""
         return [server.url for server in self.servers]
 
     @property
     def url(self) -> str:
-        """Of the node that began as the first primary."""
+        """The URL of the first node, which starts as a primary."""
         return self.servers[0].url
 
     # -- who is who ------------------------------------------------------------------------------------------
 
     def owner(self, slot: int) -> Server:
-        """The node that the cluster takes for the slot's primary: a dead one, until its replica has taken over.
+        """The node that the cluster regards as the slot's primary: a dead one too, until its replica has taken over.
 
-        Nodes that have not heard of a change yet are outvoted, by the cluster's own rule.
+        If the nodes disagree, the newest claim counts, by the cluster's own rule (its epoch).
+
+        :raises RuntimeError: no node has the slot
         """
         claims = [(node.epoch, node.port) for server in self._awake for node in view(server) if node.has(slot)]
         if not claims:
@@ -113,31 +120,35 @@ class Cluster(Started):
         return self._by_port(max(claims)[1])
 
     def primary_of(self, key: str | bytes) -> Server:
-        """The owner of the key's slot."""
+        """The owner of the key's slot. Raises as :meth:`owner`."""
         return self.owner(slot_of(key))
 
     def replicas_of(self, server: Server) -> list[Server]:
-        """The running nodes that follow this one, dead or alive, by their own account."""
+        """The running nodes that report this one as their primary, whether it is dead or alive."""
         return [other for other in self._awake if self._myself(other).primary_id == self._ids[server]]
 
     def wait_until_ok(self, seconds: float = 10.0) -> None:
-        """Until all running nodes say ``cluster_state:ok``, agree on who has which slots, count none of each
-        other as failed, the owner of every slot is running, and every running replica is in touch with it.
+        """Wait until the cluster is healthy: all running nodes report ``cluster_state:ok``, agree on the owners of the
+        slots and regard none of each other as failed; the owner of every slot runs, and every running replica is
+        connected to its primary.
 
-        So after ``kill()`` it returns when the replica has taken over.
+        After the ``kill()`` of a primary it therefore returns when a replica has taken over.
+
+        :raises TimeoutError: this takes longer than that many seconds
         """
         self._wait(self._is_ok, seconds)
 
     # -- changes ---------------------------------------------------------------------------------------------
 
     def failover(self, replica: Server, force: bool = False) -> None:
-        """Makes the replica a primary: together with the one it follows, or (``force``) without asking that.
+        """Make the replica a primary, and wait until all running nodes know both roles.
 
-        Returns when all running nodes know both roles. Not forced, it waits first until those two know theirs;
-        and on Redis, if this replica has been a primary by this call lately, until that is four times the node
-        timeout ago.
+        Without ``force`` the two nodes change roles together, and this waits first until both know their present
+        ones. On Redis it also waits if this call made the same replica a primary before: until that is four times
+        the node timeout ago.
 
-        :raises ValueError: it is a primary.
+        :param force: do it without the primary's consent
+        :raises ValueError: the node is a primary
         """
         id, old_id = self._ids[replica], self._myself(replica).primary_id
         if old_id == "-":
@@ -153,19 +164,25 @@ class Cluster(Started):
             self._wait(lambda: self._agree(self._awake, old_id, id), _CHANGE_LIMIT)
 
     def migrate(self, slot: int, to: Server) -> None:
-        """Moves the slot and its keys the classic way, key by key. Returns when all running nodes know."""
+        """Move the slot and its keys the classic way, key by key, and wait until all running nodes know.
+
+        :raises ValueError: ``to`` has the slot already
+        """
         self.begin_migration(slot, to)
         self.move_keys(slot, to)
         self.finish_migration(slot, to)
 
     def begin_migration(self, slot: int, to: Server) -> None:
-        """From now on the slot's owner answers ``ASK`` for keys of the slot that it does not have."""
+        """Begin to move the slot. From now on its owner answers ``ASK`` for keys of the slot that it does not have.
+
+        :raises ValueError: ``to`` has the slot already
+        """
         source = self._source(slot, to)
         to.execute("CLUSTER", "SETSLOT", slot, "IMPORTING", self._ids[source])
         source.execute("CLUSTER", "SETSLOT", slot, "MIGRATING", self._ids[to])
 
     def move_keys(self, slot: int, to: Server, *keys: str | bytes) -> None:
-        """These keys of the slot, or else all that there are."""
+        """Move these keys of the slot; without any, all of them."""
         source = self._source(slot, to)
         if keys:
             self._move(source, to, keys)
@@ -175,9 +192,9 @@ class Cluster(Started):
             self._move(source, to, tuple(key for key in found if isinstance(key, bytes)))
 
     def finish_migration(self, slot: int, to: Server) -> None:
-        """``to`` is the owner. Returns when all running nodes know.
+        """Make ``to`` the owner, and wait until all running nodes know.
 
-        :raises RuntimeError: the owner so far still has keys of the slot.
+        :raises RuntimeError: the previous owner still has keys of the slot
         """
         source = self._source(slot, to)
         left = source.execute("CLUSTER", "COUNTKEYSINSLOT", slot)
@@ -189,9 +206,9 @@ class Cluster(Started):
         self._wait(lambda: self._agree_on_owner(slot, to), _CHANGE_LIMIT)
 
     def migrate_atomically(self, slot: int, to: Server) -> None:
-        """Moves the slot as Valkey does it from 9.0 on, as a whole. Returns when all running nodes know.
+        """Move the slot as a whole, as Valkey can from 9.0 on, and wait until all running nodes know.
 
-        :raises RuntimeError: the server cannot, or the migration failed; the message says why.
+        :raises RuntimeError: the server cannot do it, or the migration failed; the message says why
         """
         source = self._source(slot, to)
         before = {migration["name"] for migration in migrations(source)}

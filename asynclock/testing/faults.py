@@ -1,4 +1,4 @@
-"""What is wrong with the wire at the moment, what has been seen on it, and what that does to the bytes."""
+"""The faults of a connection at this moment, what has been seen on it, and what the faults do to the bytes."""
 
 import re
 from collections import Counter
@@ -12,31 +12,31 @@ _ENOUGH_FOR_A_NAME = 64
 
 @dataclass(eq=False)
 class Faults:
-    """May be changed at any time, and holds for all connections."""
+    """Attributes that can be changed at any time, and hold for all connections."""
 
     delay: float = 0.0
-    """Seconds that bytes take, in each direction. Their order is kept through any change."""
+    """Seconds by which bytes are delayed, in each direction. Their order stays the same through any change."""
 
     rate: float = 0.0
-    """Bytes a second that each direction of a connection can carry; 0: as many as there are."""
+    """Bytes per second that each direction of a connection can carry; 0: no limit."""
 
     split: int = 0
-    """Bytes from the server come in pieces of at most so many, each in its own turn of the loop; 0: whole."""
+    """Pass bytes from the server on in pieces of at most this size, one for each turn of the event loop; 0: whole."""
 
     swallow_pushes: bool = False
-    """RESP3 push frames from the server are dropped."""
+    """Drop RESP3 push frames from the server."""
 
     swallow_replies: bool = False
-    """Requests go on, and all that comes back is dropped, pushes too. Only whole frames are dropped."""
+    """Pass requests on, and drop everything that comes back, pushes too. Only whole frames are dropped."""
 
     frozen: bool = field(default=False, init=False)
-    """Nothing goes on in either direction: ``Proxy.freeze()``."""
+    """Nothing passes in either direction. Set by ``Proxy.freeze()``."""
 
     sent_to_server: int = field(default=0, init=False)
-    """Bytes so far."""
+    """Number of bytes sent to the server so far."""
 
     commands: Counter[str] = field(default_factory=Counter, init=False)
-    """How often each command was seen on its way to the server, by its name in capitals."""
+    """How often each command has passed to the server, by its name in capitals."""
 
 
 class CommandCounter:

@@ -1,4 +1,4 @@
-"""A temporary directory, and the server working in it, that do not outlive this Python process."""
+"""A temporary directory, and the server that works in it: neither outlives this Python process."""
 
 import contextlib
 import os
@@ -19,11 +19,11 @@ rm -rf -- "$1"
 
 
 class Guard:
-    """Makes ``directory``. Removes it, and kills the process group it was told to watch, at ``close()``, when
-    it is garbage-collected, or when this process has gone.
+    """Creates ``directory``. Removes it, and kills the process group that it watches, at ``close()``, when it is
+    garbage-collected, or when this process ends.
 
-    A process that was forked off this one without an exec shares the guard's input: as long as it lives, the
-    guard does not see that this one has died.
+    A process that was forked from this one without an exec shares the guard's input: while it lives, the guard does
+    not notice that this process has died.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Guard:
         self.close = weakref.finalize(self, _end, self._shell, os.getpid())
 
     def watch(self, pid: int | None) -> None:
-        """This process group, instead of the one before."""
+        """Watch this process group, and no longer the one before."""
         _tell(self._shell, str(pid or ""))
 
 

@@ -1,7 +1,7 @@
-"""A connection through the proxy: two sockets, and the bytes that flow between them, each way by itself.
+"""A connection through the proxy: two sockets, and the bytes that flow between them, each direction by itself.
 
-No tasks and no transports, only sockets and the loop's readiness callbacks: so a reset is done when the call
-returns, held-up bytes stay in the kernel as on a real wire, and in the end nothing is left to wait for.
+It uses sockets and the loop's readiness callbacks, no tasks and no transports. So a reset is done when the call
+returns, delayed bytes stay in the kernel as on a real network, and there is nothing to wait for at the end.
 """
 
 import asyncio

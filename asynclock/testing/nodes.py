@@ -9,7 +9,7 @@ SLOTS = 16384
 
 
 def slot_of(key: str | bytes) -> int:
-    """The key's hash slot: of the part between the first ``{`` and the next ``}``, if there is one."""
+    """The hash slot of a key, 0 to 16383; only the part between the first ``{`` and the next ``}`` counts, if any."""
     data = key.encode() if isinstance(key, str) else key
     _, brace, rest = data.partition(b"{")
     tag, closing, _ = rest.partition(b"}")

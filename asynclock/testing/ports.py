@@ -1,23 +1,23 @@
-"""A TCP port of 127.0.0.1 that stays its owner's, even while nothing listens on it."""
+"""A TCP port of 127.0.0.1 that stays reserved even while nothing listens on it."""
 
 import socket
 import sys
 
 BUS_OFFSET = 10000
-"""A cluster node listens on a port so much higher too."""
+"""A cluster node also listens on a port that is higher by this much."""
 
 _HIGHEST = 65535 - BUS_OFFSET  # higher ones would not serve for a node
 
 
 class HeldPort:
-    """A port that is bound but not listened on, until ``close()``.
+    """A port that is bound, but not listened on, until ``close()``.
 
-    On Linux, a server that sets ``SO_REUSEADDR`` (all Redis and Valkey do) can listen on it meanwhile, and
-    the kernel gives it to no one else: neither to a ``bind`` to port 0 nor to an outgoing connection. So a
-    server that was killed finds its port again, and a client that keeps reconnecting to it does not end up
-    connected to itself. Elsewhere the port is only looked up and let go.
+    On Linux, a server that sets ``SO_REUSEADDR`` (Redis and Valkey do) can listen on it meanwhile, and the kernel
+    gives it to nobody else: neither to a ``bind`` to port 0 nor to an outgoing connection. So a server that was
+    killed gets its port back, and a client that keeps reconnecting to it does not end up connected to itself. On
+    other systems a free port is found, but not reserved.
 
-    :raises OSError: ``number`` is given, and in use.
+    :raises OSError: ``number`` is given, and in use
     """
 
     def __init__(self, number: int = 0) -> None:

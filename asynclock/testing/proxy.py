@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback in front of a server, to break the wire between the two in the ways wires break."""
+"""A TCP proxy on loopback in front of a server, which breaks the connection in the ways that connections break."""
 
 import asyncio
 import contextlib
@@ -12,15 +12,19 @@ from .ports import HeldPort
 
 
 class Proxy(Faults):
-    """Passes bytes between its clients and 127.0.0.1:``target_port``, and harms them on demand.
+    """Forwards bytes between its clients and ``target_port`` of 127.0.0.1, and breaks this on demand. Use it with
+    ``async with``; it belongs to that event loop.
 
-    The faults are methods, done when they return, and the attributes of :class:`Faults`. A connection's end
-    is passed on as it came: FIN as FIN, RST as RST. A server that is not there comes as RST too.
+    :param target_port: the server's port
+
+    Faults are methods, which are done when they return, and attributes such as ``delay``. The end of a connection
+    is passed on as it came: FIN as FIN, RST as RST. A server that is unavailable shows as RST too.
     """
 
     def __init__(self, target_port: int) -> None:
         super().__init__()
-        self.target_port = target_port  # of connections to come
+        self.target_port = target_port
+        """The server's port. A change affects new connections."""
         self._port: HeldPort | None = None
         self._listener: socket.socket | None = None
         self._links: set[Link] = set()
@@ -36,7 +40,7 @@ class Proxy(Faults):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """``refuse()`` and ``cut()``, and the port is given up. Idempotent."""
+        """Refuse new connections, cut those that are open, and free the port. Does nothing the second time."""
         self.refuse()
         self.cut()
         if self._port is not None:
@@ -44,63 +48,65 @@ class Proxy(Faults):
 
     @property
     def port(self) -> int:
+        """The port to connect to. :raises RuntimeError: read before ``async with``"""
         if self._port is None:
             raise RuntimeError("the proxy has no port before `async with`")
         return self._port.number
 
     @property
     def url(self) -> str:
+        """``redis://127.0.0.1:PORT/0``. Raises as :attr:`port`."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def connections(self) -> int:
-        """Number of open ones. One is open until both its ends have closed, or either was reset."""
+        """Number of open connections. One is open until both its ends have closed, or either was reset."""
         return len(self._links)
 
     def reset(self) -> None:
-        """Ends all connections with RST, on both sides."""
+        """End all connections with RST, on both sides."""
         for link in list(self._links):
             link.close(reset=True)
 
     def cut(self) -> None:
-        """Ends all connections with FIN, on both sides. What is under way (``delay``) is lost."""
+        """End all connections with FIN, on both sides. Bytes that are under way (``delay``) are lost."""
         for link in list(self._links):
             link.close(reset=False)
 
     def refuse(self) -> None:
-        """From now on new connections are refused. Those there are stay."""
+        """Refuse new connections from now on. Open ones stay."""
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
 
     def accept(self) -> None:
-        """New connections are accepted again, on the same port."""
+        """Accept new connections again, on the same port."""
         if self._listener is None:
             self._listener = socket.create_server(("127.0.0.1", self.port), backlog=1024)
             self._listener.setblocking(False)
             asyncio.get_running_loop().add_reader(self._listener, self._accept_one, self._listener)
 
     def freeze(self) -> None:
-        """Nothing is passed on, not even a connection's end. New connections are accepted, and silent."""
+        """Pass nothing on, not even the end of a connection. New connections are accepted, and silent."""
         self.frozen = True
         self._update_links()
 
     def thaw(self) -> None:
-        """All goes on, beginning with what was held up."""
+        """Undo :meth:`freeze`: everything that was held up is passed on, in order."""
         self.frozen = False
         self._update_links()
 
     def forget(self) -> None:
-        """The connections that there are pass nothing on any more, not even their ends, as if a NAT or a load balancer
-        between them had forgotten them. New ones are well. Ends for them with ``reset()`` or ``cut()``."""
+        """Pass nothing more on over the present connections, not even their ends, as if a NAT or a load balancer had
+        forgotten them. New connections work. Lasts until :meth:`reset` or :meth:`cut`."""
         for link in self._links:
             link.forgotten = True
         self._update_links()
 
     def deliver(self) -> None:
-        """What is under way arrives now, whatever ``delay`` and ``rate`` were when it set out. Lowering those is for
-        what comes after it."""
+        """Deliver now what is under way, whatever ``delay`` and ``rate`` were when it was sent. Lowering these
+        affects only what is sent later."""
         for link in list(self._links):
             link.deliver()
 

@@ -1,4 +1,4 @@
-"""As much of the Redis protocol as test servers and faults need: one command, one reply, where frames end."""
+"""The part of the Redis protocol that tests need: send a command, read a reply, find the ends of frames."""
 
 from typing import BinaryIO, NamedTuple, TypeAlias
 
@@ -20,8 +20,8 @@ def encode_command(*arguments: str | bytes | int | float) -> bytes:
 def read_reply(stream: BinaryIO) -> Reply:
     """One RESP2 reply from a blocking stream: a simple string comes as ``str``, a bulk string as ``bytes``.
 
-    :raises RuntimeError: the reply is an error; its text is the server's.
-    :raises ConnectionError: the stream ended.
+    :raises RuntimeError: the reply is an error; its text is the server's
+    :raises ConnectionError: the stream ended
     """
     line = stream.readline()
     if not line.endswith(b"\n"):
@@ -59,9 +59,9 @@ class Part(NamedTuple):
 class FrameSplitter:
     """Cuts a stream of RESP2 or RESP3, in either direction, at the boundaries of its top-level frames.
 
-    Bytes are passed on as they come, not kept until their frame is whole; only attributes (``|``) before a
-    frame's value wait until its type is known. What is no RESP at all comes out unharmed, cut anywhere or
-    nowhere. Streamed strings and aggregates (``$?``, ``*?``) count as that: no server sends them.
+    Bytes are passed on as they come, not kept until their frame is complete; only attributes (``|``) before a
+    frame's value wait until its type is known. Bytes that are not RESP come out unchanged, cut at any place or none.
+    Streamed strings and aggregates (``$?``, ``*?``) are treated as that: no server sends them.
     """
 
     def __init__(self) -> None:

@@ -23,15 +23,20 @@ _MET = ("PUBLISH-PERIOD", 500)
 
 
 class Sentinels(Started):
-    """A primary, ``replicas`` of it, and so many ``sentinels``, most of whom must agree on a failover. Takes
-    Valkey, or Redis 7.0 or later.
+    """A primary, its replicas, and Sentinels, a majority of which must agree on a failover. They end with the ``with``
+    block.
 
-    All gone with the ``with`` block. ``config`` holds lines of ``valkey.conf`` for the servers; a
-    ``requirepass`` among them is told to the replicas and the Sentinels too. ``sentinel_config`` is for those.
-    A primary that is silent for 0.7 s counts as down, and another one is at work about a second later.
+    :param kind: one of :data:`KINDS`, or the name or path of an executable: Valkey, or Redis 7.0 or later
+    :param replicas: number of replicas
+    :param sentinels: number of Sentinels
+    :param name: under which the Sentinels know the primary
+    :param config: lines of ``valkey.conf`` for the servers; the replicas and the Sentinels use its ``requirepass`` too
+    :param sentinel_config: lines of ``sentinel.conf`` for the Sentinels
 
-    A server or Sentinel that was killed or paused is asked nothing until it is back. The calls block.
-    All that wait raise ``TimeoutError``.
+    A primary that is silent for 0.7 s counts as down, and another one replaces it about a second later.
+
+    The methods ignore servers and Sentinels that are killed or paused until these are back. All of them block, and
+    those that wait raise ``TimeoutError``.
     """
 
     def __init__(
@@ -59,11 +64,12 @@ class Sentinels(Started):
         self._sentinel_config |= dict(sentinel_config or {})
         self._resources = contextlib.ExitStack()
         self.servers: list[Server] = []
-        """The first primary first."""
+        """The first primary, then its replicas."""
         self.sentinels: list[Server] = []
+        """The Sentinels."""
 
     def start(self) -> None:
-        """Returns when every Sentinel knows every other one and every replica."""
+        """Start everything, and wait until every Sentinel knows every other one and every replica."""
         if self.servers:
             return
         replicas, sentinels = self._count
@@ -84,24 +90,28 @@ class Sentinels(Started):
         self._set(*_MET)
 
     def close(self) -> None:
-        """Kills all, and removes their directories. Idempotent."""
+        """Kill all servers and Sentinels, and remove their directories. Does nothing the second time."""
         self._resources.close()
         self.servers.clear()
         self.sentinels.clear()
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """Of the Sentinels."""
+        """Host and port of each Sentinel, as ``redis.asyncio.sentinel.Sentinel`` takes them."""
         return [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
 
     @property
     def url(self) -> str:
+        """``redis+sentinel://HOST:PORT,.../NAME/0``, for a ``Locker``."""
         hosts = ",".join(f"{host}:{port}" for host, port in self.addresses)
         return f"redis+sentinel://{hosts}/{self.name}/0"
 
     @property
     def primary(self) -> Server:
-        """The one that most Sentinels name: a dead one, until they have made another."""
+        """The server that most Sentinels name as the primary: a dead one too, until they have replaced it.
+
+        :raises RuntimeError: no Sentinel is running
+        """
         answers = self._answers()
         if not answers:
             raise RuntimeError("no Sentinel is running")
@@ -109,12 +119,12 @@ class Sentinels(Started):
 
     @property
     def replicas(self) -> list[Server]:
-        """All but the primary, dead or alive."""
+        """All servers but the primary, dead or alive. Raises as :attr:`primary`."""
         primary = self.primary
         return [server for server in self.servers if server is not primary]
 
     def failover(self) -> Server:
-        """Makes a replica the primary, and returns it as ``wait_for_failover()`` does."""
+        """Have the Sentinels make a replica the primary, wait as :meth:`wait_for_failover` does, and return it."""
         old = self.primary
 
         def is_over() -> bool:
@@ -132,7 +142,10 @@ class Sentinels(Started):
         return self.primary
 
     def wait_for_failover(self, old: Server, seconds: float = _CHANGE_LIMIT) -> Server:
-        """Waits until all Sentinels name another primary than ``old`` and it accepts writes; returns it."""
+        """Wait until all Sentinels name another primary than ``old`` and it accepts writes, and return it.
+
+        :raises TimeoutError: this takes longer than that many seconds
+        """
         self._wait(lambda: self._is_over(old), seconds)
         return self.primary
 
@@ -141,8 +154,11 @@ class Sentinels(Started):
         return len(answers) == 1 and old not in answers and _is_primary(*answers)
 
     def wait_until_ok(self, seconds: float = 10.0) -> None:
-        """Until all Sentinels name the same primary, it runs as one, all running servers follow it, and every
-        Sentinel sees all of these and all running Sentinels, and none of them as down."""
+        """Wait until all Sentinels name the same primary, it runs as one, all running servers follow it, and every
+        Sentinel sees all of these servers and all running Sentinels, and none of them as down.
+
+        :raises TimeoutError: this takes longer than that many seconds
+        """
         self._wait(self._is_ok, seconds)
 
     @property

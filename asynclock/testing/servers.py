@@ -1,4 +1,4 @@
-"""A real Redis or Valkey server in a process of its own, to be killed, paused and restarted by tests."""
+"""A real Redis or Valkey server in its own process, for tests to kill, pause and restart."""
 
 import contextlib
 import os
@@ -26,18 +26,23 @@ _PORT_TRIES = 5
 
 
 class Server(Started):
-    """One server on 127.0.0.1, gone with the ``with`` block, with ``close()``, or with this Python process.
+    """One server on 127.0.0.1. It ends with the ``with`` block, with :meth:`close`, or with this Python process.
 
-    ``kind`` is one of :data:`KINDS`, or an executable. ``port``: a free one, if not given. ``persist`` writes
-    each change to disk before it is answered; without it nothing is written, and a restart finds nothing.
-    ``config`` holds lines of ``valkey.conf`` and has the last word, as in
-    ``{"maxclients": "10", "replicaof": "127.0.0.1 6379"}``; a key may be more than one word of the line, as in
-    ``{"sentinel monitor mymaster": "127.0.0.1 6379 2"}``. They are written once, at the first start: what the
-    server itself changes in its file stays. ``sentinel`` starts it as a Sentinel. ``environment``: variables of
-    its process, beside those of this one.
+    :param kind: one of :data:`KINDS`, or the name or path of an executable
+    :param port: the port to listen on; default: a free one
+    :param unix_socket: also listen on a unix socket, see :attr:`unix_url`
+    :param persist: write each change to disk before answering it; by default nothing is written, and the server is
+        empty after a restart
+    :param config: lines of ``valkey.conf``, which override all other settings, as in
+        ``{"maxclients": "10", "replicaof": "127.0.0.1 6379"}``; a key may span several words of the line, as in
+        ``{"sentinel monitor mymaster": "127.0.0.1 6379 2"}``. Written once, at the first start: later changes
+        that the server makes to its own file stay
+    :param sentinel: start it as a Sentinel
+    :param environment: environment variables for its process, on top of those of this process
 
-    The calls block, for milliseconds mostly. After ``stop()`` or ``kill()``, ``start()`` brings the server
-    back on its port and with its data directory; ``close()`` removes that.
+    All methods block, mostly for milliseconds: call slow ones (:meth:`start`, :meth:`restart`) outside of the event
+    loop, or with ``asyncio.to_thread``. After :meth:`stop` or :meth:`kill`, :meth:`start` brings the server back on
+    the same port with the same data directory; :meth:`close` removes the directory.
     """
 
     def __init__(
@@ -65,9 +70,11 @@ class Server(Started):
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Returns when the server answers; at once, if it is running.
+        """Start the server and wait until it answers. Does nothing if it is running.
 
-        :raises RuntimeError: it does not come up within 10 s; the message shows the end of its log. Or this is Windows.
+        :raises RuntimeError: the server does not answer within 10 s (the message shows the end of its log), its
+            package is not installed, or this is Windows
+        :raises ValueError: there is no such kind of server
         """
         if self.running:
             return
@@ -95,7 +102,7 @@ class Server(Started):
             self._port = None
 
     def stop(self) -> None:
-        """Asks the server to end (SIGTERM), and kills it if it has not after 5 s. A paused one ends too."""
+        """Ask the server to end (SIGTERM), and kill it if it still runs after 5 s. Works on a paused server too."""
         if self._process is not None:
             self._signal(signal.SIGTERM)
             self._signal(signal.SIGCONT)
@@ -104,7 +111,7 @@ class Server(Started):
             self.kill()
 
     def kill(self) -> None:
-        """Ends the server as a crash does (SIGKILL)."""
+        """End the server as a crash does (SIGKILL)."""
         if self._process is not None:
             self._signal(signal.SIGKILL)
             self._process.wait()
@@ -114,14 +121,15 @@ class Server(Started):
                 self._guard.watch(None)
 
     def restart(self) -> None:
-        """``stop()``, if it is running, and ``start()``: same port, same data directory."""
+        """Stop the server if it is running, and start it again: same port, same data directory. Raises as
+        :meth:`start`."""
         self.stop()
         self.start()
 
     def wipe(self) -> None:
-        """Removes what it has written to disk, so that it finds nothing when it is started again.
+        """Delete what the server has written to disk, so that it is empty when it starts again.
 
-        :raises RuntimeError: it is running.
+        :raises RuntimeError: the server is running
         """
         if self.running:
             raise RuntimeError("the server is running: stop() or kill() it before wipe()")
@@ -132,7 +140,10 @@ class Server(Started):
                     file.unlink()
 
     def pause(self) -> None:
-        """Stops the process (SIGSTOP): connections stay, connecting works, but nothing is answered."""
+        """Suspend the process (SIGSTOP): connections stay open and new ones succeed, but nothing is answered.
+
+        :raises RuntimeError: the server is not running
+        """
         pid = self.pid
         self._signal(signal.SIGSTOP)
         if sys.platform == "linux":
@@ -141,12 +152,12 @@ class Server(Started):
         self._paused = True
 
     def resume(self) -> None:
-        """Lets a paused server go on (SIGCONT)."""
+        """Resume a paused server (SIGCONT)."""
         self._signal(signal.SIGCONT)
         self._paused = False
 
     def close(self) -> None:
-        """``kill()``, and removes the data directory: there is nothing to save any more. Idempotent."""
+        """Kill the server and remove its data directory. Does nothing the second time."""
         self.kill()
         if self._guard is not None:
             self._guard.close()
@@ -155,51 +166,55 @@ class Server(Started):
 
     @property
     def port(self) -> int:
-        """The same from the first start on."""
+        """The TCP port; it stays the same over restarts. :raises RuntimeError: the server was never started"""
         if self._port is None:
             raise RuntimeError("the server has no port before start()")
         return self._port
 
     @property
     def url(self) -> str:
+        """``redis://127.0.0.1:PORT/0``, for a ``Locker`` or a client. :raises RuntimeError: as :attr:`port`"""
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def unix_url(self) -> str:
+        """``unix://PATH``. :raises RuntimeError: the server was made without ``unix_socket=True``, or never started"""
         if not self._unix_socket or self._guard is None:
             raise RuntimeError("no unix socket: it takes Server(unix_socket=True) and start()")
         return f"unix://{self._guard.directory}/server.sock"
 
     @property
     def pid(self) -> int:
+        """The process id. :raises RuntimeError: the server is not running"""
         if self._process is None or self._process.poll() is not None:
             raise RuntimeError("the server is not running")
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Whether its process exists, paused or not."""
+        """Does its process exist, paused or not?"""
         return self._process is not None and self._process.poll() is None
 
     @property
     def awake(self) -> bool:
-        """Whether it runs, and ``pause()`` was not the last word: who asks it now may expect an answer."""
+        """Does it run, and is it not paused? Then it can be expected to answer."""
         return self.running and not self._paused
 
     @property
     def log(self) -> str:
-        """All it has written since the first start; empty after ``close()``."""
+        """Everything the server has logged since its first start; empty after :meth:`close`."""
         if self._guard is None:
             return ""
         return (self._guard.directory / "server.log").read_text(errors="replace")
 
     def execute(self, *command: str | bytes | int | float) -> Reply:
-        """The reply to one command, over a connection of its own: ``server.execute("DEL", "key")`` is 0 or 1.
+        """Run one command over a connection of its own, and return the reply: ``server.execute("DEL", "key")`` is
+        0 or 1.
 
-        A bulk string comes as ``bytes``, a status as ``str``. A ``requirepass`` in ``config`` is given first.
+        Bulk strings are ``bytes``, statuses ``str``. Logs in first if ``config`` has a ``requirepass``.
 
-        :raises RuntimeError: the server replied with an error.
-        :raises OSError: it does not run, or did not answer within 5 s (``TimeoutError``).
+        :raises RuntimeError: the server replied with an error
+        :raises OSError: the server is not running, or did not answer within 5 s (``TimeoutError``)
         """
         with (
             socket.create_connection(("127.0.0.1", self.port), _EXECUTE_LIMIT) as connection,

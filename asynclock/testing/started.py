@@ -1,4 +1,4 @@
-"""What runs from ``start()`` to ``close()``, or as long as a ``with`` block."""
+"""Things that run from ``start()`` to ``close()``, or for the length of a ``with`` block."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -6,7 +6,7 @@ from typing import Self
 
 
 class Started(ABC):
-    """Of a start that fails half-way nothing is left either."""
+    """A start that fails half-way is cleaned up too."""
 
     @abstractmethod
     def start(self) -> None: ...

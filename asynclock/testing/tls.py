@@ -1,4 +1,4 @@
-"""TLS in front of a server that speaks none."""
+"""TLS in front of a server without it."""
 
 import asyncio
 import contextlib
@@ -19,14 +19,16 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, for 0 seconds
 
 
 class TLSFront:
-    """Speaks TLS on a port of 127.0.0.1, and passes what it hears on to 127.0.0.1:``target_port``, in the clear.
+    """Listens with TLS on a port of 127.0.0.1, and forwards in plain text to ``target_port`` of 127.0.0.1.
 
-    ``context`` is the server's side: its certificate, and whether a client must have one
-    (``context.verify_mode = ssl.CERT_REQUIRED``). On that port there is nothing but TLS; the server's own port
-    stays as it is. A connection's end is passed on: closed as closed, broken as broken. A server that is not
-    there breaks it. A :class:`Proxy` in front of it harms the encrypted bytes, one behind it the plain ones.
+    :param target_port: the server's port, which stays as it is
+    :param context: the server's side of TLS: its certificate, and whether clients need one
+        (``context.verify_mode = ssl.CERT_REQUIRED``)
 
-    The work is done in a thread of its own, so that it serves any event loop, and code without one.
+    The end of a connection is passed on: closed as closed, broken as broken. If the server is unavailable, the
+    connection breaks. A :class:`Proxy` in front of this harms the encrypted bytes, one behind it the plain ones.
+
+    It runs in a thread of its own, so it serves any event loop, and code without one.
     """
 
     def __init__(self, target_port: int, context: ssl.SSLContext) -> None:
@@ -51,7 +53,7 @@ class TLSFront:
         self.close()
 
     def close(self) -> None:
-        """Ends all connections, and gives up the port. Idempotent."""
+        """End all connections and free the port. Does nothing the second time."""
         if self._stop is not None and self._port is not None:
             self._stop()
             self._stop = None
@@ -60,13 +62,14 @@ class TLSFront:
 
     @property
     def port(self) -> int:
+        """The port to connect to. :raises RuntimeError: read before ``with``"""
         if self._port is None:
             raise RuntimeError("the TLS front has no port before `with`")
         return self._port.number
 
     @property
     def url(self) -> str:
-        """Of ``localhost``, a name that a certificate may be for; 127.0.0.1 is the address."""
+        """``rediss://localhost:PORT/0``: a name, so that a certificate can be for it. Raises as :attr:`port`."""
         return f"rediss://localhost:{self.port}/0"
 
     def _run(self, listener: socket.socket, started: threading.Event) -> None:
