@@ -109,7 +109,7 @@ def test_from_the_command_line() -> None:
     assert done.stdout.startswith("600 schedules in ")
 
 
-# What the simulation found, and is not mended yet
+# What the simulation has found
 
 
 def test_a_server_that_is_away_starves_nobody() -> None:
