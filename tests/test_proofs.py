@@ -30,11 +30,6 @@ def test_the_numbers_are_those_of_the_guarantees() -> None:
     assert headings() == guarantees((ROOT / "docs" / "guarantees.md").read_text())
 
 
-def test_the_numbers_of_the_readme_are_the_same() -> None:
-    """Where it numbers them. Its wording is its own."""
-    assert guarantees((ROOT / "README.md").read_text()).keys() <= headings().keys()
-
-
 @pytest.mark.fast
 def test_every_test_exists() -> None:
     assert len(proofs()) > 100

@@ -17,13 +17,12 @@ class Proof(NamedTuple):
 
 
 def guarantees(text: str) -> dict[int, str]:
-    """The numbered guarantees of a text: ``1. **One holder.** …``"""
-    return {int(number): title for number, title in re.findall(r"^(\d+)\. \*\*(.+?)\.?\*\*", text, re.MULTILINE)}
+    """The numbered headings of a page: ``## 1. One holder``"""
+    return {int(number): title for number, title in re.findall(r"^## (\d+)\. (.+)$", text, re.MULTILINE)}
 
 
 def headings() -> dict[int, str]:
-    """The numbered headings of the page: ``## 1. One holder``"""
-    return {int(number): title for number, title in re.findall(r"^## (\d+)\. (.+)$", PAGE.read_text(), re.MULTILINE)}
+    return guarantees(PAGE.read_text())
 
 
 def proofs() -> list[Proof]:
