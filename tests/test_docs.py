@@ -148,7 +148,7 @@ def test_every_message_that_is_logged_is_in_the_table_of_its_level() -> None:
     logged = [call for path in (ROOT / "asynclock").rglob("*.py") for call in logs(ast.parse(path.read_text()))]
     assert len(logged) >= len(rows) > 10
     for level, message in logged:
-        pattern = ".+".join(map(re.escape, re.split(r"%(?:s|r|d|\.\d+f)", message.removeprefix("asynclock: "))))
+        pattern = ".+".join(map(re.escape, re.split(r"%(?:s|r|d|g|\.\d+f)", message.removeprefix("asynclock: "))))
         assert any(level == said and re.fullmatch(pattern, text) for said, text in rows), f"{level} {message}"
 
 

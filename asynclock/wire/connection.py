@@ -242,7 +242,7 @@ class Connection(asyncio.Protocol):
         except Exception as error:
             if not isinstance(error, hiredis.ProtocolError | ViolationError):
                 # A map with a key that no dict can have, for example; or a bug here.
-                log.warning("asynclock: what a server says cannot be understood", exc_info=True)
+                log.warning("asynclock: a reply could not be parsed; the connection is dropped", exc_info=True)
             if expects is not None:
                 waiting.appendleft(expects)
             self.abort(error)
