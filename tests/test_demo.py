@@ -281,15 +281,12 @@ def test_interrupted_it_leaves_nothing_behind(family: Family, number: signal.Sig
 @pytest.mark.asyncio
 async def test_the_end_of_a_worker_is_the_end_of_its_hold(server: Server) -> None:
     log = Log(time.monotonic())
-    crew = Crew(log)
-    await crew.start("worker 1", server.url)
-    try:
-        crew.order("hold 30")  # so that it holds the lock when it is killed
+    async with Crew(log) as crew:
+        await crew.start("worker 1", server.url)
+        await crew.order("hold 30")  # so that it holds the lock when it is killed
         await until(lambda: any(event.what is What.ACQUIRED and event.seconds == 30 for event in log.events), 20)
-        os.kill(crew._processes["worker 1"].pid, signal.SIGKILL)
+        os.kill(crew.pid("worker 1"), signal.SIGKILL)
         await until(lambda: log.problems)
-    finally:
-        await crew.kill_all()
     assert log.problems == ["worker 1 ended by itself, with exit status -9."]
     assert log.events[-1].what is What.DIED and log.events[-1].who == "worker 1"
     hold = holds_in(log.events)[-1]

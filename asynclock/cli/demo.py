@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 
+import anyio
+
 from asynclock.testing import Server
 
 from .demo_crew import Crew
@@ -36,13 +38,20 @@ def play(view: View) -> int:
     guard.start()
     try:
         return asyncio.run(_play(view))
+    except BaseExceptionGroup as group:
+        raise _only(group) from None  # a closed pipe, for example: its own exit status is better than a traceback
     except KeyboardInterrupt:
         print("Stopped. Workers and server are gone.", file=sys.stderr)
         return 130
-    except asyncio.CancelledError:
-        return 128 + signal.SIGTERM
     finally:
         guard.cancel()
+
+
+def _only(error: BaseException) -> BaseException:
+    """What is in the groups that task groups make of an exception, if it is one."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _give_up(view: View) -> None:
@@ -52,25 +61,37 @@ def _give_up(view: View) -> None:
 
 
 async def _play(view: View) -> int:
-    this = asyncio.current_task()
-    assert this is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
+    status = 128 + signal.SIGTERM
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_stop_at_sigterm, tasks.cancel_scope)
+        status = await _show(view)
+        tasks.cancel_scope.cancel()
+    return status
+
+
+async def _stop_at_sigterm(scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
+
+
+async def _show(view: View) -> int:
     log = Log(time.monotonic())
-    crew = Crew(log)
     with view, contextlib.closing(Server()) as server:
-        telling = asyncio.create_task(Story(log, crew, server).tell())
-        try:
-            while not telling.done():
-                now = time.monotonic()
-                view.draw(log, now)
-                if now > log.start + LIMIT:
-                    log.problems.append(f"It was not finished after {LIMIT:g} s and was broken off.")
-                    break
-                await asyncio.wait({telling}, timeout=FRAME)
-        finally:
-            telling.cancel()
-            await asyncio.wait({telling})
-            await crew.kill_all()
+        async with Crew(log) as crew:
+            telling = asyncio.create_task(Story(log, crew, server).tell())
+            try:
+                while not telling.done():
+                    now = time.monotonic()
+                    view.draw(log, now)
+                    if now > log.start + LIMIT:
+                        log.problems.append(f"It was not finished after {LIMIT:g} s and was broken off.")
+                        break
+                    await asyncio.wait({telling}, timeout=FRAME)
+            finally:
+                telling.cancel()
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait({telling})
         error = None if telling.cancelled() else telling.exception()
         if isinstance(error, Broken):
             log.problems.append(str(error))
@@ -177,9 +198,9 @@ class Story:
     async def _hold_on(self) -> str:
         """Let the next holder keep the lock until something happens to it. Returns its name."""
         at = time.monotonic()
-        self._crew.order(f"hold {LONG}")
+        await self._crew.order(f"hold {LONG}")
         acquired = await self._until(What.ACQUIRED, "somebody to hold the lock", after=at, seconds=LONG)
-        self._crew.order(f"hold {HOLD}")
+        await self._crew.order(f"hold {HOLD}")
         return acquired.who
 
     async def _cancelled(self, at: float, holder: str) -> None:
