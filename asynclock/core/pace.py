@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .rules import NEVER
+
 PAUSE = 1.3  # seconds between two checks of a key, while invalidations mean nothing
 BURST = 50.0  # needless checks that may come at once
 RATE = 30.0  # ... and as many more a second
@@ -19,28 +21,40 @@ class Pace:
     bucket. While it is full, a key is checked every ``PAUSE`` seconds at most, and changes are noticed that much later.
     """
 
-    __slots__ = ("_burst", "_flushed_at", "_flushes", "_level", "_since")
+    __slots__ = ("_burst", "_flushes", "_needless")
 
     def __init__(self, burst: float = BURST) -> None:
         self._burst = burst
-        self._level = self._flushes = 0.0
-        self._since = self._flushed_at = 0.0
+        self._needless = _Bucket(RATE)
+        self._flushes = _Bucket(FLUSH_RATE)
 
     def needless(self, now: float) -> None:
         """A key was checked, and had not changed."""
-        self._level = min(self._leaked(now) + 1, self._burst + RATE * LULL)
-        self._since = now
+        self._needless.add(now, self._burst + RATE * LULL)
 
     def pause(self, now: float) -> float:
         """Seconds between two checks of a key, at least."""
-        return PAUSE if self._level and self._leaked(now) >= self._burst else 0.0
+        return PAUSE if self._needless.level(now) >= self._burst else 0.0
 
     def flushed(self, now: float) -> float:
         """A database was flushed, perhaps another one. Returns in how many seconds to report it: flushes until then are
         reported with it."""
-        flushes = max(0.0, self._flushes - (now - self._flushed_at) * FLUSH_RATE)
-        self._flushes, self._flushed_at = flushes + 1, now
-        return max(0.0, flushes - FLUSHES) / FLUSH_RATE
+        before = self._flushes.level(now)
+        self._flushes.add(now)
+        return max(0.0, before - FLUSHES) / FLUSH_RATE
 
-    def _leaked(self, now: float) -> float:
-        return max(0.0, self._level - (now - self._since) * RATE)
+
+class _Bucket:
+    """A leaky bucket: what is added leaks out at ``rate`` a second."""
+
+    __slots__ = ("_level", "_rate", "_since")
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._level = self._since = 0.0
+
+    def level(self, now: float) -> float:
+        return max(0.0, self._level - (now - self._since) * self._rate)
+
+    def add(self, now: float, most: float = NEVER) -> None:
+        self._level, self._since = min(self.level(now) + 1, most), now
