@@ -1,7 +1,8 @@
 """Draws the diagrams of the site and of README.md: ``python docs/diagrams.py`` writes ``docs/assets/*.svg``.
 
 One look for all: a light panel of its own, so that they are readable on a dark page too; boxes for
-processes and servers, chips for keys, arrows for connections.
+processes and servers, chips for keys, arrows for connections. In those of ARCHITECTURE.md, boxes are states, or
+objects with a line down from each, and the arrows between the lines are calls; names of the code are in ``MONO``.
 """
 
 from __future__ import annotations
@@ -39,8 +40,12 @@ class Drawing:
         bold: bool = False,
         mono: bool = False,
         anchor: str = "middle",
+        halo: bool = False,
     ) -> None:
+        """``halo``: it is over lines, which are not to run through the words."""
         weight = ' font-weight="600"' if bold else ""
+        if halo:
+            weight += f' stroke="{PANEL}" stroke-width="5" stroke-linejoin="round" paint-order="stroke"'
         family = MONO if mono else SANS
         self.parts.append(
             f'<text x="{x:g}" y="{y:g}" font-size="{size}" font-family="{family}" fill="{fill}"'
@@ -107,6 +112,13 @@ class Drawing:
         self.parts.append(
             f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="{stroke}" stroke-width="1.6"{dash}'
             f'{start} marker-end="url(#{color})"/>'
+        )
+
+    def path(self, *points: tuple[float, float]) -> None:
+        """An arrow with corners."""
+        line = " ".join(f"{x:g},{y:g}" for x, y in points)
+        self.parts.append(
+            f'<polyline points="{line}" fill="none" stroke="{SOFT}" stroke-width="1.6" marker-end="url(#ink)"/>'
         )
 
     def svg(self) -> str:
@@ -261,6 +273,169 @@ def go() -> Drawing:
     return d
 
 
+def lease() -> Drawing:
+    d = Drawing("The life of a lease: its states, and what moves it from one to the next", 860, 462)
+
+    def label(x: float, y: float, name: str, *lines: str, anchor: str = "middle") -> None:
+        """Why, and in which method, from the top down to ``y``."""
+        for number, line in enumerate(reversed(lines), 1):
+            d.text(x, y - 16 * number, line, size=12, fill=SOFT, anchor=anchor)
+        d.text(x, y, name, size=12, mono=True, anchor=anchor)
+
+    def state(x: float, y: float, name: str, what: str, field: str, color: str) -> None:
+        d.box(x, y, 184, 80, name, what, "", color=color)
+        d.text(x + 92, y + 67, field, size=12, mono=True, fill=SOFT)
+
+    d.parts.append(
+        f'<rect x="296" y="16" width="548" height="288" rx="10" fill="{TINT[GREEN]}" stroke="{GREEN}"'
+        ' stroke-width="1.4" stroke-dasharray="6 4"/>'
+    )
+    d.text(310, 290, "held:", size=14, bold=True, fill=GREEN, anchor="start")
+    d.text(356, 290, "Room.holder", size=12, mono=True, fill=GREEN, anchor="start")
+    state(20, 44, "attempt", "votes are requested", "Room.attempt", BLUE)
+    state(316, 44, "unchecked", "no push would come yet", "Lease.untracked", GREEN)
+    state(640, 44, "tracked", "pushed, and extended", "Lease.extend_at", GREEN)
+    state(640, 212, "in doubt", "a key is read again", "Lease.unverified", AMBER)
+    state(370, 364, "done", "its keys are released", "Lease.done", GREY)
+    state(20, 364, "over", "every answer is there", "Lease.unreleased", GREY)
+    d.arrow(204, 84, 316, 84)
+    label(249, 74, "Room._decide", "a majority")
+    d.arrow(500, 84, 640, 84)
+    label(570, 74, "Room.first_check", "after 1 ms")
+    d.arrow(800, 124, 800, 212)
+    label(790, 188, "Lease.suspect", "a push:", anchor="end")
+    d.arrow(664, 212, 664, 124)
+    label(654, 166, "Lease._verified", "still ours:", anchor="end")
+    d.path((296, 170), (264, 170), (264, 226), (296, 226))
+    label(310, 218, "Room.release", "the next task here gets it,", "same lease, no command:", anchor="start")
+    d.path((70, 124), (70, 338), (400, 338), (400, 364))
+    label(80, 276, "Room._give_up", "refused, or servers", "have failed:", anchor="start")
+    label(80, 316, "Room.leave", "nobody waits:", anchor="start")
+    d.arrow(462, 304, 462, 364)
+    label(472, 346, "Room.release", "the scope ends:", anchor="start")
+    d.path((690, 304), (690, 404), (554, 404))
+    label(700, 353, "Room._lose", "no majority, or the", "deadline is over:", anchor="start")
+    label(700, 391, "Room.close", "the locker closes:", anchor="start")
+    d.arrow(370, 404, 204, 404)
+    label(287, 394, "Room.released", "all answered")
+    return d
+
+
+LANES = {  # of the two pictures below: the middle of each
+    "your task": (70, BLUE, "scope.py"),
+    "LockManager": (214, GREEN, "_engine/"),
+    "Room, Lease": (358, AMBER, "core/"),
+    "Node, Request": (502, VIOLET, "wire/"),
+    "Connection": (646, VIOLET, "wire/"),
+    "server": (790, GREY, "Redis, Valkey"),
+}
+
+
+class Journey(Drawing):
+    """Calls between objects, from the top down."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(title, 860, 0)
+        self.y = 92.0
+
+    def svg(self) -> str:
+        calls, self.height = self.parts, round(self.y)
+        self.parts = [
+            f'<line x1="{x}" y1="66" x2="{x}" y2="{self.height - 16}" stroke="{color}" opacity="0.45"/>'
+            for x, color, _ in LANES.values()
+        ]
+        for name, (x, color, where) in LANES.items():
+            self.box(x - 62, 16, 124, 52, name, where, color=color)
+        self.parts += calls
+        return super().svg()
+
+    def chapter(self, words: str) -> None:
+        self.parts.append(
+            f'<rect x="8" y="{self.y - 13:g}" width="844" height="22" rx="6" fill="{TINT[GREY]}" stroke="none"/>'
+        )
+        self.text(18, self.y + 3, words, size=12, bold=True, anchor="start")
+        self.y += 38
+
+    def call(self, start: str, end: str, name: str, words: str = "", *, push: bool = False) -> None:
+        """``name`` of the code above the arrow, ``words`` below it."""
+        x1, x2 = LANES[start][0], LANES[end][0]
+        step = 4 if x2 > x1 else -4
+        self.arrow(x1 + step, self.y, x2 - step, self.y, color="push" if push else "ink")
+        self.text((x1 + x2) / 2, self.y - 6, name, size=12, mono=True, halo=True)
+        if words:
+            self.text((x1 + x2) / 2, self.y + 15, words, size=12, fill=SOFT, halo=True)
+        self.y += 46 if words else 34
+
+    def inside(self, at: str, name: str, words: str = "") -> None:
+        """What an object does by itself."""
+        x = LANES[at][0]
+        self.parts.append(f'<circle cx="{x}" cy="{self.y - 6:g}" r="5" fill="{LANES[at][1]}"/>')
+        self.text(x + 12, self.y - 2, name, size=12, mono=True, anchor="start", halo=True)
+        if words:
+            self.text(x + 12, self.y + 14, words, size=12, fill=SOFT, anchor="start", halo=True)
+        self.y += 46 if words else 34
+
+
+def call() -> Drawing:
+    d = Journey("The way of a call: a lock is acquired, held and released, hop by hop")
+    d.chapter("acquire: async with locker.with_context(name)")
+    d.inside("your task", "Acquisition.__aenter__", "awaits acquire(), in acquisition.py")
+    d.call("your task", "LockManager", "LockManager.ready", "connects, once")
+    d.call("your task", "Room, Lease", "Room.join", "of manager.rooms[name]")
+    d.inside("Room, Lease", "Room._attempt", "makes a Lease, which asks for each key: Lease.request_all")
+    d.call("Room, Lease", "Node, Request", "Topology.request", "finds the node")
+    d.call("Node, Request", "Connection", "Connection.send", "bytes, a Request")
+    d.inside("your task", "await Waiter.future", "the first await; until here, one call has led to the next")
+    d.call("Connection", "server", "SET … NX PXAT", "one write a turn")
+    d.call("server", "Connection", "+OK")
+    d.call("Connection", "Node, Request", "Request.reply", "data_received")
+    d.call("Node, Request", "Room, Lease", "Room.answered")
+    d.inside("Room, Lease", "Lease.answered", "counts the vote; Room._decide: a majority, so this lease is the holder")
+    d.call("Room, Lease", "LockManager", "LockManager.granted")
+    d.call("LockManager", "your task", "Waiter.future", "is done")
+    d.inside("your task", "LockScope", "is made; the body runs")
+    d.chapter("hold: two calls by timers, as long as the lock is held")
+    d.call("LockManager", "Room, Lease", "Room.first_check", "FirstCheck: once")
+    d.call("Room, Lease", "server", "PTTL key, GET key", "Lease.request(READ): from now on the server tracks the key")
+    d.call("LockManager", "Room, Lease", "Room.woken", "Timers: when due")
+    d.call("Room, Lease", "server", "SET key token IFEQ token PXAT, GET key", "Lease.extend")
+    d.chapter("release: the body is through")
+    d.call("your task", "Room, Lease", "Room.release", "LockScope.__aexit__")
+    d.call("Room, Lease", "server", "DELIFEQ key token", "Lease.release; the task awaits PendingReleases")
+    d.call("server", "Room, Lease", "Room.released", "as every answer: data_received, Request.reply")
+    d.call("Room, Lease", "LockManager", "Port.release_answered")
+    d.call("LockManager", "your task", "PendingReleases", "the wait is over")
+    return d
+
+
+def push() -> Drawing:
+    d = Journey("The way of a push: a key is deleted, and the body of its holder is cancelled, hop by hop")
+    d.chapter("a key changes: doubt")
+    d.call("server", "Connection", "invalidate [key]", "data_received", push=True)
+    d.call("Connection", "Node, Request", "Node._pushed", push=True)
+    d.call("Node, Request", "LockManager", "LockManager.invalidated", "key: which room, which index", push=True)
+    d.call("LockManager", "Room, Lease", "Room.invalidated", push=True)
+    d.inside("Room, Lease", "Lease.suspect", "the key is unverified until it was read")
+    d.call("Room, Lease", "server", "PTTL key, GET key", "Lease.check: Lease.request(READ), or later (Port.pause)")
+    d.chapter("the answer: a verdict")
+    d.call("server", "Connection", "nil", "data_received")
+    d.call("Connection", "Node, Request", "Request.reply")
+    d.call("Node, Request", "Room, Lease", "Room.answered")
+    d.inside(
+        "Room, Lease", "Lease.answered", "found another value than the token: the vote counts no more; Lease.why_lost"
+    )
+    d.inside("Room, Lease", "Room._judge", "no majority: Room._lose")
+    d.call("Room, Lease", "server", "DELIFEQ key token", "Lease.release: only of keys that may still be ours")
+    d.chapter("the task is told")
+    d.call("Room, Lease", "LockManager", "LockManager.lost", "reason, key")
+    d.call("LockManager", "your task", "Holder.lost", "of Lease.scope_ref")
+    d.inside(
+        "your task", "LockScope.lost_reason", "is set; the scope has its Block cancel tasks and body, from the loop"
+    )
+    d.inside("your task", "LockScope.__aexit__", "waits for the tasks, for no server, and raises LockLostError")
+    return d
+
+
 DRAWINGS = {
     "loss": loss,
     "single": single,
@@ -269,6 +444,9 @@ DRAWINGS = {
     "sentinel": sentinel,
     "existing-client": existing_client,
     "go": go,
+    "lease": lease,
+    "call": call,
+    "push": push,
 }
 
 

@@ -1,4 +1,5 @@
-"""After ``mkdocs build``: a search for any public name finds the heading of the reference that explains it."""
+"""For ``mkdocs build``: ARCHITECTURE.md is a page of the site; and a search for any public name finds the heading of
+the reference that explains it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,14 @@ from typing import Any
 log = logging.getLogger("mkdocs.hooks.reference")  # in a strict build, its warnings are errors
 
 PAGES = {"asynclock": "reference/asynclock/", "asynclock.testing": "reference/testing/"}
+ARCHITECTURE = Path(__file__).parent.parent / "ARCHITECTURE.md"  # where those look who have the repository
 OPAQUE = ("asynclock.Acquisition",)  # users enter it, and call nothing of it
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    if page.file.src_uri == "architecture.md":
+        return ARCHITECTURE.read_text().replace("](docs/", "](")
+    return markdown
 
 
 def on_post_build(config: Any, **_: Any) -> None:

@@ -1,0 +1,120 @@
+"""ARCHITECTURE.md and its pictures say only what is there: files, names, and which way imports go."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.serverless, pytest.mark.fast]
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "asynclock"
+TEXT = (ROOT / "ARCHITECTURE.md").read_text()
+PICTURES = re.findall(r"!\[[^]]+\]\((docs/assets/\w+\.svg)\)", TEXT)
+CODE = re.findall(r"`([^`\n]+)`", TEXT)
+DRAWN = [
+    unescape(words) for picture in PICTURES for words in re.findall(r"<text[^>]*>(.*?)<", (ROOT / picture).read_text())
+]
+SOURCES = {
+    path: ast.parse(path.read_text())
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if not {"cli", "testing"} & set(path.parts)  # which stand beside the rest
+}
+CLASSES = {node.name: node for tree in SOURCES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+NOT_OURS = {"await", "f", "my_lock", "n"}
+
+
+def members(name: str) -> set[str]:
+    """What the class and its bases have, as far as can be read."""
+    found: set[str] = set()
+    for node in CLASSES[name].body:
+        match node:
+            case ast.FunctionDef(name=member) | ast.AsyncFunctionDef(name=member):
+                found.add(member)
+            case ast.AnnAssign(target=ast.Name(id=member)) | ast.Assign(targets=[ast.Name(id=member)]):
+                found.add(member)
+        for inside in ast.walk(node):
+            match inside:
+                case ast.Attribute(value=ast.Name(id="self"), attr=member, ctx=ast.Store()):
+                    found.add(member)
+    for base in CLASSES[name].bases:
+        if isinstance(base, ast.Name) and base.id in CLASSES:
+            found |= members(base.id)
+    return found
+
+
+def names() -> set[str]:
+    """Every name that the sources use."""
+    found: set[str] = set()
+    for tree in SOURCES.values():
+        for node in ast.walk(tree):
+            for field in ("name", "id", "attr", "arg"):
+                if isinstance(value := getattr(node, field, None), str):
+                    found.add(value)
+    return found
+
+
+def test_it_is_short() -> None:
+    assert len(TEXT.splitlines()) <= 250
+    glossary = TEXT.partition("## Glossary")[2]
+    assert 15 <= len(re.findall(r"^\| (?!word|---)", glossary, re.MULTILINE)) <= 25
+
+
+def test_every_file_that_is_named_exists() -> None:
+    files = [code for code in CODE if re.fullmatch(r"[\w./-]+(/|\.py|\.md)|(\w+/)+\w+", code)]
+    assert len(files) > 50
+    for file in files:
+        assert any((place / file).exists() for place in (PACKAGE, ROOT)), file
+
+
+def test_every_name_exists() -> None:
+    known = names()
+    dotted = [found for words in (*CODE, *DRAWN) for found in re.findall(r"\b([A-Z]\w*[a-z]\w*)\.(\w+)", words)]
+    assert len(dotted) > 80
+    for owner, member in dotted:
+        assert member in members(owner), f"{owner}.{member}"
+    for code in CODE:
+        if re.fullmatch(r"\w+", code) and not (code.isupper() or code in NOT_OURS):
+            assert code in known or (PACKAGE / code).is_dir(), code
+
+
+def test_pictures_show_what_they_say() -> None:
+    assert len(PICTURES) == 3
+    shown = " ".join(DRAWN)
+    for name in ("Room", "Lease", "LockManager", "Node", "Request", "Connection", "LockScope"):
+        assert name in CLASSES and name in shown
+
+
+LEVELS = {"core": 0, "errors": 1, "options": 1, "_version": 1, "wire": 2, "topology": 3, "_engine": 4}
+FACE = 5
+
+
+def level(parts: tuple[str, ...]) -> int:
+    return LEVELS.get(parts[0], FACE)
+
+
+def imports(path: Path, tree: ast.Module) -> Iterator[tuple[str, ...]]:
+    """The modules that it imports from asynclock, as parts of their names."""
+    package = path.relative_to(PACKAGE).parent.parts
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(level=0, module=str(module)):
+                assert not module.startswith("asynclock"), "imports inside of the package are relative"
+            case ast.ImportFrom(level=up, module=module, names=aliases) if up:
+                where = package[: len(package) + 1 - up] + tuple((module or "").split(".") if module else ())
+                yield from [where] if where else [(alias.name,) for alias in aliases]
+
+
+def test_imports_go_down() -> None:
+    seen = 0
+    for path, tree in SOURCES.items():
+        own = path.relative_to(PACKAGE).with_suffix("").parts
+        for module in imports(path, tree):
+            seen += 1
+            assert level(module) <= level(own), f"{'.'.join(own)} imports {'.'.join(module)}"
+    assert seen > 200
