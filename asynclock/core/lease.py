@@ -58,6 +58,7 @@ class Lease:
     # In an attempt:
     decides: int  # with ``unsent``: the key whose answer the attempt waits for; -1: none
     watched: int  # once it has failed: bit i: a change of key i makes another attempt worthwhile
+    took: float  # once a key was refused: seconds from the request to the answer
     # Once it is held:
     acquired_at: float
     checked_at: float  # when the request was sent whose answer last showed that a key is still ours
@@ -93,6 +94,7 @@ class Lease:
         "silent",
         "stale",
         "token",
+        "took",
         "unreleased",
         "unsent",
         "untracked",
@@ -381,6 +383,7 @@ class Lease:
         """
         rules, chance = self.room.rules, self.room.port.chance
         self.refused |= 1 << index
+        self.took = now - sent
         if found is None or ttl == -2 or self.stale >> index & 1:
             free = now
         elif ttl is None or ttl < 0:

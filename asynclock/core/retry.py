@@ -7,13 +7,13 @@ from .rules import NEVER, Rules
 
 MAX_BACKOFF = 1.0  # seconds between attempts while a server answers with errors that may pass
 MAX_AT_ONCE = 3  # attempts in a row without a pause
-SAME = 0.01  # seconds by which the time at which a key expires may seem to move while nobody moves it
+SAME = 0.01  # seconds by which the time at which a key expires may seem to move, beside what its answer took
 
 
 class Retries:
     """What one room knows of its last attempts, none of which was successful."""
 
-    __slots__ = ("_expires", "_known_since", "at_once", "failures", "invalidated")
+    __slots__ = ("_expires", "_known_since", "_took", "at_once", "failures", "invalidated")
 
     def __init__(self) -> None:
         self.at_once = 0  #: attempts in a row that followed without a pause
@@ -21,6 +21,7 @@ class Retries:
         self.invalidated = False  #: is the next attempt, or the one under way, due to an invalidation?
         self._expires = NEVER  # when the key that refused the last attempt was to expire
         self._known_since = NEVER  # ... and since when that has been known
+        self._took = 0.0  # ... and how long the answer took that told it
 
     def may_follow_at_once(self) -> bool:
         """May the next attempt follow without a pause? Counts it, if so."""
@@ -36,17 +37,18 @@ class Retries:
         pause = min(rules.try_next_after * 2.0 ** min(self.failures, 10), MAX_BACKOFF)
         return pause * (0.5 + chance / 2)
 
-    def needless(self, expires: float, now: float) -> bool:
-        """Was the attempt due to an invalidation of a key that has not changed? ``expires``: when it expires, now that
-        it has refused the attempt.
+    def needless(self, expires: float, took: float, now: float) -> bool:
+        """Was the attempt due to an invalidation of a key that has not changed?
 
-        A new holder, or an extension, moves that time. A holder that has had the key for less than ``SAME`` looks like
-        the one before.
+        :param expires: when the key expires, now that it has refused the attempt. A new holder, or an extension, moves
+            that time. A holder that has just got the key looks like the one before.
+        :param took: seconds that the answer took: ``expires`` is uncertain by as much
         """
         invalidated, self.invalidated = self.invalidated, False
-        if abs(expires - self._expires) < SAME:
-            return invalidated and now > self._known_since + 2 * SAME
-        self._expires, self._known_since = expires, now
+        same = SAME + max(took, self._took)
+        if abs(expires - self._expires) < same:
+            return invalidated and now > self._known_since + 2 * same
+        self._expires, self._known_since, self._took = expires, now, took
         return False
 
 

@@ -512,7 +512,7 @@ class Room(Generic[W]):
         self.retries.at_once = 0
         if lease.refused:
             first = (lease.refused & -lease.refused).bit_length() - 1
-            if self.retries.needless(lease.free_at.get(first, NEVER), now):
+            if self.retries.needless(lease.free_at.get(first, NEVER), lease.took, now):
                 self.port.needless(self, first, now)
         self.last_failed = lease
         # Not those that have not answered: what changes there may be our own release.
