@@ -52,7 +52,7 @@ class LockManager:
     rules: Rules
     pending_releases: PendingReleases
     # What rooms call most, without a call in between:
-    request: Callable[[Room[Waiter], Lease, int, Operation, float], bool]
+    request: Callable[[Lease, int, Operation, float], bool]
     wake: Callable[[Room[Waiter], float], None]
     first_check_soon: Callable[[Room[Waiter], Lease], None]
     release_answered: Callable[[Lease], None]

@@ -141,7 +141,7 @@ class Lease:
     def request(self, index: int, operation: Operation, now: float) -> bool:
         """Ask for key ``index``. False: its server is not connected, and no answer will come."""
         room = self.room
-        if not room.port.request(room, self, index, operation, now):
+        if not room.port.request(self, index, operation, now):
             return False
         self.in_flight[index] += 1
         if operation.writes:
@@ -154,7 +154,7 @@ class Lease:
         room = self.room
         send = room.port.request
         for index in range(room.rules.keys):
-            if send(room, self, index, operation, now):
+            if send(self, index, operation, now):
                 self.in_flight[index] += 1
                 self.may_be_ours |= 1 << index
             else:
@@ -197,7 +197,7 @@ class Lease:
         room, sent, owed = self.room, 0, self.may_be_ours
         send = room.port.request
         for index in range(room.rules.keys):
-            if owed >> index & 1 and send(room, self, index, RELEASE, now):
+            if owed >> index & 1 and send(self, index, RELEASE, now):
                 sent += 1
         self.may_be_ours = 0
         self.releases = self.unreleased = sent

@@ -20,7 +20,7 @@ class Port(Protocol[W]):
     def token(self, forced: bool, /) -> bytes:
         """A value that no lease has had."""
 
-    def request(self, room: Room[W], lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
+    def request(self, lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
         """Send it. However it ends, ``answered``, ``released`` or ``failed`` of the room is called once.
 
         False: the server is not connected, and none of them will be called. A RELEASE that the server refuses, or that

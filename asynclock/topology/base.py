@@ -37,7 +37,7 @@ class Topology(Protocol):
     def home(self, room: Room[Any], index: int) -> Node | None:
         """The server that answers for key ``index``; None: none does now."""
 
-    def request(self, room: Room[Any], lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
+    def request(self, lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
         """As ``core.room.Port.request``."""
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:

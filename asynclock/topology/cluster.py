@@ -81,9 +81,9 @@ class Cluster:
             self.doubt()
         return node
 
-    def request(self, room: Room[Any], lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
-        node = self.home(room, index)
-        return node is not None and node.request(room, lease, index, operation, now)
+    def request(self, lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
+        node = self.home(lease.room, index)
+        return node is not None and node.request(lease, index, operation, now)
 
     # What tells of a change
 

@@ -18,7 +18,7 @@ class Fixed:
 
     def __init__(self, nodes: Sequence[Node], majority: int | None) -> None:
         self.nodes = tuple(nodes)
-        self.request: Callable[[Room[Any], Lease, int, Operation, float], bool]  # as core.port.Port.request
+        self.request: Callable[[Lease, int, Operation, float], bool]  # as core.port.Port.request
         count = len(nodes)
         if count == 1:
             self.majority = majority or 1
@@ -40,8 +40,8 @@ class Fixed:
     def home(self, room: Room[Any], index: int) -> Node | None:
         return self._route[index]
 
-    def _request(self, room: Room[Any], lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
-        return self._route[index].request(room, lease, index, operation, now)
+    def _request(self, lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
+        return self._route[index].request(lease, index, operation, now)
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         return False

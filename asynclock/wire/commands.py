@@ -88,7 +88,7 @@ class Capabilities(NamedTuple):
 class Commands:
     """Packs the operations for a server with these capabilities. Keys are packed ones: ``bulk(name)``."""
 
-    __slots__ = ("_delete", "_expire", "names", "packers")
+    __slots__ = ("_delete", "_expire", "facts", "names", "packers")
 
     def __init__(self, capabilities: Capabilities) -> None:
         self._expire, self._delete = (
@@ -106,6 +106,11 @@ class Commands:
         }
         #: How to pack each operation, from the packed key, the token and an expiry: ``px``, or the result of ``pxat``.
         self.packers = tuple(table[operation][0] for operation in Operation)
+        #: The same, with what else is needed to send it: does it acquire, does it write, how many replies. One look-up
+        #: in a tuple costs less than one attribute of an ``Operation``.
+        self.facts = tuple(
+            (table[operation][0], operation.acquires, operation.writes, operation.replies) for operation in Operation
+        )
         #: Its commands, a name for each reply.
         self.names = tuple(table[operation][1] for operation in Operation)
 

@@ -228,28 +228,29 @@ class Node:
 
     # Serve
 
-    def request(self, room: Room[Any], lease: Lease, index: int, operation: Operation, now: float) -> bool:
-        """As ``core.room.Port.request``."""
+    def request(self, lease: Lease, index: int, operation: Operation, now: float) -> bool:
+        """As ``core.port.Port.request``."""
         session = self.session
         if session is not None:
             connection = session.connection
-            if not (connection.full or (connection.slow and operation.acquires)):
+            pack, acquires, writes, replies = session.commands.facts[operation]
+            if not (connection.full or (acquires and connection.slow)):
                 # In quarantine it gives no new votes: it may have forgotten an old one.
-                if operation.acquires and self._quarantine.until:
+                if acquires and self._quarantine.until:
                     return False
                 connection.send(
-                    session.commands.packers[operation](
-                        room.keys[index],
+                    pack(
+                        lease.room.keys[index],
                         lease.token,
-                        session.expiry.argument(now, operation) if operation.writes else b"",
+                        session.expiry.argument(now, operation) if writes else b"",
                     ),
-                    Request(self, room, lease, index, operation, now),
-                    operation.replies,
+                    Request(self, lease, index, operation, now),
+                    replies,
                     now,
                 )
                 return True
         if operation is RELEASE:
-            self.owed.owe(room.keys[index], lease.token)
+            self.owed.owe(lease.room.keys[index], lease.token)
         return False
 
     def release(self, key: bytes, token: bytes) -> None:

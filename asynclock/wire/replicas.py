@@ -208,7 +208,7 @@ class Replicas:
         for _, request in confirmed:
             request.confirmed()
         for _, request in failed:
-            key = request.node.key_text(request.room, request.index)
+            key = request.node.key_text(request.lease.room, request.index)
             self._fail(
                 request,
                 f"not known to be on {self._wanted} replicas: key {key!r} (min_replicas); {why}"

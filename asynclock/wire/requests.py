@@ -82,13 +82,10 @@ class Sender(Protocol):
 class Request:
     """One operation of a lease that is under way. Its outcome goes to the room, however it ends."""
 
-    __slots__ = ("asking", "hops", "index", "lease", "node", "operation", "room", "sent", "ttl")
+    __slots__ = ("asking", "hops", "index", "lease", "node", "operation", "sent", "ttl")
 
-    def __init__(
-        self, node: Sender, room: Room[Any], lease: Lease, index: int, operation: Operation, sent: float
-    ) -> None:
+    def __init__(self, node: Sender, lease: Lease, index: int, operation: Operation, sent: float) -> None:
         self.node = node
-        self.room = room
         self.lease = lease
         self.index = index
         self.operation = operation
@@ -99,7 +96,7 @@ class Request:
 
     @property
     def key(self) -> bytes:
-        return self.room.keys[self.index]
+        return self.lease.room.keys[self.index]
 
     @property
     def token(self) -> bytes:
@@ -116,7 +113,7 @@ class Request:
         """It cannot be sent on. A release is, as soon as that node is connected."""
         if self.operation is RELEASE:
             node.owed.refused(self.key, self.token)
-        self.room.failed(self.lease, self.index, self.operation, error, now)
+        self.lease.room.failed(self.lease, self.index, self.operation, error, now)
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         if self.asking:
@@ -125,27 +122,27 @@ class Request:
         operation, lease = self.operation, self.lease
         if operation is RELEASE:
             if reply == 1:
-                self.room.released(lease, self.index, True, now)
+                lease.room.released(lease, self.index, True, now)
                 return
         elif self.node.options.min_replicas:
             pass
         elif operation is TAKE:
             if reply == OK:
-                self.room.answered(lease, self.index, operation, self.sent, True, lease.token, None, now)
+                lease.room.answered(lease, self.index, operation, self.sent, True, lease.token, None, now)
                 return
         elif operation is TAKE_TTL:
             if earlier[0] == OK and type(reply) is int and reply != NO_KEY:
-                self.room.answered(lease, self.index, operation, self.sent, True, lease.token, reply, now)
+                lease.room.answered(lease, self.index, operation, self.sent, True, lease.token, reply, now)
                 return
         elif reply == lease.token and operation is not READ and earlier[0] in _DONE:
-            self.room.answered(lease, self.index, operation, self.sent, True, reply, None, now)
+            lease.room.answered(lease, self.index, operation, self.sent, True, reply, None, now)
             return
         self._conclude([*earlier, reply], now)
 
     def dropped(self) -> None:
         if self.operation is RELEASE:
             self.node.owed.owe(self.key, self.token)
-        self.room.failed(self.lease, self.index, self.operation, None, self.node.now())
+        self.lease.room.failed(self.lease, self.index, self.operation, None, self.node.now())
 
     def _conclude(self, replies: list[Any], now: float) -> None:
         operation, node = self.operation, self.node
@@ -166,18 +163,18 @@ class Request:
                         return
                     if text.startswith(NO_MEMORY) and operation is EXTEND and node.extend_without_memory(self):
                         return
-                error = node.error_of(node.commands.names[operation][position], self.room, self.index, reply, now)
+                error = node.error_of(node.commands.names[operation][position], self.lease.room, self.index, reply, now)
                 if error is not None:
                     if text.startswith("READONLY"):
                         node.demoted()
                     if operation is RELEASE:
                         node.owed.refused(self.key, self.token)
-                    self.room.failed(self.lease, self.index, operation, error, now)
+                    self.lease.room.failed(self.lease, self.index, operation, error, now)
                     return
                 replies[position] = _OTHERS
         ok, found, ttl = self._meaning(replies)
         if operation is RELEASE:
-            self.room.released(self.lease, self.index, ok, now)
+            self.lease.room.released(self.lease, self.index, ok, now)
             return
         written = operation.writes and ok and found == self.lease.token
         replicas = node.replicas
@@ -185,7 +182,7 @@ class Request:
             self.ttl = ttl
             replicas.confirm(self)
             return
-        self.room.answered(self.lease, self.index, operation, self.sent, ok, found, ttl, now)
+        self.lease.room.answered(self.lease, self.index, operation, self.sent, ok, found, ttl, now)
 
     def _meaning(self, replies: list[Any]) -> tuple[bool, bytes | None, int | None]:
         """For ``Room.answered``: has it done what it was to do, what is in the key, its time to live.
@@ -218,13 +215,13 @@ class Request:
     def found(self, value: bytes | None) -> None:
         """The key holds ``value``, and enough replicas have what was written to it."""
         ok = value == self.lease.token
-        self.room.answered(
+        self.lease.room.answered(
             self.lease, self.index, self.operation, self.sent, ok, value, self.ttl if ok else None, self.node.now()
         )
 
     def unconfirmed(self, error: ServerError) -> None:
         """Too few replicas have it, or that is not known."""
-        self.room.failed(self.lease, self.index, self.operation, error, self.node.now())
+        self.lease.room.failed(self.lease, self.index, self.operation, error, self.node.now())
 
 
 def _value(reply: Any) -> bytes | None:
@@ -253,7 +250,7 @@ class ReadAgain:
         request = self._request
         if is_error(reply):
             node = request.node
-            error = node.error_of("GET", request.room, request.index, reply, now)
+            error = node.error_of("GET", request.lease.room, request.index, reply, now)
             if error is not None:
                 request.unconfirmed(error)
                 return

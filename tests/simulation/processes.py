@@ -133,7 +133,8 @@ class Client:
     def token(self, forced: bool) -> bytes:
         return self.tokens.next(forced=forced)
 
-    def request(self, room: Room[Task], lease: Lease, index: int, operation: Operation, now: float) -> bool:
+    def request(self, lease: Lease, index: int, operation: Operation, now: float) -> bool:
+        room: Room[Task] = lease.room
         home = self.homes[index]
         link = self.links[home]
         key, token = room.keys[index], lease.token

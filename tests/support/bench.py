@@ -158,7 +158,7 @@ class Bench:
     def token(self, forced: bool) -> bytes:
         return self._tokens.next(forced=forced)
 
-    def request(self, room: Room[str], lease: Lease, index: int, operation: Operation, now: float) -> bool:
+    def request(self, lease: Lease, index: int, operation: Operation, now: float) -> bool:
         if index in self.down:
             if operation is Operation.RELEASE:
                 self.kept.append((index, lease.token))
