@@ -16,7 +16,7 @@ from ..core.operations import RELEASE
 from ..errors import ServerError
 from ..options import Options
 from . import noloop
-from .commands import LOAD, PASSING, Capabilities, Commands, bulk, is_error, packed, seconds_of
+from .commands import LOAD, TEMPORARY, Capabilities, Commands, bulk, is_error, packed, seconds_of
 from .connector import Connector
 
 log = logging.getLogger("asynclock")
@@ -171,7 +171,7 @@ async def probe(
     evalsha = False
     if delete == b"EVAL" or not can.get("SET IFEQ"):
         evalsha = await _scripts(connector, call, key, mode)
-    connector.learnt()
+    connector.set_up_done()
     return Capabilities(
         server=kind,
         version=version,
@@ -320,4 +320,4 @@ def refused(connector: Connector, command: str, reply: Any) -> ServerError:
             "asynclock needs Redis 6.0 or Valkey, or client_side_caching=False",
             lasting=True,
         )
-    return ServerError(server, f"refused {command}: {text}", lasting=word not in PASSING)
+    return ServerError(server, f"refused {command}: {text}", lasting=word not in TEMPORARY)

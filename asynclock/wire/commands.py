@@ -25,7 +25,7 @@ _EXPIRE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call(ARGV[2]
 # The errors by which Redis and Valkey refuse any command for a reason that may pass (processCommand in server.c,
 # getNodeByQuery in cluster.c): it is worth another try. Others (NOPERM, an unknown command, ...) are raised to the
 # caller.
-PASSING = (
+TEMPORARY = (
     "ASK",
     "BUSY",  # a script, or a module's command, takes long
     "CLUSTERDOWN",
@@ -187,7 +187,7 @@ def error_of(server: str, command: str, key: str, reply: Any, shown: str, *, pas
     problem = f"refused {command} on key {key!r}: {shown}"
     if word in _REMEDIES:
         problem += f"; {_REMEDIES[word]}"
-    return ServerError(server, problem, lasting=word not in PASSING or not passes)
+    return ServerError(server, problem, lasting=word not in TEMPORARY or not passes)
 
 
 _REMEDIES = {

@@ -224,7 +224,7 @@ class Connection(asyncio.Protocol):
                 if type(reply) is _PUSH:
                     self._on_push(reply, now)
                 elif not waiting:
-                    self._unasked(reply, now)
+                    self._unsolicited(reply, now)
                 elif (expects := waiting.popleft()) is None:
                     earlier.append(reply)
                     expects = _NOBODY
@@ -247,7 +247,7 @@ class Connection(asyncio.Protocol):
                 waiting.appendleft(expects)
             self.abort(error)
 
-    def _unasked(self, reply: Any, now: float) -> None:
+    def _unsolicited(self, reply: Any, now: float) -> None:
         raise hiredis.ProtocolError("a reply that nobody asked for")
 
     def pause_writing(self) -> None:

@@ -107,9 +107,9 @@ class Connector:
         self._resp3_at = float("inf") if self.protocol == 2 else 0.0  # when RESP3 is worth a try (time.monotonic)
         self._worked = self._spoke_resp3 = False  # has a connection been made before?
         self._plain_next = False
-        self._learnt: bool | None = None  # was ``plain`` set when the server was last set up to the end?
+        self._plain_worked: bool | None = None  # was ``plain`` set when the server was last set up to the end?
         self._secrets = passwords(kwargs)
-        self._renewed = ""  # the last password that came from a provider
+        self._renewed_password = ""  # the last password that came from a provider
         where = kwargs.get("path")
         self.label = (
             label
@@ -117,7 +117,7 @@ class Connector:
             + f"/{kwargs.get('db') or 0}"
         )
         with contextlib.suppress(ServerError):  # no file descriptor, perhaps: connecting will raise that
-            self._made(self.protocol)
+            self._make(self.protocol)
 
     def at(self, host: str, port: int) -> Connector:
         """A connector with the same options to another server: a node of the same cluster."""
@@ -127,7 +127,7 @@ class Connector:
             kwargs["protocol"] = 2
         kind = redis.Connection if issubclass(self._class, redis.UnixDomainSocketConnection) else self._class
         connector = Connector(kind, kwargs, self._pool)
-        connector._learnt = self._learnt
+        connector._plain_worked = self._plain_worked
         return connector
 
     @property
@@ -150,9 +150,9 @@ class Connector:
         :raises GoneError: nobody is there
         :raises ConfigurationError: it cannot work with such a client. Never after it has worked once
         """
-        self.plain, self._plain_next = self._plain_next or bool(self._learnt), False
+        self.plain, self._plain_next = self._plain_next or bool(self._plain_worked), False
         try:
-            writer = await self._enter()
+            writer = await self._open_with_fallback()
         except BaseException as error:
             self._raise(error)
         self._worked = True
@@ -165,7 +165,7 @@ class Connector:
         except BaseException as error:
             self._raise(error)
 
-    async def _enter(self) -> asyncio.StreamWriter:
+    async def _open_with_fallback(self) -> asyncio.StreamWriter:
         if time.monotonic() >= self._resp3_at:
             try:
                 writer = await self._open(3)
@@ -185,20 +185,20 @@ class Connector:
         """What ``open`` raises for ``error``. Something unforeseen must not end the attempts to connect."""
         if isinstance(error, ConfigurationError) and self._worked:
             raise ServerError(self.label, str(error), lasting=True) from error
-        if isinstance(error, ServerError | ConfigurationError) or not passing(error):
+        if isinstance(error, ServerError | ConfigurationError) or not is_failure(error):
             raise error
         # Without an error of redis-py as the cause: it shows all that the server has said.
-        raise self._explained(error) from None if isinstance(error, RedisError) else error
+        raise self._to_server_error(error) from None if isinstance(error, RedisError) else error
 
-    def hung_up(self) -> bool:
+    def closed_in_setup(self) -> bool:
         """The connection was closed while it was set up. True: another try is worth it at once. It will be
         ``plain``."""
-        self._plain_next = self.protocol == 2 and not self.plain and self._learnt is None
+        self._plain_next = self.protocol == 2 and not self.plain and self._plain_worked is None
         return self._plain_next
 
-    def learnt(self) -> None:
+    def set_up_done(self) -> None:
         """The connection was set up: if it is closed after that, no command was the reason."""
-        self._learnt = self.plain
+        self._plain_worked = self.plain
 
     def on_credentials(self, hear: Callable[[credentials.Credentials], None]) -> Callable[[], None]:
         """Call ``hear`` in this loop with new credentials for open connections, if there is a provider that announces
@@ -210,16 +210,16 @@ class Connector:
 
     def redact(self, said: Any) -> str:
         """What the server said, fit to be shown."""
-        return redacted(said, [*self._secrets, self._renewed] if self._renewed else self._secrets)
+        return redacted(said, [*self._secrets, self._renewed_password] if self._renewed_password else self._secrets)
 
     def renewed(self, words: credentials.Credentials) -> None:
         """The server gets these: do not show them (``redact``)."""
-        self._renewed = words[-1].decode()
+        self._renewed_password = words[-1].decode()
 
     async def aclose(self) -> None:
         """Close what stays open between two calls of ``open``, which may be called again."""
 
-    def _made(self, protocol: int, **more: Any) -> redis.Connection:
+    def _make(self, protocol: int, **more: Any) -> redis.Connection:
         """A connection of redis-py, not connected yet.
 
         :raises ConfigurationError: redis-py refuses that
@@ -242,13 +242,13 @@ class Connector:
         more: dict[str, Any] = {}
         if self._kwargs.get("credential_provider") is not None:
             provider = more["credential_provider"] = credentials.WatchedProvider(self._kwargs["credential_provider"])
-        connection = self._made(protocol, **more)
+        connection = self._make(protocol, **more)
         writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(self._timeout):
                 await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's own gap
                 if protocol == 2:
-                    await self._hear(connection)
+                    await self._read_greeting(connection)
             there, reader = connection._writer, connection._reader
             if there is not None and not hasattr(getattr(there, "transport", None), "set_protocol"):
                 raise ConfigurationError(
@@ -259,13 +259,13 @@ class Connector:
                 raise GoneError(self.label, "the connection was closed at once")  # no protocol would be told
             writer = there
         except BaseException as error:
-            if not passing(error):
+            if not is_failure(error):
                 raise
-            error = self._judged(error, provider, protocol, getattr(connection, "heard", None))
+            error = self._diagnose(error, provider, protocol, getattr(connection, "received", None))
             raise error from error.__cause__
         finally:
             if provider is not None and provider.password:
-                self._renewed = provider.password
+                self._renewed_password = provider.password
             if writer is None and connection._writer is not None:
                 transport = getattr(connection._writer, "transport", None)
                 if transport is not None:
@@ -273,24 +273,24 @@ class Connector:
             # The connection must forget its streams, or it closes them when it is collected.
             connection._writer = connection._reader = None
             if isinstance(connection, Connects):
-                connection.heard = None
+                connection.received = None
             if isinstance(parser := getattr(connection, "_parser", None), LimitedParser):
-                parser.let_go()
+                parser.detach()
         return writer
 
-    async def _hear(self, connection: redis.Connection) -> None:
+    async def _read_greeting(self, connection: redis.Connection) -> None:
         """In RESP2, perhaps nothing was sent so far. Some servers send an error to everybody who connects (too many
         clients), and close the connection: redis-py reads that here."""
         await connection.send_command("GET", "asynclock:0:", check_health=False)
         with contextlib.suppress(ResponseError):  # ``probe`` finds out what it means
             await connection.read_response()
 
-    def _judged(
+    def _diagnose(
         self,
         error: BaseException,
         provider: credentials.WatchedProvider | None,
         protocol: int,
-        heard: asyncio.StreamReader | None,
+        received: asyncio.StreamReader | None,
     ) -> BaseException:
         """What has really gone wrong. redis-py hides it behind errors of its own, and forgets what came in last."""
         if provider is not None and provider.error is not None:
@@ -308,7 +308,7 @@ class Connector:
             error = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         end = _is_end(error)
         # A reset may overtake what was sent before it, and that says more. (redis-py itself reads that buffer.)
-        words = bytes(getattr(heard, "_buffer", b"")) if end else b""
+        words = bytes(getattr(received, "_buffer", b"")) if end else b""
         if protocol == 3 and (_is_no_hello(error) or (end and self._may_not_know_hello())):
             return _Resp3RefusedError()
         if words:
@@ -321,7 +321,7 @@ class Connector:
         reaction to a missing certificate.)"""
         return not self._spoke_resp3 and not issubclass(self._class, redis.SSLConnection)
 
-    def _explained(self, error: BaseException) -> ServerError:
+    def _to_server_error(self, error: BaseException) -> ServerError:
         text = self.redact(error)
         secure = issubclass(self._class, redis.SSLConnection)
         if isinstance(error, TimeoutError | RedisTimeoutError):
@@ -349,7 +349,7 @@ class Connector:
         return isinstance(cause, ConnectionRefusedError)
 
 
-def passing(error: BaseException) -> bool:
+def is_failure(error: BaseException) -> bool:
     """Is it an error, rather than the wish that this task end? A credential provider may raise ``CancelledError``
     because of a task of its own."""
     if isinstance(error, asyncio.CancelledError):

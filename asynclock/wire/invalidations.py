@@ -32,7 +32,7 @@ class Invalidations(Connection):
     """The second connection to a server.
 
     Once it has subscribed, nothing is in ``waiting`` any more: messages and the replies to PING come in any order, to
-    ``_unasked``. So how long a reply has been missing is counted from ``_pinged``, not from ``heard``. Only the
+    ``_unsolicited``. So how long a reply has been missing is counted from ``_pinged``, not from ``heard``. Only the
     watchdog's pings show that the server is still there.
     """
 
@@ -90,7 +90,7 @@ class Invalidations(Connection):
         self._on_return.append(on_return)
         self._transport.write(_UNSUBSCRIBE + packed(b"AUTH", *credentials) + _SUBSCRIBE)
 
-    def _unasked(self, reply: Any, now: float) -> None:
+    def _unsolicited(self, reply: Any, now: float) -> None:
         self._pinged = None
         if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
             self._on_push([b"invalidate", reply[2]], now)

@@ -20,7 +20,7 @@ class LimitedParser(DefaultParser):  # type: ignore[misc,valid-type]  # to mypy 
         super().on_connect(connection)
         self._reader = _LimitedReader(self._reader)
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         """The socket is somebody else's now. Parser and reader refer to each other, and to the transport: all
         that would stay until the garbage collector comes by."""
         self._reader = self._stream = None

@@ -2,7 +2,7 @@
 
 ``loop.getaddrinfo`` runs there, behind all that the application has handed to ``asyncio.to_thread``: a connection
 that drops could not be made anew before that is done, and its locks would be lost. So names are looked up in daemon
-threads of asynclock's own: one for each name at most, however often it is asked for, ``MOST`` in all, and none while
+threads of asynclock's own: one for each name at most, however often it is asked for, ``MAX_THREADS`` in all, and none while
 there is nothing to look up. Nothing can stop a look-up that hangs; who asked may stop waiting, and the next who asks
 for that name waits for the same one.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 import redis.asyncio as redis
 
-MOST = 16  # names that are looked up at the same time; others wait
+MAX_THREADS = 16  # names that are looked up at the same time; others wait
 
 # Nothing of a server is known by these: from here, that address cannot even be tried.
 _NO_WAY = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENETUNREACH)
@@ -49,7 +49,7 @@ class _Lookups:
             if (waiters := self._waiters.get(host)) is not None:
                 waiters.append((loop, future))
                 return future
-            if self._threads < MOST:
+            if self._threads < MAX_THREADS:
                 # It waits for the lock before it looks into the queue.
                 threading.Thread(target=self._work, name="asynclock looking names up", daemon=True).start()
                 self._threads += 1
@@ -149,13 +149,13 @@ class Connects:
     socket_connect_timeout: float | None
     _connected: socket.socket
     _reader: asyncio.StreamReader | None
-    heard: asyncio.StreamReader | None = None  #: what has come in; redis-py forgets it when something goes wrong
+    received: asyncio.StreamReader | None = None  #: what has come in; redis-py forgets it when something goes wrong
 
     async def _connect(self) -> None:
         self._connected = await connected(self.host, int(self.port), self.socket_connect_timeout or 60.0)
         try:
             await super()._connect()  # type: ignore[misc]  # redis-py's
-            self.heard = self._reader
+            self.received = self._reader
         except BaseException:
             self._connected.close()
             raise

@@ -258,7 +258,7 @@ class Node:
         if self.session is not None:
             self.owed.send_all()
 
-    def take_on(self, request: Request | OwedRelease, asking: bool) -> None:
+    def resend(self, request: Request | OwedRelease, asking: bool) -> None:
         """Send a request that another node has sent before, because the key is, or is becoming (``asking``), this
         node's."""
         now = self.now()
@@ -266,7 +266,7 @@ class Node:
         if session is None:
             request.fail(ServerError(self.label, "not connected yet, and the key has moved there"), now, self)
         else:
-            request.again(self, now, asking)
+            request.move_to(self, now, asking)
             self._send(session, request, now, asking)
 
     def _send_owed(self, key: bytes, token: bytes, until: float) -> bool:
@@ -334,12 +334,12 @@ class Node:
         if self.session is not None:
             # For good: somebody may flush the scripts often.
             self.session.change(evalsha=False)
-        self.take_on(request, isinstance(request, Request) and request.asking)
+        self.resend(request, isinstance(request, Request) and request.asking)
 
     def extend_without_memory(self, request: Request) -> bool:
         if self.session is None or not self.session.avoid_set():
             return False
-        self.take_on(request, request.asking)
+        self.resend(request, request.asking)
         return True
 
     def read_again(self, request: Request) -> None:

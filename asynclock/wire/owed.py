@@ -75,7 +75,7 @@ class OwedReleases:
                 self._timer.cancel()
             self._try_in(0.0)
 
-    def passed_on(self, other: OwedReleases) -> None:
+    def moved_to(self, other: OwedReleases) -> None:
         """A release that was under way here is now under way at another node of the cluster."""
         self._under_way -= 1
         other._under_way += 1

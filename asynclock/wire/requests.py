@@ -64,10 +64,10 @@ class Sender(Protocol):
         """The key is, or is becoming, another node's. True: the request was sent there."""
 
     def scripts_are_gone(self, request: Request | OwedRelease) -> None:
-        """Somebody has flushed them. Send it again, with the script itself."""
+        """Somebody has flushed them. Send it move_to, with the script itself."""
 
     def extend_without_memory(self, request: Request) -> bool:
-        """The server had no memory for an extension. True: it was sent again, in a way that needs none."""
+        """The server had no memory for an extension. True: it was sent move_to, in a way that needs none."""
 
     def read_again(self, request: Request) -> None:
         """Send a GET of its key, whose reply goes to ``found``; or call ``unconfirmed``."""
@@ -105,7 +105,7 @@ class Request:
     def token(self) -> bytes:
         return self.lease.token
 
-    def again(self, node: Sender, sent: float, asking: bool) -> None:
+    def move_to(self, node: Sender, sent: float, asking: bool) -> None:
         """It is sent once more, by another node."""
         self.node = node
         self.asking = asking
@@ -153,7 +153,7 @@ class Request:
             if is_error(reply):
                 text = str(reply)
                 if operation is TAKE_TTL and position and replies[0] == OK and text.startswith(REDIRECTIONS):
-                    # The key was set, and then its slot has moved. Sent again, it would find its own value there.
+                    # The key was set, and then its slot has moved. Sent move_to, it would find its own value there.
                     replies[position] = NO_END
                     continue
                 # Of a lease that is over only the release is sent on: anything else might get there after it.
@@ -286,7 +286,7 @@ class OwedRelease:
         self.until = until  # when the key has expired
         self.hops = 0
 
-    def again(self, node: Sender, sent: float, asking: bool) -> None:
+    def move_to(self, node: Sender, sent: float, asking: bool) -> None:
         self.node = node
         self.hops += 1
 
@@ -303,7 +303,7 @@ class OwedRelease:
         text = str(reply)
         if self.hops < MAX_HOPS:
             if text.startswith(REDIRECTIONS) and node.redirected(self, text):
-                node.owed.passed_on(self.node.owed)
+                node.owed.moved_to(self.node.owed)
                 return
             if text.startswith(NO_SCRIPT):
                 node.scripts_are_gone(self)

@@ -20,13 +20,13 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ResponseError
 
 from ..errors import ConfigurationError, GoneError, ServerError
-from .connector import NOT_OURS, Connector, passing, passwords
+from .connector import NOT_OURS, Connector, is_failure, passwords
 from .limited_parser import LimitedParser
 from .lookup import connecting
 
 ANSWER_TIMEOUT = 1.0  # seconds for a Sentinel to answer
-STRAGGLERS = 0.05  # seconds for the others, once a majority has answered, without which there was no failover
-MINORITY = 0.3  # ... and after the first answer, as long as it has not
+AFTER_MAJORITY = 0.05  # seconds for the others, once a majority has answered, without which there was no failover
+AFTER_FIRST = 0.3  # ... and after the first answer, as long as it has not
 CONNECT_TIMEOUT = 1.0  # seconds for the primary, unless the URL or client says: another one may be named by then
 
 
@@ -36,7 +36,7 @@ _HOST = re.compile(r"[\w.:%-]{1,255}", re.ASCII)
 _ADDRESS = "SENTINEL GET-MASTER-ADDR-BY-NAME"
 
 
-class _RubbishError(Exception):
+class _MalformedError(Exception):
     """What a Sentinel has answered is none of its answers: it counts as one that has not answered."""
 
     def __init__(self, command: str, answer: object) -> None:
@@ -69,7 +69,7 @@ class _Named:
         return self._address
 
 
-class SentinelDoor(Connector):
+class SentinelConnector(Connector):
     """Makes connections to the primary of a client from redis-py's ``Sentinel.master_for``."""
 
     max_pause = 0.15  # until the failover is over nothing is locked, and a Sentinel is asked cheaply
@@ -99,15 +99,15 @@ class SentinelDoor(Connector):
         for sentinel in self._sentinels:  # what comes in is looked at here
             for command in (_MASTERS, _ADDRESS):
                 sentinel.set_response_callback(command, _raw)
-        self._believed: _View | None = None  # last, and where the last connect went, or goes
+        self._current: _View | None = None  # last, and where the last connect went, or goes
 
-    async def _enter(self) -> asyncio.StreamWriter:
+    async def _open_with_fallback(self) -> asyncio.StreamWriter:
         named = await self._find()
         # For those who reach the servers under another address than the Sentinels do.
         host = getattr(self._manager, "_force_master_ip", None) or named.host
         self._kwargs["connection_pool"] = _Named(host, named.port)
         self.label = f"{self._name} at {host}:{named.port}/{self._db}"
-        return await super()._enter()
+        return await super()._open_with_fallback()
 
     def at(self, host: str, port: int) -> Connector:
         raise ConfigurationError(
@@ -116,15 +116,15 @@ class SentinelDoor(Connector):
 
     async def replaced(self) -> str | None:
         """The address of the primary that the Sentinels name now, if the last connect did not go there."""
-        before = self._believed
+        before = self._current
         views, _ = await self._ask_all(ANSWER_TIMEOUT)
         newest = self._newest(views)
         # Whoever has connected meanwhile has asked as well.
-        if newest is None or before is not self._believed or before is None:
+        if newest is None or before is not self._current or before is None:
             return None
         if (newest.host, newest.port) != (before.host, before.port):
             return str(newest)
-        self._believed = newest  # its epoch, after more than one failover
+        self._current = newest  # its epoch, after more than one failover
         return None
 
     async def aclose(self) -> None:
@@ -136,7 +136,7 @@ class SentinelDoor(Connector):
         :raises ServerError: they say nothing of it
         """
         self.label = label = self._of_sentinels
-        views, problems = await self._ask_all(STRAGGLERS)
+        views, problems = await self._ask_all(AFTER_MAJORITY)
         newest = self._newest(views)
         if newest is not None:
             if newest.down:
@@ -144,7 +144,7 @@ class SentinelDoor(Connector):
                 raise GoneError(label, f"the Sentinels see the primary {newest} down, and name no other yet")
             if not newest.up:
                 raise ServerError(label, f"the Sentinels that name {newest} see too few others (min_other_sentinels)")
-            self._believed = newest
+            self._current = newest
             return newest
         what = "; ".join(sorted({self.redact(problem) or type(problem).__name__ for problem in problems}))
         if views:
@@ -161,7 +161,7 @@ class SentinelDoor(Connector):
                 "Sentinel(..., sentinel_kwargs={'password': ...}).master_for(...)",
                 lasting=True,
             )
-        if any(isinstance(problem, _RubbishError) for problem in problems):
+        if any(isinstance(problem, _MalformedError) for problem in problems):
             raise ServerError(label, f"no Sentinel tells where the primary is ({what})")
         raise ServerError(label, f"no Sentinel can be reached ({what})")
 
@@ -170,7 +170,7 @@ class SentinelDoor(Connector):
         if not views:
             return None
         epoch = max(view.epoch for view in views)
-        if self._believed is not None and epoch < self._believed.epoch and 2 * len(views) <= len(self._sentinels):
+        if self._current is not None and epoch < self._current.epoch and 2 * len(views) <= len(self._sentinels):
             return None  # most of them would have to be set up anew for an older one to be right
         newest = [view for view in views if view.epoch == epoch]
         return next((view for view in newest if view.up), newest[0])
@@ -198,7 +198,7 @@ class SentinelDoor(Connector):
                         problems.append(answer)
                 if views:
                     most = 2 * len(pending) < len(self._sentinels)
-                    until = min(until, loop.time() + (patience if most else max(patience, MINORITY)))
+                    until = min(until, loop.time() + (patience if most else max(patience, AFTER_FIRST)))
         finally:
             while pending:
                 for task in pending:
@@ -213,37 +213,37 @@ class SentinelDoor(Connector):
             address: Any = await sentinel.execute_command(_ADDRESS, self._name)  # type: ignore[no-untyped-call]
             try:
                 return self._view(masters, address)
-            except _RubbishError:
+            except _MalformedError:
                 # What comes next may be the answer to what was asked before.
                 await sentinel.connection_pool.disconnect()
                 raise
         except BaseException as error:
-            if not passing(error):
+            if not is_failure(error):
                 raise
             return error  # anything at all: credential providers are the user's own code
 
     def _view(self, masters: Any, address: Any) -> _View | None:
-        """:raises _RubbishError: that is not what a Sentinel answers"""
+        """:raises _MalformedError: that is not what a Sentinel answers"""
         state = _state(masters, self._name)
         if address is None or state is None:
             return None
         if not (isinstance(address, list) and len(address) == 2):
-            raise _RubbishError(_ADDRESS, address)
+            raise _MalformedError(_ADDRESS, address)
         host, port = _address(*address)
         # A replica's address is told as soon as it is promoted, while the state is still the old primary's.
         promoted = (host, port) != _address(state.get("ip"), state.get("port"))
         epoch, flags = state.get("config-epoch"), state.get("flags")
         if epoch is None or not _is_number(epoch, MAX_EPOCH):
-            raise _RubbishError(_MASTERS, f"config-epoch {epoch}")
+            raise _MalformedError(_MASTERS, f"config-epoch {epoch}")
         if not isinstance(flags, str):
-            raise _RubbishError(_MASTERS, f"flags {flags}")
+            raise _MalformedError(_MASTERS, f"flags {flags}")
         up, down = True, False
         if not promoted:
             try:
                 parsed = self._parsed([[word for pair in state.items() for word in pair]])
                 up = bool(self._manager.check_master_state(parsed[self._name], self._name))
             except Exception as error:  # the user's own, perhaps; of what it looks at, something is missing
-                raise _RubbishError(_MASTERS, f"{type(error).__name__}: {error}") from error
+                raise _MalformedError(_MASTERS, f"{type(error).__name__}: {error}") from error
             words = flags.split(",")
             down = "master" not in words or "s_down" in words or "o_down" in words
         return _View(host, port, int(epoch), up and not down, down)
@@ -252,27 +252,27 @@ class SentinelDoor(Connector):
 def _state(masters: Any, name: str) -> dict[str, str] | None:
     """What ``SENTINEL MASTERS`` says of that one; None: nothing.
 
-    :raises _RubbishError: that is no such answer
+    :raises _MalformedError: that is no such answer
     """
     if not isinstance(masters, list):
-        raise _RubbishError(_MASTERS, masters)
+        raise _MalformedError(_MASTERS, masters)
     found = None
     for master in masters:
         if not isinstance(master, list) or len(master) % 2 or not all(isinstance(word, str) for word in master):
-            raise _RubbishError(_MASTERS, master)
+            raise _MalformedError(_MASTERS, master)
         state = dict(zip(master[::2], master[1::2], strict=True))
         if "name" not in state:
-            raise _RubbishError(_MASTERS, master)
+            raise _MalformedError(_MASTERS, master)
         if state["name"] == name:
             found = state
     return found
 
 
 def _address(host: Any, port: Any) -> tuple[str, int]:
-    """:raises _RubbishError: that is none"""
+    """:raises _MalformedError: that is none"""
     if isinstance(host, str) and _HOST.fullmatch(host) and _is_number(port, 65535) and int(port):
         return host, int(port)
-    raise _RubbishError(_ADDRESS, (host, port))
+    raise _MalformedError(_ADDRESS, (host, port))
 
 
 def _is_number(word: Any, most: int) -> bool:

@@ -99,7 +99,7 @@ class Session:
             except BaseException as error:
                 connection.abort()  # and the others with it
                 if isinstance(error, ConnectionResetError):
-                    if connector.hung_up():
+                    if connector.closed_in_setup():
                         continue
                     raise _closed(connector, connection, "while it was set up") from None
                 if isinstance(error, TimeoutError):

@@ -60,11 +60,11 @@ async def fuzz(
     before = asyncio.all_tasks()
     handler = loop.get_exception_handler()
     since = time.monotonic()
-    look_every = topology.LOOK_EVERY
+    check_every = topology.CHECK_EVERY
     case: Callable[[int], Case | SentinelCase]
     try:
         if isinstance(server, Sentinels):
-            topology.LOOK_EVERY = 0.02
+            topology.CHECK_EVERY = 0.02
             case, keys_on = partial(_sentinel_case, await record_sentinels(server), server), server.servers[0]
         else:
             case, keys_on = partial(_case, await record(server), server), server
@@ -88,7 +88,7 @@ async def fuzz(
         with contextlib.suppress(asyncio.CancelledError):
             await looking
     finally:
-        topology.LOOK_EVERY = look_every
+        topology.CHECK_EVERY = check_every
         loop.set_exception_handler(handler)
     await asyncio.sleep(0)
     report.left += [f"left running: {task}" for task in asyncio.all_tasks() - before]

@@ -10,7 +10,7 @@ import time
 
 from asynclock import AsyncLockError, Locker, ServerError
 from asynclock.testing import Sentinels
-from asynclock.wire.sentinel import SentinelDoor
+from asynclock.wire.sentinel import SentinelConnector
 from tests.support import internals
 from tests.support.interceptor import Interceptor
 
@@ -47,9 +47,9 @@ class SentinelCase:
             liars = [await stack.enter_async_context(Interceptor(port)) for _, port in self.group.addresses]
             hosts = ",".join(f"127.0.0.1:{liar.port}" for liar in liars)
             locker = Locker(f"redis+sentinel://{hosts}/{self.group.name}", key_validity=5)
-            door = internals.connector(locker)
-            assert isinstance(door, SentinelDoor)
-            self.go_nowhere_else(door)
+            connector = internals.connector(locker)
+            assert isinstance(connector, SentinelConnector)
+            self.go_nowhere_else(connector)
             name = f"job {self.random.random()}"
             await self.to_be_had(locker, name)
             for liar in self.random.sample(liars, self.liars):
@@ -67,21 +67,21 @@ class SentinelCase:
                 await self.to_be_had(locker, name)
                 internals.drop(locker)
             await self.to_be_had(locker, name)
-            if not internals.looking(locker).running:
+            if not internals.refreshing(locker).running:
                 self.wrong.append("nobody looks any more whether the primary is still the one")
             await locker.aclose()
         return self.wrong
 
-    def go_nowhere_else(self, door: SentinelDoor) -> None:
+    def go_nowhere_else(self, connector: SentinelConnector) -> None:
         """They may name any address: who listens there shall not be disturbed."""
-        enter = door._open
+        enter = connector._open
 
         async def guarded(protocol: int) -> asyncio.StreamWriter:
-            if (address := door._kwargs["connection_pool"]._address) != self.primary:
-                raise ServerError(door.label, f"{address} is not to be disturbed")
+            if (address := connector._kwargs["connection_pool"]._address) != self.primary:
+                raise ServerError(connector.label, f"{address} is not to be disturbed")
             return await enter(protocol)
 
-        door._open = guarded  # type: ignore[method-assign]
+        connector._open = guarded  # type: ignore[method-assign]
 
     async def to_be_had(self, locker: Locker, name: str) -> None:
         end = time.monotonic() + WELL_AGAIN

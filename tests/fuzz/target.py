@@ -107,19 +107,19 @@ class Case:
         locker = Locker(self.url, key_validity=0.5, key_majority=r.choice((None, 2)), try_next_after=0.01)
         names = [f"{self.seed}{letter}" for letter in "ab"]
         liars: list[Liar] = []
-        doors = internals.servers(locker).connectors
-        honest = [door.open for door in doors]
+        connectors = internals.servers(locker).connectors
+        honest = [connector.open for connector in connectors]
 
         async def open_to_a_liar() -> Any:
             liars.append(Liar(self))
             return liars[-1]
 
-        for door in doors:
-            door.open = open_to_a_liar  # type: ignore[method-assign]
+        for connector in connectors:
+            connector.open = open_to_a_liar  # type: ignore[method-assign]
         waiting = [asyncio.create_task(self.wait_for(locker, name)) for name in names]
         await asyncio.gather(*(self.use(locker, r.choice(names)) for _ in range(4)))
-        for door, open_honestly in zip(doors, honest, strict=True):
-            door.open = open_honestly  # type: ignore[method-assign]
+        for connector, open_honestly in zip(connectors, honest, strict=True):
+            connector.open = open_honestly  # type: ignore[method-assign]
         for liar in liars:
             liar.abort()
         await self.well_again(locker, names, waiting)
