@@ -158,7 +158,7 @@ def test_servers_that_are_none(servers: object) -> None:
         ("redis://:s3cret@h?socket_timeout=nan", "seconds"),
         ("redis://:s3cret@h?socket_connect_timeout=-1", "seconds"),
         ("redis://:s3cret@h?socket_connect_timeout=soon", "seconds"),
-        ("redis://:s3cret@h?credential_provider=mine", "give a client"),
+        ("redis://:s3cret@h?credential_provider=mine", "redis.asyncio client"),
         ("redis://:s3cret@h?protocol=three", "redis-py|protocol=three"),
         ("redis://:s3cret@h?client_name=%ff", "not UTF-8"),
         ("redis://:s3cret%ff@h", "not UTF-8"),

@@ -271,7 +271,7 @@ async def repeated(heard: Heard, listener: Listener) -> None:
         with pytest.raises(AsyncLockError) as caught:
             scope.check()
         listener.error(caught.value)
-    assert any("had a password in it" in each for each in listener.shown)
+    assert any("it contains a password" in each for each in listener.shown)
 
 
 async def no_auth_command(heard: Heard, listener: Listener) -> None:

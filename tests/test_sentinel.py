@@ -228,7 +228,7 @@ async def test_the_primary_is_down_and_no_other_can_be_made(sentinels: Sentinels
             server.pause()
         error = await holding.lost_within(10, since)
         assert error.reason == "disconnected"
-        with pytest.raises(AcquireTimeoutError, match=r"the Sentinels see the primary 127.0.0.1:[0-9]+ down"):
+        with pytest.raises(AcquireTimeoutError, match=r"the Sentinels report the primary 127.0.0.1:[0-9]+ down"):
             await locker.acquire("job", timeout=0.5)
 
 

@@ -12,7 +12,7 @@ from ..options import Options
 from ..wire.connector import Connector
 from ..wire.node import Node
 from ..wire.sentinel import SentinelConnector
-from .base import Address, TopologyListener, Topology
+from .base import Address, Topology, TopologyListener
 from .cluster import Cluster
 from .fixed import Fixed
 from .sentinel import Monitored
@@ -83,7 +83,7 @@ async def _close(topology: Topology | None, nodes: Sequence[Node]) -> None:
 
 
 async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
-    """Wait until a majority, or one node of a cluster, is connected. The other servers get ``patience`` seconds more."""
+    """Wait until a majority, or one node of a cluster, is connected. The others get ``patience`` seconds more."""
     majority = len(nodes) // 2 + 1
     tries = [node.start() for node in nodes]
     pending = set(tries)
@@ -107,7 +107,7 @@ async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
         if connected and len(nodes) % 2 == 0:
             return  # an even number of independent servers is refused, whatever the others answer
         if connected and len(problems) > len(nodes) - majority:
-            break  # no majority is left. (While nothing is connected, the next may be a cluster's node: that is enough.)
+            break  # no majority is left. (While nothing is connected, one node of a cluster would do.)
     # Some may have connected and been lost again before this loop saw it.
     lost = [node for node, first in zip(nodes, tries, strict=True) if first not in pending and not first.result()]
     problems += [trouble for node in lost if node.connection is None and (trouble := node.trouble) is not None]
@@ -134,7 +134,7 @@ def _warn_of_one_server_twice(nodes: Sequence[Node]) -> None:
         twin = known.setdefault(node.capabilities.run_id, node)
         if twin is not node and node.capabilities.run_id:
             log.warning(
-                "asynclock: %s and %s are one and the same server: that is no quorum of independent ones",
+                "asynclock: %s and %s are the same server: they are no quorum of independent servers",
                 twin.label,
                 node.label,
             )
