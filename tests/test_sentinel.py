@@ -394,7 +394,7 @@ async def test_a_name_that_no_sentinel_knows(sentinels: Sentinels) -> None:
 
 @pytest.mark.asyncio
 async def test_a_sentinel_given_as_a_server(sentinels: Sentinels) -> None:
-    with pytest.raises(ServerError, match=r"is a Sentinel.*say redis\+sentinel://"):
+    with pytest.raises(ServerError, match=r"is a Sentinel.*use redis\+sentinel://"):
         await Locker(f"redis://127.0.0.1:{sentinels.sentinels[0].port}").acquire("job")
 
 
@@ -459,7 +459,7 @@ async def test_a_sentinel_that_answers_rubbish(
     sentinels: Sentinels, rubbish: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It counts as one that has not answered: the others decide. Once it is well again, it counts."""
-    monkeypatch.setattr(topology, "LOOK_EVERY", 0.02)
+    monkeypatch.setattr(topology, "CHECK_EVERY", 0.02)
     told, address = RUBBISH[rubbish]
 
     def answer(command: bytes) -> bytes | None:

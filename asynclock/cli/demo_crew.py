@@ -1,4 +1,4 @@
-"""The demo's worker processes: starts them, hears them, orders, kills and stops them."""
+"""The demo's worker processes: starts them, reads their events, sends commands, kills and stops them."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from asyncio.subprocess import PIPE, STDOUT, Process
 
 from .demo_figures import Log, What
 
-PATIENCE = 2.0  # seconds for workers that were told to stop
+STOP_TIMEOUT = 2.0  # seconds for workers to end after their stdin was closed
 
 
 class Crew:
-    """What the workers say goes to the log; what they should not say or do goes to its problems.
+    """Events of the workers go to the log; anything unexpected goes to its problems.
 
-    ``_leaving`` holds those whose end is no surprise. Each process has one task in ``_hearing``, which ends when
-    the process has.
+    State: ``_leaving`` are the workers that are expected to end. Each process has one task in ``_reading``, which ends
+    when the process has ended.
     """
 
     def __init__(self, log: Log) -> None:
         self._log = log
         self._processes: dict[str, Process] = {}
-        self._hearing: dict[str, asyncio.Task[None]] = {}
+        self._reading: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[str] = set()
 
     @property
     def names(self) -> list[str]:
-        """Those who work."""
+        """The workers that are expected to run."""
         return [name for name in self._processes if name not in self._leaving]
 
     async def start(self, name: str, url: str) -> None:
@@ -45,7 +45,7 @@ class Crew:
             start_new_session=True,  # keeps the terminal's Ctrl-C away
         )
         self._processes[name] = process
-        self._hearing[name] = asyncio.create_task(self._hear(name, process))
+        self._reading[name] = asyncio.create_task(self._read(name, process))
 
     def order(self, line: str) -> None:
         for name in self.names:
@@ -61,7 +61,7 @@ class Crew:
         return at
 
     async def stop(self) -> None:
-        """Let them end by themselves, as they do when their input ends."""
+        """Close their stdin, and wait until they have ended."""
         names = self.names
         for name in names:
             self._leaving.add(name)
@@ -69,26 +69,26 @@ class Crew:
             assert stdin is not None
             stdin.close()
         if names:
-            _, late = await asyncio.wait([self._hearing[name] for name in names], timeout=PATIENCE)
+            _, late = await asyncio.wait([self._reading[name] for name in names], timeout=STOP_TIMEOUT)
             if late:
-                self._log.problems.append(f"{len(late)} workers did not stop within {PATIENCE:g} s.")
+                self._log.problems.append(f"{len(late)} workers did not stop within {STOP_TIMEOUT:g} s.")
         for name in names:
             code = self._processes[name].returncode
             if code:
                 self._log.problems.append(f"{name} ended with exit status {code}.")
 
     async def kill_all(self) -> None:
-        """None of them is left afterwards."""
+        """Kill all workers, and wait until they are gone."""
         self._leaving.update(self._processes)
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-        if self._hearing:
-            done, _ = await asyncio.wait(self._hearing.values())
+        if self._reading:
+            done, _ = await asyncio.wait(self._reading.values())
             for task in done:
                 task.result()
 
-    async def _hear(self, name: str, process: Process) -> None:
+    async def _read(self, name: str, process: Process) -> None:
         assert process.stdout is not None
         async for line in process.stdout:
             self._note(name, line)

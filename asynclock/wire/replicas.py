@@ -241,7 +241,7 @@ class Replicas:
 
     def _overdue_text(self) -> str:
         return (
-            f"WAIT for {self._wanted} replicas was not answered in little more than {self._patience * 1000:g} ms "
+            f"WAIT for {self._wanted} replicas was not answered within {self._patience * 1000:g} ms "
             "(min_replicas); does the server hang?"
         )
 

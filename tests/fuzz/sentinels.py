@@ -1,5 +1,5 @@
-"""One case: Sentinels that lie, and then, for the same locker, the truth. They have real sockets: what reads their
-answers is redis-py."""
+"""One case: mutated answers of Sentinels, and then correct ones for the same locker. They come over real sockets, since
+redis-py reads them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.support.interceptor import Interceptor
 from .mutations import mutated
 from .recording import Recording, shape
 
-LIES = 0.3  # seconds for which they lie
-WELL_AGAIN = 10.0  # seconds after which the primary is to be found again: a reconnect takes 1.2 s at most
+LIES = 0.3  # seconds with mutated answers
+WELL_AGAIN = 10.0  # seconds within which the primary must be found again: a reconnect takes at most 1.2 s
 
 
 class SentinelCase:
@@ -28,7 +28,7 @@ class SentinelCase:
         self.others = recording.everything
         self.group = group
         self.primary = ("127.0.0.1", group.servers[0].port)
-        self.lies = r.choice((0.05, 0.2, 0.5, 1.0))  # share of the answers that are changed
+        self.lies = r.choice((0.05, 0.2, 0.5, 1.0))  # share of the answers that are mutated
         self.liars = r.choice((1, 2, 3))
         self.told: list[tuple[bytes, bytes]] = []
         self.wrong: list[str] = []
@@ -63,22 +63,22 @@ class SentinelCase:
                 await asyncio.sleep(0.01)
             for liar in liars:
                 liar.answer = None
-            for _ in range(2):  # what came last, and then a connection that drops as any other
+            for _ in range(2):  # first the last bad answer's effect, then an ordinary reconnect
                 await self.to_be_had(locker, name)
                 internals.drop(locker)
             await self.to_be_had(locker, name)
             if not internals.refreshing(locker).running:
-                self.wrong.append("nobody looks any more whether the primary is still the one")
+                self.wrong.append("the check for another primary no longer runs")
             await locker.aclose()
         return self.wrong
 
     def go_nowhere_else(self, connector: SentinelConnector) -> None:
-        """They may name any address: who listens there shall not be disturbed."""
+        """Mutated answers may name any address: connect to the real primary only."""
         enter = connector._open
 
         async def guarded(protocol: int) -> asyncio.StreamWriter:
             if (address := connector._kwargs["connection_pool"]._address) != self.primary:
-                raise ServerError(connector.label, f"{address} is not to be disturbed")
+                raise ServerError(connector.label, f"{address} is not the primary of this test")
             return await enter(protocol)
 
         connector._open = guarded  # type: ignore[method-assign]
