@@ -1,4 +1,4 @@
-"""Looking at a cluster's slots: what ends the refreshing, and what must not."""
+"""Refreshing a cluster's slots: what ends it, and what must not."""
 
 from __future__ import annotations
 

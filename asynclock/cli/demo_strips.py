@@ -171,7 +171,7 @@ def _list(rows: Sequence[Row]) -> Table:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    """Two lines a row, so that all is to be seen on a screen of 80 x 24."""
+    """Two lines a row, so that everything fits on a screen of 80 x 24."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="underline")
     for heading in ("", "step, and what was done", "measured, and what is expected", ""):
         table.add_column(heading)

@@ -48,8 +48,8 @@ async def connect(
                 )
             if options.min_replicas and len(nodes) > 1:
                 raise ConfigurationError(
-                    f"min_replicas={options.min_replicas}: {len(nodes)} independent servers vote by majority, and have no "
-                    "replicas that could take over; leave it out"
+                    f"min_replicas={options.min_replicas}: {len(nodes)} independent servers vote by majority, and "
+                    "no replica may take over for one; leave it out"
                 )
             monitored = any(isinstance(connector, SentinelConnector) for connector in connectors)
             topology = (Monitored if monitored else Fixed)(nodes, options.key_majority)

@@ -50,7 +50,7 @@ class _Lookups:
                 return future
             if self._threads < MAX_THREADS:
                 # Started first, since it may raise. The thread cannot see the queue before this one releases the lock.
-                threading.Thread(target=self._work, name="asynclock looking names up", daemon=True).start()
+                threading.Thread(target=self._work, name="asynclock name look-up", daemon=True).start()
                 self._threads += 1
             self._waiters[host] = [(loop, future)]
             self._queue.append(host)

@@ -273,7 +273,9 @@ class Client:
         return self.links[link.server.name] is link
 
     def invalidated(self, link: Link, key: bytes | None) -> None:
-        self.world.log("%s is told by server %d of %s", self.name, link.server.name, key.decode() if key else "a flush")
+        self.world.log(
+            "%s gets a push from server %d: %s", self.name, link.server.name, key.decode() if key else "a flush"
+        )
         for room in list(self.rooms.values()):
             for index in self._at(link.server.name):
                 if key is None:
