@@ -1,4 +1,4 @@
-"""What can go wrong, and what to do about it."""
+"""The errors that callers see. Each message names the lock or the server, and says what to do next."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 _EXPLAINED = {
     LossReason.DELETED: "another client deleted its key, or the server evicted it",
     LossReason.OVERWRITTEN: "another client overwrote its key",
-    LossReason.EXPIRED: "its validity was over before it could be extended",
+    LossReason.EXPIRED: "its validity ended before it could be extended",
     LossReason.FLUSHED: "the server's keys were flushed",
     LossReason.TAKEN_OVER: "another holder took it over by force",
     LossReason.FORGOTTEN: "the server came back without its key",
@@ -31,11 +31,15 @@ _EXPLAINED = {
 
 
 class AsyncLockError(Exception):
-    """Above every error that asynclock raises of its own."""
+    """Base class of all errors that asynclock raises."""
 
 
 class NotLockedError(AsyncLockError):
-    """The lock was not to be had without waiting (``try_acquire``, ``try_with_context``)."""
+    """The lock is not free, and the caller did not want to wait (``try_acquire``, ``try_with_context``).
+
+    :ivar name: the name of the lock
+    :ivar why: what prevented it, as in the message
+    """
 
     def __init__(self, name: str, why: str) -> None:
         super().__init__(name, why)
@@ -47,7 +51,13 @@ class NotLockedError(AsyncLockError):
 
 
 class AcquireTimeoutError(AsyncLockError, TimeoutError):
-    """The lock was not to be had within ``timeout`` seconds."""
+    """The lock could not be acquired within ``timeout`` seconds. Its ``__cause__`` is a :class:`ServerError` if a
+    server was unavailable.
+
+    :ivar name: the name of the lock
+    :ivar timeout: the ``timeout``, in seconds
+    :ivar why: what prevented it, as in the message
+    """
 
     def __init__(self, name: str, timeout: float, why: str) -> None:
         super().__init__(name, timeout, why)
@@ -56,11 +66,17 @@ class AcquireTimeoutError(AsyncLockError, TimeoutError):
         self.why = why
 
     def __str__(self) -> str:
-        return f"lock {self.name!r} was not acquired within {self.timeout:g} s: {self.why}"
+        return (
+            f"lock {self.name!r} was not acquired within {self.timeout:g} s: {self.why}; "
+            "try again later, or with a longer timeout"
+        )
 
 
 class AlreadyHeldError(AsyncLockError, RuntimeError):
-    """The lock is that of a block which the same task is inside of: it would wait for itself for ever."""
+    """The task is inside the ``async with`` block that holds this lock, so it would wait for itself for ever.
+
+    :ivar name: the name of the lock
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -68,17 +84,17 @@ class AlreadyHeldError(AsyncLockError, RuntimeError):
 
     def __str__(self) -> str:
         return (
-            f"lock {self.name!r} is held by a block that this task is inside of, and would never be released: "
-            "use the scope of that block, leave it first, or take a lock of another name"
+            f"lock {self.name!r} is held by a block that this task is inside of, so waiting for it would never end: "
+            "use the scope of that block, leave the block first, or acquire another name"
         )
 
 
 class LockLostError(AsyncLockError):
-    """The lock is no longer this scope's: whatever it guards may be in other hands by now.
+    """The scope no longer holds the lock: another process may already be working on what the lock protects.
 
-    :ivar name: the lock
-    :ivar reason: a :class:`LossReason`
-    :ivar detail: which key on which server, where one is to blame
+    :ivar name: the name of the lock
+    :ivar reason: why, a :class:`LossReason`
+    :ivar detail: the key and server that caused the loss, or what is wrong with the server; empty if neither applies
     """
 
     def __init__(self, name: str, reason: LossReason, detail: str = "") -> None:
@@ -98,19 +114,20 @@ class LockLostError(AsyncLockError):
 
 
 class LockerClosedError(AsyncLockError):
-    """The locker was closed, or is being closed; make a new ``Locker``."""
+    """The locker is closed, or closing. Make a new ``Locker``."""
 
 
 class ConfigurationError(AsyncLockError, ValueError):
-    """An option, a name or the way a locker is used breaks a rule; the message says which."""
+    """An option, a name, or the way a locker is used is wrong. The message says which one, and what to change."""
 
 
 class ServerError(AsyncLockError):
-    """A server is unreachable, refused, is too old, or a permission is missing; says which.
+    """A server is unreachable, refused a command, or is too old, or a permission is missing. The message says which.
 
-    :ivar server: the server, without credentials
-    :ivar lasting: True when asking again would get the same answer (a wrong password, a
-        missing permission), False when the server may do better later (unreachable, loading)
+    :ivar server: the address of the server, without credentials
+    :ivar problem: what is wrong, as in the message
+    :ivar lasting: True if retrying cannot help (a wrong password, a missing permission); False if it may (the server is
+        unreachable, or still loading)
     """
 
     def __init__(self, server: str, problem: str, *, lasting: bool = False) -> None:
@@ -120,7 +137,7 @@ class ServerError(AsyncLockError):
         self.lasting = lasting
 
     def copy(self) -> ServerError:
-        """The same error, to be raised somewhere else."""
+        """An equal error, for a second caller: an exception that is raised twice mixes up its tracebacks."""
         return ServerError(self.server, self.problem, lasting=self.lasting)
 
     def __str__(self) -> str:
@@ -128,6 +145,5 @@ class ServerError(AsyncLockError):
 
 
 class GoneError(ServerError):
-    """Proof that nobody is there who keeps keys: the server refused the connection, or broke it off while it was being
-    set up, or its Sentinels see it down. Whatever else goes wrong leaves that open: it may be back with its keys at any
-    time, and a lock that is held there counts on until its time is over."""
+    """The server is certainly not running: it refused the connection, closed it during setup, or its Sentinels report
+    it down. After any other failure it may still have its keys, so locks held there count until their deadline."""

@@ -1,4 +1,4 @@
-"""Every knob, checked once: at construction, before anything is sent."""
+"""The options of a ``Locker``. They are checked once, in its constructor, before anything is sent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_NAME = 64 * 1024  # bytes: longer than any sensible name, short enough for e
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The options of a ``Locker``, in seconds where they are times. ``None``: ask the server."""
+    """The checked options of a ``Locker``; durations are in seconds. ``None``: decided when the server is known."""
 
     key_prefix: str
     key_validity: float
@@ -60,12 +60,12 @@ def check_options(
     restart_quarantine: bool | None,
     unknown: Mapping[str, object],
 ) -> Options:
-    """Return the checked options. :raises ConfigurationError: naming option, value and rule."""
+    """Return the checked options. :raises ConfigurationError: one is wrong; the message has its value and the rule"""
     for word in unknown:
-        import difflib  # 1 ms of every start, otherwise
+        import difflib  # here, because it takes 1 ms to import
 
         close = difflib.get_close_matches(word, Options.__slots__, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(Options.__slots__)}"
+        hint = f"; did you mean {close[0]!r}?" if close else f"; the options are {', '.join(Options.__slots__)}"
         raise ConfigurationError(f"unknown option {word}={unknown[word]!r}{hint}")
 
     if not isinstance(key_prefix, str) or not key_prefix:
@@ -73,7 +73,7 @@ def check_options(
     encoded(key_prefix, "key_prefix")
     validity = _positive("key_validity", key_validity)
     if validity < 0.01:
-        raise _wrong("key_validity", key_validity, "must be at least 0.01 s, or the lock is over before it is told")
+        raise _wrong("key_validity", key_validity, "must be at least 0.01 s, or the lock expires before it can be used")
     extend = validity / 2 if extend_interval is None else _positive("extend_interval", extend_interval)
     if extend >= validity:
         raise _wrong("extend_interval", extend_interval, f"must be less than key_validity={validity:g}")
@@ -113,7 +113,7 @@ def check_options(
 
 
 def check_name(name: object) -> bytes:
-    """The bytes of a lock's name. :raises ConfigurationError: if it cannot be one."""
+    """The name of a lock as bytes. :raises ConfigurationError: it is not a valid name"""
     if not isinstance(name, str):
         raise ConfigurationError(f"a lock's name must be a string, not {type(name).__name__}: {name!r:.80}")
     if not name:
@@ -125,12 +125,12 @@ def check_name(name: object) -> bytes:
 
 
 def check_timeout(timeout: Seconds | None) -> float | None:
-    """:raises ConfigurationError: unless it is ``None`` or zero or more seconds."""
+    """The timeout in seconds. :raises ConfigurationError: it is neither ``None`` nor zero or more seconds"""
     if timeout is None:
         return None
     seconds = _seconds("timeout", timeout)
     if seconds < 0:
-        raise _wrong("timeout", timeout, "must be 0 or more seconds, or None to wait as long as it takes")
+        raise _wrong("timeout", timeout, "must be 0 or more seconds, or None to wait without a limit")
     return seconds
 
 

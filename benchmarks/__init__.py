@@ -1,1 +1,1 @@
-"""The figures of asynclock's tables, measured: ``python -m benchmarks``."""
+"""``python -m benchmarks`` measures the figures in asynclock's tables."""

@@ -29,9 +29,7 @@ def parse(arguments: Sequence[str] | None, names: Sequence[str]) -> tuple[argpar
         metavar="KIND",
         help=f"{', '.join(KINDS)}, or the path of a redis-server (default: {SERVER})",
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="everything a few times: to see that it works, not how well"
-    )
+    parser.add_argument("--quick", action="store_true", help="few repetitions: shows that it works, not how fast it is")
     parser.add_argument("--only", choices=names, action="append", help="this scenario; may be repeated")
     parser.add_argument(
         "--save",
@@ -46,7 +44,7 @@ def parse(arguments: Sequence[str] | None, names: Sequence[str]) -> tuple[argpar
 
 
 def main(arguments: Sequence[str] | None = None, scenarios: Mapping[str, Scenario] = SCENARIOS) -> int:
-    """Returns how many scenarios broke."""
+    """Returns the number of scenarios that failed."""
     parser, options = parse(arguments, list(scenarios))
     headings = {name: (each.__doc__ or name).splitlines()[0] for name, each in scenarios.items()}
     if options.charts or options.readme:

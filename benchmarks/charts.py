@@ -1,6 +1,6 @@
-"""The charts of README.md and docs/speed.md, as SVG. Transparent, in colours that are readable on white and on black.
+"""The charts of README.md and docs/speed.md, as SVG: transparent, in colours that are readable on white and on black.
 
-Text stays text, in the reader's own sans-serif.
+Text stays text, in the reader's own sans-serif font.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ LOOK: dict[str, Any] = {
 
 
 def draw(results: Results, directory: Path) -> list[Path]:
-    """Write those charts whose figures are there. :returns: the files"""
+    """Write the charts whose figures were measured. :returns: the files"""
     directory.mkdir(parents=True, exist_ok=True)
     written = []
     for name, chart in CHARTS.items():
@@ -118,7 +118,7 @@ def cycle(results: Results) -> Any:
 
 
 def spread(ends: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """Where the labels of the lines go: at their ends, and apart where the ends are close."""
+    """The positions of the labels: at the ends of the lines, and moved apart if they are close."""
     apart = 1.3  # times as high
     placed: dict[str, tuple[float, float]] = {}
     height = 0.0

@@ -1,7 +1,8 @@
-"""A process whose tasks all want one name: ``contender.py URL LOOP TASKS HANDOFFS``, and ``START END`` a line.
+"""A process whose tasks contend for one name: ``contender.py URL LOOP TASKS HANDOFFS``, with ``START END`` on stdin for
+each round.
 
 From START to END (``time.monotonic()``, the same in every process) each task acquires and releases. The answer is a
-line with the number of acquisitions, and for each of them three doubles: asked, acquired, about to release.
+line with the number of acquisitions, and three doubles for each: when it was requested, acquired, about to be released.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ NAME = "job"
 async def main(url: str, tasks: int, handoffs: int) -> None:
     loop = asyncio.get_running_loop()
     async with Locker(url, local_handoffs=handoffs) as locker:
-        await (await locker.acquire(f"{NAME} of {id(locker)}")).release()  # whatever is done once, is done
+        await (await locker.acquire(f"{NAME} of {id(locker)}")).release()  # warm up: connect, load scripts
         print("ready", flush=True)
         while line := await loop.run_in_executor(None, sys.stdin.readline):
             start, end = map(float, line.split())
@@ -44,6 +45,6 @@ async def contend(locker: Locker, end: float, log: array[float]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     with asyncio.Runner(loop_factory=loop_factory(loop_name(sys.argv[2]))) as runner:
         runner.run(main(sys.argv[1], int(sys.argv[3]), int(sys.argv[4])))

@@ -1,4 +1,4 @@
-"""Processes that contend for one name, and what their common log says about it."""
+"""Processes that contend for one name, and the statistics of their acquisitions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from asynclock.testing import Server
 
 from .others import PATIENCE, module
 
-HEAD_START = 0.1  # seconds in which all have heard when to begin
-HANG = 15.0  # seconds after the end in which everybody must be through: three times as long as a key lives
+HEAD_START = 0.1  # seconds within which all processes have read when to begin
+HANG = 15.0  # seconds after the end within which all must be done: three times the validity
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +29,19 @@ class Acquisition:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """All acquisitions of one round, in their order over all processes."""
+    """All acquisitions of one round by all processes, in the order of their times."""
 
     seconds: float
     log: Sequence[Acquisition]
 
     def per_acquisition(self) -> float:
-        """µs. What was acquired after the end is no part of it."""
+        """µs for each acquisition; those after the end of the round do not count."""
         start = min(each.asked for each in self.log)
         inside = sum(each.acquired <= start + self.seconds for each in self.log)
         return self.seconds / inside * 1e6
 
     def handovers(self) -> list[float]:
-        """µs from just before the release in one process until another one has the lock."""
+        """µs from just before a release until another process has the lock."""
         return [
             (then.acquired - first.releasing) * 1e6
             for first, then in itertools.pairwise(self.log)
@@ -49,19 +49,19 @@ class Round:
         ]
 
     def shares(self, processes: int) -> list[float]:
-        """Per cent of the acquisitions, of each process."""
+        """Each process's share of the acquisitions, in per cent."""
         counts = [0] * processes
         for each in self.log:
             counts[each.process] += 1
         return [count / len(self.log) * 100 for count in counts]
 
     def waits(self) -> list[float]:
-        """ms from asking until it was there, of each acquisition."""
+        """ms from the request until the lock was acquired, for each acquisition."""
         return [(each.acquired - each.asked) * 1e3 for each in self.log]
 
 
 class Contention:
-    """So many processes with so many tasks each; ``contender.py`` is what they do."""
+    """Several processes that run ``contender.py``."""
 
     def __init__(self, processes: Sequence[asyncio.subprocess.Process]) -> None:
         self._processes = processes
@@ -91,7 +91,7 @@ class Contention:
                 await process.communicate()
 
     async def contend(self, seconds: float) -> Round:
-        """:raises RuntimeError: one of them hangs, or two had the lock at once"""
+        """:raises RuntimeError: a process hangs, or two had the lock at once"""
         start = time.monotonic() + HEAD_START
         for process in self._processes:
             assert process.stdin is not None

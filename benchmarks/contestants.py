@@ -1,9 +1,9 @@
-"""Who is measured: asynclock, and the libraries that a user would pick instead, each as its own README uses it.
+"""The libraries that are measured: asynclock and its alternatives, each used as in its own README.
 
-An opener is given the server's URL and how many tasks will be at it, each with a connection if the library wants one
-for each, and yields what is called with a name for an ``async with``: acquired inside, released behind. The lock is
-to last for 5 seconds. Whatever a library needs is imported when it is opened, so that one that is not there, or does
-not run on this Python, is left out and the others are not.
+An opener gets the server's URL and the number of tasks (some libraries need a connection for each task). It yields a
+function of a name that returns an ``async with`` context manager: it acquires, with a validity of 5 seconds, and
+releases. A library is imported when it is opened, so that only those are left out that are not installed, or do not run
+on this Python.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NOT_INSTALLED = "not installed"
 
 @contextlib.asynccontextmanager
 async def asynclock(url: str, tasks: int) -> AsyncIterator[Enter]:
-    """One connection for all tasks, whatever their number."""
+    """One connection for all tasks."""
     from asynclock import Locker
 
     async with Locker(url, key_validity=VALIDITY) as locker:
@@ -62,8 +62,8 @@ async def pottery(url: str, tasks: int) -> AsyncIterator[Enter]:
 
 @contextlib.asynccontextmanager
 async def aioredlock(url: str, tasks: int) -> AsyncIterator[Enter]:
-    """With one instance, and its watchdog. A waiter asks after 0.1 to 0.3 s, at random; it gives up after three times
-    unless told not to."""
+    """With one instance, and its watchdog. A waiter asks after 0.1 to 0.3 s, at random; by default it would give up
+    after three attempts."""
     from urllib.parse import urlsplit
 
     from aioredlock import Aioredlock
@@ -95,9 +95,9 @@ async def coredis(url: str, tasks: int) -> AsyncIterator[Enter]:
 @dataclass(frozen=True, slots=True)
 class Contestant:
     name: str
-    package: str  #: as pip calls it
+    package: str  #: its name for pip
     open: Opener
-    poll: float = 0.0  #: seconds at most between two looks of a waiter; 0: it is told
+    poll: float = 0.0  #: longest time between two polls of a waiter, in seconds; 0: it does not poll
 
 
 ASYNCLOCK = Contestant("asynclock", "asynclock", asynclock)
@@ -119,10 +119,10 @@ def version(package: str) -> str:
 
 
 def why_not(contestant: Contestant, error: Exception) -> str:
-    """A line for the reader who misses one in the table."""
+    """Why it was not measured, in a line for readers of the table."""
     installed = version(contestant.package)
     if installed == NOT_INSTALLED:
         return f"{NOT_INSTALLED}: pip install -e '.[bench]'"
     if isinstance(error, TimeoutError):
-        return f"{installed} did not come to an end in time"
+        return f"{installed} did not finish in time"
     return f"{installed} fails here: {type(error).__name__}: {error}".splitlines()[0]

@@ -1,6 +1,7 @@
-"""The second process: ``crew.py URL LOOP VALIDITY CONTESTANT``, and a word a line: acquire NAME, force NAME, release.
+"""The second process: ``crew.py URL LOOP VALIDITY CONTESTANT``, with commands on stdin, one a line: acquire NAME, force
+NAME, release.
 
-Each is answered by the ``time.monotonic()`` at which it was begun. Only asynclock has ``force`` and its own validity.
+The answer to each is the ``time.monotonic()`` at which it began. ``force`` and VALIDITY are for asynclock only.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .contestants import CONTESTANTS, Enter
 from .figures import OURS
 from .run import LoopName, loop_factory
 
-CALM = 0.005  # seconds: the answer stays out of what it is the answer about
+CALM = 0.005  # seconds until the answer is written, so that this does not disturb the measurement
 
 
 async def main(url: str, validity: str, contestant: str) -> None:
@@ -51,6 +52,6 @@ def loop_name(word: str) -> LoopName:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     with asyncio.Runner(loop_factory=loop_factory(loop_name(sys.argv[2]))) as runner:
         runner.run(main(sys.argv[1], sys.argv[3], sys.argv[4]))

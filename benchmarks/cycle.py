@@ -1,4 +1,4 @@
-"""Acquire and release, again and again: what one cycle costs."""
+"""The cost of a cycle of acquire and release."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from .figures import OURS, at_least, at_most
 from .run import Run
 from .turns import FLOOR, Turns
 
-# Tasks: the ratio to the floor, and how many times faster than the best of the others.
+# Number of tasks -> the limit for the ratio to the floor, and how many times faster than the best alternative.
 RATIO = {
     "uvloop": {1: 1.10, 10: 1.25, 64: 1.6, 512: 2.0},
     "asyncio": {1: 1.10, 10: 1.35, 64: 1.9, 512: 2.3},
 }
 FASTER = {1: 1.7, 10: 5.0, 64: 9.0, 512: 14.0}
-OF_THE_FLOOR = 6.0  # per cent of its cycle at 1 task, for a lock that passes from task to task
+OF_THE_FLOOR = 6.0  # per cent of the floor's cycle at 1 task, for a lock that is handed from task to task
 
-PEERS_EVERY = 3  # rounds: they are far away, and need no second digit
-QUICK = 10  # tasks: connections for more of them take the others longer than a quick look allows
+PEERS_EVERY = 3  # rounds: the alternatives are so much slower that few measurements will do
+QUICK = 10  # tasks with --quick: other libraries take too long to open connections for more
 
 
 def so_many(tasks: int) -> str:
@@ -32,7 +32,7 @@ async def cycle(run: Run) -> None:
         for tasks in FASTER:
             what = so_many(tasks)
             turns = Turns(run, server, run.seconds(0.2, 0.005))
-            at_peers: list[float] = []  # ours, in the rounds in which the others are measured too
+            at_peers: list[float] = []  # ours, in the rounds in which the alternatives are measured, too
             for done in range(rounds):
                 run.step(what, done, rounds)
                 await turns.floor(tasks)

@@ -1,4 +1,4 @@
-"""How it is shown: progress and a table where there is a terminal, a line for each figure where there is none."""
+"""Shows the results: progress and a table on a terminal, otherwise a line for each figure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .results import Results
 
 
 class Display:
-    """``with`` around the measuring; ``begin`` and ``step`` while it goes on, ``table`` at the end."""
+    """Use ``with`` around the measurements; call ``begin`` and ``step`` during them, and ``table`` at the end."""
 
     def __init__(self, total: int) -> None:
         self._console = Console(highlight=False)
         self._live = self._console.is_terminal and not self._console.is_dumb_terminal
-        # Two frames a second: the machine is being measured.
+        # Only two frames a second, so that drawing does not disturb the measurements.
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -78,14 +78,16 @@ class Display:
         wanted = sum(each.reached is not None for each in results.figures)
         missed = results.missed()
         if wanted and "quick" not in results.machine:
-            self.note(f"{wanted - len(missed)} of {wanted} figures reach what they must" + (", not:" if missed else ""))
+            self.note(
+                f"{wanted - len(missed)} of {wanted} figures reach their targets" + (", except:" if missed else "")
+            )
             for line in missed:
                 self.note(f"  {line}")
         self.note(" · ".join(f"{key} {value}" for key, value in results.machine.items()))
 
 
 def rows(figures: Sequence[Figure], headings: Mapping[str, str]) -> Table:
-    """Those of one figure on both loops below each other."""
+    """The rows of the table, with a figure's values for both event loops below each other."""
     table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0))
     table.add_column("")
     table.add_column("loop", style="dim")

@@ -1,4 +1,4 @@
-"""A figure: what was measured several times, and what it must reach."""
+"""Figures: repeated measurements, and their targets."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ OURS = "asynclock"
 
 
 def number(value: float) -> str:
-    """Three digits that count: 0.123, 1.23, 12.3, 123, 12,345."""
+    """Three significant digits: 0.123, 1.23, 12.3, 123, 12,345."""
     return f"{value:,.{0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2 if abs(value) >= 0.9995 else 3}f}"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What one statistic of a figure must reach, in the figure's unit."""
+    """A limit for one statistic of a figure, in the figure's unit."""
 
     of: Statistic
     sign: Sign
@@ -41,17 +41,17 @@ def at_least(bound: float, of: Statistic = "median") -> Target:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What was measured ``n`` times."""
+    """Statistics of ``n`` measurements."""
 
     scenario: str
     what: str
-    by: str  #: whose it is: asynclock's, the floor's, another library's
+    by: str  #: what was measured: asynclock, the floor, or another library
     loop: str
     unit: str
     n: int
     min: float
     median: float
-    p99: float  # the nearest rank: the maximum, where n < 100
+    p99: float  # nearest rank: the maximum if n < 100
     max: float
     targets: tuple[Target, ...] = ()
 
@@ -91,11 +91,11 @@ class Figure:
 
     @property
     def reached(self) -> bool | None:
-        """``None``: there is nothing that it must reach."""
+        """Does it reach its targets? ``None``: it has none."""
         return all(map(self.reaches, self.targets)) if self.targets else None
 
     def judged(self) -> str:
-        """What it must reach, and whether it does: ``≤ 1.1 reached``, ``≤ 3, max ≤ 15 not reached (max 18.2)``."""
+        """The targets, and whether they are reached: ``≤ 1.1 reached``, ``≤ 3, max ≤ 15 not reached (max 18.2)``."""
         if not self.targets:
             return ""
         said = ", ".join(map(str, self.targets))
@@ -118,5 +118,5 @@ class Figure:
 
 
 def percentile(ordered: Sequence[float], percent: int) -> float:
-    """The nearest rank."""
+    """By the nearest-rank method."""
     return ordered[-(-len(ordered) * percent // 100) - 1]

@@ -1,7 +1,7 @@
-"""The floor: the least that two commands cost in asyncio, for a cycle to be compared with.
+"""The floor: the minimum that two commands cost in asyncio. A cycle of acquire and release is compared with it.
 
-A bare protocol and ``hiredis.Reader``; what is sent in one turn of the loop leaves in one write. No expiry is watched,
-no key is tracked, no owner is compared.
+A bare protocol and ``hiredis.Reader``; all commands of one turn of the event loop leave in one write. No deadlines, no
+key tracking, no comparison of owners.
 """
 
 from __future__ import annotations

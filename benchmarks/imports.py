@@ -10,7 +10,7 @@ from .figures import at_most
 from .others import PATIENCE, python
 from .run import Run
 
-# One after the other in the same interpreter: the difference of two runs would be mostly chance.
+# Both in the same interpreter: the difference of two runs would be mostly noise.
 CODE = """
 import time
 start = time.perf_counter()
@@ -22,7 +22,7 @@ print(middle - start, time.perf_counter() - middle)
 
 
 async def fresh(cache: str) -> tuple[float, float]:
-    """ms for each, in an interpreter that has nothing yet but the compiled files in ``cache``."""
+    """ms for each import in a new interpreter, with the compiled files in ``cache``."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     process = await asyncio.create_subprocess_exec(
         *python(CODE), stdout=asyncio.subprocess.PIPE, env=environment | {"PYTHONPYCACHEPREFIX": cache}
@@ -39,7 +39,7 @@ async def imports(run: Run) -> None:
     rounds = run.times(21, 2)
     values = []
     with tempfile.TemporaryDirectory(prefix="asynclock-") as cache:
-        await fresh(cache)  # from here on all is compiled
+        await fresh(cache)  # compiles everything
         for done in range(rounds):
             run.step("import", done, rounds)
             values.append(await fresh(cache))

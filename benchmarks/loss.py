@@ -1,4 +1,4 @@
-"""While a lock is held: how soon the body hears of its loss."""
+"""How soon a body is cancelled after its lock was lost."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def by_command(outsider: Outsider, command: tuple[str | int, ...]) -> tuple[Act,
 
     async def repair() -> float:
         outsider.reply()
-        outsider.execute("DEL", key("job"))  # SET has left one
+        outsider.execute("DEL", key("job"))  # SET has left the key
         return 0.0
 
     return harm, repair
@@ -101,7 +101,7 @@ async def outage(run: Run) -> None:
         with Server(run.kind) as server, Outsider.of(server) as outsider:
             async with Locker(server.url, key_validity=1.0) as locker:
                 body = await Body.of(await locker.acquire("job"))
-                await asyncio.sleep(0.2 * done)  # anywhere between two extensions
+                await asyncio.sleep(0.2 * done)  # at any point between two extensions
                 expiry = outsider.expiry("job")
                 os.kill(server.pid, signal.SIGSTOP)
                 values.append((expiry - await body.stopped()) * 1000)

@@ -1,4 +1,4 @@
-"""Where the figures come from: machine, server, versions."""
+"""Describes where the figures were measured: machine, server, versions."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def memory() -> str:
 
 
 def in_a_line(machine: Machine) -> str:
-    """For a sentence: the hardware and what it runs, without the libraries."""
+    """Hardware, operating system, Python and server, as a part of a sentence."""
     return (
         f"{machine['cpus']} cores ({machine['cpu']}), {machine['memory']}, {machine['os']}, {machine['python']}, "
         f"{machine['server']}, load before {machine['load before']}, {machine['date']}"

@@ -1,4 +1,4 @@
-"""Many locks in one process: how soon they are held, how much room they take, and what holding them costs."""
+"""Many locks in one process: the time to acquire them, the memory that they take, and the CPU that they need."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AT_ONCE = 100
 
 
 def resident() -> int:
-    """Bytes of memory that this process has. :raises NotHereError: there is no /proc to say so"""
+    """Resident memory of this process, in bytes. :raises NotHereError: there is no /proc"""
     gc.collect()
     try:
         status = Path("/proc/self/status").read_text()
@@ -27,7 +27,7 @@ def resident() -> int:
 
 
 async def longest_stall(seconds: float) -> float:
-    """By how many ms the loop was late at most, for a timer of a millisecond that is set again and again."""
+    """The longest delay, in ms, of a 1 ms timer that is set repeatedly."""
     worst, end = 0.0, time.monotonic() + seconds
     while (now := time.monotonic()) < end:
         await asyncio.sleep(0.001)
@@ -43,7 +43,7 @@ async def held(run: Run) -> None:
         async with Locker(server.url, extend_interval=2.5) as locker:
             run.step("loop without locks", 0, 4)
             idle = await longest_stall(seconds / 4)
-            # Whatever is there once, however many locks are held, is there before.
+            # Warm up, so that one-time allocations are not counted.
             for scope in await asyncio.gather(*(locker.acquire(f"warm {n}") for n in range(AT_ONCE))):
                 await scope.release()
 

@@ -1,4 +1,4 @@
-"""Everybody else: a client that does harm, a second process with locks, and a body that notes when it is stopped."""
+"""Helpers: a client that changes keys, a second process with locks, and a body that records its cancellation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from asynclock.testing.resp import Reply, encode_command, read_reply
 from .figures import OURS
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 20.0  # seconds until a benchmark is given up
+PATIENCE = 20.0  # seconds after which a benchmark fails
 
 
 def key(name: str) -> str:
@@ -43,7 +43,7 @@ class Outsider:
                 yield outsider
 
     def send(self, *command: str | bytes | int) -> float:
-        """Returns when it began to. The reply has to be read later, with ``reply``."""
+        """Returns the time before it was sent. Read the reply later, with ``reply``."""
         data = encode_command(*command)
         since = time.monotonic()
         self._connection.sendall(data)
@@ -57,7 +57,7 @@ class Outsider:
         return self.reply()
 
     def expiry(self, name: str) -> float:
-        """When the key of this lock will be over by the server's own count, on ``time.monotonic``; to a millisecond."""
+        """When the key of this lock expires on the server, as ``time.monotonic``, to a millisecond."""
         since = time.monotonic()
         ttl = self.execute("PTTL", key(name))
         assert isinstance(ttl, int)
@@ -76,12 +76,12 @@ class Outsider:
 
 
 def python(code: str) -> list[str]:
-    """How to run this in an interpreter of its own, with this asynclock, from whatever directory."""
+    """The command line that runs ``code`` in a new interpreter with this asynclock, from any directory."""
     return [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
 
 
 def module(name: str, *arguments: str) -> list[str]:
-    """How to start a module of this package in a process of its own."""
+    """The command line that runs a module of this package in a new process."""
     return [*python(f"import runpy; runpy.run_module({name!r}, run_name='__main__')"), *arguments]
 
 
@@ -109,7 +109,7 @@ class Crew:
             await process.communicate()
 
     async def tell(self, word: str, name: str = "") -> float:
-        """Let it do one thing. Returns when it began to, some milliseconds after it has done it."""
+        """Run one command there. Returns when it began (the answer comes some milliseconds after its end)."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{word} {name}\n".encode())
         return await self.hear()
@@ -127,7 +127,7 @@ class Crew:
 
 
 class Body:
-    """The body of a scope, in a task of its own that does nothing but wait for its cancellation."""
+    """The body of a scope, in a task that only waits for its cancellation."""
 
     def __init__(self, scope: LockScope) -> None:
         self._task = asyncio.create_task(self._hold(scope))
@@ -135,7 +135,7 @@ class Body:
     @classmethod
     async def of(cls, scope: LockScope) -> Self:
         body = cls(scope)
-        await asyncio.sleep(0.002)  # it is inside, and the loop waits for what comes
+        await asyncio.sleep(0.002)  # until it is inside, and the event loop is idle
         return body
 
     async def _hold(self, scope: LockScope) -> float:
@@ -152,5 +152,5 @@ class Body:
         raise RuntimeError("the lock was not lost")
 
     async def stopped(self) -> float:
-        """When the cancellation reached the body."""
+        """The time at which the cancellation reached the body."""
         return await asyncio.wait_for(self._task, PATIENCE)

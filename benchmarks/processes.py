@@ -1,4 +1,4 @@
-"""Several processes, one name: how fast the lock goes round among them, and how fairly."""
+"""Several processes contend for one name: how fast and how fairly the lock passes among them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .figures import at_least, at_most, percentile
 from .run import Run
 from .turns import Turns
 
-HANDOVERS = 100_000  # without a hang
-EXTRA = 30  # rounds at most, until there have been so many
+HANDOVERS = 100_000  # hand-overs without a hang
+EXTRA = 30  # additional rounds to reach them, at most
 
 SHARES = (at_least(15, "min"), at_most(35, "max"))  # with hand-off
 LONGEST = (at_most(50, "max"),)
@@ -33,7 +33,7 @@ async def processes(run: Run) -> None:
             p99s: list[float] = []
             async with Contention.of(server, run.loop, count, 1, HANDOFFS) as contention:
                 done = 0
-                # The last ones go on, until there were enough to say that none hangs.
+                # The last configuration goes on until there were enough hand-overs.
                 while done < rounds or (count == 4 and handed < HANDOVERS and done < run.times(EXTRA, 1)):
                     run.step(f"{count} processes", done, rounds)
                     floor = await turns.floor(1)

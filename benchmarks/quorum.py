@@ -1,4 +1,4 @@
-"""Several keys instead of one, on one server and on several: they are asked all at once, so what does it cost?"""
+"""The cost of several keys instead of one, on one server and on several: requests for all keys leave at once."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _lock(locker: Locker) -> Cycle:
 
 
 def _bare(floors: Sequence[Floor]) -> Cycle:
-    """``SET`` to all, and on when a majority has answered; then ``DEL`` to all. One that is there three times has
+    """``SET`` to all, wait until a majority has answered, then ``DEL`` to all. A server that is listed three times has
     three keys."""
     majority = len(floors) // 2 + 1
 

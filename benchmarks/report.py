@@ -1,7 +1,7 @@
 """The results as Markdown: three numbers for README.md, a short table for docs/speed.md, all for benchmarks/README.md.
 
-Each stands between two comments, such as ``<!-- short -->`` and ``<!-- /short -->``; so it is put in by
-``python -m benchmarks --readme``, and what is around it is left alone.
+``python -m benchmarks --readme`` writes each between two comments, such as ``<!-- short -->`` and ``<!-- /short -->``,
+and leaves the rest of the page alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def refresh(results: Results, headings: Mapping[str, str], pages: Mapping[Path, 
 
 
 def between(text: str, which: str, table: str) -> str:
-    """:raises ValueError: the page has no place for it"""
+    """:raises ValueError: the page does not have the two comments"""
     pattern = rf"(<!-- {which} -->\n).*?(<!-- /{which} -->)"
     if not re.search(pattern, text, re.DOTALL):
         raise ValueError(f"the page has no <!-- {which} --> and <!-- /{which} -->")
@@ -41,7 +41,7 @@ def between(text: str, which: str, table: str) -> str:
 
 
 def three(results: Results) -> str:
-    """Three numbers, of asyncio's own loop."""
+    """Three numbers, measured on asyncio's own event loop."""
 
     def ms(what: str, figure: Figure | None) -> str:
         return (
@@ -65,7 +65,7 @@ def three(results: Results) -> str:
 
 
 def short(results: Results) -> str:
-    """Ratios, which say something on other machines too, and the few times that users ask for."""
+    """Ratios, which are also meaningful on other machines, and the few times that users ask for."""
 
     def row(what: str, scenario: str, names: Sequence[str | Callable[[str], bool]], unit: str = "") -> str:
         cells = []
@@ -130,7 +130,7 @@ def short(results: Results) -> str:
 
 
 def long(results: Results, headings: Mapping[str, str]) -> str:
-    """Every figure. Median; in parentheses p99 and maximum where n ≥ 100, minimum to maximum elsewhere."""
+    """All figures: the median, and in parentheses p99 and maximum if n ≥ 100, otherwise minimum to maximum."""
     lines = [f"On {in_a_line(results.machine)}.", "", "| | asyncio | uvloop | | must reach |", "|---|---|---|---|---|"]
     for scenario, heading in headings.items():
         its = [each for each in results.figures if each.scenario == scenario]

@@ -1,4 +1,4 @@
-"""What a run has found, as a file: ``results.json``, from which charts and tables are made."""
+"""The results of a run, saved as ``results.json``, from which charts and tables are made."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Results:
     machine: Machine
     figures: list[Figure] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)  #: another library, and why it was not measured
-    broken: dict[str, str] = field(default_factory=dict)  #: a scenario on a loop, and how it ended
-    seconds: dict[str, float] = field(default_factory=dict)  #: how long each took
+    broken: dict[str, str] = field(default_factory=dict)  #: "scenario, loop" -> why it failed
+    seconds: dict[str, float] = field(default_factory=dict)  #: "scenario, loop" -> how long it took
 
     def write(self, path: Path) -> None:
         saved = {
@@ -42,7 +42,7 @@ class Results:
         return cls(saved["machine"], figures, saved["absent"], saved["broken"], saved.get("seconds", {}))
 
     def find(self, scenario: str, what: str | Callable[[str], bool], loop: str, by: str = OURS) -> Figure | None:
-        """The figure of that name, or the first whose name passes; none, if it was not measured."""
+        """The figure of that name, or the first whose name matches; None: it was not measured."""
         chosen = what if callable(what) else what.__eq__
         return next(
             (
@@ -54,7 +54,7 @@ class Results:
         )
 
     def missed(self) -> list[str]:
-        """What did not reach its target, a line each."""
+        """The figures that missed a target, one line each."""
         return [
             f"{each.scenario}, {each.loop}: {each.label}: {each.judged()}"
             for each in self.figures

@@ -24,16 +24,16 @@ LoopName = Literal["asyncio", "uvloop"]
 
 
 class BrokenError(Exception):
-    """A scenario did not come to its end; the text says how."""
+    """A scenario failed; the text says how."""
 
 
 class NotHereError(Exception):
-    """What a scenario raises if this system lacks what it measures with. It has no figures then."""
+    """A scenario cannot be measured on this system, and has no figures."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What a scenario has measured, and whom it could not measure: its name, and why."""
+    """The figures of a scenario, and the libraries that it could not measure, with the reason."""
 
     figures: list[Figure] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Run:
-    """What a scenario is given, and where it puts its figures."""
+    """The parameters of a scenario, and the figures that it records."""
 
     scenario: str
     kind: str  #: of server, as ``asynclock.testing.Server`` takes it
@@ -61,11 +61,11 @@ class Run:
         self.outcome.figures.append(Figure.of(self.scenario, what, self.loop, unit, values, targets, by))
 
     def leave_out(self, contestant: str, why: str) -> None:
-        """Somebody else's library does not run here: to be said, and no reason to break."""
+        """Another library does not run here: record why, and go on."""
         self.outcome.absent.setdefault(contestant, why)
 
     def step(self, what: str, done: int, total: int) -> None:
-        """Tell how far it is, between measurements; seldom enough to cost nothing."""
+        """Report progress. Call it between measurements, and so rarely that it costs nothing."""
         now = time.monotonic()
         if self.sender is not None and (now - self._told > 0.25 or done == 0):
             self._told = now
@@ -87,8 +87,8 @@ def loop_factory(name: LoopName) -> Callable[[], asyncio.AbstractEventLoop]:
 def measure(scenario: Scenario, run: Run, limit: float, on_step: OnStep) -> Outcome:
     """Run it in a process of its own.
 
-    :returns: its figures; none, if it cannot be measured on this system
-    :raises BrokenError: it raised, ended, left an error in its loop, or was not through after ``limit`` seconds
+    :returns: its figures; empty if it cannot be measured on this system
+    :raises BrokenError: it raised, exited, left an error in its event loop, or took more than ``limit`` seconds
     """
     spawning = multiprocessing.get_context("spawn")
     receiver, run.sender = spawning.Pipe(duplex=False)
@@ -135,7 +135,7 @@ def _child(scenario: Scenario, run: Run) -> None:
 
 @contextlib.contextmanager
 def not_ours() -> Iterator[None]:
-    """What the event loop complains of in here, and what is logged, is another library's matter."""
+    """Ignore logs, and errors that reach the event loop's exception handler: they are another library's."""
     loop = asyncio.get_running_loop()
     handler = loop.get_exception_handler()
     loop.set_exception_handler(lambda loop, context: None)
@@ -143,7 +143,7 @@ def not_ours() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()  # exceptions that nobody has looked at are told when their task is cleared away
+        gc.collect()  # unretrieved exceptions are reported when their task is collected
         logging.disable(logging.NOTSET)
         loop.set_exception_handler(handler)
 

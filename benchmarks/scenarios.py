@@ -1,4 +1,4 @@
-"""Every scenario there is, in the order in which they run. Each one's docstring is the heading of its figures."""
+"""All scenarios, in the order in which they run. The docstring of each is the heading of its figures."""
 
 from __future__ import annotations
 
@@ -28,4 +28,4 @@ SCENARIOS: dict[str, Scenario] = {
     "import": imports,
 }
 
-ONE_LOOP = {"import"}  # it has none that could make a difference
+ONE_LOOP = {"import"}  # scenarios that do not depend on the event loop

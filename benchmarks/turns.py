@@ -1,7 +1,7 @@
-"""Contestants in turn: a round of the one, a round of the other, on the same server in the same event loop.
+"""Measures contestants in turn, round by round, on the same server in the same event loop.
 
-So a machine that is busy with something else is so for all of them, and their ratio in a round says more than their
-times do. Each opens its connections anew for a round and closes them behind it: none has others' idle ones beside it.
+So other load on the machine hits all of them, and their ratio in a round is more reliable than their times. Each opens
+its connections for a round and closes them after it, so that nobody's idle connections disturb the others.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .run import Run, not_ours
 Cycle = Callable[[str], Awaitable[None]]
 
 FLOOR = "the floor"
-PATIENCE = 30.0  # seconds for one round of another library
-GRACE = 0.5  # seconds until waiters of another library are no longer waited for
+PATIENCE = 30.0  # seconds after which a round of another library fails
+GRACE = 0.5  # seconds after the end of a round until waiters of another library are cancelled
 
 
 async def spend(tasks: int, cycles: int, name: str, cycle: Cycle) -> float:
-    """µs a cycle, when so many tasks do so many of them together. A ``{}`` in the name is the task's number."""
+    """µs for each cycle, if ``tasks`` tasks do ``cycles`` cycles in all. ``{}`` in the name is the task's number."""
     each = max(1, cycles // tasks)
 
     async def work(name: str) -> None:
@@ -42,10 +42,11 @@ async def spend(tasks: int, cycles: int, name: str, cycle: Cycle) -> float:
 
 
 async def crowd(tasks: int, seconds: float, name: str, cycle: Cycle, grace: float) -> tuple[float, int]:
-    """µs a cycle, when so many tasks want one name for so long; and how many still wait after the grace.
+    """µs for each cycle, if ``tasks`` tasks contend for one name for ``seconds``; and how many still wait after
+    ``grace`` seconds more.
 
-    What is through after ``seconds`` does not count: a last waiter that polls an idle lock is no throughput. Who is
-    cancelled while it waits may leave the name locked for a while.
+    Cycles that end after ``seconds`` do not count: a last waiter that polls a free lock is no throughput. A waiter that
+    is cancelled may leave the name locked for a while.
     """
     end = time.perf_counter() + seconds
     through = 0
@@ -70,10 +71,10 @@ async def crowd(tasks: int, seconds: float, name: str, cycle: Cycle, grace: floa
 
 
 class Turns:
-    """µs a cycle of each, round by round: each task with its own name, or ``shared`` a single one.
+    """µs for each cycle of each contestant, round by round. Each task has its own name, or (``shared``) all have one.
 
-    With their own names, how many cycles a round has is found in the first: as many as take ``seconds``, or one for
-    each task where that is longer. One of another library that raises is left out from then on.
+    With their own names, the first round determines the number of cycles: as many as take ``seconds``, but at least one
+    for each task. A library that raises is left out from then on.
     """
 
     def __init__(self, run: Run, server: Server, seconds: float, *, shared: bool = False) -> None:
@@ -83,7 +84,7 @@ class Turns:
         self.spent: dict[str, list[float]] = {}
 
     async def floor(self, tasks: int) -> float:
-        """Always with names of their own: it cannot wait."""
+        """Always with a name for each task: it cannot wait."""
         return await self._own(FLOOR, self._open_floor(), tasks)
 
     async def ours(self, tasks: int) -> float:
@@ -97,12 +98,12 @@ class Turns:
                 async with asyncio.timeout(PATIENCE):
                     with not_ours():
                         await self._take(peer, tasks)
-            except Exception as error:  # whatever another library does: it is said, and ours is measured
+            except Exception as error:  # another library may fail in any way: record it, and go on
                 self._run.leave_out(peer.name, why_not(peer, error))
                 self.spent.pop(peer.name, None)
 
     def best(self, peers: Sequence[Contestant]) -> str | None:
-        """The fastest of them; none, if all had to be left out."""
+        """The fastest of them; None: all were left out."""
         there = [peer.name for peer in peers if peer.name in self.spent]
         return min(there, key=lambda name: statistics.median(self.spent[name]), default=None)
 
@@ -112,11 +113,11 @@ class Turns:
 
     async def _own(self, who: str, opening: AbstractAsyncContextManager[Cycle], tasks: int) -> float:
         async with opening as cycle:
-            await spend(tasks, tasks, "job {}", cycle)  # connections are opened, scripts loaded
+            await spend(tasks, tasks, "job {}", cycle)  # warm up: open connections, load scripts
             if who not in self._cycles:
                 estimate = await spend(tasks, max(tasks, 20), "job {}", cycle)
                 self._cycles[who] = max(tasks, round(self._seconds / estimate * 1e6))
-            gc.collect()  # what the one has left behind is not the other's to clear away
+            gc.collect()  # so that nobody collects another's garbage
             return self._note(who, await spend(tasks, self._cycles[who], "job {}", cycle))
 
     async def _one_name(self, who: str, opening: AbstractAsyncContextManager[Cycle], tasks: int) -> float:
@@ -125,7 +126,7 @@ class Turns:
             gc.collect()
             self._names += 1
             name, ours = f"job {self._names} for {tasks}", who == OURS
-            # The others open connections while they wait: for a longer time, that weighs less.
+            # Other libraries open connections while they wait: in a longer round, that weighs less.
             seconds, grace = (self._seconds, PATIENCE) if ours else (self._seconds * 2, GRACE)
             value, late = await crowd(tasks, seconds, name, cycle, grace)
             if late and ours:

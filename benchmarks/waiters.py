@@ -1,4 +1,4 @@
-"""Many tasks of one process wait for one name that another process holds: what their waiting costs."""
+"""The cost of many tasks of one process that wait for one name, which another process holds."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .others import PATIENCE, Crew, Outsider, key
 from .run import NotHereError, Run
 
 BEYOND_A_BARE_TASK = 1_500  # bytes
-SETTLED = 0.3  # seconds after which all have asked
+SETTLED = 0.3  # seconds after which all tasks wait
 
 
 async def waiters(run: Run) -> None:
     """Many tasks wait for one name that another process holds, and get it in the end"""
     count = run.times(10_000, 1_000)
     seconds = run.seconds(10.0, 0.2)
-    await room(run, count)  # first, in a heap in which nobody has left room
+    await room(run, count)  # first, since later the heap would have free memory to reuse
     with Server(run.kind) as server, Outsider.of(server) as outsider:
         async with Locker(server.url) as locker, Crew.of(server, run.loop) as crew:
             await crew.tell("acquire", "job")
@@ -58,7 +58,7 @@ async def waiters(run: Run) -> None:
 
 
 async def room(run: Run, count: int) -> None:
-    """Waiters first, and bare tasks on top of them: neither finds room that the other has left."""
+    """Measure the memory of waiters first, and then of bare tasks in addition: neither reuses the other's memory."""
     with Server(run.kind) as server:
         async with Locker(server.url) as locker, Crew.of(server, run.loop) as crew:
             await crew.tell("acquire", "job")

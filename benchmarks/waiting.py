@@ -1,4 +1,4 @@
-"""One waits for a lock that another process has: how soon it gets it when that one releases it, or is killed."""
+"""How soon a waiter gets a lock after another process has released it, or was killed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .others import PATIENCE, Crew, Outsider
 from .run import Run, not_ours
 from .turns import PATIENCE as PEERS_PATIENCE
 
-ASKED = 0.005  # seconds until a waiter has asked, and waits
-CALM = 0.02  # seconds at most for which a holder keeps the lock after that, if nobody polls
+ASKED = 0.005  # seconds until a new waiter waits
+CALM = 0.02  # seconds for which a holder keeps the lock after that, at most, if nobody polls
 AT_ONCE = 5  # holders that are killed one after the other, while the next ones start
-APART = 0.045  # seconds between them, so that none disturbs the other's figure
+APART = 0.045  # seconds between two kills, so that they do not disturb each other's figures
 
 
 async def waiting(run: Run) -> None:
@@ -31,7 +31,7 @@ async def waiting(run: Run) -> None:
                 async with asyncio.timeout(PEERS_PATIENCE):
                     with not_ours():
                         values = await _released(run, server, peer, run.times(20, 1))
-            except Exception as error:  # whatever another library does: it is said, and ours is measured
+            except Exception as error:  # another library may fail in any way: record it, and go on
                 run.leave_out(peer.name, why_not(peer, error))
             else:
                 run.record("release to acquired", "ms", values, by=peer.name)
@@ -53,7 +53,7 @@ async def _released(run: Run, server: Server, contestant: Contestant, times: int
             run.step(contestant.name, done, times)
             await crew.tell("acquire", "job")
             waiter = asyncio.create_task(acquired())
-            # Whoever polls is met anywhere between two looks.
+            # The release is at a random time between two polls.
             await asyncio.sleep(ASKED + chance.random() * max(contestant.poll, CALM))
             since = await crew.tell("release")
             values.append((await asyncio.wait_for(waiter, PATIENCE) - since) * 1000)

@@ -7,12 +7,7 @@ from typing import Any
 
 import griffe
 
-ATTRIBUTES = {  # of scopes and errors, where their own docstrings do not say it
-    "name": "the name of the lock",
-    "problem": "what is wrong, as in the message",
-    "timeout": "the ``timeout``, in seconds",
-    "why": "what was in the way, as in the message",
-}
+ATTRIBUTES = {"name": "The name of the lock."}  # of scopes: set in ``__init__``, without a docstring
 COMMENT = re.compile(r"#: (.+)$")
 FIELD = re.compile(r"(?<=\S)\s+(?=:(?:raises [\w.]+|returns?):)")
 LITERAL = re.compile(r"::\n\n((?:(?: {4}.*)?\n)*(?: {4}.*)?)")
@@ -29,8 +24,6 @@ class Docstrings(griffe.Extension):
             cls.members.pop("__init__", None)  # not for users to make; what it sets is found by now
         if cls.name.endswith("Error") and cls.docstring is not None:  # its attributes in a list, not each by itself
             for name in [name for name, member in cls.members.items() if member.is_attribute]:
-                if name in ATTRIBUTES and f":ivar {name}:" not in cls.docstring.value:
-                    cls.docstring.value += f"\n\n:ivar {name}: {ATTRIBUTES[name]}"
                 del cls.members[name]
             cls.docstring.value = fields_last(cls.docstring.value)
 
@@ -43,7 +36,7 @@ class Docstrings(griffe.Extension):
         if obj.docstring is None and obj.is_attribute and (comment := COMMENT.search("".join(obj.lines))):
             obj.docstring = griffe.Docstring(comment[1], lineno=obj.lineno, parent=obj)
         if obj.docstring is None and (said := ATTRIBUTES.get(obj.name)) and "testing" not in obj.path:
-            obj.docstring = griffe.Docstring(f"{said[0].upper()}{said[1:]}.", parent=obj)
+            obj.docstring = griffe.Docstring(said, parent=obj)
         if obj.docstring is not None:
             obj.docstring.value = markdown(obj.docstring.value, obj)
 

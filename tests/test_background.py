@@ -45,7 +45,7 @@ async def test_a_loop_goes_on_after_whatever_is_raised_and_tells_once(
         loop.start()
         await until(lambda: not loop.running)
     assert len(steps) == 4 and len(told) == 3
-    assert [record.getMessage() for record in caplog.records] == ["asynclock: a loop failed, and is tried again"]
+    assert [record.getMessage() for record in caplog.records] == ["asynclock: a loop failed; retrying"]
     loop.start()  # and again, when there is something to do
     await until(lambda: len(steps) == 5)
     await loop.aclose()

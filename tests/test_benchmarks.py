@@ -253,7 +253,7 @@ def test_a_library_that_does_not_run_is_left_out_and_said(kind: str) -> None:
     assert {each.by: each.n for each in outcome.figures} == {"throws": 2, OURS: 1}
     assert outcome.absent == {
         "refuses": f"{pytest.__version__} fails here: ModuleNotFoundError: No module named 'distutils'",
-        "waits": f"{pytest.__version__} did not come to an end in time",
+        "waits": f"{pytest.__version__} did not finish in time",
     }
 
 

@@ -337,7 +337,7 @@ async def test_a_node_that_hangs(kind: str) -> None:
             topology = internals.topology(locker)
             hung.pause()
             for _ in range(3):
-                topology.doubt()  # type: ignore[attr-defined]
+                topology.refresh_soon()  # type: ignore[attr-defined]
                 await asyncio.sleep(0.15)
                 async with locker.with_context(name, timeout=1):
                     pass
@@ -367,7 +367,7 @@ async def test_a_node_that_comes_back_without_its_nodes_conf(kind: str, monkeypa
 
             monkeypatch.setattr("asynclock.topology.cluster.random.shuffle", that_first)  # else it is by chance
             for _ in range(5):
-                internals.topology(locker).doubt()
+                internals.topology(locker).refresh_soon()
                 await asyncio.sleep(0.15)
                 async with locker.with_context(name, timeout=1) as scope:
                     assert scope.held

@@ -298,7 +298,7 @@ class Behind:
         """The locker has heard whose slot it is now."""
         topology = internals.topology(self.locker)
         assert isinstance(topology, topologies.Cluster)
-        topology.doubt()
+        topology.refresh_soon()
         await until(lambda: str(topology._owners[self.move.slot].connector.port) in self.move.target.url)
 
 

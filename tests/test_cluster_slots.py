@@ -1,4 +1,4 @@
-"""Looking at a cluster's slots: what ends the looking, and what must not."""
+"""Refreshing a cluster's slots: what ends it, and what must not."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_closed_in_the_moment_in_which_the_slots_are_told(
         host = "localhost"  # so that whoever looks now finds nothing but new nodes
         for node in topology.nodes:
             monkeypatch.setattr(node.connection, "call", taps(node.connection.call))
-        topology.doubt()
+        topology.refresh_soon()
         await asyncio.wait_for(closing, 5)
         assert all(node.closed for node in topology.nodes)
         assert {node.connector.host for node in topology.nodes} == {"127.0.0.1"}
@@ -80,7 +80,7 @@ async def test_an_error_that_nobody_has_thought_of_is_told_and_looking_goes_on(
             through.set()
 
         monkeypatch.setattr(topology, "_apply", troubled)
-        topology.doubt()  # once, and no other sign is given
+        topology.refresh_soon()  # once, and no other sign is given
         await asyncio.wait_for(through.wait(), 5)
     told = [record for record in caplog.records if record.levelname == "ERROR"]
     assert [str(record.exc_info[1]) for record in told if record.exc_info] == ["first", "second"]  # not twice the same
@@ -92,14 +92,14 @@ async def test_a_look_that_somebody_cancelled_is_not_the_last(cluster: Cluster) 
     """As by a program that ends by cancelling all tasks that there are."""
     async with Locker(cluster.url) as locker:
         topology = topology_of(locker)
-        topology.doubt()
-        looking = topology.looking._task
-        assert looking is not None
-        looking.cancel()
-        await asyncio.wait([looking])
-        before = topology._looked_at
-        topology.doubt()
-        await until(lambda: topology._looked_at > before)
+        topology.refresh_soon()
+        refreshing = topology.refreshing._task
+        assert refreshing is not None
+        refreshing.cancel()
+        await asyncio.wait([refreshing])
+        before = topology._asked_at
+        topology.refresh_soon()
+        await until(lambda: topology._asked_at > before)
 
 
 @pytest.mark.asyncio

@@ -667,7 +667,7 @@ async def test_the_default_executor_is_full(server: Server, monkeypatch: pytest.
         await scope.release()
     ends.set()
     await work
-    assert names.asked == ["asynclock looking names up"] * 2
+    assert names.asked == ["asynclock name look-up"] * 2
     await until(lambda: not threads())
 
 

@@ -268,8 +268,8 @@ async def test_new_credentials_while_a_connection_is_set_up(users: Server) -> No
     provider = Streaming()
     client = client_of(users, provider)
     locker = Locker(client)
-    door = internals.connector(locker)
-    connect = door.open
+    connector = internals.connector(locker)
+    connect = connector.open
 
     async def slow() -> asyncio.StreamWriter:
         writer = await connect()  # with the old ones
@@ -277,7 +277,7 @@ async def test_new_credentials_while_a_connection_is_set_up(users: Server) -> No
         await asyncio.sleep(0.01)
         return writer
 
-    door.open = slow
+    connector.open = slow
     async with locker:
         await until(lambda: set(users_of(users).values()) == {"next"})
     await client.aclose()

@@ -199,7 +199,7 @@ def test_a_worker_that_died_no_longer_holds_the_lock() -> None:
 
 def test_a_loss_without_a_fault_is_found() -> None:
     events = [Event(1.0, What.ACQUIRED, "worker 1"), Event(1.2, What.CANCELLED, "worker 1", "expired")]
-    assert surprises(events) == ["worker 1 lost its lock, and nobody knows why: expired."]
+    assert surprises(events) == ["worker 1 lost its lock without a fault: expired."]
 
 
 # The command
@@ -326,7 +326,9 @@ def started(family: Family) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("limit", "sentence"), [("LIMIT", "broken off"), ("LAST_LIMIT", "still not finished")])
+@pytest.mark.parametrize(
+    ("limit", "sentence"), [("LIMIT", "It was not finished"), ("LAST_LIMIT", "demo: not finished")]
+)
 def test_time_is_limited(family: Family, limit: str, sentence: str) -> None:
     code = f"from asynclock.cli import demo, main; demo.{limit} = 1.5; main()"
     done = run("-c", code, "demo", env=family.env)

@@ -468,7 +468,7 @@ async def test_a_connection_that_is_lost_as_soon_as_it_is_set_up(count: int) -> 
         label = "127.0.0.1:1/0"
         connection = None
         abilities = Capabilities()
-        trouble = ServerError("127.0.0.1:1/0", "disconnected, and being reconnected")
+        trouble = ServerError("127.0.0.1:1/0", "disconnected; reconnecting")
 
         def start(self) -> asyncio.Future[None]:
             first: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -626,4 +626,6 @@ def test_what_a_platform_lacks(server: Server, platform: str) -> None:
     """
     names, modules = PLATFORMS[platform]
     said = run(server, program, arguments=[platform, " ".join(names), " ".join(modules)])
-    assert said == ("asynclock demo: not on Windows, where there is no server to play with\n" * (platform == "win32"))
+    assert said == (
+        "asynclock demo: not available on Windows, which has no Valkey server to start\n" * (platform == "win32")
+    )

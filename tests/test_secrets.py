@@ -271,7 +271,7 @@ async def repeated(heard: Heard, listener: Listener) -> None:
         with pytest.raises(AsyncLockError) as caught:
             scope.check()
         listener.error(caught.value)
-    assert any("had a password in it" in each for each in listener.shown)
+    assert any("it contains a password" in each for each in listener.shown)
 
 
 async def no_auth_command(heard: Heard, listener: Listener) -> None:
@@ -282,11 +282,11 @@ async def no_auth_command(heard: Heard, listener: Listener) -> None:
 
 def test_what_is_not_shown_is_still_understood() -> None:
     """A short password is in everything that a server says; errors that pass must not count as lasting for that."""
-    door = Connector(redis.Connection, {"password": "a"})
+    connector = Connector(redis.Connection, {"password": "a"})
     for reply, lasting in ((hiredis.ReplyError("LOADING data"), False), (hiredis.ReplyError("ERR bad"), True)):
-        error = error_of("server", "SET", "key", reply, door.redact(reply))
+        error = error_of("server", "SET", "key", reply, connector.redact(reply))
         assert error is not None and error.lasting == lasting and str(reply) not in str(error)
-        assert refused(door, "SET", reply).lasting == lasting
+        assert refused(connector, "SET", reply).lasting == lasting
 
 
 Way = Callable[[Heard, Listener], Awaitable[None]]

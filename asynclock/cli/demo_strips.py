@@ -1,4 +1,4 @@
-"""The demo on a terminal: who waits, holds and hands over, as coloured strips that move with time."""
+"""The demo on a terminal: what each worker does, as coloured strips that move with time."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ LABEL = 16  # columns
 
 
 class Strips:
-    """Everybody's last seconds as a strip of cells, with the present at its right end; in the end, the whole story.
+    """The last seconds of each worker and the server as a strip of cells, with the present on the right. At the end,
+    the strips show the whole story.
 
-    A cell shows what was so in its middle, so that no two of one column hold the lock unless it was so.
+    A cell shows the state at the middle of its time, so two cells of a column hold the lock only if two workers did.
     """
 
     def __init__(self, console: Console) -> None:
@@ -102,7 +103,7 @@ LEGEND = Text.assemble(
 
 
 def states(events: Sequence[Event]) -> dict[str, str]:
-    """In a word, what everybody does after the last of the events."""
+    """What each worker and the server does after the last of the events, in a word."""
     return {event.who: STATES[event.what][2] for event in events if event.what in STATES}
 
 
@@ -170,7 +171,7 @@ def _list(rows: Sequence[Row]) -> Table:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    """Two lines a row, so that all is to be seen on a screen of 80 x 24."""
+    """Two lines a row, so that everything fits on a screen of 80 x 24."""
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="underline")
     for heading in ("", "step, and what was done", "measured, and what is expected", ""):
         table.add_column(heading)

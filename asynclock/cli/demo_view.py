@@ -1,4 +1,4 @@
-"""How the demo is shown: as plain lines, or live where there is a terminal."""
+"""Shows the demo: as plain lines, or live on a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Protocol, Self
 
 from .demo_figures import NOT_MEASURED, SERVER, STOPPED, Event, Log, Row, What, judge, measure, ms
 
-LAG = 0.05  # seconds: what the workers say takes a moment, and comes in through several pipes
+LAG = 0.05  # seconds by which the view is behind, since the workers' events arrive late, through several pipes
 
 
 class View(Protocol):
@@ -26,7 +26,7 @@ class View(Protocol):
 
 
 def choose_view(plain: bool) -> View:
-    """Live, unless plain is wanted or stdout cannot show anything else."""
+    """Live, unless ``plain`` is set or stdout cannot show it."""
     from rich.console import Console
 
     from .demo_strips import Strips
@@ -99,7 +99,7 @@ class Plain:
                     print(f"{'=':>8}  {row.number} {row.name}: {row.measured}")
 
     def _line(self, event: Event) -> str:
-        """What there is to say about the event; of the waiting and the releases, the next holder's line tells."""
+        """The line for an event. WAITING and RELEASED have none: the next holder's line mentions them."""
         who = event.who
         match event.what:
             case What.TOLD:

@@ -1,10 +1,10 @@
-"""One worker of the demo, in a process of its own: takes the lock, holds it a while, gives it back, again and again.
+"""One worker of the demo, in a process of its own: repeatedly acquires the lock, holds it for a while, and releases it.
 
     python -m asynclock.cli.demo_worker URL NAME
 
-Says what happens in JSON lines on stdout, each with its time on the system's monotonic clock. Obeys lines on
-stdin: ``hold 0.3`` sets how many seconds the next holds take. Stops when stdin ends, as it does when the parent is
-gone.
+Prints events as JSON lines on stdout, with times on the system's monotonic clock. Reads commands from stdin: ``hold
+0.3`` sets the seconds for which it holds the lock from then on. Stops when stdin ends, which also happens when the
+parent is gone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import time
 from asynclock import Locker, LockLostError
 
 LOCK = "demo"
-KEY = f"asynclock:0:{LOCK}"  # where a locker with the default prefix keeps it
-KEY_VALIDITY = 1.0  # seconds, as all here
+KEY = f"asynclock:0:{LOCK}"  # with the default prefix
+KEY_VALIDITY = 1.0  # seconds, as all below
 HOLD = 0.3
 REST = 0.15
 STOP_LIMIT = 2.0
@@ -28,11 +28,11 @@ STOP_LIMIT = 2.0
 
 def say(event: str, **details: object) -> None:
     line = json.dumps({"at": time.monotonic(), "event": event, **details})
-    os.write(1, f"{line}\n".encode())  # at once and in one piece
+    os.write(1, f"{line}\n".encode())  # unbuffered, and in one piece
 
 
 class Tell(logging.Handler):
-    """Errors that the library logs. Its warnings, that the server is gone, are the demo's own doing."""
+    """Reports errors that the library logs. Not its warnings that the server is gone: the demo kills it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR:
@@ -57,11 +57,11 @@ class Worker:
                         raise
                     say("released")
             except LockLostError:
-                pass  # said above, where the work was cancelled; on to the next turn
+                pass  # "cancelled" was printed above; go on with the next turn
             await asyncio.sleep(REST)
 
     async def obey(self, orders: asyncio.StreamReader) -> None:
-        """Returns when there will be no more orders."""
+        """Returns at the end of stdin."""
         while line := await orders.readline():
             word, value = line.split()
             if word == b"hold":
@@ -76,7 +76,7 @@ async def run(url: str) -> None:
     async with Locker(url, key_validity=KEY_VALIDITY) as locker, asyncio.TaskGroup() as group:
         turns = group.create_task(worker.take_turns(locker))
         await worker.obey(orders)
-        loop.call_later(STOP_LIMIT, os._exit, 1)  # never outlive the parent, whatever keeps us
+        loop.call_later(STOP_LIMIT, os._exit, 1)  # never outlive the parent
         turns.cancel()
     say("bye")
 
@@ -88,7 +88,7 @@ def main() -> int:
     except Exception as error:
         while isinstance(error, ExceptionGroup):
             error = error.exceptions[0]
-        if not isinstance(error, BrokenPipeError):  # that is: nobody listens any more
+        if not isinstance(error, BrokenPipeError):  # else the parent is gone
             say("error", reason=f"{type(error).__name__}: {error}")
         return 1
     return 0

@@ -1,4 +1,4 @@
-"""Which server answers for a key: one server or several independent ones, or the nodes of a cluster."""
+"""Which server stores a key: a single server, one of several independent servers, or a node of a cluster."""
 
 from .base import Topology
 from .cluster import Cluster

@@ -1,4 +1,4 @@
-"""What a keeper needs of a topology."""
+"""The interface between the lock manager and a topology."""
 
 from __future__ import annotations
 
@@ -14,41 +14,40 @@ from ..wire.requests import OwedRelease, Request
 Address = tuple[str, int]
 
 
-class Owner(Listener, Protocol):
-    """Whoever uses a topology."""
+class TopologyListener(Listener, Protocol):
+    """Is notified when servers or slots change: the lock manager."""
 
     def all_rooms(self) -> Collection[Room[Any]]: ...
     def moved(self, room: Room[Any], index: int) -> None:
-        """Key ``index`` has another home now: what was pushed meanwhile is lost."""
+        """Another server stores key ``index`` now. Invalidations may have been missed during the move."""
 
 
 class Topology(Protocol):
     @property
     def majority(self) -> int:
-        """How many of a name's keys make it held."""
+        """How many keys of a name a holder must have."""
 
     @property
     def nodes(self) -> Collection[Node]:
-        """Every server that there is a connection to, or should be."""
+        """Every server that is connected or reconnecting."""
 
     def places(self, keys: tuple[bytes, ...]) -> tuple[int, ...]:
-        """What ``home`` needs to know of these keys, worked out once: ``Room.places``."""
+        """What ``home`` needs to find these keys, computed once for each room (``Room.places``)."""
 
     def home(self, room: Room[Any], index: int) -> Node | None:
-        """The server that answers for key ``index``; None: none does now."""
+        """The server that stores key ``index``; None: no server does now."""
 
     def request(self, lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
         """As ``core.room.Port.request``."""
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
-        """As ``connection.node.Listener.redirected``."""
+        """As ``wire.node.Listener.redirected``."""
 
     def disconnected(self, node: Node) -> None:
-        """That server is gone, perhaps for good."""
+        """The connection to that server is lost."""
 
     def drop(self) -> bool:
-        """Send what there is, and close every connection, as far as that can be done without waiting. Is there more
-        to it, for ``aclose``?"""
+        """Flush and close every connection, as far as possible without waiting. True: ``aclose`` has work left."""
 
     async def aclose(self) -> None:
-        """Close every connection; nothing runs on."""
+        """Close every connection, and end every background task."""

@@ -1,4 +1,4 @@
-"""Servers that keep their keys for good: one with every key, or several independent ones with a key each."""
+"""Servers whose keys never move: a single server with every key, or several independent servers with one key each."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from ..wire.requests import OwedRelease, Request
 
 
 class Fixed:
-    """Key ``i`` of every name lives on ``_route[i]``: a quorum over ``nodes``, or all keys on the only one."""
+    """``_route[i]`` stores key ``i`` of every name: one key on each of ``nodes``, or all keys on a single server."""
 
     def __init__(self, nodes: Sequence[Node], majority: int | None) -> None:
         self.nodes = tuple(nodes)
-        self.request: Callable[[Lease, int, Operation, float], bool]  # as core.port.Port.request
+        # As core.port.Port.request; on a single server without an extra call.
+        self.request: Callable[[Lease, int, Operation, float], bool]
         count = len(nodes)
         if count == 1:
             self.majority = majority or 1
@@ -30,8 +31,8 @@ class Fixed:
         self.request = self._request
         if majority not in (None, self.majority):
             raise ConfigurationError(
-                f"key_majority={majority}: {count} independent servers hold a key each, "
-                f"which makes it {self.majority}; leave it out"
+                f"key_majority={majority}: {count} independent servers store one key each, "
+                f"so the majority is {self.majority}; leave the option out"
             )
 
     def places(self, keys: tuple[bytes, ...]) -> tuple[int, ...]:

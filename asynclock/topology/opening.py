@@ -1,4 +1,4 @@
-"""The first connections: as many as it takes, and what the servers say they are."""
+"""Opens the first connections, and chooses the topology by what the servers say they are."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..errors import ConfigurationError, ServerError
 from ..options import Options
 from ..wire.connector import Connector
 from ..wire.node import Node
-from ..wire.sentinel import SentinelDoor
-from .base import Address, Owner, Topology
+from ..wire.sentinel import SentinelConnector
+from .base import Address, Topology, TopologyListener
 from .cluster import Cluster
 from .fixed import Fixed
 from .sentinel import Monitored
@@ -23,18 +23,18 @@ log = logging.getLogger("asynclock")
 async def connect(
     connectors: Sequence[Connector],
     options: Options,
-    owner: Owner,
+    listener: TopologyListener,
     clock: Callable[[], float],
     remap: Callable[[Address], Address] | None = None,
 ) -> Topology:
-    """Connect to a majority of independent servers, or to any node of a cluster. Those that cannot
-    be reached yet are tried on in the background.
+    """Connect to a majority of independent servers, or to any node of a cluster. Unreachable servers are retried in the
+    background.
 
-    :raises ServerError: too few of them can be reached
-    :raises ConfigurationError: they are of different kinds, or do not fit the options
+    :raises ServerError: too few servers are reachable
+    :raises ConfigurationError: the servers are of different kinds, or do not fit the options
     """
     quarantine = len(connectors) >= 3 and options.restart_quarantine is not False
-    nodes = [Node(connector, options, owner, clock, quarantine=quarantine) for connector in connectors]
+    nodes = [Node(connector, options, listener, clock, quarantine=quarantine) for connector in connectors]
     topology: Topology | None = None
     try:
         await _first_connections(nodes, options.try_next_after)
@@ -44,21 +44,21 @@ async def connect(
             if len(nodes) % 2 == 0:
                 raise ConfigurationError(
                     f"servers: {len(nodes)} of them, and {connected[0].label} is not part of a cluster; independent "
-                    "servers vote by majority, which needs an odd number"
+                    "servers vote by majority: give an odd number of them"
                 )
             if options.min_replicas and len(nodes) > 1:
                 raise ConfigurationError(
-                    f"min_replicas={options.min_replicas}: {len(nodes)} independent servers vote by themselves, and a "
-                    "replica that took over for one could not; leave it out"
+                    f"min_replicas={options.min_replicas}: {len(nodes)} independent servers vote by majority, and "
+                    "no replica may take over for one; leave it out"
                 )
-            monitored = any(isinstance(connector, SentinelDoor) for connector in connectors)
+            monitored = any(isinstance(connector, SentinelConnector) for connector in connectors)
             topology = (Monitored if monitored else Fixed)(nodes, options.key_majority)
             for node in nodes:
                 node.alone = True
             _warn_of_one_server_twice(connected)
         elif len(clusters) == len(connected):
-            topology = cluster = Cluster(nodes, options, owner, clock, remap)
-            await cluster.explore()
+            topology = cluster = Cluster(nodes, options, listener, clock, remap)
+            await cluster.discover()
         else:
             alone = next(node for node in connected if node not in clusters)
             raise ConfigurationError(
@@ -68,7 +68,7 @@ async def connect(
     except BaseException:
         closing = asyncio.get_running_loop().create_task(_close(topology, nodes))
         while not closing.done():
-            # Cancelled once more, or only now, by the locker's aclose: the error is raised all the same.
+            # The locker's aclose may cancel this task during the clean-up. Finish it, and raise the error.
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([closing])
         raise
@@ -83,7 +83,7 @@ async def _close(topology: Topology | None, nodes: Sequence[Node]) -> None:
 
 
 async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
-    """Return when a majority is connected, or a node of a cluster; the others get a little more time."""
+    """Wait until a majority, or one node of a cluster, is connected. The others get ``patience`` seconds more."""
     majority = len(nodes) // 2 + 1
     tries = [node.start() for node in nodes]
     pending = set(tries)
@@ -100,15 +100,15 @@ async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
                 _, pending = await asyncio.wait(pending, timeout=patience)
             for first in tries:
                 if first in pending:
-                    first.add_done_callback(_tell)  # once: a node tells by itself only what is new
+                    first.add_done_callback(_warn)  # the node itself logs later attempts only
                 else:
-                    _tell(first)
+                    _warn(first)
             return
         if connected and len(nodes) % 2 == 0:
-            return  # too many or too few of them, if they are no cluster's: no other answer is needed
+            return  # an even number of independent servers is refused, whatever the others answer
         if connected and len(problems) > len(nodes) - majority:
-            break  # without one, the next may be of a cluster, and do alone
-    # Those that were connected and are not any more, at the very time that it was looked at.
+            break  # no majority is left. (While nothing is connected, one node of a cluster would do.)
+    # Some may have connected and been lost again before this loop saw it.
     lost = [node for node, first in zip(nodes, tries, strict=True) if first not in pending and not first.result()]
     problems += [trouble for node in lost if node.connection is None and (trouble := node.trouble) is not None]
     first_problem = problems[0]
@@ -123,7 +123,7 @@ async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
     )
 
 
-def _tell(first: asyncio.Future[ServerError | ConfigurationError | None]) -> None:
+def _warn(first: asyncio.Future[ServerError | ConfigurationError | None]) -> None:
     if (problem := first.result()) is not None:
         log.warning("asynclock: a server is not connected: %s", problem)
 
@@ -134,7 +134,7 @@ def _warn_of_one_server_twice(nodes: Sequence[Node]) -> None:
         twin = known.setdefault(node.capabilities.run_id, node)
         if twin is not node and node.capabilities.run_id:
             log.warning(
-                "asynclock: %s and %s are one and the same server: that is no quorum of independent ones",
+                "asynclock: %s and %s are the same server: they are no quorum of independent servers",
                 twin.label,
                 node.label,
             )

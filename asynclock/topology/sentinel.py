@@ -1,4 +1,4 @@
-"""A primary that Sentinels name: the URL for it, and a look now and then whether it still is the one."""
+"""Servers behind Sentinels: parses their URLs, and checks every second that each server is still the primary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import ConfigurationError
 from ..wire import tls
 from ..wire.background import Loop
 from ..wire.node import Node
-from ..wire.sentinel import ANSWER_TIMEOUT, SentinelDoor
+from ..wire.sentinel import ANSWER_TIMEOUT, SentinelConnector
 from . import urls
 from .base import Address
 from .fixed import Fixed
@@ -24,34 +24,34 @@ log = logging.getLogger("asynclock")
 
 SCHEMES = ("redis+sentinel", "rediss+sentinel", "valkey+sentinel", "valkeys+sentinel")
 DEFAULT_PORT = 26379
-LOOK_EVERY = 1.0  # seconds between two questions to the Sentinels, while connected
+CHECK_EVERY = 1.0  # seconds between two checks, while connected
 
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[^\]]+)?)\]|(?P<host>[^:\[\]@\s]+))(?::(?P<port>[0-9]+))?")
 _FORM = "redis+sentinel://[user:password@]host:port,host:port/name of the primary[/database][?options]"
 
 
 class Monitored(Fixed):
-    """Fixed servers, some of them behind Sentinels. A primary that is cut off from its Sentinels may
-    live on for long beside the new one: the connection to it is ended when they name another."""
+    """Fixed servers, some of them behind Sentinels. An old primary that is cut off from its Sentinels may stay up for
+    long beside the new one, so its connection is dropped as soon as the Sentinels name another primary."""
 
     def __init__(self, nodes: Sequence[Node], majority: int | None) -> None:
         super().__init__(nodes, majority)
-        self.looking = Loop("asynclock asking the Sentinels", self._look)
-        self.looking.start(LOOK_EVERY)
+        self.refreshing = Loop("asynclock asking the Sentinels", self._check_primaries)
+        self.refreshing.start(CHECK_EVERY)
 
-    async def _look(self) -> float:
+    async def _check_primaries(self) -> float:
         for node in self.nodes:
-            if isinstance(node.connector, SentinelDoor) and node.connection is not None:
+            if isinstance(node.connector, SentinelConnector) and node.connection is not None:
                 primary = await node.connector.replaced()
                 if primary is not None:
                     node.demoted(f"the Sentinels name {primary} the primary now")
-        return LOOK_EVERY
+        return CHECK_EVERY
 
     def drop(self) -> bool:
-        return any([self.looking.drop(), super().drop()])
+        return any([self.refreshing.drop(), super().drop()])
 
     async def aclose(self) -> None:
-        await self.looking.aclose()
+        await self.refreshing.aclose()
         await super().aclose()
 
 
@@ -60,10 +60,10 @@ def is_sentinel_url(server: str) -> bool:
 
 
 def client_of(url: str) -> tuple[redis.Redis, Sentinel]:
-    """The redis-py client that such a URL means, and the Sentinels that it asks.
+    """A redis-py client for the primary that the URL names, and its Sentinels.
 
-    :raises ConfigurationError: it is none. The message shows nothing of the URL: where it is wrong,
-        parts of a password may be anywhere.
+    :raises ConfigurationError: the URL is wrong. The message quotes nothing of it: in a malformed URL, any part may
+        belong to a password.
     """
     scheme, _, rest = url.partition("://")
     rest, _, query = rest.strip().partition("?")

@@ -1,4 +1,4 @@
-"""What a user calls servers: URLs, or clients of redis-py; and the doors to them."""
+"""Turns the argument ``servers`` (URLs, or redis-py clients) into connectors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from ..errors import ConfigurationError, ServerError
 from ..wire import tls
 from ..wire.connector import Connector
-from ..wire.sentinel import SentinelDoor
+from ..wire.sentinel import SentinelConnector
 from .base import Address
 from .sentinel import client_of, is_sentinel_url
 from .urls import checked, wrong
@@ -24,24 +24,24 @@ from .urls import checked, wrong
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """The servers of a locker, as they were given."""
+    """The servers of a locker."""
 
     connectors: tuple[Connector, ...]
-    # Not shown: redis-py before 8 shows a client's password.
-    client: redis.Redis | RedisCluster = field(repr=False)  #: for other commands: of the first server
-    ours: tuple[redis.Redis, ...] = field(repr=False)  #: clients that were made from URLs, to be closed with the locker
-    url: str | None = field(repr=False)  #: of the first server, if it was given as one
+    # repr=False: the repr of redis-py's clients before 8 has the password in it.
+    client: redis.Redis | RedisCluster = field(repr=False)  #: to the first server (``Locker.client``)
+    ours: tuple[redis.Redis, ...] = field(repr=False)  #: clients made here from URLs; the locker closes them
+    url: str | None = field(repr=False)  #: of the first server, if it was given by URL
     remap: Callable[[Address], Address] | None = None  #: RedisCluster's address_remap
 
     @classmethod
     def of(cls, servers: object) -> Servers:
-        """:raises ConfigurationError: they are no servers
-        :raises ServerError: no file can be opened just now
+        """:raises ConfigurationError: that does not describe servers
+        :raises ServerError: no file can be opened now
         """
         try:
             return cls._of([*servers] if isinstance(servers, list | tuple) else [servers])
-        except OSError as error:  # redis-py opens one, for its own version
-            raise ServerError("servers", f"a client cannot be made just now: {error}") from error
+        except OSError as error:  # redis-py opens a file to find its own version
+            raise ServerError("servers", f"cannot make a client: {error}") from error
 
     @classmethod
     def _of(cls, listed: list[object]) -> Servers:
@@ -55,20 +55,22 @@ class Servers:
                 client, sentinel = client_of(server)
                 ours += [client, *sentinel.sentinels]
                 clients.append(client)
-                connectors.append(SentinelDoor(client))
+                connectors.append(SentinelConnector(client))
             elif isinstance(server, str):
                 client = _client_of(checked(server))
                 ours.append(client)
                 clients.append(client)
-                connectors.append(_door_of(client))
+                connectors.append(_connector_of(client))
             elif isinstance(server, redis.Redis):
                 clients.append(server)
-                connectors.append(_door_of(server))
+                connectors.append(_connector_of(server))
             elif isinstance(server, RedisCluster):
                 if len(listed) > 1:
-                    raise ConfigurationError("servers: a RedisCluster client in a list; give it alone")
+                    raise ConfigurationError(
+                        "servers: a RedisCluster client in a list; pass it alone, without the list"
+                    )
                 clients.append(server)
-                # Each a pool of its own. (Before redis-py 7, the nodes that it has found meanwhile.)
+                # Each node has a pool of its own. (Before redis-py 7 these are the nodes it has found so far.)
                 nodes: Any = getattr(server, "startup_nodes", None) or server.nodes_manager.startup_nodes.values()
                 connectors += [_connector(node) for node in nodes]
             else:
@@ -83,7 +85,7 @@ class Servers:
 
 
 def cluster_client(url: str, addresses: Sequence[Address]) -> RedisCluster:
-    """A client with the URL's settings for the cluster of these nodes; the URL's own may be down."""
+    """A client for the cluster, with the URL's settings. It starts from ``addresses``, since the URL's may be down."""
     kwargs = tls.options_of(url)
     for where in ("host", "port", "path"):
         kwargs.pop(where, None)
@@ -94,21 +96,21 @@ def cluster_client(url: str, addresses: Sequence[Address]) -> RedisCluster:
 
 def _client_of(url: str) -> redis.Redis:
     with contextlib.suppress(ValueError, TypeError):
-        # What the URL does not say; to what it says, redis-py gives way.
+        # Only a default: redis-py prefers what the URL says.
         names = {k: v for k, v in tls.options_of(url).items() if k == "ssl_check_hostname"}
         return redis.Redis.from_url(url, **names)
-    # Neither the URL nor what redis-py says of it: parts of a password may be in there.
+    # Quotes neither the URL nor redis-py's message: both may contain parts of a password.
     raise wrong("redis-py does not accept an option, or a character, in it")
 
 
-def _door_of(client: redis.Redis) -> Connector:
+def _connector_of(client: redis.Redis) -> Connector:
     if isinstance(client.connection_pool, SentinelConnectionPool):
-        return SentinelDoor(client)
+        return SentinelConnector(client)
     return _connector(client.connection_pool)
 
 
 def _connector(pool: Any) -> Connector:
-    """:param pool: of redis-py; or a ``ClusterNode``, which is as good as one"""
+    """:param pool: of redis-py; or a ``ClusterNode``, which has the same attributes"""
     kind, kwargs = getattr(pool, "connection_class", pool), getattr(pool, "connection_kwargs", None)
     unix = isinstance(kind, type) and issubclass(kind, redis.UnixDomainSocketConnection)
     if unix and not hasattr(asyncio, "open_unix_connection"):

@@ -1,7 +1,7 @@
-"""URLs of servers, read strictly. redis-py guesses: a database that is no number is 0, port 0 is 6379, what comes after
-``#`` is dropped. Locks would be kept where nobody looks for them, so here all of that is refused.
+"""Checks the URLs of servers strictly, where redis-py guesses: to it, a database that is not a number is 0, port 0 is
+6379, and everything after ``#`` is dropped. Then a process would lock on another server or database than the others.
 
-No message shows anything of a URL but the names of options: where it is wrong, parts of a password may be anywhere.
+Messages quote nothing of a URL but the names of options: in a malformed URL, any part may belong to a password.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from ..errors import ConfigurationError
 
-# What redis-py calls each.
+# redis-py's name for each scheme.
 PLAIN = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss", "unix": "unix"}
 
 DATABASE = re.compile(r"([0-9]+/?)?", re.ASCII)
@@ -22,7 +22,7 @@ _NAME = re.compile(r"[a-z_]{1,40}")
 
 _YES, _NO = ("1", "t", "true", "y", "yes"), ("0", "f", "false", "n", "no")
 _FLAGS = ("socket_keepalive", "retry_on_timeout", "ssl_check_hostname", "legacy_responses")
-_TRUE = ("decode_responses",)  # for redis-py, every text is true
+_TRUE = ("decode_responses",)  # redis-py takes any text for true, "false" too
 _SECONDS = ("socket_timeout", "socket_connect_timeout")
 _OBJECTS = (
     "connection_pool",
@@ -41,15 +41,15 @@ _OBJECTS = (
 
 
 def checked(url: str) -> str:
-    """The URL, as redis-py reads it.
+    """The URL, with the scheme that redis-py knows.
 
-    :raises ConfigurationError: it is none, or redis-py would read it in another way than it is meant
+    :raises ConfigurationError: it is malformed, or redis-py would not read it as it is meant
     """
     url = url.strip()
     scheme, _, rest = url.partition("://")
     plain = PLAIN.get(scheme.lower())
     if plain is None or "://" not in url:
-        raise wrong("it starts with none of these")
+        raise wrong("its scheme is unknown")
     check_characters(rest)
     place, _, query = rest.partition("?")
     authority, _, path = place.partition("/")
@@ -59,13 +59,13 @@ def checked(url: str) -> str:
     decoded(userinfo)
     if plain == "unix":
         if host:
-            raise wrong("before the path of a socket there is something else; it is unix:///path")
+            raise wrong("there is a host before the path of a socket; write unix:///path")
         decoded(path)
         check_options(query, said=("path",))
         return f"unix://{place}" + (query and f"?{query}")
     found = _HOST.fullmatch(host)
     if found is None:
-        raise wrong("where host:port should be, there is something else (IPv6 addresses are in brackets)")
+        raise wrong("host:port is malformed (put IPv6 addresses in brackets)")
     check_host(decoded(found["host"] or ""))
     if found["port"] and not 0 < int(found["port"]) < 65536:
         raise wrong("the port is not between 1 and 65535")
@@ -77,26 +77,26 @@ def checked(url: str) -> str:
 
 
 def check_characters(rest: str) -> None:
-    """:raises ConfigurationError: something in there would be dropped"""
+    """:raises ConfigurationError: redis-py would drop a part of it"""
     if "#" in rest:
-        raise wrong("there is a '#', which is %23 in user name and password, and means nothing elsewhere")
+        raise wrong("there is a '#'; write it as %23 in user name and password, and leave it out elsewhere")
     if any(character.isspace() or not character.isprintable() for character in rest):
-        raise wrong("there is white space, or what cannot be printed")
+        raise wrong("there is white space, or an unprintable character")
 
 
 def check_host(host: str) -> None:
-    """:raises ConfigurationError: there can be no such host"""
+    """:raises ConfigurationError: it is not a valid host"""
     try:
         host.encode("idna")
     except UnicodeError:
-        raise wrong("the host's name is none") from None
+        raise wrong("the host name is not valid") from None
     if re.search(r"[\s,;/\\]", host):
-        raise wrong("the host's name has a character that names do not have (several servers are a list of URLs)")
+        raise wrong("the host name has a character that is not allowed (for several servers, give a list of URLs)")
 
 
 def check_options(query: str, said: Collection[str]) -> None:
-    """:param said: what the URL says before them
-    :raises ConfigurationError: an option would be ignored, or misread
+    """:param said: options that the URL has given before the ``?``
+    :raises ConfigurationError: redis-py would ignore an option, or misread it
     """
     known = set(said)
     for option in filter(None, query.split("&")):
@@ -105,11 +105,11 @@ def check_options(query: str, said: Collection[str]) -> None:
         if not value:
             raise wrong(f"{shown} has no value")
         if name in known:
-            raise wrong(f"{shown} is there twice, or is said before the options as well")
+            raise wrong(f"{shown} is given twice, or was already given before the '?'")
         known.add(name)
         value = decoded(value.replace("+", " "))
         if name in _OBJECTS:
-            raise wrong(f"{shown} can be no text; give a client of redis.asyncio")
+            raise wrong(f"{shown} cannot be given as text; give a redis.asyncio client instead of a URL")
         if name == "db" and not re.fullmatch(r"[0-9]+", value, re.ASCII):
             raise wrong("the database is not a number")
         if name in _FLAGS and value.lower() not in (*_YES, *_NO):
@@ -117,7 +117,7 @@ def check_options(query: str, said: Collection[str]) -> None:
         if name in _TRUE and value.lower() not in _YES:
             raise wrong(f"{shown} would be read as true, whatever it is; leave it out")
         if name in _SECONDS and not _is_time(value):
-            raise wrong(f"{shown} is no number of seconds, more than 0")
+            raise wrong(f"{shown} is not a number of seconds, more than 0")
 
 
 def _is_time(value: str) -> bool:
@@ -128,7 +128,7 @@ def _is_time(value: str) -> bool:
 
 
 def decoded(text: str) -> str:
-    """What is percent-encoded in there. :raises ConfigurationError: it is not text"""
+    """The text without its percent-encoding. :raises ConfigurationError: it is not UTF-8"""
     try:
         return unquote_to_bytes(text).decode()
     except UnicodeError:
@@ -137,7 +137,7 @@ def decoded(text: str) -> str:
 
 def wrong(what: str) -> ConfigurationError:
     return ConfigurationError(
-        f"servers: not a server's URL: {what}. It is redis://, rediss:// (valkey://, valkeys://) and "
-        "[user:password@]host:port/database, unix:///path, or "
-        "redis+sentinel://[user:password@]host:port,host:port/name; special characters are percent-encoded"
+        f"servers: not a valid URL: {what}. Valid are redis://, rediss:// (or valkey://, valkeys://) with "
+        "[user:password@]host:port/database, unix:///path, and "
+        "redis+sentinel://[user:password@]host:port,host:port/name; percent-encode special characters"
     )

@@ -1,1 +1,1 @@
-"""One server: its connection, its protocol, its abilities and the commands it understands."""
+"""One server: its connections, their protocol, what the server can do, and the commands for it."""

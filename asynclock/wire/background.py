@@ -1,8 +1,8 @@
-"""Work that goes on in the background until it is closed, whatever is raised in it.
+"""Background work that survives exceptions and runs until it is closed.
 
-Every task and every timer of asynclock that runs for as long as a connection or a locker is one of these two. What a
-step raises that nobody has thought of is logged once, told to ``on_error``, and the step is tried again: a lock must
-not depend on foreign code (a credential provider, redis-py, the resolver) or on an answer that no server should give.
+Every task and timer that lives as long as a connection or a locker is one of these two. When a step raises, the
+exception is logged once, passed to ``on_error``, and the step is retried: a lock must not be lost because of foreign
+code (a credential provider, redis-py, the resolver) or a malformed reply.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ from collections.abc import Awaitable, Callable
 
 log = logging.getLogger("asynclock")
 
-CANCELLED_PAUSE = (
-    0.5  # seconds after somebody has cancelled a loop until it begins anew; a program that ends is through
-)
-FIRST_PAUSE = 0.01  # seconds after a step that failed in a way nobody has thought of; then twice as long, up to
+CANCELLED_PAUSE = 0.5  # seconds from a foreign cancellation until the loop restarts; by then, a program that ends has
+FIRST_PAUSE = 0.01  # seconds until a step that raised is retried; doubles at each failure, up to
 MAX_PAUSE = 1.0
 
 
 class Loop:
-    """Awaits ``step`` again and again, in a task. It returns the seconds until it is to be done again, or None
-    when it is through, until ``start``.
+    """Awaits ``step`` repeatedly, in a task. A step returns the seconds until the next one, or None: stop, until the
+    next ``start``.
 
-    Invariant: from ``start`` until ``step`` is through, or ``aclose``, a step is under way or due.
+    Invariant: from ``start`` until a step returns None, or until ``aclose``, a step is running or scheduled.
     """
 
     def __init__(
@@ -33,19 +31,20 @@ class Loop:
         step: Callable[[], Awaitable[float | None]],
         on_error: Callable[[Exception], None] = lambda error: None,
     ) -> None:
+        """:param on_error: called with what a step has raised, before the step is retried"""
         self._name = name
         self._step = step
         self._on_error = on_error
         self._task: asyncio.Task[None] | None = None
-        self._again: asyncio.TimerHandle | None = None  # after somebody else has cancelled it
+        self._restart: asyncio.TimerHandle | None = None  # set after somebody else has cancelled the task
         self._closed = False
 
     @property
     def running(self) -> bool:
-        return self._again is not None or (self._task is not None and not self._task.done())
+        return self._restart is not None or (self._task is not None and not self._task.done())
 
     def start(self, pause: float = 0.0) -> None:
-        """Begin, in so many seconds; unless it runs, or is closed."""
+        """Run the first step in ``pause`` seconds. Does nothing if the loop runs already, or is closed."""
         if not self._closed and not self.running:
             self._task = asyncio.get_running_loop().create_task(self._run(pause), name=self._name)
 
@@ -53,7 +52,7 @@ class Loop:
         failures, known = 0, ""
         while pause is not None:
             try:
-                await asyncio.sleep(pause)  # 0 too: an eager task begins within ``start``
+                await asyncio.sleep(pause)  # also for 0: with eager tasks, the step would run inside ``start``
                 pause = await self._step()
                 failures, known = 0, ""
                 continue
@@ -63,10 +62,10 @@ class Loop:
                 if self._closed:
                     raise
                 if task.cancelling():
-                    # An application that cancels all tasks that there are: at its end, or not.
-                    self._again = asyncio.get_running_loop().call_later(CANCELLED_PAUSE, self._begin_anew)
+                    # The application cancels every task, perhaps because it ends. If it goes on, so does the loop.
+                    self._restart = asyncio.get_running_loop().call_later(CANCELLED_PAUSE, self._restart_now)
                     raise
-                # Nobody has cancelled this task: it is about something that was awaited here.
+                # Nobody has cancelled this task, but something that it awaited.
                 error: Exception = RuntimeError(f"what it waited for was cancelled by somebody else {cancelled}")
             except Exception as caught:
                 error = caught
@@ -74,23 +73,23 @@ class Loop:
             pause = min(FIRST_PAUSE * 2.0 ** min(failures - 1, 10), MAX_PAUSE)
             if repr(error) != known:
                 known = repr(error)
-                log.error("asynclock: %s failed, and is tried again", self._name, exc_info=error)
+                log.error("asynclock: %s failed; retrying", self._name, exc_info=error)
             self._on_error(error)
-            del error  # no cycle through its traceback
+            del error  # no reference cycle through its traceback
 
-    def _begin_anew(self) -> None:
-        self._again = None
+    def _restart_now(self) -> None:
+        self._restart = None
         self.start()
 
-    def _stop_anew(self) -> None:
+    def _stop_restart(self) -> None:
         self._closed = True
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
+        if self._restart is not None:
+            self._restart.cancel()
+            self._restart = None
 
     def drop(self) -> bool:
-        """End it for good, as far as that can be done without waiting. Is there more to it, for ``aclose``?"""
-        self._stop_anew()
+        """Stop for good, as far as possible without waiting. True: ``aclose`` has work left."""
+        self._stop_restart()
         if not self.running:
             return False
         assert self._task is not None
@@ -98,24 +97,24 @@ class Loop:
         return True
 
     async def aclose(self) -> None:
-        """End it for good. What it awaits is cancelled; nothing of it runs on."""
-        self._stop_anew()
+        """Stop for good: cancel the task, and wait until it has ended."""
+        self._stop_restart()
         while self.running:
             assert self._task is not None
             self._task.cancel()
             await asyncio.wait([self._task], timeout=0.01)  # on Python 3.11 one may get lost (cancellation.py)
-        self._step, self._on_error = _over, lambda error: None  # no cycle with their owner
+        self._step, self._on_error = _no_step, lambda error: None  # no reference cycle with their owner
 
 
-async def _over() -> float | None:
+async def _no_step() -> float | None:
     return None
 
 
 class Ticker:
-    """Calls ``look`` again and again, by a timer, for the first time after the ``usual`` seconds. It returns the
-    seconds until the next time, or None for the usual ones.
+    """Calls ``look`` repeatedly from a timer, first after ``usual`` seconds. ``look`` returns the seconds until the
+    next call, or None for ``usual``.
 
-    Invariant: until ``stop``, a timer is set or a look is under way.
+    Invariant: until ``stop``, the timer is set or ``look`` is running.
     """
 
     def __init__(self, name: str, look: Callable[[], float | None], usual: float) -> None:
@@ -130,9 +129,9 @@ class Ticker:
         return self._look is not None
 
     def stop(self) -> None:
-        """For good."""
+        """Stop for good."""
         self._timer.cancel()
-        self._look = None  # no cycle with its owner
+        self._look = None  # no reference cycle with its owner
 
     def _tick(self) -> None:
         pause = None
@@ -143,7 +142,7 @@ class Ticker:
         except Exception as error:
             if repr(error) != self._known:
                 self._known = repr(error)
-                log.exception("asynclock: %s failed, and is tried again", self._name)
+                log.exception("asynclock: %s failed; retrying", self._name)
         finally:
             if self._look is not None:
                 after = self._usual if pause is None else pause

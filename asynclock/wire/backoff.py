@@ -1,4 +1,4 @@
-"""Pauses between attempts that may fail again."""
+"""Pauses between attempts: exponential backoff with jitter."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 class Backoff:
     """Each pause is twice as long as the one before, from ``first`` to ``longest`` seconds.
 
-    Up to half of each is taken off at random, so that clients that failed together do not come back together.
+    Up to half of each is taken off at random, so that clients that failed together do not retry together.
     """
 
     __slots__ = ("_first", "_longest", "_pause")
@@ -24,5 +24,5 @@ class Backoff:
         return self._pause * (0.5 + random.random() / 2)
 
     def reset(self) -> None:
-        """An attempt has worked: the next pause is the first one again."""
+        """An attempt has succeeded: the next pause is ``first`` again."""
         self._pause = 0.0

@@ -1,4 +1,4 @@
-"""The operations of a lease as bytes for a server, and what the server's replies mean."""
+"""Encodes the operations of a lease as commands, and turns error replies into errors."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ if TYPE_CHECKING:
     from .noloop import EvictionReport
 
 OK = b"OK"
-MAX_TIME = 1 << 42  # Unix seconds: no clock shows more
+MAX_TIME = 1 << 42  # Unix seconds: a later time is a malformed reply
 
-# Delete the key, or move its expiry, only if the value is still ours: as the Redis documentation on distributed locks
-# does it. For servers that have no command for that.
+# Delete the key, or change its expiry, only if it still has our value: the scripts of the Redis documentation on
+# distributed locks, for servers that have no command for it.
 _DELETE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call('DEL',KEYS[1]) end return 0"
 _EXPIRE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call(ARGV[2],KEYS[1],ARGV[3]) end return 0"
 
-# The errors by which Redis and Valkey refuse any command for a reason that may pass (processCommand in server.c,
-# getNodeByQuery in cluster.c): it is worth another try. Others (NOPERM, an unknown command, ...) are raised to the
-# caller.
-PASSING = (
+# The errors by which Redis and Valkey refuse any command temporarily (processCommand in server.c, getNodeByQuery in
+# cluster.c), so a retry may help. Others (NOPERM, an unknown command, ...) are raised to the caller.
+TEMPORARY = (
     "ASK",
-    "BUSY",  # a script, or a module's command, takes long
+    "BUSY",  # a script or a module's command is running for too long
     "CLUSTERDOWN",
     "LOADING",
-    "MASTERDOWN",  # it is a replica, and has lost its primary
+    "MASTERDOWN",  # a replica that has lost its primary
     "MISCONF",  # it cannot write to its disk
     "MOVED",
     "NOREPLICAS",  # fewer than min-replicas-to-write
-    "OOM",  # for a while: ``MemoryShortage``
+    "OOM",  # counts as temporary for 5 s (``MemoryShortage``)
     "READONLY",
-    "REDIRECT",  # during a failover, for clients that have said that they understand it
+    "REDIRECT",  # during a failover, to clients with that capability
     "TRYAGAIN",
 )
 
@@ -47,7 +46,7 @@ def packed(*words: bytes) -> bytes:
 
 
 def split(commands: bytes) -> list[bytes]:
-    """The single commands in a row of packed ones."""
+    """Split concatenated packed commands into single ones."""
     parts, start = [], 0
     while start < len(commands):
         end = commands.index(b"\r\n", start)
@@ -70,19 +69,19 @@ def bulk(word: bytes) -> bytes:
 
 
 class Capabilities(NamedTuple):
-    """What one server can do, as found out on connecting."""
+    """What one server can do: the result of ``probe``."""
 
     server: str = "redis"
     version: tuple[int, ...] = (6, 0, 0)
     noloop: bool = False  #: no pushes for this client's own writes, nor for what the server does while it runs them
-    report: EvictionReport | None = None  #: what it does to keys by itself; None: it was not asked
+    report: EvictionReport | None = None  #: whether it evicts keys; None: it was not asked
     pxat: bool = False  #: SET ... PXAT
     set_ifeq: bool = False  #: SET ... IFEQ
     delete: bytes = b"EVAL"  #: how to compare and delete: DELIFEQ, DELEX or EVAL
-    evalsha: bool = False  #: the server has the scripts and runs them by digest
+    evalsha: bool = False  #: the scripts are loaded, and can be run by digest
     mode: str = "standalone"  #: or "cluster", "sentinel"
-    started: float | None = None  #: when, at the latest, on the client's clock; None: it was not asked
-    run_id: str = ""  #: identifies this process of the server; empty: it was not asked
+    started: float | None = None  #: latest possible start, on the client's clock; None: unknown
+    run_id: str = ""  #: identifies the server process; empty: unknown
 
 
 class Commands:
@@ -104,14 +103,14 @@ class Commands:
             READ: (_read, ("PTTL", "GET")),
             RELEASE: (release, (capabilities.delete.decode(),)),
         }
-        #: How to pack each operation, from the packed key, the token and an expiry: ``px``, or the result of ``pxat``.
+        #: For each operation, a function that packs it: (packed key, token, result of ``px`` or ``pxat``) -> bytes.
         self.packers = tuple(table[operation][0] for operation in Operation)
         #: The same, with what else is needed to send it: does it acquire, does it write, how many replies. One look-up
         #: in a tuple costs less than one attribute of an ``Operation``.
         self.facts = tuple(
             (table[operation][0], operation.acquires, operation.writes, operation.replies) for operation in Operation
         )
-        #: Its commands, a name for each reply.
+        #: For each operation, the names of its commands, one for each reply.
         self.names = tuple(table[operation][1] for operation in Operation)
 
     def _extend_by_script(self, key: bytes, token: bytes, expiry: bytes) -> bytes:
@@ -181,10 +180,10 @@ def pxat(milliseconds: int) -> bytes:
 
 
 def error_of(server: str, command: str, key: str, reply: Any, shown: str, *, passes: bool = True) -> ServerError | None:
-    """The error to raise for an error reply; None: no error, the key just holds something that is not a string.
+    """The error to raise for an error reply; None: WRONGTYPE, which only means that the key has somebody else's value.
 
     :param shown: the reply, redacted
-    :param passes: if errors of its kind may pass by themselves, may this one?
+    :param passes: False: not temporary, although errors of its kind can be
     """
     if "WRONGTYPE" in str(reply):
         return None
@@ -192,7 +191,7 @@ def error_of(server: str, command: str, key: str, reply: Any, shown: str, *, pas
     problem = f"refused {command} on key {key!r}: {shown}"
     if word in _REMEDIES:
         problem += f"; {_REMEDIES[word]}"
-    return ServerError(server, problem, lasting=word not in PASSING or not passes)
+    return ServerError(server, problem, lasting=word not in TEMPORARY or not passes)
 
 
 _REMEDIES = {
@@ -200,7 +199,7 @@ _REMEDIES = {
     "OOM": "free memory, or raise maxmemory",
     "NOREPLICAS": "are its replicas up (min-replicas-to-write)?",
     "MISCONF": "can the server write to its disk?",
-    "BUSY": "a script runs for too long (SCRIPT KILL)",
+    "BUSY": "end the script that runs for too long (SCRIPT KILL)",
 }
 
 
@@ -210,7 +209,7 @@ def seconds_of(time: Any) -> float:
     :raises ValueError: it is not a time
     """
     if type(time) is list and len(time) == 2 and all(type(part) is bytes and part.isdigit() for part in time):
-        seconds, microseconds = map(int, time)  # a ValueError if they have more than 4300 digits
+        seconds, microseconds = map(int, time)  # int raises ValueError above 4300 digits
         if seconds < MAX_TIME and microseconds < 1_000_000:
             return float(seconds + microseconds / 1e6)
     raise ValueError("not a time")

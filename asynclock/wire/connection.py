@@ -1,8 +1,8 @@
 """One connection: an ``asyncio.Protocol`` over a socket that is already connected and speaks RESP.
 
-Everything that is sent in one turn of the event loop leaves in one ``write``. (While a turn has only one command to
-send, that command leaves at once, and what follows in the same turn leaves at its end.) Replies come in the order of
-the commands; pushes come at any time.
+Everything that is sent in one turn of the event loop leaves in one ``write``. (If the last turn sent a single command
+and no reply is pending, the first command of this turn leaves at once, and the rest at its end.) Replies arrive in the
+order of the commands; pushes arrive at any time.
 """
 
 from __future__ import annotations
@@ -25,22 +25,25 @@ PING = b"*1\r\n$4\r\nPING\r\n"
 HELLO = b"*1\r\n$5\r\nHELLO\r\n"
 _MORE = object()  # what the reader returns when it needs more bytes
 _PUSH = hiredis.PushNotification
-MAX_UNSENT = 1 << 20  # bytes that may wait here while the kernel accepts no more
+MAX_UNSENT = 1 << 20  # bytes that may wait here while the kernel's buffer is full
 
-OnPush = Callable[[list[Any], float], None]  # with the time when it was read
+OnPush = Callable[[list[Any], float], None]  # the push, and when it was read
 
 
 class Expects(Protocol):
     """Waits for the replies to what was sent. One of its two methods is called, once (but see ``reply``)."""
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
-        """The last reply, those before it, and when the bytes were read that completed it.
+        """All replies are there.
 
-        :raises ViolationError: that cannot be the reply, and nothing was done with it; ``dropped`` follows
+        :param reply: the last one
+        :param earlier: those before it
+        :param now: when the last bytes were read
+        :raises ViolationError: malformed reply, which changed nothing here; ``dropped`` follows
         """
 
     def dropped(self) -> None:
-        """The connection is lost, and some or all of the replies will not come."""
+        """The connection is lost before all replies have arrived."""
 
 
 class Call:
@@ -58,11 +61,11 @@ class Call:
     def dropped(self) -> None:
         if not self.future.done():
             self.future.set_exception(ConnectionResetError("connection closed"))
-            self.future.exception()  # the caller may have stopped waiting
+            self.future.exception()  # mark it retrieved: the caller may have stopped waiting
 
 
 class _Nobody:
-    """Stands in the place of those who have got their reply."""
+    """Takes the place of an ``Expects`` that has got its replies."""
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None: ...
 
@@ -82,7 +85,7 @@ class _Pong:
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOPERM"):
-            self._connection._ping = HELLO  # needs no permission; the server keeps a log of refused commands
+            self._connection._ping = HELLO  # needs no permission; each refused PING would fill the server's ACL LOG
 
     def dropped(self) -> None: ...
 
@@ -90,14 +93,14 @@ class _Pong:
 class Connection(asyncio.Protocol):
     """One connection to a server.
 
-    State: ``waiting`` are those who wait for replies, in their order. None stands for a reply that is kept in
-    ``_earlier`` until the last one of the same request. ``_out`` is what leaves at the end of this turn of the event
-    loop. All three are empty once the connection is lost.
+    State: ``waiting`` has one entry for each reply that is still to come, in order: the ``Expects`` that gets it, or
+    None if the reply only goes to ``_earlier``, until the last one of the same request. ``_out`` is what leaves at the
+    end of this turn of the event loop. All three are empty once the connection is lost.
 
-    Two flags tell its user to hold back. Both end with a call of ``on_drained``:
+    Two flags tell its user to hold back. ``on_drained`` is called when one of them is cleared:
 
-    - ``full``: send nothing. The other side does not read, and more than ``MAX_UNSENT`` bytes wait here.
-    - ``slow``: begin nothing new. Replies are late. It is set and ended by whoever checks that (``Watchdog``).
+    - ``full``: send nothing. The server does not read, and more than ``MAX_UNSENT`` bytes wait here.
+    - ``slow``: request no new locks. Replies are late. ``Watchdog`` sets and clears it.
     """
 
     def __init__(
@@ -111,8 +114,8 @@ class Connection(asyncio.Protocol):
         on_drained: Callable[[], None] | None = None,
         at_once: bool = True,
     ) -> None:
-        """:param at_once: False: what is sent always leaves at the end of the turn, never at once"""
-        self._writer = writer  # kept: a writer that is collected closes its transport
+        """:param at_once: False: commands always leave at the end of the turn, never at once"""
+        self._writer = writer  # a writer that is garbage-collected closes its transport
         self._loop = loop
         self.clock = clock
         self._on_push = on_push
@@ -127,31 +130,31 @@ class Connection(asyncio.Protocol):
         self.slow = False
         self._flushing = False
         self._at_once = at_once
-        self._alone = False  # was the last thing that left the only one of its loop turn?
+        self._alone = False  # did the last turn send a single command?
         self._ping = PING  # what ``ping`` sends
-        self.problem: Exception | None = None  #: why it was dropped from this side
+        self.problem: Exception | None = None  #: why this side dropped it
         self.waiting: deque[Expects | None] = deque()
         self._earlier: list[Any] = []
-        self.heard = clock()  #: when the last reply came, or when the wait for one began that had none before it
+        self.heard = clock()  #: when the last reply arrived, or since when a reply is awaited, if that is later
         self.closed = loop.create_future()
         self._transport: asyncio.WriteTransport = writer.transport
         self._transport.set_protocol(self)
 
     def missing(self, now: float) -> float:
-        """Seconds for which a reply, or the rest of one, has been missing; 0: none is."""
+        """Seconds for which a reply, or the rest of one, has been awaited; 0: none is."""
         return now - self.heard if self.waiting or self._limits.size > 0 else 0.0
 
     def ping(self, now: float) -> None:
-        """Send something that must be answered, unless the server owes a reply already."""
+        """Send PING, unless a reply is awaited already."""
         if not self.waiting:
             self.send(self._ping, _Pong(self), 1, now)
 
     def send(self, data: bytes, expects: Expects, replies: int, now: float) -> None:
-        """Send in this turn of the loop. ``expects`` gets that many replies, all in one call, or ``dropped``."""
+        """Send in this turn of the event loop. ``expects`` gets ``replies`` replies in one call, or ``dropped``."""
         waiting = self.waiting
         if not waiting:
             self.heard = now
-            # Waiting for other commands that do not come costs a turn, a good part of a round trip.
+            # To wait for more commands that do not come costs a turn of the loop: a good part of a round trip.
             at_once = self._alone and not (self._flushing or self._paused or self._transport.is_closing())
         else:
             at_once = False
@@ -172,13 +175,13 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
 
     def call(self, data: bytes) -> asyncio.Future[Any]:
-        """Send one command and await its reply. An error reply is returned, not raised.
+        """Send one command. The future returns its reply, also if it is an error reply.
 
         :raises ConnectionResetError: (the future) the connection is lost
         """
         call = Call(self._loop)
         if self.closed.done():
-            call.dropped()  # nothing will ever come
+            call.dropped()  # ``connection_lost`` is over, and would not do it
         else:
             self.send(data, call, 1, self.clock())
         return call.future
@@ -193,9 +196,9 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
-        """All that a server says comes in here. On malformed input, drop the connection and fail everyone who waits."""
+        """Parse what the server sends. On malformed input, drop the connection and fail everyone who waits on it."""
         limits = self._limits
-        if limits.cut or 42 in data or 62 in data or 126 in data:  # *>~, ten times faster than b"*"
+        if limits.cut or 42 in data or 62 in data or 126 in data:  # *>~; ints are found ten times faster than b"*"
             try:
                 for piece in limits.pieces(data):
                     self._read(piece)
@@ -216,7 +219,7 @@ class Connection(asyncio.Protocol):
             reply = gets()
             if reply is _MORE:
                 if not waiting and not self._limits.size:
-                    self.heard = now  # the wait for the rest begins
+                    self.heard = now  # the rest of this reply is awaited from now on
                 self._limits.more(len(data))
                 return
             self._limits.size = 0
@@ -224,7 +227,7 @@ class Connection(asyncio.Protocol):
                 if type(reply) is _PUSH:
                     self._on_push(reply, now)
                 elif not waiting:
-                    self._unasked(reply, now)
+                    self._unsolicited(reply, now)
                 elif (expects := waiting.popleft()) is None:
                     earlier.append(reply)
                     expects = _NOBODY
@@ -237,18 +240,18 @@ class Connection(asyncio.Protocol):
                     expects.reply(reply, (), now)
                     expects = _NOBODY
                 reply = gets()
-            if expects is not None:  # else there were pushes, and no replies
+            if expects is not None:  # else there were pushes only
                 self.heard = now
         except Exception as error:
             if not isinstance(error, hiredis.ProtocolError | ViolationError):
-                # A map with a key that no dict can have, for example; or a bug here.
+                # For example a map whose key is unhashable in Python, or a bug here.
                 log.warning("asynclock: a reply could not be parsed; the connection is dropped", exc_info=True)
             if expects is not None:
                 waiting.appendleft(expects)
             self.abort(error)
 
-    def _unasked(self, reply: Any, now: float) -> None:
-        raise hiredis.ProtocolError("a reply that nobody asked for")
+    def _unsolicited(self, reply: Any, now: float) -> None:
+        raise hiredis.ProtocolError("a reply without a request")
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -263,7 +266,7 @@ class Connection(asyncio.Protocol):
                 self._on_drained()
 
     def oldest_sent(self) -> float:
-        """When the oldest request was sent that is not answered; infinity: all are."""
+        """When the oldest unanswered request was sent; infinity: there is none."""
         for expects in self.waiting:
             sent: float | None = getattr(expects, "sent", None)
             if sent is not None:
@@ -271,11 +274,11 @@ class Connection(asyncio.Protocol):
         return math.inf
 
     def slow_down(self) -> None:
-        """Replies are late: begin nothing new until ``catch_up``."""
+        """Replies are late: request no new locks until ``catch_up``."""
         self.slow = True
 
     def catch_up(self) -> None:
-        """Replies are in time again."""
+        """Replies arrive in time again."""
         self.slow = False
         if self._on_drained is not None:
             self._on_drained()
@@ -295,11 +298,11 @@ class Connection(asyncio.Protocol):
                 expects.dropped()
 
     def abort(self, problem: Exception | None = None) -> None:
-        """Drop the connection now. What was not sent yet is lost."""
+        """Drop the connection now, without flushing."""
         self.problem = self.problem or problem
         self._transport.abort()
 
     def close(self) -> None:
-        """Send what is still to be sent, then close."""
+        """Flush, then close."""
         self._flush()
         self._transport.close()

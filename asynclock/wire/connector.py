@@ -1,8 +1,8 @@
-"""Connects to a server, by redis-py: URLs, TLS, unix sockets, authentication, ``HELLO 3`` or RESP2, ``SELECT``.
+"""Connects to a server with redis-py, which does TLS, unix sockets, authentication, ``HELLO 3`` or RESP2, ``SELECT``.
 
-Only here private names of redis-py are used: ``Connection._writer``, ``_reader`` and ``_parser`` (and the parser's
-``_reader`` and ``_stream`` in ``limited_parser.py``; ``_connect`` and ``_connection_arguments`` in ``lookup.py``).
-``tests/test_connector.py`` runs with both the oldest and the newest redis-py that is allowed.
+The only users of redis-py's private names are this module (``Connection._writer``, ``_reader`` and ``_parser``),
+``limited_parser.py`` (``_reader`` and ``_stream`` of the parser) and ``lookup.py`` (``_connect`` and
+``_connection_arguments``). ``tests/test_connector.py`` runs with the oldest and the newest redis-py that is supported.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from .lookup import Connects, connecting
 from .redaction import redacted
 from .violations import ViolationError
 
-CONNECT_TIMEOUT = 5.0  # seconds, unless the URL or client says socket_connect_timeout
-RESP3_AGAIN = 60.0  # seconds after a server has refused RESP3 until a reconnect tries it again
+CONNECT_TIMEOUT = 5.0  # seconds, unless the URL or client sets socket_connect_timeout
+RESP3_RETRY = 60.0  # seconds after a server has refused RESP3 until a reconnect tries it again
 
-# Options that only redis-py's own commands need: retries, health checks, and maintenance pushes for its pool. A
-# connection that is taken over must have none of these.
-NOT_OURS = (
+# Options that only redis-py's own commands need: retries, health checks, and maintenance pushes for its pool. They must
+# be off on a connection whose socket asynclock takes over.
+UNUSED_OPTIONS = (
     "event_dispatcher",
     "health_check_interval",
     "himport_registry",
@@ -54,7 +54,7 @@ NOT_OURS = (
 )
 
 
-# Keeps redis-py from sending CLIENT SETINFO.
+# These keep redis-py from sending CLIENT SETINFO.
 _SILENT: dict[str, Any] = (
     {"driver_info": None}
     if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
@@ -64,21 +64,21 @@ _ABOUT_ITSELF = ("driver_info", "lib_name", "lib_version")
 
 
 class _Resp3RefusedError(Exception):
-    """The server, or a proxy before it, does not know ``HELLO 3``: it has refused it, or closed the connection."""
+    """The server, or a proxy before it, refused ``HELLO 3`` or closed the connection at it."""
 
 
 class Connector:
     """Makes connected, authenticated transports to one server.
 
-    ``protocol`` is that of the connection from the last ``open``: RESP3, or RESP2 if the user wants that or the server
-    knows nothing else. A refusal of RESP3 is remembered, so that a reconnect does not begin with it again; but only
-    for a while, since proxies and servers get upgraded.
+    ``protocol`` is that of the connection from the last ``open``: RESP3, or RESP2 if the user asks for it or the server
+    knows nothing else. After a refusal of RESP3, reconnects use RESP2 for ``RESP3_RETRY`` seconds. Not for ever, since
+    proxies and servers get upgraded.
 
-    ``plain``: on the connection from the last ``open``, nothing may be sent that locks do not need. Some proxies close
-    the connection at a command that they do not know.
+    ``plain``: send only commands that locks need on the connection from the last ``open``. Some proxies close the
+    connection at a command that they do not know.
     """
 
-    max_pause = 1.0  #: seconds between attempts to reconnect, at most
+    max_pause = 1.0  #: longest pause between attempts to reconnect, in seconds
 
     def __init__(
         self,
@@ -87,16 +87,16 @@ class Connector:
         pool: Any = None,
         label: str | None = None,
     ) -> None:
-        """:raises ConfigurationError: redis-py would not make such a connection, or it leads to no server"""
+        """:raises ConfigurationError: redis-py refuses an option, or the connections of that class reach no server"""
         _check_class(connection_class)
-        kwargs = {k: v for k, v in kwargs.items() if k not in NOT_OURS}
+        kwargs = {k: v for k, v in kwargs.items() if k not in UNUSED_OPTIONS}
         protocol = kwargs.pop("protocol", None)
         if protocol is not None and str(protocol) not in ("2", "3"):
             raise ConfigurationError(f"servers: protocol={protocol}: must be 2 or 3; without it, 3 is tried first")
         _check_timeouts(kwargs)
-        kwargs["retry"] = Retry(NoBackoff(), 0)  # the node tries again itself
+        kwargs["retry"] = Retry(NoBackoff(), 0)  # the node does the retries
         kwargs.setdefault("parser_class", LimitedParser)
-        # A name from the user must be accepted. The default one is set where that is allowed (``probe``).
+        # The user's client_name is set by redis-py, and must be accepted. ``probe`` sets ours, and ignores a refusal.
         self.client_name = None if kwargs.get("client_name") else f"asynclock-{_version.__version__}"
         self.protocol = 2 if str(protocol) == "2" else 3
         self.plain = False
@@ -104,30 +104,30 @@ class Connector:
         self._class: type[redis.Connection] = connecting(connection_class)
         self._kwargs = kwargs
         self._timeout: float = kwargs.get("socket_connect_timeout") or CONNECT_TIMEOUT
-        self._resp3_at = float("inf") if self.protocol == 2 else 0.0  # when RESP3 is worth a try (time.monotonic)
-        self._worked = self._spoke_resp3 = False  # has a connection been made before?
+        self._resp3_at = float("inf") if self.protocol == 2 else 0.0  # when to try RESP3 (time.monotonic)
+        self._worked = self._spoke_resp3 = False  # has any connection, or one with RESP3, been made so far?
         self._plain_next = False
-        self._learnt: bool | None = None  # was ``plain`` set when the server was last set up to the end?
+        self._plain_worked: bool | None = None  # ``plain`` of the last complete setup; None: there was none
         self._secrets = passwords(kwargs)
-        self._renewed = ""  # the last password that came from a provider
+        self._renewed_password = ""  # the last password that came from a provider
         where = kwargs.get("path")
         self.label = (
             label
             or (f"unix:{where}" if where else f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}")
             + f"/{kwargs.get('db') or 0}"
         )
-        with contextlib.suppress(ServerError):  # no file descriptor, perhaps: connecting will raise that
-            self._made(self.protocol)
+        with contextlib.suppress(ServerError):  # perhaps out of file descriptors: ``open`` will raise it
+            self._make(self.protocol)
 
     def at(self, host: str, port: int) -> Connector:
-        """A connector with the same options to another server: a node of the same cluster."""
+        """A connector with the same options to another node of the same cluster."""
         kwargs: dict[str, Any] = {**self._kwargs, "host": host, "port": port}
         kwargs.pop("path", None)
         if self._resp3_at == float("inf"):
             kwargs["protocol"] = 2
         kind = redis.Connection if issubclass(self._class, redis.UnixDomainSocketConnection) else self._class
         connector = Connector(kind, kwargs, self._pool)
-        connector._learnt = self._learnt
+        connector._plain_worked = self._plain_worked
         return connector
 
     @property
@@ -143,34 +143,34 @@ class Connector:
         return self._timeout
 
     async def open(self) -> asyncio.StreamWriter:
-        """Connect. The caller may give the writer's transport another protocol, and has to close it. The writer must
-        be kept until then, since one that is collected closes its transport.
+        """Connect. The caller may give the writer's transport another protocol, and must close it. Until then it must
+        keep the writer: one that is garbage-collected closes its transport.
 
-        :raises ServerError: unreachable, or refused; or something unforeseen has gone wrong
-        :raises GoneError: nobody is there
-        :raises ConfigurationError: it cannot work with such a client. Never after it has worked once
+        :raises ServerError: unreachable, refused, or an unexpected error
+        :raises GoneError: the server is not running
+        :raises ConfigurationError: the client cannot be used. Not raised once a connection has been made
         """
-        self.plain, self._plain_next = self._plain_next or bool(self._learnt), False
+        self.plain, self._plain_next = self._plain_next or bool(self._plain_worked), False
         try:
-            writer = await self._enter()
+            writer = await self._open_with_fallback()
         except BaseException as error:
             self._raise(error)
         self._worked = True
         return writer
 
     async def open_another(self) -> asyncio.StreamWriter:
-        """Connect once more, with the protocol of the last ``open``. Raises as ``open``."""
+        """Open a second connection, with the protocol of the last ``open``. Raises the same errors."""
         try:
             return await self._open(self.protocol)
         except BaseException as error:
             self._raise(error)
 
-    async def _enter(self) -> asyncio.StreamWriter:
+    async def _open_with_fallback(self) -> asyncio.StreamWriter:
         if time.monotonic() >= self._resp3_at:
             try:
                 writer = await self._open(3)
             except _Resp3RefusedError:
-                pass  # the reply in RESP2 says more
+                pass  # try RESP2: if that fails too, its error says more
             else:
                 self.protocol = 3
                 self._spoke_resp3 = True
@@ -178,56 +178,55 @@ class Connector:
         writer = await self._open(2)
         self.protocol = 2
         if self._resp3_at <= time.monotonic():
-            self._resp3_at = time.monotonic() + RESP3_AGAIN
+            self._resp3_at = time.monotonic() + RESP3_RETRY
         return writer
 
     def _raise(self, error: BaseException) -> NoReturn:
-        """What ``open`` raises for ``error``. Something unforeseen must not end the attempts to connect."""
+        """Raise what ``open`` promises. Any unexpected error becomes a ServerError, so that reconnecting goes on."""
         if isinstance(error, ConfigurationError) and self._worked:
             raise ServerError(self.label, str(error), lasting=True) from error
-        if isinstance(error, ServerError | ConfigurationError) or not passing(error):
+        if isinstance(error, ServerError | ConfigurationError) or not is_failure(error):
             raise error
-        # Without an error of redis-py as the cause: it shows all that the server has said.
-        raise self._explained(error) from None if isinstance(error, RedisError) else error
+        # ``from None``: redis-py's errors quote the server's reply without redaction.
+        raise self._to_server_error(error) from None if isinstance(error, RedisError) else error
 
-    def hung_up(self) -> bool:
-        """The connection was closed while it was set up. True: another try is worth it at once. It will be
-        ``plain``."""
-        self._plain_next = self.protocol == 2 and not self.plain and self._learnt is None
+    def closed_in_setup(self) -> bool:
+        """The server closed the connection during setup. True: retry at once; that connection will be ``plain``."""
+        self._plain_next = self.protocol == 2 and not self.plain and self._plain_worked is None
         return self._plain_next
 
-    def learnt(self) -> None:
-        """The connection was set up: if it is closed after that, no command was the reason."""
-        self._learnt = self.plain
+    def set_up_done(self) -> None:
+        """Setup is complete. A close after this has nothing to do with the commands of the setup."""
+        self._plain_worked = self.plain
 
-    def on_credentials(self, hear: Callable[[credentials.Credentials], None]) -> Callable[[], None]:
-        """Call ``hear`` in this loop with new credentials for open connections, if there is a provider that announces
-        them. (Every new connection asks the provider itself.)
+    def on_credentials(self, callback: Callable[[credentials.Credentials], None]) -> Callable[[], None]:
+        """Call ``callback`` in this event loop whenever the credential provider announces new credentials, which open
+        connections need. (A new connection asks the provider itself.)
 
-        :return: call it to stop listening
+        :return: call it to unsubscribe
         """
-        return credentials.listen(self._kwargs.get("credential_provider"), self._pool, hear)
+        return credentials.listen(self._kwargs.get("credential_provider"), self._pool, callback)
 
     def redact(self, said: Any) -> str:
-        """What the server said, fit to be shown."""
-        return redacted(said, [*self._secrets, self._renewed] if self._renewed else self._secrets)
+        """A reply or error of the server, without secrets and shortened, for messages and logs."""
+        return redacted(said, [*self._secrets, self._renewed_password] if self._renewed_password else self._secrets)
 
-    def renewed(self, words: credentials.Credentials) -> None:
-        """The server gets these: do not show them (``redact``)."""
-        self._renewed = words[-1].decode()
+    def renewed(self, new: credentials.Credentials) -> None:
+        """These credentials are sent to the server: ``redact`` has to hide them from now on."""
+        self._renewed_password = new[-1].decode()
 
     async def aclose(self) -> None:
-        """Close what stays open between two calls of ``open``, which may be called again."""
+        """Close what stays open between two calls of ``open``. ``open`` may be called again."""
 
-    def _made(self, protocol: int, **more: Any) -> redis.Connection:
-        """A connection of redis-py, not connected yet.
+    def _make(self, protocol: int, **more: Any) -> redis.Connection:
+        """A redis-py connection that is not connected yet.
 
-        :raises ConfigurationError: redis-py refuses that
-        :raises ServerError: it cannot be made just now
+        :raises ConfigurationError: redis-py refuses an option
+        :raises ServerError: no file can be opened now
         """
         kwargs = {**self._kwargs, **more, "protocol": protocol}
         if protocol == 2 and not any(word in kwargs for word in _ABOUT_ITSELF):
-            kwargs |= _SILENT  # some proxies do not know CLIENT, and close the connection
+            kwargs |= _SILENT  # some proxies close the connection at CLIENT, which they do not know
         try:
             return self._class(**kwargs)
         except OSError as error:  # redis-py may open a file
@@ -242,57 +241,57 @@ class Connector:
         more: dict[str, Any] = {}
         if self._kwargs.get("credential_provider") is not None:
             provider = more["credential_provider"] = credentials.WatchedProvider(self._kwargs["credential_provider"])
-        connection = self._made(protocol, **more)
+        connection = self._make(protocol, **more)
         writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(self._timeout):
                 await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's own gap
                 if protocol == 2:
-                    await self._hear(connection)
+                    await self._read_greeting(connection)
             there, reader = connection._writer, connection._reader
             if there is not None and not hasattr(getattr(there, "transport", None), "set_protocol"):
                 raise ConfigurationError(
-                    f"servers: {self.label}: connections of {_name_of(self._class)} have no transport that could be "
-                    "taken over; give a URL, or a client with one of redis-py's own"
+                    f"servers: {self.label}: connections of {_name_of(self._class)} have no transport that can be "
+                    "taken over; give a URL, or a client with one of redis-py's connection classes"
                 )
             if there is None or there.transport.is_closing() or (reader is not None and reader.at_eof()):
-                raise GoneError(self.label, "the connection was closed at once")  # no protocol would be told
+                raise GoneError(self.label, "the connection was closed at once")  # a new protocol would not notice it
             writer = there
         except BaseException as error:
-            if not passing(error):
+            if not is_failure(error):
                 raise
-            error = self._judged(error, provider, protocol, getattr(connection, "heard", None))
+            error = self._diagnose(error, provider, protocol, getattr(connection, "received", None))
             raise error from error.__cause__
         finally:
             if provider is not None and provider.password:
-                self._renewed = provider.password
+                self._renewed_password = provider.password
             if writer is None and connection._writer is not None:
                 transport = getattr(connection._writer, "transport", None)
                 if transport is not None:
                     transport.abort()
-            # The connection must forget its streams, or it closes them when it is collected.
+            # Detach the streams: a redis-py connection closes them when it is garbage-collected.
             connection._writer = connection._reader = None
             if isinstance(connection, Connects):
-                connection.heard = None
+                connection.received = None
             if isinstance(parser := getattr(connection, "_parser", None), LimitedParser):
-                parser.let_go()
+                parser.detach()
         return writer
 
-    async def _hear(self, connection: redis.Connection) -> None:
-        """In RESP2, perhaps nothing was sent so far. Some servers send an error to everybody who connects (too many
-        clients), and close the connection: redis-py reads that here."""
+    async def _read_greeting(self, connection: redis.Connection) -> None:
+        """Send one command and read its reply. In RESP2, redis-py may have sent none so far, so it has not read the
+        error with which a server greets and closes a connection ("max number of clients reached")."""
         await connection.send_command("GET", "asynclock:0:", check_health=False)
-        with contextlib.suppress(ResponseError):  # ``probe`` finds out what it means
+        with contextlib.suppress(ResponseError):  # ``probe`` reports it
             await connection.read_response()
 
-    def _judged(
+    def _diagnose(
         self,
         error: BaseException,
         provider: credentials.WatchedProvider | None,
         protocol: int,
-        heard: asyncio.StreamReader | None,
+        received: asyncio.StreamReader | None,
     ) -> BaseException:
-        """What has really gone wrong. redis-py hides it behind errors of its own, and forgets what came in last."""
+        """The root cause of ``error``. redis-py wraps it in errors of its own, and drops what it has read last."""
         if provider is not None and provider.error is not None:
             timed_out = isinstance(error, TimeoutError | RedisTimeoutError)
             if timed_out and isinstance(provider.error, asyncio.CancelledError):
@@ -307,25 +306,25 @@ class Connector:
         if isinstance(error, RuntimeError) and "the handler is closed" in str(error):  # uvloop's
             error = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         end = _is_end(error)
-        # A reset may overtake what was sent before it, and that says more. (redis-py itself reads that buffer.)
-        words = bytes(getattr(heard, "_buffer", b"")) if end else b""
+        # Before a reset, the server may have sent an error, which says more. (redis-py reads this private buffer, too.)
+        unread = bytes(getattr(received, "_buffer", b"")) if end else b""
         if protocol == 3 and (_is_no_hello(error) or (end and self._may_not_know_hello())):
             return _Resp3RefusedError()
-        if words:
-            said = words.decode(errors="replace").partition("\r\n")[0].lstrip("-")
+        if unread:
+            said = unread.decode(errors="replace").partition("\r\n")[0].lstrip("-")
             return ServerError(self.label, f"refused: {self.redact(Exception(said))}")
         return error
 
     def _may_not_know_hello(self) -> bool:
-        """The connection was closed: may that be the reaction to an unknown command? (With TLS, it is rather the
-        reaction to a missing certificate.)"""
+        """Can an unknown command be the reason why the connection was closed? (With TLS, a missing client certificate
+        is more likely.)"""
         return not self._spoke_resp3 and not issubclass(self._class, redis.SSLConnection)
 
-    def _explained(self, error: BaseException) -> ServerError:
+    def _to_server_error(self, error: BaseException) -> ServerError:
         text = self.redact(error)
         secure = issubclass(self._class, redis.SSLConnection)
         if isinstance(error, TimeoutError | RedisTimeoutError):
-            hint = ", does it speak TLS?" if secure else ""
+            hint = "; does it speak TLS?" if secure else ""
             return ServerError(self.label, f"no answer within {self._timeout:g} s of connecting{hint}")
         if isinstance(error, AuthenticationError):
             return ServerError(
@@ -349,9 +348,9 @@ class Connector:
         return isinstance(cause, ConnectionRefusedError)
 
 
-def passing(error: BaseException) -> bool:
-    """Is it an error, rather than the wish that this task end? A credential provider may raise ``CancelledError``
-    because of a task of its own."""
+def is_failure(error: BaseException) -> bool:
+    """Is it a failure, and not the cancellation of this task or the end of the process? (A credential provider may
+    raise ``CancelledError`` because of a task of its own: that is a failure.)"""
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         return task is not None and not task.cancelling()
@@ -359,13 +358,13 @@ def passing(error: BaseException) -> bool:
 
 
 def _check_class(kind: object) -> None:
-    """:raises ConfigurationError: connections of that class do not lead to a server"""
+    """:raises ConfigurationError: connections of that class do not reach a server"""
     if isinstance(kind, type) and issubclass(kind, AbstractConnection) and not _is_fake(kind):
         return
     name = "fakeredis" if isinstance(kind, type) and _is_fake(kind) else _name_of(kind)
     raise ConfigurationError(
         f"servers: the client is one of {name}, whose connections lead to no server; give a URL, or a client with "
-        "connections of redis-py. For tests, asynclock.testing starts real servers"
+        "redis-py's connections. For tests, asynclock.testing starts real servers"
     )
 
 
@@ -388,13 +387,13 @@ def _check_timeouts(kwargs: Mapping[str, Any]) -> None:
 
 
 def passwords(*kwargs: Mapping[str, Any]) -> list[str]:
-    """The passwords in options of redis-py clients, as text."""
+    """The passwords in the options of redis-py clients, as text."""
     found = [each["password"] for each in kwargs if each.get("password")]
     return [word.decode(errors="replace") if isinstance(word, bytes) else str(word) for word in found]
 
 
 def _cause(error: BaseException) -> BaseException | None:
-    """The error of the operating system behind ``error``, if there is one."""
+    """The OSError that caused ``error``, if there is one."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
@@ -402,11 +401,11 @@ def _cause(error: BaseException) -> BaseException | None:
 
 
 def _is_end(error: BaseException) -> bool:
-    """Has the other side closed the connection without an error?"""
+    """Did the other side close the connection without sending an error?"""
     if type(error) is RedisConnectionError and "closed by server" in str(error):
         return True
     if isinstance(error, RedisError) and type(error) is not RedisConnectionError:
-        return False  # it has sent an error
+        return False  # the server has sent an error
     cause = _cause(error)
     return isinstance(cause, ConnectionError) and not isinstance(cause, ConnectionRefusedError)
 
@@ -416,10 +415,9 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _is_no_hello(error: BaseException) -> bool:
-    """Is it the reply of a server that has no ``HELLO``, or no RESP3? Each proxy words that in its own way, so any
-    error may be."""
+    """May it be the reply of a server without ``HELLO`` or RESP3? Proxies word it differently, so any error may."""
     if isinstance(error, AuthenticationError):
-        # A wrong password gets another error. "Authentication required" means that there was none, or that it came
-        # with HELLO and the server does not know HELLO.
+        # A wrong password gets another error. "Authentication required" means that no password was sent, or that it was
+        # sent with HELLO, which the server does not know.
         return str(error).lower().startswith("authentication required")
     return _is_refusal(error)

@@ -1,12 +1,12 @@
-"""Hands the new credentials that a redis-py ``StreamingCredentialProvider`` announces to open connections.
+"""Re-authenticates open connections when a redis-py ``StreamingCredentialProvider`` announces new credentials.
 
-A provider has one callback, and redis-py's client has set it for its connection pool. The callback that is set here
-instead passes everything on to the pools, as redis-py's own would have done. It goes on with that when no locker
-listens any more, since a provider does not tell which callback it had before.
+A provider has a single callback, and redis-py's client has set it for its connection pool. The callback that replaces
+it here also does what redis-py's does: it notifies the pools. It stays in place when no locker listens any more, since
+the provider does not say which callback it had before.
 
-It also happens the other way round: a client or a ``pubsub()`` with that provider, made after the locker, replaces the
-callback. Then the server ends asynclock's connections once it no longer accepts the old credentials, and the
-reconnect asks the provider for new ones. Locks survive that too.
+Conversely, a client or a ``pubsub()`` with the same provider, made after the locker, replaces this callback. Then the
+server closes asynclock's connections once the old credentials expire, and the reconnect asks the provider for new
+ones. Locks survive that too.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary
 
 
 class Stream:
-    """The callback of one provider, for all who listen to it. Both they and the provider keep it alive."""
+    """The callback of one provider, shared by its listeners. The listeners and the provider keep it alive."""
 
     def __init__(self) -> None:
         self._pools: weakref.WeakSet[Any] = weakref.WeakSet()
         self._listeners: dict[object, tuple[asyncio.AbstractEventLoop, Callable[[Credentials], None]]] = {}
 
-    def listen(self, pool: Any, hear: Callable[[Credentials], None]) -> Callable[[], None]:
+    def listen(self, pool: Any, callback: Callable[[Credentials], None]) -> Callable[[], None]:
         ticket = object()
         if pool is not None:
             self._pools.add(pool)
-        self._listeners[ticket] = (asyncio.get_running_loop(), hear)
+        self._listeners[ticket] = (asyncio.get_running_loop(), callback)
 
         def stop() -> None:
             self._listeners.pop(ticket, None)
@@ -50,24 +50,25 @@ class Stream:
         return stop
 
     def on_next(self, token: TokenInterface) -> Coroutine[Any, Any, None]:
-        """The provider calls this, in any thread, and awaits what it returns, as with redis-py's own callback."""
-        user, password = token.try_get("oid"), token.get_value()  # as redis-py reads it
+        """Called by the provider, in any thread. The provider awaits the returned coroutine, as with redis-py's own
+        callback."""
+        user, password = token.try_get("oid"), token.get_value()  # as redis-py does
         credentials = (password.encode(),) if user is None else (user.encode(), password.encode())
-        for loop, hear in list(self._listeners.values()):
+        for loop, callback in list(self._listeners.values()):
             with contextlib.suppress(RuntimeError):  # the loop is closed, and with it all its connections
-                loop.call_soon_threadsafe(hear, credentials)
-        return self._tell_pools(token)
+                loop.call_soon_threadsafe(callback, credentials)
+        return self._notify_pools(token)
 
-    async def _tell_pools(self, token: TokenInterface) -> None:
+    async def _notify_pools(self, token: TokenInterface) -> None:
         for pool in list(self._pools):
             await pool.re_auth_callback(token)
 
 
-def listen(provider: object, pool: Any, hear: Callable[[Credentials], None]) -> Callable[[], None]:
-    """Call ``hear`` in the running loop with the new credentials, whenever ``provider`` announces some.
+def listen(provider: object, pool: Any, callback: Callable[[Credentials], None]) -> Callable[[], None]:
+    """Call ``callback`` in the running event loop with the new credentials, whenever ``provider`` announces some.
 
-    :param pool: the connection pool of the client that the provider came with, or None; it gets them too
-    :return: call it to stop listening
+    :param pool: the connection pool of the provider's client, or None; it is notified too
+    :return: call it to unsubscribe
     """
     streaming = getattr(redis.credentials, "StreamingCredentialProvider", None)  # redis-py before 5.3 has none
     if streaming is None or not isinstance(provider, streaming):
@@ -75,12 +76,13 @@ def listen(provider: object, pool: Any, hear: Callable[[Credentials], None]) -> 
     stream = _streams.get(id(provider))
     if stream is None:
         stream = _streams[id(provider)] = Stream()
-    stop = stream.listen(pool, hear)
+    stop = stream.listen(pool, callback)
     try:
         provider.on_next(stream.on_next)
-    except Exception as error:  # the user's own code
+    except Exception as error:  # user code
         log.warning(
-            "asynclock: the credential provider takes no callback (%s), and is asked when connecting only",
+            "asynclock: the credential provider takes no callback (%s): rotated credentials are used from the next "
+            "connection on",
             type(error).__name__,
         )
     return stop
@@ -89,8 +91,8 @@ def listen(provider: object, pool: Any, hear: Callable[[Credentials], None]) -> 
 class Rotation:
     """New credentials for the connections of one node.
 
-    Those that come while a connection is in use go to it at once (``on_new`` of ``start``). Those that come while one
-    is being set up are kept for it, in ``_pending``: it may have asked the provider before they were announced.
+    While a connection is in use, they go to it at once (``on_new`` of ``start``). While one is being set up, they are
+    kept for it in ``_pending``: it may have asked the provider before they were announced.
     """
 
     __slots__ = ("_pending", "_stop")
@@ -105,21 +107,21 @@ class Rotation:
         on_new: Callable[[Credentials], bool],
     ) -> None:
         """:param subscribe: ``Connector.on_credentials``
-        :param on_new: uses the credentials; returns False if no connection is in use
+        :param on_new: sends the credentials to the connection in use; returns False if there is none
         """
 
-        def hear(credentials: Credentials) -> None:
+        def announced(credentials: Credentials) -> None:
             if self._stop is not None:
                 self._pending = None if on_new(credentials) else credentials
 
-        self._stop = subscribe(hear)
+        self._stop = subscribe(announced)
 
     def connecting(self) -> None:
-        """A connection is about to ask the provider itself: what was announced before is of no interest."""
+        """A new connection will ask the provider itself, so earlier announcements are outdated."""
         self._pending = None
 
     def take(self) -> Credentials | None:
-        """What was announced since ``connecting``, and not used."""
+        """The credentials that were announced since ``connecting`` and are still unused."""
         pending, self._pending = self._pending, None
         return pending
 
@@ -130,13 +132,13 @@ class Rotation:
 
 
 class WatchedProvider(CredentialProvider):
-    """Asks the user's provider for the credentials of one connection, and keeps how that went: redis-py makes an error
-    of the connection out of whatever the provider raises, which would be put down to the server."""
+    """Asks the user's provider for the credentials of one connection, and keeps the outcome. Without it, the server
+    would be blamed when the provider fails: redis-py turns what it raises into a connection error."""
 
     def __init__(self, provider: CredentialProvider) -> None:
         self._provider = provider
         self.error: BaseException | None = None  #: what the provider has raised
-        self.password = ""  #: what it has returned
+        self.password = ""  #: the password that it has returned
 
     async def get_credentials_async(self) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""When a key expires, as an argument of the command that sets or extends it."""
+"""The expiry argument of the commands that set or extend a key."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _TIME = packed(b"TIME")
 
 
 class ExpiryClock:
-    """Makes the expiry arguments for one connection: ``PXAT``, in the server's own time, or ``PX``.
+    """Makes the expiry arguments for one connection: ``PXAT`` in the server's time, or ``PX``.
 
-    Invariant: a key lives for at least one validity from the moment that the holder counts from. ``PXAT`` is that
-    moment as the server's clock shows it at most (``ServerClock.at_most``), rounded up, plus the validity. ``PX`` is
-    the validity counted from when the server runs the command, which is later. ``PX`` is used where the server does not
-    know ``PXAT``, and while its clock is not known well enough.
+    Invariant: a key lives for at least one validity from the time at which the holder's deadline starts. ``PXAT`` is
+    the latest reading of the server's clock at that time (``ServerClock.at_most``), rounded up, plus the validity.
+    ``PX`` counts the validity from when the server runs the command, which is later. ``PX`` is used if the server does
+    not know ``PXAT``, or while the offset of its clock is not known well enough.
 
-    State: ``_argument`` is what was made for the millisecond ``_millisecond`` (-1: for none); it is not used after
-    ``_clock`` has changed. ``_asked``: a TIME is under way, and no other is needed.
+    State: ``_argument`` is cached for the millisecond ``_millisecond`` (-1: nothing is cached), and dropped when
+    ``_clock`` changes. ``_asked``: a TIME is pending.
     """
 
     __slots__ = ("_argument", "_asked", "_clock", "_connection", "_millisecond", "_px", "_pxat", "_validity")
@@ -48,7 +48,7 @@ class ExpiryClock:
             self._argument = self._px
             if self._pxat:
                 clock = self._clock
-                # Not for a waiter: it tries again whenever the holder extends, and mostly in vain.
+                # Not for a waiter's attempts: there is one at each extension of the holder, and most of them fail.
                 if operation is not TAKE_TTL and clock.due(now) and not self._asked:
                     self.ask()
                 if clock.usable(now):
@@ -65,7 +65,7 @@ class ExpiryClock:
             connection.send(_TIME, _Time(self, now), 1, now)
 
     def answered(self, sent: float, reply: Any, now: float) -> None:
-        """:raises ViolationError: that is no time"""
+        """:raises ViolationError: the reply is not a time"""
         self._asked = False
         self._millisecond = -1
         if not is_error(reply):
@@ -76,7 +76,7 @@ class ExpiryClock:
             self._clock.observe(sent, seconds, now)
 
     def doubt(self) -> None:
-        """The server's clock may have been set: use no ``PXAT`` until it was read again."""
+        """The server's clock may have been set: use ``PX`` until it is read again."""
         self._clock.forget()
         self._millisecond = -1
 

@@ -1,4 +1,4 @@
-"""Reports that a database was flushed, at a bounded rate."""
+"""Reports FLUSHALL and FLUSHDB, at a limited rate."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ..core.pace import Pace
 
 
 class Flushes:
-    """Reports flushes at once while they are rare. When they come in numbers, one report stands for several.
+    """Reports flushes at once while they are rare. When there are many, one report stands for several.
 
-    A server does not say which database was flushed, and each report makes every lock on it be checked.
+    A server does not say which database was flushed, so each report makes asynclock check every lock on the server.
 
-    Invariant: a flush was reported after it happened, or ``_timer`` is set and will report it, or the connection
-    was lost meanwhile (``stop``): after a reconnect every lock is checked anyway. (``Pace`` counts flushes over all
-    connections to a server.)
+    Invariant: every flush has been reported after it happened, or ``_timer`` is set and will report it, or the
+    connection was lost meanwhile (``stop``), and then every lock is checked after the reconnect. (``Pace`` counts
+    flushes over all connections to a server.)
     """
 
     __slots__ = ("_pace", "_timer")
@@ -25,18 +25,18 @@ class Flushes:
         self._timer: asyncio.TimerHandle | None = None
 
     def flushed(self, now: float, report: Callable[[], None]) -> None:
-        """A database was flushed: call ``report``, now or in a while."""
+        """A database was flushed: call ``report``, now or later."""
         if self._timer is not None:
             return
         seconds = self._pace.flushed(now)
         if seconds:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._report, report)
         else:
-            # Now: replies that come right after it show that keys are gone, but not why.
+            # Not in a later turn: replies that follow in the same read show that keys are gone, but not why.
             report()
 
     def stop(self) -> None:
-        """Report no flush that is still to be reported."""
+        """Drop the pending report."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,4 +1,4 @@
-"""The grace period of a server that was lost (``disconnect_grace``)."""
+"""The grace period after a connection is lost (``disconnect_grace``)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 
 class Grace:
-    """Decides when a server that was lost counts as gone, and with it every key on it.
+    """Decides when a disconnected server counts as gone, and every key on it as lost.
 
-    It is gone once two things are true: a new connection was refused (nobody listens there), and the grace
-    period since the loss is over. A server that is merely silent is not gone, since it may still have its keys.
+    It is gone once two things are true: a new connection was refused (the server is not running), and the grace period
+    since the disconnect is over. A server that is merely silent is not gone, since it may still have its keys.
 
-    Invariant: ``_lost_at`` is set from the loss until the server counts as gone, is connected again or is given up;
-    while it is not set, neither is ``_timer``. So "gone" is reported at most once for each loss.
+    Invariant: ``_lost_at`` is set from the disconnect until the server counts as gone, is connected again, or the node
+    closes; ``_timer`` is only set while ``_lost_at`` is. So "gone" is reported at most once for each disconnect.
     """
 
     __slots__ = ("_clock", "_lost_at", "_seconds", "_timer")
@@ -29,7 +29,7 @@ class Grace:
         self._lost_at = self._clock()
 
     def refused(self, on_gone: Callable[[], None]) -> None:
-        """A new connection was refused. ``on_gone`` is called at the end of the grace period: now, if that is over."""
+        """A new connection was refused. Call ``on_gone`` when the grace period ends, or now if it has ended."""
         if self._lost_at is None or self._timer is not None:
             return
         left = self._lost_at + self._seconds - self._clock()
@@ -39,7 +39,7 @@ class Grace:
             self._timer = asyncio.get_running_loop().call_later(left, self._end, on_gone)
 
     def stop(self) -> None:
-        """The server is connected again, or nobody needs to know any more."""
+        """The server is connected again, or the node closes."""
         self._lost_at = None
         if self._timer is not None:
             self._timer.cancel()

@@ -1,12 +1,11 @@
-"""Without RESP3: a second connection, which gets the invalidations of the keys that the first one tracks.
+"""RESP2 only: a second connection, which receives the invalidations of the keys that the main connection tracks.
 
-A RESP2 connection carries replies and nothing else. So the main connection has its invalidations redirected
-(``CLIENT TRACKING ON REDIRECT``) to one that subscribes to ``__redis__:invalidate``.
+A RESP2 connection carries replies only. So the main connection redirects its invalidations (``CLIENT TRACKING ON
+REDIRECT``) to a connection that subscribes to ``__redis__:invalidate``.
 
-The two live and die together. While the second is down, keys change without notice: the same as when the main
-connection is lost. So losing the second drops the main one, and both come back in the same way, by the node's
-reconnect, which checks every key again. (The server does not tell the main connection of the loss. It goes on
-answering commands, and tracks keys for nobody.)
+When one of the two is lost, the other is dropped. Without the second connection, keys change unnoticed, as they do
+while the main one is down; so both are reconnected together, and every key is checked after that. (The server does not
+notify the main connection of the loss: it goes on answering commands, and discards the invalidations.)
 """
 
 from __future__ import annotations
@@ -31,22 +30,22 @@ _UNSUBSCRIBE = packed(b"UNSUBSCRIBE", _CHANNEL)
 class Invalidations(Connection):
     """The second connection to a server.
 
-    Once it has subscribed, nothing is in ``waiting`` any more: messages and the replies to PING come in any order, to
-    ``_unasked``. So how long a reply has been missing is counted from ``_pinged``, not from ``heard``. Only the
-    watchdog's pings show that the server is still there.
+    Once it has subscribed, ``waiting`` stays empty: messages and replies to PING arrive in any order, and go to
+    ``_unsolicited``. So ``missing`` counts from ``_pinged`` instead of ``heard``. Only the watchdog's pings show that
+    the server is still alive.
     """
 
-    redirect: Redirect  #: what ``CLIENT TRACKING`` needs
+    redirect: Redirect  #: for ``CLIENT TRACKING`` on the main connection
     _redact: Callable[[Any], str]
     _watchdog: Watchdog | None = None
-    _pinged: float | None = None  # when it was pinged, if nothing was heard since
-    _on_return: deque[Callable[[], None]]  # one for each SUBSCRIBE after new credentials that is not answered yet
+    _pinged: float | None = None  # when it was pinged, if nothing has arrived since
+    _on_return: deque[Callable[[], None]]  # one for each pending SUBSCRIBE of ``reauthenticate``
 
     @classmethod
     async def open(cls, connector: Connector, main: Connection, on_push: OnPush, silence: float) -> Invalidations:
-        """Connect to the same server as ``main``, subscribe, and bind the two connections together.
+        """Connect to the same server as ``main`` and subscribe. From then on, the loss of one drops the other.
 
-        :param silence: seconds for which a ping may go unanswered
+        :param silence: seconds after which a ping without a reply means that the connection is dead
         :raises ServerError: unreachable, or refused
         :raises ConnectionResetError: the connection was lost meanwhile
         """
@@ -54,12 +53,12 @@ class Invalidations(Connection):
         loop, clock = asyncio.get_running_loop(), main.clock
 
         def pushed(push: list[Any], now: float) -> None:
-            if not main.closed.done():  # else every key is checked anyway, after the reconnect
+            if not main.closed.done():  # else every key will be checked after the reconnect
                 on_push(push, now)
 
         def lost(connection: Connection, error: Exception | None) -> None:
             if not main.closed.done():
-                main.abort(ConnectionError(f"its second connection, for invalidations, was lost: {error or 'closed'}"))
+                main.abort(ConnectionError(f"the second connection, for invalidations, was lost: {error or 'closed'}"))
 
         self = cls(writer, loop, clock, on_push=pushed, on_lost=lost)
         self._on_return = deque()
@@ -75,7 +74,7 @@ class Invalidations(Connection):
     async def _subscribe(self, connector: Connector, silence: float) -> None:
         sent = {"INFO": self.call(INFO), "CLIENT ID": self.call(packed(b"CLIENT", b"ID"))}
         if connector.client_name is not None:
-            self.call(packed(b"CLIENT", b"SETNAME", connector.client_name.encode()))  # may be refused
+            self.call(packed(b"CLIENT", b"SETNAME", connector.client_name.encode()))  # an error does not matter
         sent["SUBSCRIBE"] = self.call(_SUBSCRIBE)
         replies = {command: await reply for command, reply in sent.items()}
         for command in ("CLIENT ID", "SUBSCRIBE"):
@@ -85,16 +84,16 @@ class Invalidations(Connection):
         self._watchdog = Watchdog(self, f"{connector.label}, for invalidations", silence)
 
     def reauthenticate(self, credentials: Credentials, on_return: Callable[[], None]) -> None:
-        """Log in anew. A subscriber may not send AUTH, so it unsubscribes for a moment. What is published meanwhile is
-        lost; ``on_return`` is called after it."""
+        """Send AUTH with new credentials. A subscriber may not send AUTH, so it unsubscribes for a moment and misses
+        invalidations; ``on_return`` is called once it has subscribed again."""
         self._on_return.append(on_return)
         self._transport.write(_UNSUBSCRIBE + packed(b"AUTH", *credentials) + _SUBSCRIBE)
 
-    def _unasked(self, reply: Any, now: float) -> None:
+    def _unsolicited(self, reply: Any, now: float) -> None:
         self._pinged = None
         if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
             self._on_push([b"invalidate", reply[2]], now)
-        elif is_error(reply) and self._on_return:  # else it is the reply to a PING, as good as any other
+        elif is_error(reply) and self._on_return:  # else it is the reply to a PING, for which an error will do
             self._on_return.clear()
             self.abort(ConnectionError(f"new credentials were refused: {self._redact(reply)}"))
         elif isinstance(reply, list) and reply[:1] == [b"subscribe"] and self._on_return:

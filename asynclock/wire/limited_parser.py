@@ -1,4 +1,4 @@
-"""redis-py's own parser, for what a server says before its socket is ours; with a look at the headers first."""
+"""redis-py's parser with reply limits, for what a server sends before asynclock takes over the socket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .reply_limits import ReplyLimits
 
 
 class LimitedParser(DefaultParser):  # type: ignore[misc,valid-type]  # to mypy a variable: redis-py chooses it at import
-    """As ``parser_class`` of a connection."""
+    """The ``parser_class`` of redis-py connections."""
 
     _reader: Any
     _stream: Any
@@ -20,27 +20,27 @@ class LimitedParser(DefaultParser):  # type: ignore[misc,valid-type]  # to mypy 
         super().on_connect(connection)
         self._reader = _LimitedReader(self._reader)
 
-    def let_go(self) -> None:
-        """The socket is somebody else's now. Parser and reader refer to each other, and to the transport: all
-        that would stay until the garbage collector comes by."""
+    def detach(self) -> None:
+        """Drop the references to the reader and the stream, once the socket is taken over. They form a cycle with the
+        transport, which would stay alive until the next garbage collection."""
         self._reader = self._stream = None
 
 
 class _LimitedReader:
-    """As much of ``hiredis.Reader`` as redis-py uses while it connects."""
+    """The part of ``hiredis.Reader`` that redis-py uses while it connects."""
 
     def __init__(self, reader: Any) -> None:
         self._reader = reader
         self._headers = ReplyLimits(reader)
         self._pieces: Iterator[bytes] = iter(())
-        self._more = reader.gets()  # what it answers when it wants more bytes
+        self._more = reader.gets()  # what it returns when it needs more bytes
         self.has_data = reader.has_data
 
     def feed(self, data: bytes) -> None:
         self._pieces = self._headers.pieces(data)
 
     def gets(self, *args: Any) -> Any:
-        """:raises ViolationError: too much is announced, or it is too long"""
+        """:raises ViolationError: the reply exceeds a limit"""
         while (reply := self._reader.gets(*args)) is self._more:
             piece = next(self._pieces, None)
             if piece is None:

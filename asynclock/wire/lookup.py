@@ -1,10 +1,9 @@
-"""Sockets to named servers, without the event loop's default executor.
+"""Resolves host names and connects sockets, without the event loop's default executor.
 
-``loop.getaddrinfo`` runs there, behind all that the application has handed to ``asyncio.to_thread``: a connection
-that drops could not be made anew before that is done, and its locks would be lost. So names are looked up in daemon
-threads of asynclock's own: one for each name at most, however often it is asked for, ``MOST`` in all, and none while
-there is nothing to look up. Nothing can stop a look-up that hangs; who asked may stop waiting, and the next who asks
-for that name waits for the same one.
+``loop.getaddrinfo`` runs in that executor, and queues behind everything that the application passes to
+``asyncio.to_thread``. A reconnect could wait there until its locks have expired. So asynclock resolves names in daemon
+threads of its own: at most one for each name and ``MAX_THREADS`` in all, and none while there is nothing to resolve. A
+look-up that hangs cannot be stopped. Callers may stop waiting for it, and later callers for that name join it.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from typing import Any
 
 import redis.asyncio as redis
 
-MOST = 16  # names that are looked up at the same time; others wait
+MAX_THREADS = 16  # look-ups at the same time; others wait
 
-# Nothing of a server is known by these: from here, that address cannot even be tried.
+# These say nothing about the server: this machine cannot even try the address.
 _NO_WAY = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENETUNREACH)
 
 _Found = list[tuple[Any, ...]]  # what socket.getaddrinfo returns
@@ -31,8 +30,8 @@ _Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[_Found]"]
 
 
 class _Lookups:
-    """State, all of it behind ``_lock``: ``_waiters`` of each name that is queued or being looked up, ``_queue`` of
-    names that no thread has taken yet, and ``_threads``, how many there are. Threads of several event loops may ask."""
+    """State, guarded by ``_lock`` since several event loops may use it: ``_waiters`` for each name that is queued or
+    being resolved, ``_queue`` of names that no thread has taken yet, ``_threads``: the number of threads."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -49,9 +48,9 @@ class _Lookups:
             if (waiters := self._waiters.get(host)) is not None:
                 waiters.append((loop, future))
                 return future
-            if self._threads < MOST:
-                # It waits for the lock before it looks into the queue.
-                threading.Thread(target=self._work, name="asynclock looking names up", daemon=True).start()
+            if self._threads < MAX_THREADS:
+                # Started first, since it may raise. The thread cannot see the queue before this one releases the lock.
+                threading.Thread(target=self._work, name="asynclock name look-up", daemon=True).start()
                 self._threads += 1
             self._waiters[host] = [(loop, future)]
             self._queue.append(host)
@@ -68,16 +67,16 @@ class _Lookups:
             problem: Exception | None = None
             try:
                 found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
-            except Exception as error:  # told to who asked
+            except Exception as error:  # raised in the callers
                 problem = error
             with self._lock:
                 waiters = self._waiters.pop(host)
             for loop, future in waiters:
-                with contextlib.suppress(RuntimeError):  # that loop is closed, and nobody waits there
-                    loop.call_soon_threadsafe(_tell, future, found, problem)
+                with contextlib.suppress(RuntimeError):  # that loop is closed, with all its tasks
+                    loop.call_soon_threadsafe(_resolve, future, found, problem)
 
 
-def _tell(future: asyncio.Future[_Found], found: _Found, problem: Exception | None) -> None:
+def _resolve(future: asyncio.Future[_Found], found: _Found, problem: Exception | None) -> None:
     if future.done():  # cancelled
         return
     if problem is None:
@@ -92,23 +91,24 @@ _lookups = _Lookups()
 async def addresses(host: str) -> _Found:
     """As ``socket.getaddrinfo(host, 0, type=SOCK_STREAM)``.
 
-    :raises OSError: there is no such name, or nobody who knows
-    :raises UnicodeError: it is no name
+    :raises OSError: there is no such name, or no name server answers
+    :raises UnicodeError: it is not a valid name
     """
     global _lookups
     try:
         return socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
-        pass  # it is a name, and that was known without asking anybody
-    if _lookups.pid != os.getpid():  # the threads, and the lock, were those of the process that has forked
+        pass  # a name, not an address; AI_NUMERICHOST never blocks
+    if _lookups.pid != os.getpid():  # forked: the threads exist in the parent only, and the lock may be held
         _lookups = _Lookups()
     return await _lookups.ask(host)
 
 
 async def connected(host: str, port: int, seconds: float) -> socket.socket:
-    """A socket that is connected to the first address of ``host`` that accepts it. Each gets its share of the time.
+    """Connect to the first address of ``host`` that accepts. Each address gets its share of ``seconds``.
 
-    :raises OSError: none does. A ``ConnectionError`` only if no address leaves open whether anybody is there.
+    :raises OSError: none accepts. A ``ConnectionError`` only if every address that could be tried refused or reset
+        the connection: that proves that the server is not running
     """
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
@@ -123,12 +123,12 @@ async def connected(host: str, port: int, seconds: float) -> socket.socket:
             continue
         try:
             sock.setblocking(False)
-            # An IPv6 address may end with its scope, which is a number of its own in there as well.
+            # Without the %scope of an IPv6 address: the tuple has the scope as a number, too.
             where = (address[0].partition("%")[0], port, *address[2:])
             async with asyncio.timeout(share):
                 await loop.sock_connect(sock, where)
             if sock.getsockname() == sock.getpeername():
-                # Nobody listens, and of all ports this socket has got that one for its own.
+                # TCP self-connect: nothing listens there, and the kernel chose that very port for this socket.
                 raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
             return sock
         except OSError as error:  # a TimeoutError too
@@ -142,20 +142,20 @@ async def connected(host: str, port: int, seconds: float) -> socket.socket:
 
 
 class Connects:
-    """Over a connection class of redis-py: it connects by itself to the host that it was given."""
+    """Mixin for redis-py connection classes: connects the socket here, and passes it to redis-py."""
 
     host: str
     port: int
     socket_connect_timeout: float | None
     _connected: socket.socket
     _reader: asyncio.StreamReader | None
-    heard: asyncio.StreamReader | None = None  #: what has come in; redis-py forgets it when something goes wrong
+    received: asyncio.StreamReader | None = None  #: kept because redis-py drops it, unread, on errors
 
     async def _connect(self) -> None:
         self._connected = await connected(self.host, int(self.port), self.socket_connect_timeout or 60.0)
         try:
             await super()._connect()  # type: ignore[misc]  # redis-py's
-            self.heard = self._reader
+            self.received = self._reader
         except BaseException:
             self._connected.close()
             raise
@@ -175,7 +175,7 @@ _classes: dict[type, type] = {}
 
 
 def connecting(kind: type[Any]) -> type[Any]:
-    """That connection class, with these look-ups; the class itself if it does not connect as redis-py's own do."""
+    """``kind`` with ``Connects``; ``kind`` itself if its ``_connect`` is not redis-py's (as for unix sockets)."""
     if getattr(kind, "_connect", None) is not redis.Connection._connect:
         return kind
     if kind not in _classes:

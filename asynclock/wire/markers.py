@@ -1,4 +1,4 @@
-"""The key that is written before each ``WAIT`` (``replicas.py`` says what for)."""
+"""The key that is written before each ``WAIT``; ``replicas.py`` says why."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .commands import OK, Capabilities, Commands, bulk, packed, unbulk
 from .connection import Connection
 from .requests import Ignored
 
-LIFE = b"10000"  # ms: only for a marker whose connection was lost before the marker was deleted
-GUESSES = 8  # slots of a cluster to try, when those of the locks themselves will not do
+LIFE = b"10000"  # ms: for a marker that was not deleted because its connection was lost
+GUESSES = 8  # how many recent locks' slots to try, and how many random ones in addition
 
 _ELSEWHERE = ("MOVED ", "ASK ", "TRYAGAIN", "CLUSTERDOWN")
 
@@ -22,15 +22,15 @@ _ELSEWHERE = ("MOVED ", "ASK ", "TRYAGAIN", "CLUSTERDOWN")
 class Markers:
     """Writes markers: keys that no lock can have, deleted at once.
 
-    A node of a cluster accepts only keys in its own slots. So several keys are tried until one is accepted, and from
-    then on that one alone, until its slot moves.
+    A node of a cluster accepts only keys in its own slots. So several keys are tried until one is accepted. That one
+    is used until its slot moves.
 
     State: ``_known`` is the key that was accepted last (packed). ``written`` and ``refusal`` are the outcome of the
-    last ``write``: was any key accepted, and if not, why not.
+    last ``write``: whether a key was accepted, and the error if not.
     """
 
     def __init__(self, prefix: str, capabilities: Capabilities) -> None:
-        # Scripts are sent in full: nobody would notice here that they were flushed.
+        # Scripts are sent in full: nothing here would handle NOSCRIPT.
         self._commands = Commands(capabilities._replace(evalsha=False))
         self._prefix = f"{prefix}:wait:".encode()
         self.token = b"asynclock:w:" + os.urandom(16).hex().encode()
@@ -52,7 +52,7 @@ class Markers:
     def write(self, connection: Connection, locks: Sequence[bytes], now: float) -> None:
         """Write and delete a marker.
 
-        :param locks: keys (packed) that the server has just accepted, the latest one last
+        :param locks: keys (packed) that the server has just accepted, the latest last
         """
         self.written, self.refusal = False, None
         for marker in [self._known] if self._known is not None else self._guesses(locks):
@@ -61,7 +61,7 @@ class Markers:
 
     @property
     def elsewhere(self) -> bool:
-        """Was no key accepted because their slots are other nodes'? Then other keys are worth a try (``forget``)."""
+        """Were all keys refused because other nodes own their slots? Then try other keys (``forget``)."""
         return not self.written and str(self.refusal).startswith(_ELSEWHERE)
 
     def forget(self) -> None:
@@ -69,7 +69,7 @@ class Markers:
         self._known = None
 
     def _guesses(self, locks: Sequence[bytes]) -> Iterable[bytes]:
-        """Keys in the slots of locks, and, in case those have just moved, in any others."""
+        """Keys in the slots of the locks and, in case those have just moved, in random slots."""
         tags = dict.fromkeys(tag for lock in locks[-GUESSES:] if (tag := tag_of(unbulk(lock))))
         others = [os.urandom(4).hex().encode() for _ in range(GUESSES)]
         return [bulk(self._prefix + b"{%b}" % tag) for tag in (*tags, *others)]
@@ -98,7 +98,7 @@ class _Written:
 
 
 def tag_of(key: bytes) -> bytes | None:
-    """What to put in braces to get into the slot of ``key``; None: it is not as simple as that."""
+    """A hash tag for the slot of ``key``; None: a tag made from the key cannot reach it."""
     _, brace, rest = key.partition(b"{")
     tag, closing, _ = rest.partition(b"}")
     tag = tag if brace and closing and tag else key

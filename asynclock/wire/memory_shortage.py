@@ -1,22 +1,22 @@
-"""What follows when a server has no memory left, and refuses commands with ``OOM``."""
+"""How asynclock reacts when a server is out of memory and refuses commands with ``OOM``."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
-GIVE_UP_AFTER = 5.0  # seconds of shortage after which new locks are refused, instead of being waited for
-NEW_AFTER = 3.0  # seconds without an OOM after which the next one begins another shortage
-SET_AGAIN = 1.0  # seconds until locks are extended by SET again
+GIVE_UP_AFTER = 5.0  # seconds of shortage after which waiters get a ServerError
+NEW_AFTER = 3.0  # seconds without an OOM after which the next one starts a new shortage
+SET_AGAIN = 1.0  # seconds until extensions use SET again
 
 
 class MemoryShortage:
-    """Follows one server's shortage of memory, over one connection.
+    """Keeps track of a server's shortage of memory, for one connection.
 
-    - New locks wait at first: a server that does not evict keys fast enough has memory again in a moment. After
-      ``GIVE_UP_AFTER`` seconds whoever waits is told that the server is out of memory.
-    - Locks that are held are kept: ``SET ... IFEQ`` needs memory for the value, ``PEXPIRE`` does not. So extensions
-      use a script with ``PEXPIRE`` for a while. Not for ever: the script costs more, and not every user may run one.
+    - New locks wait at first: a server that is only slow to evict keys has memory again in a moment. After
+      ``GIVE_UP_AFTER`` seconds, waiters get an error that says that the server is out of memory.
+    - Held locks are kept: ``SET ... IFEQ`` needs memory for the value, ``PEXPIRE`` does not. So extensions use a script
+      with ``PEXPIRE`` for ``SET_AGAIN`` seconds. Not for ever: it costs more, and some users may not run scripts.
 
     Invariant: while ``_timer`` is set, extensions avoid SET; when it fires, they use SET again.
     """
@@ -28,14 +28,14 @@ class MemoryShortage:
         self._timer: asyncio.TimerHandle | None = None
 
     def may_pass(self, now: float) -> bool:
-        """The server has answered OOM. May the same command work in a moment?"""
+        """The server has answered OOM. Is a retry worthwhile?"""
         if now > self._last + NEW_AFTER:
             self._since = now
         self._last = now
         return now < self._since + GIVE_UP_AFTER
 
     def avoid_set(self, until: Callable[[], None]) -> None:
-        """Extensions avoid SET from now on. ``until`` is called when they are to use it again."""
+        """Extensions avoid SET from now on. ``until`` is called when they may use it again."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SET_AGAIN, self._over, until)
 

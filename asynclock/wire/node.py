@@ -38,31 +38,31 @@ LASTED = 1.0  # seconds after which a session has lasted: the next attempt to co
 
 
 class Listener(Protocol):
-    """Whoever is told what happens to a server."""
+    """Is notified of what happens to a server."""
 
     def invalidated(self, node: Node, key: bytes, now: float) -> None:
-        """The server has pushed that this key changed, or may have."""
+        """The server has pushed an invalidation: this key has changed, or may have."""
 
     def suspect(self, node: Node, cause: LossReason | None) -> None:
-        """Any key may have changed. If one turns out to be missing, that is the reason."""
+        """Any key may have changed. ``cause`` is the loss reason for keys that turn out to be missing."""
 
     def reconnected(self, node: Node) -> None:
-        """Connected, or giving votes again. Nothing is tracked yet; pushes may have been missed."""
+        """Connected, or giving votes again. No key is tracked yet; pushes may have been missed."""
 
     def gone(self, node: Node) -> None:
         """Disconnected, a new connection was refused, and the grace period is over."""
 
     def shut_out(self, node: Node) -> None:
-        """Disconnected, and the server will not let this client in again (``node.trouble``)."""
+        """Disconnected, and the server refuses this client for good (``node.trouble``)."""
 
     def disconnected(self, node: Node) -> None:
-        """The connection is lost. What becomes of it is reported later."""
+        """The connection is lost. ``reconnected``, ``gone`` or ``shut_out`` may follow."""
 
     def in_use(self) -> bool:
-        """Does anybody hold a lock, or wait for one?"""
+        """Does any task hold a lock, or wait for one?"""
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
-        """A cluster's node has answered that the key is, or is becoming, another node's. True: it was sent there."""
+        """A cluster's node has answered MOVED or ASK. True: the request was sent to the node that was named."""
 
 
 class Node:
@@ -106,7 +106,7 @@ class Node:
         self._grace = Grace(options.disconnect_grace, clock)
         self._rotation = Rotation()
         self._quarantine = Quarantine(clock, options.key_validity, enabled=quarantine)
-        self.pace = Pace()  #: what pushes have been worth of late
+        self.pace = Pace()  #: how useful the server's recent pushes were
         self.owed = OwedReleases(clock, options.key_validity, self._send_owed)
 
     def __repr__(self) -> str:
@@ -124,17 +124,17 @@ class Node:
 
     @property
     def trouble(self) -> ServerError | None:
-        """Why this server gives no votes now, if so."""
+        """Why this server gives no votes now; None: it does."""
         if self.session is None:
-            problem = self._problem or ServerError(self.label, "disconnected, and being reconnected")
+            problem = self._problem or ServerError(self.label, "disconnected; reconnecting")
             return problem.copy()
         return self._quarantine.trouble(self.label) or self.session.trouble
 
     # Connect
 
     def start(self) -> asyncio.Future[ServerError | ConfigurationError | None]:
-        """Connect, and try again until that works or the node is closed. The future tells how the first attempt
-        ended; a ConfigurationError ends the trying."""
+        """Connect, and retry until it succeeds or the node is closed. The future has the outcome of the first attempt;
+        a ConfigurationError ends the retries."""
         self.first = asyncio.get_running_loop().create_future()
         self._grace.lost()
         self._rotation.start(self.connector.on_credentials, self._reauthenticate)
@@ -151,7 +151,7 @@ class Node:
             if not self.first.done():
                 self.first.set_result(error)
                 return None
-            # It has worked before, or may yet: whatever has changed may change again.
+            # Not at the first attempt: what has changed since may change back, so retry.
             self._not_connected(ServerError(self.label, str(error)))
         except ServerError as error:
             self._not_connected(error)
@@ -205,11 +205,11 @@ class Node:
                 self.first.set_result(None)
             self._listener.reconnected(self)
         except BaseException:
-            session.connection.abort()  # not everybody knows that it is back: the next session tells them
+            session.connection.abort()  # not every room was notified: the next session's ``reconnected`` does it
             raise
 
     def _not_connected(self, error: Exception) -> None:
-        """An attempt has failed. Tell those who wait for the first one, who wait for a lock, or who hold one."""
+        """An attempt has failed. Notify whoever waits for the first attempt, waits for a lock, or holds one."""
         if not isinstance(error, ServerError):
             error = unforeseen(self.connector, error)
         known = self._problem is not None and str(self._problem) == str(error)
@@ -254,20 +254,22 @@ class Node:
         return False
 
     def release(self, key: bytes, token: bytes) -> None:
-        """Release a key on behalf of a node that is no more."""
+        """Release a key for a node that has left the cluster."""
         self.owed.owe(key, token)
         if self.session is not None:
             self.owed.send_all()
 
-    def take_on(self, request: Request | OwedRelease, asking: bool) -> None:
-        """Send a request that another node has sent before, because the key is, or is becoming (``asking``), this
-        node's."""
+    def resend(self, request: Request | OwedRelease, asking: bool) -> None:
+        """Send a request that this or another node has sent before.
+
+        :param asking: the key's slot is still being moved to this node (ASK)
+        """
         now = self.now()
         session = self.session
         if session is None:
-            request.fail(ServerError(self.label, "not connected yet, and the key has moved there"), now, self)
+            request.fail(ServerError(self.label, "the key has moved there, and it is not connected yet"), now, self)
         else:
-            request.again(self, now, asking)
+            request.move_to(self, now, asking)
             self._send(session, request, now, asking)
 
     def _send_owed(self, key: bytes, token: bytes, until: float) -> bool:
@@ -288,7 +290,7 @@ class Node:
         session.connection.send(data, request, replies, now)
 
     def silent(self, now: float, seconds: float) -> bool:
-        """Have answers been missing for that long?"""
+        """Has a reply been awaited for more than ``seconds``? Also True if not connected."""
         session = self.session
         if session is None:
             return True
@@ -296,20 +298,20 @@ class Node:
         return bool(connection.waiting) and now - connection.heard > seconds
 
     def doubt_clock(self) -> None:
-        """Set no absolute expiry until the server's clock was read again."""
+        """Set no absolute expiry until the server's clock is read again."""
         if self.session is not None:
             self.session.expiry.doubt()
 
     @property
     def in_order(self) -> bool:
-        """Do pushes and answers come over one connection, in the order of what happened?"""
+        """Do pushes and replies share one connection, so that their order is the order of events?"""
         return self.session is not None and self.session.in_order
 
-    # What requests need when they are answered (``requests.Sender``)
+    # For requests, when their replies arrive (``requests.Sender``)
 
     @property
     def commands(self) -> Commands:
-        assert self.session is not None  # its answers are being read
+        assert self.session is not None  # its replies are being read
         return self.session.commands
 
     @property
@@ -333,14 +335,14 @@ class Node:
 
     def scripts_are_gone(self, request: Request | OwedRelease) -> None:
         if self.session is not None:
-            # For good: somebody may flush the scripts often.
+            # Until the next session: somebody may run SCRIPT FLUSH often.
             self.session.change(evalsha=False)
-        self.take_on(request, isinstance(request, Request) and request.asking)
+        self.resend(request, isinstance(request, Request) and request.asking)
 
     def extend_without_memory(self, request: Request) -> bool:
         if self.session is None or not self.session.avoid_set():
             return False
-        self.take_on(request, request.asking)
+        self.resend(request, request.asking)
         return True
 
     def read_again(self, request: Request) -> None:
@@ -356,7 +358,7 @@ class Node:
         self._listener.invalidated(self, unbulk(key), now)
 
     def demoted(self, why: str = "the server has become a read-only replica") -> None:
-        """The server is not the primary any more. Whoever is now, the connector leads there."""
+        """The server is no longer the primary. Drop the connection: the connector finds the new primary."""
         if self.session is not None:
             self.session.connection.abort(ConnectionError(why))
 
@@ -367,11 +369,11 @@ class Node:
         if len(push) > 1 and push[0] == b"invalidate":
             keys = push[1]
             if keys is None:
-                if self.session is not None:  # else every key is checked anyway, once it is there
+                if self.session is not None:  # else every key is checked once it is set
                     self.session.flushes.flushed(now, self._flushed)
                 return
             if type(keys) is not list:
-                raise unexpected("what an invalidation names", keys)
+                raise unexpected("the list of keys in an invalidation", keys)
             for key in keys:
                 if type(key) is not bytes:
                     raise unexpected("a key in an invalidation", key)
@@ -384,7 +386,7 @@ class Node:
         self._listener.suspect(self, None)
 
     def _drained(self) -> None:
-        """What could not be sent meanwhile can be sent now."""
+        """The connection is no longer ``full`` or ``slow``: send what had to wait."""
         if self.session is not None:
             self.owed.send_all()
             self._listener.reconnected(self)
@@ -394,7 +396,7 @@ class Node:
             self._listener.reconnected(self)
 
     def _reauthenticate(self, credentials: Credentials) -> bool:
-        """There are new credentials: log in anew. False: not connected."""
+        """Log in with new credentials. False: not connected."""
         session = self.session
         if session is None:
             return False
@@ -426,7 +428,7 @@ class Node:
             pause = self._backoff.next()
         self._problem = None
         if connection.problem is not None:  # dropped from this side
-            why = f"the connection was lost, and is being made anew: {connection.problem}"
+            why = f"the connection was lost ({connection.problem}); reconnecting"
             self._problem = ServerError(self.label, why)
         log.info("asynclock: lost the connection to %s (%s), reconnecting", self.label, error or "closed by the server")
         self.connecting.start(pause)
@@ -446,8 +448,8 @@ class Node:
         return self.connecting.drop()
 
     async def aclose(self) -> None:
-        """Send what is still to be sent, and close. Takes no longer than ``try_next_after`` with a server that hangs,
-        and ``owed.PATIENCE`` with one that refuses to release."""
+        """Flush, and close. Takes at most ``try_next_after`` if the server hangs, and ``owed.MAX_WAIT`` in addition if
+        it refuses releases."""
         if self.session is not None:
             await self.owed.wait_empty()
         self._close()

@@ -1,12 +1,11 @@
-"""Whether ``NOLOOP`` is safe on a server: it hides more than this client's own writes.
+"""Decides whether ``NOLOOP`` is safe on a server: it can hide more than this client's own writes.
 
-A server that evicts a key, or drops an entry from its full tracking table, does so while it runs somebody's command,
-and counts it as done by that client. With NOLOOP that client gets no push, and the key is not tracked for it any more:
-whoever takes the key next does so unseen as well. So NOLOOP is used only with servers that evict nothing, and only
-while there is room in their tracking table. With other servers this client's own writes are pushed too, which costs one
-push for each extension.
+When a server evicts a key, or drops an entry from its full tracking table, it does so during some client's command, and
+treats it as that client's write. With NOLOOP that client gets no push. Nor is the key tracked for it any more, so it
+also misses that another client takes the key. So NOLOOP is used only with servers that evict nothing, and while their
+tracking table has room. Other servers also push this client's own writes, which costs one push for each extension.
 
-Both can change while a connection lasts, so the server is asked about them now and then.
+Both can change during a connection, so the server is asked every ``CHECK_EVERY`` seconds.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from .background import Ticker
 from .commands import packed
 from .connection import Connection
 
-CHECK_EVERY = 0.9  # seconds from one check to the next: what was hidden is found within 1.5 s
-FULL_SHARE = 0.9  # share of the tracking table from which on it counts as full: it may fill up before the next check
-MAX_KEYS = 1_000_000  # of the tracking table, by default; for servers that do not tell
+CHECK_EVERY = 0.9  # seconds between checks: a hidden change is found within 1.5 s
+FULL_SHARE = 0.9  # the tracking table counts as full at this share: it may fill up before the next check
+MAX_KEYS = 1_000_000  # the default size of the tracking table, for servers that do not say
 
 QUESTIONS = (
     packed(b"INFO", b"memory"),
@@ -30,12 +29,12 @@ QUESTIONS = (
 
 
 class EvictionReport(NamedTuple):
-    """What a server says about changes that it makes to keys, or to their tracking, by itself."""
+    """What a server says about evicting keys, and about its tracking table."""
 
-    evicts: bool = True  #: may it evict keys?
-    evicted: int = 0  #: number of keys that it has evicted so far
-    table_full: bool = False  #: is its tracking table full, or nearly so?
-    tells_size: bool = True  #: does it tell how large the table may get?
+    evicts: bool = True  #: does its configuration allow evictions?
+    evicted: int = 0  #: number of keys evicted so far
+    table_full: bool = False  #: is its tracking table (nearly) full?
+    tells_size: bool = True  #: does it say how large the table may get?
 
     @property
     def noloop_is_safe(self) -> bool:
@@ -44,7 +43,7 @@ class EvictionReport(NamedTuple):
 
 
 def parse_report(replies: Sequence[Any]) -> EvictionReport:
-    """:param replies: to ``QUESTIONS``, or to all but the last. A server that refuses to answer may evict keys."""
+    """:param replies: to ``QUESTIONS``, or to all but the last. After an error reply, evictions are assumed."""
     memory, stats, *rest = replies
     config: Any = rest[0] if rest else None
     if isinstance(config, dict):
@@ -72,10 +71,10 @@ def _number(text: Any, default: int) -> int:
 
 
 class EvictionWatch:
-    """Checks one connection with NOLOOP, while locks are held or waited for: may the server have hidden anything
-    since the last check? If so, it calls ``on_hidden``, each time, until ``stop``.
+    """Checks a connection with NOLOOP, while locks are held or waited for. Calls ``on_hidden`` whenever the server may
+    have hidden a change since the last check, until ``stop``.
 
-    Invariant: at most one check is under way (``_asked``). ``_report`` is what the last one found.
+    Invariant: at most one check is pending (``_asked``). ``_report`` is the result of the last one.
     """
 
     def __init__(
@@ -99,7 +98,7 @@ class EvictionWatch:
     def _check(self) -> None:
         if not self._asked and not self._connection.full and self._in_use():
             self._asked = True
-            # Without the question that it has refused: the server keeps a log of refusals (``ACL LOG``).
+            # Do not repeat a question that was refused: each refusal goes to the server's ``ACL LOG``.
             questions = QUESTIONS if self._report.tells_size else QUESTIONS[:-1]
             self._connection.send(b"".join(questions), self, len(questions), self._connection.clock())
 

@@ -1,6 +1,6 @@
-"""Releases that we still owe a server: it was away when they were due, or refused them.
+"""Releases that a server still has to run: it was unavailable when they were due, or refused them.
 
-(Who waits for the answers to releases is another matter: ``_engine/pending_releases.py``.)
+(``_engine/pending_releases.py`` is something else: callers that wait for the reply to a release.)
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from itertools import islice
 
 from .backoff import Backoff
 
-FIRST_PAUSE = 0.02  # seconds after a refusal until the release is tried again; then twice as long, up to
+FIRST_PAUSE = 0.02  # seconds after a refusal until the release is retried; doubles each time, up to
 MAX_PAUSE = 0.5
-BATCH = 100  # releases that are tried at once after a refusal: not thousands, on a server that refuses them all
-PATIENCE = 1.0  # seconds for which closing waits for them
+BATCH = 100  # releases in one retry: the server may refuse them all, and there may be thousands
+MAX_WAIT = 1.0  # seconds for which closing waits for them
 
 
 class OwedReleases:
-    """Keys to be released on one server as soon as that is possible.
+    """Keys to be released on one server as soon as possible.
 
-    Invariant: a key that may still hold the token of a lease that is over is in ``_until``, or its release is under
-    way, or it has been refused for longer than the key lives. While there are keys in ``_until`` and the server is
-    connected, ``_timer`` is set, or a release is under way whose answer comes back here. While it is not connected,
-    ``send_all`` follows.
+    Invariant: a key that may still have the token of an ended lease is in ``_until``, or its release is in flight, or
+    the server has refused it for longer than the key lives. While the server is connected and ``_until`` has keys,
+    ``_timer`` is set, or a release is in flight whose reply comes back here. While it is not connected, the next
+    session calls ``send_all``.
     """
 
     def __init__(
         self, clock: Callable[[], float], validity: float, send: Callable[[bytes, bytes, float], bool]
     ) -> None:
-        """:param send: sends the release of a key that holds that token, and expires at that time; returns False if
+        """:param send: called with (key, token, time when the key has expired); sends the release, or returns False if
         the server is not connected"""
         self._clock = clock
         self._validity = validity
@@ -37,28 +37,28 @@ class OwedReleases:
         self._until: dict[tuple[bytes, bytes], float] = {}  # (key, token) -> when the key has expired
         self._backoff = Backoff(FIRST_PAUSE, MAX_PAUSE)
         self._timer: asyncio.TimerHandle | None = None
-        self._under_way = 0  # releases that were sent and are not answered
+        self._in_flight = 0  # releases that were sent and are not answered
         self._empty: asyncio.Future[None] | None = None  # what ``wait_empty`` waits for
         self._closed = False
 
     def owe(self, key: bytes, token: bytes, until: float | None = None) -> None:
-        """The server is away: release ``key`` once it is back, however late that is. It may have run a command after
-        it hung that was sent before.
+        """The server is unavailable: release ``key`` once it is back, however late that is. (A server that hung may run
+        an old SET much later, so the key may exist longer than one validity.)
 
-        :param until: the release was sent by ``send``, with that time; None: it was not
+        :param until: the time that ``send`` was called with; None: this release was not sent by ``send``
         """
-        self._under_way -= until is not None
+        self._in_flight -= until is not None
         if not self._closed:
             self._until.setdefault((key, token), self._clock() + self._validity if until is None else until)
 
     def refused(self, key: bytes, token: bytes, until: float | None = None) -> None:
-        """The server has answered with an error. Most errors pass (``NOREPLICAS``, ``READONLY``, ...), and only the
-        next try shows which.
+        """The server has answered with an error. Most errors are temporary (``NOREPLICAS``, ``READONLY``, ...), and
+        only a retry shows which.
 
         :param until: as for ``owe``
         """
         if self._closed or (until is not None and until <= self._clock()):
-            self._under_way -= until is not None
+            self._in_flight -= until is not None
             self._check_empty()
             return
         self.owe(key, token, until)
@@ -66,8 +66,8 @@ class OwedReleases:
             self._try_in(self._backoff.next())
 
     def accepted(self) -> None:
-        """The server has done one of the releases: it will do the others."""
-        self._under_way -= 1
+        """The server has run one of the releases: retry the others now."""
+        self._in_flight -= 1
         self._check_empty()
         self._backoff.reset()
         if self._until and not self._closed:
@@ -75,36 +75,36 @@ class OwedReleases:
                 self._timer.cancel()
             self._try_in(0.0)
 
-    def passed_on(self, other: OwedReleases) -> None:
-        """A release that was under way here is now under way at another node of the cluster."""
-        self._under_way -= 1
-        other._under_way += 1
+    def moved_to(self, other: OwedReleases) -> None:
+        """A release that was in flight here was redirected to another node of the cluster."""
+        self._in_flight -= 1
+        other._in_flight += 1
         self._check_empty()
 
     def send_all(self) -> None:
-        """The server is back."""
+        """The server is connected again: send them all."""
         self._stop()
         self._backoff.reset()
         self._try(len(self._until))
 
     async def wait_empty(self) -> None:
-        """Wait until nothing is owed, for ``PATIENCE`` seconds at most."""
-        if self._until or self._under_way > 0:
+        """Wait until nothing is owed, for at most ``MAX_WAIT`` seconds."""
+        if self._until or self._in_flight > 0:
             self._empty = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._empty], timeout=PATIENCE)
+            await asyncio.wait([self._empty], timeout=MAX_WAIT)
 
     def _check_empty(self) -> None:
-        if self._empty is not None and not self._empty.done() and not self._until and self._under_way <= 0:
+        if self._empty is not None and not self._empty.done() and not self._until and self._in_flight <= 0:
             self._empty.set_result(None)
 
     def take(self) -> list[tuple[bytes, bytes]]:
-        """The (key, token) pairs that are still to be released. The caller has to see to them from now on."""
+        """Remove and return the (key, token) pairs that are not released yet. The caller has to release them."""
         self._stop()
         owed, self._until = self._until, {}
         return list(owed)
 
     def close(self) -> None:
-        """Release nothing more: the keys that are left expire."""
+        """Give up: the remaining keys expire by themselves."""
         self._closed = True
         self._stop()
         self._until.clear()
@@ -118,10 +118,10 @@ class OwedReleases:
     def _try_in(self, seconds: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._try, BATCH)
 
-    def _try(self, most: int) -> None:
+    def _try(self, limit: int) -> None:
         self._timer = None
-        for (key, token), until in list(islice(self._until.items(), most)):
+        for (key, token), until in list(islice(self._until.items(), limit)):
             if not self._send(key, token, until):
                 return  # not connected: ``send_all`` follows
             del self._until[key, token]
-            self._under_way += 1
+            self._in_flight += 1

@@ -15,25 +15,24 @@ log = logging.getLogger("asynclock")
 class Quarantine:
     """How long one of several independent servers gives no new votes.
 
-    A server that was restarted may have forgotten keys that still count elsewhere. Once the last of them must have
-    expired, its quarantine is over. It was restarted if it is another process than at the last connection (``run_id``),
-    however long it says it has been up: it reads that from a wall clock, which may have been set since. Only at the
-    first connection there is nothing but that to go by.
+    A server that was restarted may have lost keys that their holders still count. Its quarantine ends once all of them
+    must have expired. It was restarted if its ``run_id`` differs from that of the last connection. The uptime that it
+    reports is used only at the first connection: it comes from a wall clock, which may have been set.
 
     Invariant: while ``until`` is in the future, ``_timer`` is set, and calls ``on_end``.
     """
 
     def __init__(self, clock: Callable[[], float], validity: float, *, enabled: bool) -> None:
-        self.enabled = enabled  #: False: ``connected`` is to be told neither a ``run_id`` nor when it was started
-        self.until = 0.0  #: the server gives no new votes before that; 0: there is no quarantine
+        self.enabled = enabled  #: False: ``connected`` gets neither a ``run_id`` nor ``started``
+        self.until = 0.0  #: the server gives no new votes before that time; 0: it is not in quarantine
         self._clock = clock
         self._validity = validity
         self._run_id = ""
-        self._restarted = -math.inf  # when that process was first seen to be another one
+        self._restarted = -math.inf  # when the current ``run_id`` replaced another one
         self._timer: asyncio.TimerHandle | None = None
 
     def connected(self, label: str, run_id: str, started: float | None, on_end: Callable[[], None]) -> None:
-        """:param started: when, at the latest, on the client's clock, as the server says; None: it was not asked"""
+        """:param started: the latest possible start according to the server, on the client's clock; None: unknown"""
         self.stop()
         now = self._clock()
         if run_id and self._run_id and run_id != self._run_id:
@@ -46,14 +45,13 @@ class Quarantine:
             self._timer = asyncio.get_running_loop().call_later(left, self._end, on_end)
 
     def trouble(self, label: str) -> ServerError | None:
-        """The error for those who want a vote, while there is a quarantine."""
+        """The error for new acquisitions during the quarantine; None: it is over."""
         left = self.until - self._clock()
         if left <= 0:
             return None
         return ServerError(
             label,
-            f"was started a moment ago and may have forgotten votes: it gives no new ones for {left:.1f} s "
-            "(restart_quarantine)",
+            f"was just started and may have lost votes, so it gives no new ones for {left:.1f} s (restart_quarantine)",
         )
 
     def stop(self) -> None:

@@ -1,16 +1,15 @@
-"""Waiting for replicas (``min_replicas``): a vote counts once that many of them have its write.
+"""Waits for replicas (``min_replicas``): a vote counts once that many replicas have its write.
 
-``WAIT`` blocks its connection on the server. So it gets a connection of its own, and the main connection, with the
-commands of all locks on it, never waits for a replica.
+``WAIT`` blocks its connection on the server. So it has a connection of its own, and the main connection, which carries
+the commands of all locks, never waits for a replica.
 
-``WAIT`` answers for what *its own* connection has written last, not for the writes of others (since Redis 7, and on
-Valkey; on 6.2 even a PING before it made it forget them). So a write goes before it on the same connection: a marker
-(``markers.py``). The server replicates in order: a replica that has the marker has every write that was answered
-before the marker was sent.
+``WAIT`` only covers the last write of *its own* connection (since Redis 7, and on Valkey; on 6.2 even a PING in between
+made it forget that write). So a write is sent before it on the same connection: a marker (``markers.py``). Replication
+keeps the order: a replica that has the marker has every write that was answered before the marker was sent.
 
-At most one marker and its ``WAIT`` are under way. They cover what was answered on the main connection until they left,
-at the end of a turn of the event loop; the next ones cover what comes later. So the number of WAITs depends on how long
-they take, not on how many locks there are.
+At most one marker and its ``WAIT`` are pending. They cover the writes that were answered on the main connection until
+they left, at the end of a turn of the event loop; the next ones cover later writes. So the number of WAITs depends on
+how long they take, not on the number of locks.
 """
 
 from __future__ import annotations
@@ -31,30 +30,30 @@ from .markers import Markers
 from .requests import Ignored, Reauthentication, Request
 from .violations import unexpected
 
-MIN_MARGIN = 0.01  # seconds by which a WAIT may be late, at least, before its connection counts as hung
-NUDGE_AFTER = 0.002  # seconds after the time of a WAIT, when the server has certainly counted to the end
-REMEMBER = 2.0  # seconds for which a failure explains others; attempts come in shorter intervals (MAX_BACKOFF)
+MIN_MARGIN = 0.01  # seconds by which a WAIT may be late before its connection counts as hung, at least
+NUDGE_AFTER = 0.002  # seconds after a WAIT's own timeout until the server is nudged: by then it has certainly expired
+REMEMBER = 2.0  # seconds for which ``trouble`` reports a failure; attempts are more frequent (MAX_BACKOFF)
 
-_LOST = "the connection was lost while replicas were waited for (min_replicas)"
+_LOST = "the connection was lost while waiting for replicas (min_replicas)"
 
 
 class _Wait(Enum):
-    """What becomes of the current WAIT."""
+    """The state of the current WAIT."""
 
-    NONE = auto()  # there is none, since nobody waits
-    LEAVING = auto()  # it leaves at the end of this turn of the event loop: what is answered before that is covered
+    NONE = auto()  # there is none: no request waits
+    LEAVING = auto()  # it is sent at the end of this turn of the event loop, and covers all writes answered until then
     UNDER_WAY = auto()
-    OVERDUE = auto()  # it should have been answered; nothing is confirmed until it is
-    DROPPED = auto()  # the connection is lost, or being dropped; for good
+    OVERDUE = auto()  # its reply is late; nothing is confirmed until it arrives
+    DROPPED = auto()  # the connection is lost or closed; final
 
 
 class Replicas:
-    """The connection for WAIT. It lives and dies with the main connection, so they cannot end up at two servers.
+    """The connection for WAIT. When it or the main connection is lost, the other is dropped, so that after a reconnect
+    both lead to the same server.
 
-    State: ``_covered`` are the requests that the current WAIT answers for, ``_queued`` those that the next one will,
-    each with the time until which it may take; ``_wait`` is what becomes of the current one. Every request that
-    ``confirm`` gets leaves the two lists by ``confirmed`` or ``unconfirmed``, once. Both are empty while ``_wait`` is
-    NONE, OVERDUE or DROPPED.
+    State: ``_covered`` are the requests that the current WAIT covers, ``_queued`` those for the next one, each with its
+    deadline; ``_wait`` is the state of the current one. Every request that ``confirm`` gets leaves the lists exactly
+    once, by ``confirmed`` or ``unconfirmed``. Both are empty while ``_wait`` is NONE, OVERDUE or DROPPED.
     """
 
     def __init__(
@@ -82,8 +81,8 @@ class Replicas:
         self._covered: list[tuple[float, Request]] = []
         self._queued: list[tuple[float, Request]] = []
         self._wait = _Wait.NONE
-        self._timer: asyncio.TimerHandle | None = None  # of a WAIT that is not answered in time
-        self._trouble: tuple[float, ServerError] | None = None  # the last failure, and until when it explains others
+        self._timer: asyncio.TimerHandle | None = None  # for a WAIT that is not answered in time
+        self._trouble: tuple[float, ServerError] | None = None  # the last failure, and until when to report it
 
     @classmethod
     async def open(
@@ -95,10 +94,10 @@ class Replicas:
         nudge: Callable[[], None],
         silence: float,
     ) -> Replicas:
-        """Connect to the same server as ``main``, and bind the two connections together.
+        """Connect to the same server as ``main``. From then on, the loss of one drops the other.
 
-        :param nudge: has the server do something on the main connection
-        :param silence: seconds for which an overdue WAIT may go unanswered before both are dropped
+        :param nudge: sends the server any command on the main connection
+        :param silence: seconds without a reply to an overdue WAIT after which both are dropped
         :raises ServerError: unreachable, or refused
         :raises ConnectionResetError: the connection was lost meanwhile
         """
@@ -108,7 +107,7 @@ class Replicas:
             if connector.client_name is not None:
                 name = packed(b"CLIENT", b"SETNAME", connector.client_name.encode())
                 self._side.send(name, Ignored(), 1, self._clock())
-            if capabilities.mode != "cluster":  # each of its nodes has an address of its own
+            if capabilities.mode != "cluster":  # there, every node has an address of its own
                 await self._check_same_server()
         except BaseException:
             self.drop()
@@ -117,8 +116,8 @@ class Replicas:
         return self
 
     async def _check_same_server(self) -> None:
-        """During a failover there may be two servers behind one address. A WAIT on the one says nothing about what
-        was written to the other. So what is written here must be found there."""
+        """During a failover there may be two servers behind one address. A WAIT on one says nothing about writes to the
+        other. So a key that is written here must be readable on the main connection."""
         marker = self._markers.only_one()
         reply = await self._side.call(self._markers.set(marker))
         if is_error(reply):
@@ -129,12 +128,12 @@ class Replicas:
         self._side.send(self._markers.delete(marker), Ignored(), 1, self._clock())
         if found != self._markers.token:
             raise ServerError(
-                self._label, "two connections have led to two servers; is a failover under way? (min_replicas)"
+                self._label, "two connections reached two servers; is a failover under way? (min_replicas)"
             )
 
     @property
     def trouble(self) -> ServerError | None:
-        """Why votes have not counted lately, if so."""
+        """Why votes have not counted in the last ``REMEMBER`` seconds; None: they have."""
         if self._trouble is not None and self._clock() < self._trouble[0]:
             return self._trouble[1].copy()
         return None
@@ -145,7 +144,7 @@ class Replicas:
         )
 
     def confirm(self, request: Request) -> None:
-        """Call the request's ``confirmed`` or ``unconfirmed``, in little more than ``try_next_after``."""
+        """Call the request's ``confirmed`` or ``unconfirmed``, within little more than ``try_next_after``."""
         if self._wait is _Wait.DROPPED:
             self._fail(request, _LOST)
         elif self._wait is _Wait.OVERDUE:
@@ -162,7 +161,7 @@ class Replicas:
         self._covered, self._queued = self._queued, []
         self._wait = _Wait.LEAVING
         now = self._clock()
-        # As long as the oldest request may take; but no WAIT for each that is a little older than the next.
+        # Until the oldest request's deadline, but not so short that each request has a WAIT of its own.
         milliseconds = math.ceil(max(self._covered[0][0] - now, self._patience / 4, 0.001) * 1000)
         self._markers.write(self._side, [request.key for _, request in self._covered], now)
         self._side.send(packed(b"WAIT", b"%d" % self._wanted, b"%d" % milliseconds), _Count(self), 1, now)
@@ -191,11 +190,11 @@ class Replicas:
             self._trouble = None
             confirmed, failed = covered, []
         elif markers.written or markers.elsewhere:
-            # Another try, for those that have time left.
+            # Retry for the requests whose deadline has not passed.
             if not markers.written:
                 why = f"SET was refused: {self._redact(markers.refusal)}"
                 markers.forget()
-            # What was answered after the marker is on no more replicas than what was answered before it.
+            # Later writes are on no more replicas than those that were covered.
             covered += self._queued
             now = self._clock() + 0.001
             failed = [(until, request) for until, request in covered if until <= now]
@@ -211,7 +210,7 @@ class Replicas:
             key = request.node.key_text(request.lease.room, request.index)
             self._fail(
                 request,
-                f"not known to be on {self._wanted} replicas: key {key!r} (min_replicas); {why}"
+                f"key {key!r} may not be on {self._wanted} replicas (min_replicas): {why}"
                 if why
                 else f"{reply} of {self._wanted} replicas have key {key!r} within {self._patience * 1000:g} ms "
                 "(min_replicas); is replication up?",
@@ -228,10 +227,10 @@ class Replicas:
         for request in requests:
             self._fail(request, problem)
 
-    # When it is not answered
+    # If the reply to WAIT is late
 
     def _late(self) -> None:
-        """An idle server looks at the time only every 100 ms, but also whenever it gets a command."""
+        """An idle server checks the timeout of WAIT only every 100 ms, but also at each command: send it one."""
         self._nudge()
         self._timer = self._loop.call_later(max(self._patience / 2, MIN_MARGIN), self._overdue)
 
@@ -242,7 +241,7 @@ class Replicas:
 
     def _overdue_text(self) -> str:
         return (
-            f"WAIT for {self._wanted} replicas was not answered within {self._patience * 1000:g} ms and a little "
+            f"WAIT for {self._wanted} replicas was not answered within {self._patience * 1000:g} ms "
             "(min_replicas); does the server hang?"
         )
 
@@ -251,10 +250,10 @@ class Replicas:
 
     def _lost(self, connection: Connection, error: Exception | None) -> None:
         if self._wait is not _Wait.DROPPED:
-            self._main.abort(ConnectionError(f"its second connection, for WAIT, was lost: {error or 'closed'}"))
+            self._main.abort(ConnectionError(f"the second connection, for WAIT, was lost: {error or 'closed'}"))
 
     def drop(self) -> None:
-        """The main connection is lost, or the node closes. Whoever waits here is told."""
+        """The main connection is lost, or the node closes. Fail all requests."""
         self._wait = _Wait.DROPPED
         if self._timer is not None:
             self._timer.cancel()

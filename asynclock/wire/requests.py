@@ -1,4 +1,4 @@
-"""Requests that are under way on a connection, and what becomes of their replies."""
+"""Requests in flight on a connection: each interprets its replies and reports the outcome to its room."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .commands import OK, Commands, is_error
 from .owed import OwedReleases
 from .violations import unexpected
 
-MAX_HOPS = 5  # a cluster that redirects one request more often does not itself know which node has the key
+MAX_HOPS = 5  # redirections of one request; more of them mean that the nodes do not agree about the slot
 
 REDIRECTIONS = ("MOVED ", "ASK ", "CLUSTERDOWN")
 NO_SCRIPT = "NOSCRIPT"
 NO_MEMORY = "OOM"
 
-_DONE = (OK, 1)  # the reply to a command that has done what it was to do
-_OTHERS = b""  # stands for a value that is not ours, whatever it is
-_WRITTEN = (OK, None, 1, 0, _OTHERS)  # all replies that there are to a command that writes
-NO_KEY, NO_END = -2, -1  # of PTTL
+_DONE = (OK, 1)  # replies that mean success
+_OTHERS = b""  # stands for any value that is not ours
+_WRITTEN = (OK, None, 1, 0, _OTHERS)  # all valid replies to a command that writes
+NO_KEY, NO_END = -2, -1  # replies to PTTL: the key does not exist, or never expires
 
 
 class Confirms(Protocol):
@@ -32,7 +32,7 @@ class Confirms(Protocol):
 
 
 class Sender(Protocol):
-    """What a request needs of the node that has sent it."""
+    """The node that has sent a request, as the request sees it."""
 
     label: str
     options: Options
@@ -45,42 +45,42 @@ class Sender(Protocol):
 
     @property
     def commands(self) -> Commands:
-        """With which it was packed."""
+        """Those that have packed the request."""
 
     @property
     def replicas(self) -> Confirms | None:
-        """With ``min_replicas``: confirms what was written, before that counts."""
+        """Set with ``min_replicas``: a write counts after its confirmation only."""
 
     def redact(self, said: Any) -> str:
-        """What the server said, fit to be shown."""
+        """A reply or error of the server, without secrets and shortened."""
 
     def key_text(self, room: Room[Any], index: int) -> str:
         """The key's name, for errors."""
 
     def error_of(self, command: str, room: Room[Any], index: int, reply: Any, now: float) -> ServerError | None:
-        """The error to raise for an error reply; None: no error, the key just holds something that is not a string."""
+        """As ``commands.error_of``."""
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
-        """The key is, or is becoming, another node's. True: the request was sent there."""
+        """As ``wire.node.Listener.redirected``."""
 
     def scripts_are_gone(self, request: Request | OwedRelease) -> None:
-        """Somebody has flushed them. Send it again, with the script itself."""
+        """The server's scripts were flushed (NOSCRIPT): send the request again, with the script itself."""
 
     def extend_without_memory(self, request: Request) -> bool:
-        """The server had no memory for an extension. True: it was sent again, in a way that needs none."""
+        """The server has answered OOM to an extension. True: it was sent again, by a command that needs no memory."""
 
     def read_again(self, request: Request) -> None:
-        """Send a GET of its key, whose reply goes to ``found``; or call ``unconfirmed``."""
+        """Send a GET of the request's key. Its reply goes to ``found``, a failure to ``unconfirmed``."""
 
     def freed(self, key: bytes, now: float) -> None:
-        """That key was released late. Wake up those who wait for it here: with NOLOOP there is no push."""
+        """That key was released late. Wake up this process's waiters: with NOLOOP there is no push."""
 
     def demoted(self) -> None:
         """The server has become a read-only replica."""
 
 
 class Request:
-    """One operation of a lease that is under way. Its outcome goes to the room, however it ends."""
+    """One operation of a lease that is in flight. The room always gets its outcome, exactly once."""
 
     __slots__ = ("asking", "hops", "index", "lease", "node", "operation", "sent", "ttl")
 
@@ -90,9 +90,9 @@ class Request:
         self.index = index
         self.operation = operation
         self.sent = sent
-        self.asking = False  # was it redirected to a node that is about to get the key's slot?
+        self.asking = False  # redirected by ASK: each command has an ASKING before it
         self.hops = 0
-        self.ttl: int | None  # the reply, while it waits for replicas
+        self.ttl: int | None  # the reply to PTTL, while the request waits for replicas
 
     @property
     def key(self) -> bytes:
@@ -102,23 +102,23 @@ class Request:
     def token(self) -> bytes:
         return self.lease.token
 
-    def again(self, node: Sender, sent: float, asking: bool) -> None:
-        """It is sent once more, by another node."""
+    def move_to(self, node: Sender, sent: float, asking: bool) -> None:
+        """``node`` sends it once more, at ``sent``."""
         self.node = node
         self.asking = asking
         self.sent = sent
         self.hops += 1
 
     def fail(self, error: ServerError, now: float, node: Sender) -> None:
-        """It cannot be sent on. A release is, as soon as that node is connected."""
+        """The node that it was redirected to is not connected. (A release is sent as soon as it is.)"""
         if self.operation is RELEASE:
             node.owed.refused(self.key, self.token)
         self.lease.room.failed(self.lease, self.index, self.operation, error, now)
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         if self.asking:
-            earlier = earlier[1::2]  # the others are replies to ASKING
-        # How most of them end, without a search for errors.
+            earlier = earlier[1::2]  # every other reply is that to ASKING
+        # Fast path: most replies mean success, and need no search for errors.
         operation, lease = self.operation, self.lease
         if operation is RELEASE:
             if reply == 1:
@@ -150,10 +150,10 @@ class Request:
             if is_error(reply):
                 text = str(reply)
                 if operation is TAKE_TTL and position and replies[0] == OK and text.startswith(REDIRECTIONS):
-                    # The key was set, and then its slot has moved. Sent again, it would find its own value there.
+                    # The key was set, and then its slot moved. If resent, the request would find its own value there.
                     replies[position] = NO_END
                     continue
-                # Of a lease that is over only the release is sent on: anything else might get there after it.
+                # If the lease has ended, resend nothing but its release: anything else might arrive after that.
                 wanted = operation is RELEASE or not self.lease.done
                 if wanted and self.hops < MAX_HOPS:
                     if text.startswith(REDIRECTIONS) and node.redirected(self, text):
@@ -185,9 +185,9 @@ class Request:
         self.lease.room.answered(self.lease, self.index, operation, self.sent, ok, found, ttl, now)
 
     def _meaning(self, replies: list[Any]) -> tuple[bool, bytes | None, int | None]:
-        """For ``Room.answered``: has it done what it was to do, what is in the key, its time to live.
+        """For ``Room.answered``: whether the operation succeeded, the value of the key, and its PTTL.
 
-        :raises ViolationError: no server answers like that
+        :raises ViolationError: malformed replies
         """
         first, last = replies[0], replies[-1]
         operation = self.operation
@@ -205,22 +205,22 @@ class Request:
         return ok, None if ttl == NO_KEY else found, ttl
 
     def confirmed(self) -> None:
-        """Enough replicas have what it has written."""
+        """Enough replicas have the write."""
         if self.lease.stale >> self.index & 1 and not self.lease.done:
-            # The key has changed meanwhile: what was read before does not count.
+            # The key has changed meanwhile, so the value that was read is outdated.
             self.node.read_again(self)
         else:
             self.found(self.lease.token)
 
     def found(self, value: bytes | None) -> None:
-        """The key holds ``value``, and enough replicas have what was written to it."""
+        """Enough replicas have the write, and the key now has ``value``."""
         ok = value == self.lease.token
         self.lease.room.answered(
             self.lease, self.index, self.operation, self.sent, ok, value, self.ttl if ok else None, self.node.now()
         )
 
     def unconfirmed(self, error: ServerError) -> None:
-        """Too few replicas have it, or that is not known."""
+        """Too few replicas have the write, or it is unknown how many."""
         self.lease.room.failed(self.lease, self.index, self.operation, error, self.node.now())
 
 
@@ -262,7 +262,7 @@ class ReadAgain:
 
 
 class Ignored:
-    """For a reply that does not matter."""
+    """Ignores a reply that does not matter."""
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None: ...
 
@@ -270,7 +270,7 @@ class Ignored:
 
 
 class OwedRelease:
-    """A release that was owed and is under way now. No caller waits for it."""
+    """A release from ``OwedReleases`` that is in flight. No caller waits for it."""
 
     __slots__ = ("hops", "key", "node", "token", "until")
 
@@ -283,7 +283,7 @@ class OwedRelease:
         self.until = until  # when the key has expired
         self.hops = 0
 
-    def again(self, node: Sender, sent: float, asking: bool) -> None:
+    def move_to(self, node: Sender, sent: float, asking: bool) -> None:
         self.node = node
         self.hops += 1
 
@@ -300,7 +300,7 @@ class OwedRelease:
         text = str(reply)
         if self.hops < MAX_HOPS:
             if text.startswith(REDIRECTIONS) and node.redirected(self, text):
-                node.owed.passed_on(self.node.owed)
+                node.owed.moved_to(self.node.owed)
                 return
             if text.startswith(NO_SCRIPT):
                 node.scripts_are_gone(self)
@@ -314,8 +314,8 @@ class OwedRelease:
 
 
 class Reauthentication:
-    """Waits for the reply to AUTH on a connection that is logged in. If the new credentials are refused, the old login
-    stays valid, but perhaps not for long. ``refused`` drops the connection: the reconnect finds out what is wrong."""
+    """Waits for the reply to AUTH on a connection that is logged in already. If the server refuses the new credentials,
+    the old login may end at any time; so ``refused`` drops the connection, and the reconnect reports what is wrong."""
 
     __slots__ = ("_redact", "_refused")
 

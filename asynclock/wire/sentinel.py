@@ -1,8 +1,8 @@
-"""The door to whatever server the Sentinels name the primary: they are asked at each connect.
+"""Connects to the server that the Sentinels name as the primary. They are asked at each connect.
 
-All of them at once, so that one that hangs costs little, and the newest configuration is believed:
-its epoch counts the failovers. One Sentinel that is cut off from the others, perhaps together with
-an old primary, names that for as long as it lasts.
+All are asked at once, so that a Sentinel that hangs costs little. The configuration with the highest epoch wins, since
+the epoch counts the failovers. A Sentinel that is cut off from the others, perhaps together with an old primary, goes
+on naming that primary.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ResponseError
 
 from ..errors import ConfigurationError, GoneError, ServerError
-from .connector import NOT_OURS, Connector, passing, passwords
+from .connector import UNUSED_OPTIONS, Connector, is_failure, passwords
 from .limited_parser import LimitedParser
 from .lookup import connecting
 
 ANSWER_TIMEOUT = 1.0  # seconds for a Sentinel to answer
-STRAGGLERS = 0.05  # seconds for the others, once a majority has answered, without which there was no failover
-MINORITY = 0.3  # ... and after the first answer, as long as it has not
-CONNECT_TIMEOUT = 1.0  # seconds for the primary, unless the URL or client says: another one may be named by then
+AFTER_MAJORITY = 0.05  # seconds to wait for the others once a majority has answered: every failover needs a majority
+AFTER_FIRST = 0.3  # seconds to wait for the others after the first answer, until a majority has answered
+CONNECT_TIMEOUT = 1.0  # seconds, unless the URL or client sets it. Short: the next attempt may find another primary
 
 
 MAX_EPOCH = (1 << 64) - 1
@@ -36,8 +36,8 @@ _HOST = re.compile(r"[\w.:%-]{1,255}", re.ASCII)
 _ADDRESS = "SENTINEL GET-MASTER-ADDR-BY-NAME"
 
 
-class _RubbishError(Exception):
-    """What a Sentinel has answered is none of its answers: it counts as one that has not answered."""
+class _MalformedError(Exception):
+    """A Sentinel's answer is malformed: it counts as a Sentinel that has not answered."""
 
     def __init__(self, command: str, answer: object) -> None:
         super().__init__(f"{command} was answered with {reprlib.repr(answer)}")
@@ -49,15 +49,15 @@ class _View(NamedTuple):
     host: str
     port: int
     epoch: int  # of that configuration
-    up: bool  # as far as the user's Sentinel object believes it
-    down: bool
+    up: bool  # usable, as the user's Sentinel object sees it (check_master_state)
+    down: bool  # flagged as down
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 
 
 class _Named:
-    """What a redis-py connection asks for the address: the one that was found."""
+    """Stands in for redis-py's Sentinel connection pool: gives its connections the address that was found here."""
 
     is_master = True
     check_connection = False
@@ -69,10 +69,10 @@ class _Named:
         return self._address
 
 
-class SentinelDoor(Connector):
+class SentinelConnector(Connector):
     """Makes connections to the primary of a client from redis-py's ``Sentinel.master_for``."""
 
-    max_pause = 0.15  # until the failover is over nothing is locked, and a Sentinel is asked cheaply
+    max_pause = 0.15  # short: nothing can be locked during a failover, and asking a Sentinel is cheap
 
     def __init__(self, client: redis.Redis) -> None:
         """:raises ConfigurationError: it is a client for replicas"""
@@ -83,7 +83,7 @@ class SentinelDoor(Connector):
                 f"servers: the client is one for replicas of {pool.service_name!r}, which accept no writes; "
                 "give Sentinel.master_for(...)"
             )
-        kwargs = {**pool.connection_kwargs, "connection_pool": _Named("", 0)}  # open says where
+        kwargs = {**pool.connection_kwargs, "connection_pool": _Named("", 0)}  # ``open`` sets the address
         kind: Any = pool.connection_class
         self._name: str = pool.service_name
         self._manager = pool.sentinel_manager
@@ -94,20 +94,20 @@ class SentinelDoor(Connector):
         super().__init__(kind, kwargs, pool, self._of_sentinels)
         self._timeout = self._kwargs.get("socket_connect_timeout") or CONNECT_TIMEOUT
         self._secrets += passwords(*(sentinel.connection_pool.connection_kwargs for sentinel in self._sentinels))
-        # What redis-py makes of that answer, for check_master_state, which may be the user's.
+        # redis-py's parser of that answer: check_master_state, which the user may override, needs its result.
         self._parsed: Any = self._sentinels[0].response_callbacks[_MASTERS] if self._sentinels else None
-        for sentinel in self._sentinels:  # what comes in is looked at here
+        for sentinel in self._sentinels:  # ``_view`` parses the answers, and checks them
             for command in (_MASTERS, _ADDRESS):
                 sentinel.set_response_callback(command, _raw)
-        self._believed: _View | None = None  # last, and where the last connect went, or goes
+        self._current: _View | None = None  # what the last ``_find`` returned: the connection leads there
 
-    async def _enter(self) -> asyncio.StreamWriter:
+    async def _open_with_fallback(self) -> asyncio.StreamWriter:
         named = await self._find()
-        # For those who reach the servers under another address than the Sentinels do.
+        # redis-py's option for clients that reach the servers by another address than the Sentinels.
         host = getattr(self._manager, "_force_master_ip", None) or named.host
         self._kwargs["connection_pool"] = _Named(host, named.port)
         self.label = f"{self._name} at {host}:{named.port}/{self._db}"
-        return await super()._enter()
+        return await super()._open_with_fallback()
 
     def at(self, host: str, port: int) -> Connector:
         raise ConfigurationError(
@@ -115,16 +115,16 @@ class SentinelDoor(Connector):
         )
 
     async def replaced(self) -> str | None:
-        """The address of the primary that the Sentinels name now, if the last connect did not go there."""
-        before = self._believed
+        """The address of the primary that the Sentinels name now, if the connection leads to another server."""
+        before = self._current
         views, _ = await self._ask_all(ANSWER_TIMEOUT)
         newest = self._newest(views)
-        # Whoever has connected meanwhile has asked as well.
-        if newest is None or before is not self._believed or before is None:
+        # If it has reconnected meanwhile, it has asked the Sentinels then.
+        if newest is None or before is not self._current or before is None:
             return None
         if (newest.host, newest.port) != (before.host, before.port):
             return str(newest)
-        self._believed = newest  # its epoch, after more than one failover
+        self._current = newest  # the same server, perhaps with a higher epoch after several failovers
         return None
 
     async def aclose(self) -> None:
@@ -132,52 +132,54 @@ class SentinelDoor(Connector):
             await sentinel.aclose()
 
     async def _find(self) -> _View:
-        """:raises GoneError: the primary is down, and there is no other, for all that the Sentinels know
-        :raises ServerError: they say nothing of it
+        """Ask the Sentinels for the primary.
+
+        :raises GoneError: they report it down, and name no other yet
+        :raises ServerError: they cannot be reached, or do not know the primary
         """
         self.label = label = self._of_sentinels
-        views, problems = await self._ask_all(STRAGGLERS)
+        views, problems = await self._ask_all(AFTER_MAJORITY)
         newest = self._newest(views)
         if newest is not None:
             if newest.down:
-                # They have given it up: its keys count no more, another server will be the primary.
-                raise GoneError(label, f"the Sentinels see the primary {newest} down, and name no other yet")
+                # Its keys no longer count: another server will become the primary.
+                raise GoneError(label, f"the Sentinels report the primary {newest} down, and name no other yet")
             if not newest.up:
                 raise ServerError(label, f"the Sentinels that name {newest} see too few others (min_other_sentinels)")
-            self._believed = newest
+            self._current = newest
             return newest
         what = "; ".join(sorted({self.redact(problem) or type(problem).__name__ for problem in problems}))
         if views:
-            raise ServerError(label, "the only Sentinels that answer have missed the last failover")
+            raise ServerError(label, "only Sentinels that have missed the last failover answer; start the others")
         if len(problems) < len(self._sentinels):
             raise ServerError(
                 label, f"the Sentinels know no primary of the name {self._name!r}" + (what and f" ({what})")
             )
-        # Nobody has said anything of the primary: it may be in the best of health.
+        # Not a GoneError below: without an answer, the primary may well be up.
         if all(isinstance(problem, AuthenticationError | ResponseError) for problem in problems):
             raise ServerError(
                 label,
-                f"the Sentinels refuse ({what}); if they want a password of their own, give a client: "
+                f"the Sentinels refuse ({what}); if they need a password of their own, give a client: "
                 "Sentinel(..., sentinel_kwargs={'password': ...}).master_for(...)",
                 lasting=True,
             )
-        if any(isinstance(problem, _RubbishError) for problem in problems):
-            raise ServerError(label, f"no Sentinel tells where the primary is ({what})")
+        if any(isinstance(problem, _MalformedError) for problem in problems):
+            raise ServerError(label, f"no Sentinel says where the primary is ({what})")
         raise ServerError(label, f"no Sentinel can be reached ({what})")
 
     def _newest(self, views: Sequence[_View]) -> _View | None:
-        """What to believe. None: nothing that they say."""
+        """The view with the highest epoch. None: all views are outdated."""
         if not views:
             return None
         epoch = max(view.epoch for view in views)
-        if self._believed is not None and epoch < self._believed.epoch and 2 * len(views) <= len(self._sentinels):
-            return None  # most of them would have to be set up anew for an older one to be right
+        if self._current is not None and epoch < self._current.epoch and 2 * len(views) <= len(self._sentinels):
+            return None  # an older epoch is believed from a majority only: then the Sentinels were set up anew
         newest = [view for view in views if view.epoch == epoch]
         return next((view for view in newest if view.up), newest[0])
 
     async def _ask_all(self, patience: float) -> tuple[list[_View], list[BaseException]]:
-        """What they say, and what went wrong. When most have answered, the others have that many
-        seconds left."""
+        """The views and the errors of the Sentinels. Once a majority has answered, the others get ``patience`` seconds
+        more."""
         loop = asyncio.get_running_loop()
         until = loop.time() + ANSWER_TIMEOUT
         pending = {loop.create_task(self._ask(sentinel)) for sentinel in self._sentinels}
@@ -198,81 +200,81 @@ class SentinelDoor(Connector):
                         problems.append(answer)
                 if views:
                     most = 2 * len(pending) < len(self._sentinels)
-                    until = min(until, loop.time() + (patience if most else max(patience, MINORITY)))
+                    until = min(until, loop.time() + (patience if most else max(patience, AFTER_FIRST)))
         finally:
             while pending:
                 for task in pending:
                     task.cancel()
-                _, pending = await asyncio.wait(pending, timeout=0.01)  # one may get lost (cancellation.py)
+                _, pending = await asyncio.wait(pending, timeout=0.01)  # a cancellation may get lost (cancellation.py)
         return views, problems
 
     async def _ask(self, sentinel: redis.Redis) -> _View | BaseException | None:
-        """None: it does not know the name."""
+        """None: the Sentinel does not know the name."""
         try:
             masters: Any = await sentinel.execute_command(_MASTERS)  # type: ignore[no-untyped-call]
             address: Any = await sentinel.execute_command(_ADDRESS, self._name)  # type: ignore[no-untyped-call]
             try:
                 return self._view(masters, address)
-            except _RubbishError:
-                # What comes next may be the answer to what was asked before.
+            except _MalformedError:
+                # The connection may be out of step: the next reply may belong to this command.
                 await sentinel.connection_pool.disconnect()
                 raise
         except BaseException as error:
-            if not passing(error):
+            if not is_failure(error):
                 raise
-            return error  # anything at all: credential providers are the user's own code
+            return error  # of any type: credential providers are user code
 
     def _view(self, masters: Any, address: Any) -> _View | None:
-        """:raises _RubbishError: that is not what a Sentinel answers"""
+        """:raises _MalformedError: the answers are malformed"""
         state = _state(masters, self._name)
         if address is None or state is None:
             return None
         if not (isinstance(address, list) and len(address) == 2):
-            raise _RubbishError(_ADDRESS, address)
+            raise _MalformedError(_ADDRESS, address)
         host, port = _address(*address)
-        # A replica's address is told as soon as it is promoted, while the state is still the old primary's.
+        # The address changes as soon as a replica is promoted, while the state is still that of the old primary.
         promoted = (host, port) != _address(state.get("ip"), state.get("port"))
         epoch, flags = state.get("config-epoch"), state.get("flags")
         if epoch is None or not _is_number(epoch, MAX_EPOCH):
-            raise _RubbishError(_MASTERS, f"config-epoch {epoch}")
+            raise _MalformedError(_MASTERS, f"config-epoch {epoch}")
         if not isinstance(flags, str):
-            raise _RubbishError(_MASTERS, f"flags {flags}")
+            raise _MalformedError(_MASTERS, f"flags {flags}")
         up, down = True, False
         if not promoted:
             try:
                 parsed = self._parsed([[word for pair in state.items() for word in pair]])
                 up = bool(self._manager.check_master_state(parsed[self._name], self._name))
-            except Exception as error:  # the user's own, perhaps; of what it looks at, something is missing
-                raise _RubbishError(_MASTERS, f"{type(error).__name__}: {error}") from error
+            except Exception as error:  # perhaps a field is missing that the (user's) check needs
+                raise _MalformedError(_MASTERS, f"{type(error).__name__}: {error}") from error
             words = flags.split(",")
             down = "master" not in words or "s_down" in words or "o_down" in words
         return _View(host, port, int(epoch), up and not down, down)
 
 
 def _state(masters: Any, name: str) -> dict[str, str] | None:
-    """What ``SENTINEL MASTERS`` says of that one; None: nothing.
+    """The fields of primary ``name`` in the answer to ``SENTINEL MASTERS``; None: it is not listed.
 
-    :raises _RubbishError: that is no such answer
+    :raises _MalformedError: the answer is malformed
     """
     if not isinstance(masters, list):
-        raise _RubbishError(_MASTERS, masters)
+        raise _MalformedError(_MASTERS, masters)
     found = None
     for master in masters:
         if not isinstance(master, list) or len(master) % 2 or not all(isinstance(word, str) for word in master):
-            raise _RubbishError(_MASTERS, master)
+            raise _MalformedError(_MASTERS, master)
         state = dict(zip(master[::2], master[1::2], strict=True))
         if "name" not in state:
-            raise _RubbishError(_MASTERS, master)
+            raise _MalformedError(_MASTERS, master)
         if state["name"] == name:
             found = state
     return found
 
 
 def _address(host: Any, port: Any) -> tuple[str, int]:
-    """:raises _RubbishError: that is none"""
+    """:raises _MalformedError: it is not an address"""
     if isinstance(host, str) and _HOST.fullmatch(host) and _is_number(port, 65535) and int(port):
         return host, int(port)
-    raise _RubbishError(_ADDRESS, (host, port))
+    raise _MalformedError(_ADDRESS, (host, port))
 
 
 def _is_number(word: Any, most: int) -> bool:
@@ -284,12 +286,12 @@ def _raw(response: Any, **options: Any) -> Any:
 
 
 def _own(sentinel: redis.Redis) -> redis.Redis:
-    """A client of our own to the same Sentinel, which does not repeat what has failed."""
+    """A client of our own for the same Sentinel, without retries."""
     pool = sentinel.connection_pool
-    kwargs = {k: v for k, v in pool.connection_kwargs.items() if k not in NOT_OURS}
+    kwargs = {k: v for k, v in pool.connection_kwargs.items() if k not in UNUSED_OPTIONS}
     for timeout in ("socket_timeout", "socket_connect_timeout"):
         kwargs[timeout] = kwargs.get(timeout) or ANSWER_TIMEOUT
-    # In RESP2 there are lists and strings, and nothing else.
+    # In RESP2 the answers have lists and strings only.
     kwargs |= {"retry": Retry(NoBackoff(), 0), "decode_responses": True, "protocol": 2}
     kwargs.setdefault("parser_class", LimitedParser)
     return redis.Redis.from_pool(redis.ConnectionPool(connecting(pool.connection_class), **kwargs))

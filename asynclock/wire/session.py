@@ -32,10 +32,9 @@ class Session:
     """Everything that belongs to one connection to a server.
 
     State: ``connection`` carries the operations. ``invalidations`` (RESP2) and ``replicas`` (``min_replicas``) have
-    connections of their own; when one of the three is lost, so are the others. ``capabilities`` is what the server can
-    do, as found out on connecting and, sometimes, later. ``commands`` follows from it; both change in ``change`` alone.
-    ``expiry``, ``memory`` and ``flushes`` own what their names say. ``_watchdog`` and ``_eviction_watch`` run from
-    ``watch`` on. After ``stop`` nothing of it runs but the connections.
+    connections of their own; when one of the three is lost, the others are dropped. ``capabilities`` is what the server
+    can do; ``commands`` follows from it, and only ``change`` changes the two. ``_watchdog`` and ``_eviction_watch`` run
+    from ``watch`` on. After ``stop``, nothing but the connections is left.
     """
 
     def __init__(
@@ -78,15 +77,14 @@ class Session:
         on_lost: Callable[[Connection, Exception | None], None],
         on_drained: Callable[[], None],
     ) -> Session:
-        """Connect, find out what the server can do, and switch tracking on.
+        """Connect, probe what the server can do, and switch tracking on.
 
-        :param pace: of the pushes of that server
-        :param uptime: find out when the server was started
-        :param on_push: as for ``Connection``, like the next two. They are called for connections that are still being
-            set up as well
-        :raises GoneError: nobody is there
+        :param pace: how useful the server's pushes were; kept across sessions
+        :param uptime: also ask when the server was started
+        :param on_push: as for ``Connection``, like the next two. They are also called during setup
+        :raises GoneError: the server is not running
         :raises ServerError: unreachable, or refused
-        :raises ConfigurationError: it cannot work with these options
+        :raises ConfigurationError: the options cannot work
         """
         while True:
             writer = await connector.open()
@@ -97,9 +95,9 @@ class Session:
                 async with asyncio.timeout(connector.timeout):
                     session = await cls._set_up(connector, options, connection, pace, uptime, on_push)
             except BaseException as error:
-                connection.abort()  # and the others with it
+                connection.abort()  # this drops the other connections, too
                 if isinstance(error, ConnectionResetError):
-                    if connector.hung_up():
+                    if connector.closed_in_setup():
                         continue
                     raise _closed(connector, connection, "while it was set up") from None
                 if isinstance(error, TimeoutError):
@@ -145,7 +143,7 @@ class Session:
 
     @property
     def trouble(self) -> ServerError | None:
-        """Why the server gives no votes now, if so."""
+        """Why the server gives no votes now; None: it does."""
         label = self._connector.label
         if self.connection.slow:
             late = max_silence(self._options)
@@ -158,16 +156,16 @@ class Session:
 
     @property
     def in_order(self) -> bool:
-        """Do pushes and answers come over one connection, in the order of what happened?"""
+        """Do pushes and replies share one connection, so that their order is the order of events?"""
         return self._connector.protocol == 3 and self.replicas is None and self.capabilities.mode != "cluster"
 
     def change(self, **capabilities: Any) -> None:
-        """That is what the server can do from now on."""
+        """Replace some of the capabilities."""
         self.capabilities = self.capabilities._replace(**capabilities)
         self.commands = Commands(self.capabilities)
 
     def avoid_set(self) -> bool:
-        """The server is out of memory: extend by a script, for a while. False: that is done already."""
+        """The server is out of memory: extend by script for a while. False: extensions use the script already."""
         if not self.capabilities.set_ifeq:
             return False
         self.change(set_ifeq=False)
@@ -175,7 +173,7 @@ class Session:
         return True
 
     def reauthenticate(self, credentials: Credentials, on_missed: Callable[[], None]) -> None:
-        """Log in anew. ``on_missed`` is called once what the server pushed meanwhile is lost, if any was."""
+        """Log in with new credentials. ``on_missed`` is called if invalidations may have been missed meanwhile."""
         connection, redact = self.connection, self._connector.redact
         self._connector.renewed(credentials)
         connection.send(
@@ -187,9 +185,9 @@ class Session:
             self.replicas.reauthenticate(credentials)
 
     def watch(self, in_use: Callable[[], bool], on_hidden: Callable[[], None]) -> None:
-        """Begin to watch the connection.
+        """Start the watchdog and, with NOLOOP, the eviction watch.
 
-        :param in_use: are there locks?
+        :param in_use: is any lock held or waited for?
         :param on_hidden: called when the server may have changed keys without a push
         """
         label = self._connector.label
@@ -218,7 +216,7 @@ class Session:
             self._eviction_watch = None  # no reference cycle
 
     def _end_noloop(self) -> None:
-        log.info("asynclock: %s evicts keys, or tracks too many: without NOLOOP from now on", self._connector.label)
+        log.info("asynclock: %s evicts keys, or tracks too many: NOLOOP is off from now on", self._connector.label)
         self.change(noloop=False)
         self._stop_eviction_watch()
         redirect = None if self.invalidations is None else self.invalidations.redirect
@@ -227,8 +225,7 @@ class Session:
     # Its end
 
     async def aclose(self, patience: float) -> None:
-        """Send what is still to be sent, and close every connection. A server that hangs is given up after
-        ``patience`` seconds."""
+        """Flush, and close every connection. If the server hangs, they are aborted after ``patience`` seconds."""
         connection = self.connection
         if not connection.closed.done():
             connection.close()
@@ -247,11 +244,11 @@ def _closed(connector: Connector, connection: Connection, when: str) -> ServerEr
     problem = connection.problem
     if problem is None:
         return GoneError(connector.label, f"the connection was closed {when}")
-    # Somebody is there, who says what cannot be understood.
+    # Not a GoneError: a server is running, but it has sent malformed input.
     return ServerError(connector.label, f"the connection was closed {when}: {problem}")
 
 
 def unforeseen(connector: Connector, error: Exception) -> ServerError:
-    """For an exception that nobody has thought of. Whatever a server or a proxy may say, or a credential provider
-    raise: connecting must go on."""
+    """The error for an unexpected exception. Whatever a server or proxy sends, or a credential provider raises,
+    connecting must go on."""
     return ServerError(connector.label, f"cannot be set up: {type(error).__name__}: {connector.redact(error)}")

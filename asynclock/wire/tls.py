@@ -1,4 +1,4 @@
-"""What went wrong with TLS, and which of redis-py's options sets it right."""
+"""Explains TLS failures, and names the redis-py option that fixes each."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _NO_CERTIFICATE = ("CERTIFICATE_REQUIRED", "HANDSHAKE_FAILURE", "BAD_CERTIFICATE
 
 
 def options_of(url: str) -> dict[str, Any]:
-    """What redis-py reads in a URL. Host names are checked where it says nothing else: before redis-py 6 they are not.
+    """The options that redis-py reads from a URL. Host names are checked by default, as since redis-py 6.
 
-    :raises ValueError, TypeError: it is none
+    :raises ValueError, TypeError: redis-py does not accept the URL
     """
     options: dict[str, Any] = {**parse_url(url)}
     if options.get("connection_class") is SSLConnection and options.get("ssl_cert_reqs") != "none":
@@ -26,7 +26,7 @@ def options_of(url: str) -> dict[str, Any]:
 
 
 def explained(error: BaseException, options: Mapping[str, Any]) -> tuple[str, bool] | None:
-    """What is wrong, and whether that lasts; None: nothing that has to do with TLS.
+    """What is wrong, and whether it is ``lasting``; None: the error has nothing to do with TLS.
 
     :param options: of a redis-py ``SSLConnection``
     """
@@ -35,15 +35,15 @@ def explained(error: BaseException, options: Mapping[str, Any]) -> tuple[str, bo
         cause = cause.__cause__ or cause.__context__
     if isinstance(cause, ssl.SSLCertVerificationError):
         if cause.verify_code in _ANOTHER_NAME:
-            advice = "connect by a name that it is made out for, or leave that unchecked with ssl_check_hostname=False"
+            advice = "connect by a name in the certificate, or switch the check off with ssl_check_hostname=False"
         else:
             advice = "name the CA that signed it with ssl_ca_certs"
         return f"its TLS certificate was refused ({cause.verify_message.rstrip('.')}); {advice}", True
     if isinstance(cause, FileNotFoundError):
         names = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
         given = ", ".join(f"{name}={options[name]!r}" for name in names if options.get(name))
-        return f"a file for TLS is missing; there are {given}", True
-    advice = "give it one that it trusts with ssl_certfile and ssl_keyfile, if it asks for a client certificate"
+        return f"a file for TLS is missing; check {given}", True
+    advice = "if it asks for a client certificate, give one that it trusts with ssl_certfile and ssl_keyfile"
     if isinstance(cause, ssl.SSLError):
         reason = cause.reason or str(cause)
         if any(word in reason for word in _NO_CERTIFICATE):
@@ -52,6 +52,6 @@ def explained(error: BaseException, options: Mapping[str, Any]) -> tuple[str, bo
             return f"does not speak TLS on this port ({reason}); use redis:// or another port", True
         return f"TLS failed: {reason}", True
     if isinstance(cause, ConnectionResetError) or "closed by server" in str(error):  # an end, to redis-py's reader
-        # Its alert, if it sent one, got lost with the reset: it may just as well be going down.
+        # If it sent an alert, the reset has discarded it. It may as well be shutting down, so this is not ``lasting``.
         return f"closed the connection during the TLS handshake or just after; {advice}", False
     return None

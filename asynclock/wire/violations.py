@@ -1,4 +1,4 @@
-"""What no server of locks says."""
+"""Malformed replies."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import hiredis
 
 
 class ViolationError(Exception):
-    """What came can be no answer to what was asked, and its connection cannot be trusted any more."""
+    """A reply cannot be the answer to its command, so the connection is out of step and must be dropped."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"not what a server of locks says: {problem}")
+        super().__init__(f"malformed reply: {problem}")
 
 
 def unexpected(what: str, reply: Any) -> ViolationError:
-    """``what`` is of the wrong kind. (Its kind alone is told: what is in it may be anybody's secret.)"""
+    """``what`` has the wrong type. The message has the type only: the content may be somebody's secret."""
     return ViolationError(f"{what} was {_KINDS.get(type(reply), 'something else')}")
 
 

@@ -1,4 +1,4 @@
-"""Finds out that a connection is dead or slow, whatever the kernel believes of it."""
+"""Detects that a connection is dead or slow, which the kernel may not notice."""
 
 from __future__ import annotations
 
@@ -10,31 +10,29 @@ from .connection import Connection
 
 log = logging.getLogger("asynclock")
 
-MIN_SILENCE = 0.5  # seconds without an answer after which a connection counts as dead, at least
+MIN_SILENCE = 0.5  # seconds without a reply after which a connection counts as dead, at least
 MAX_SILENCE = 2.0  # ... and at most
 
 
 def max_silence(options: Options) -> float:
-    """Seconds for which answers may be missing before a connection counts as dead.
-
-    Short enough to reconnect and extend a lock that was due for its extension before it expires.
-    """
+    """Seconds without a reply after which a connection counts as dead: short enough to reconnect, and to extend a lock
+    whose extension was due, before it expires."""
     return min(max(MIN_SILENCE, (options.key_validity - options.extend_interval) / 2), MAX_SILENCE)
 
 
 class Watchdog:
     """Checks one connection every ``silence / 2`` seconds, and more often while something is wrong.
 
-    - Dead: answers have been missing for ``silence`` seconds. The connection is dropped.
-    - Idle: nothing was heard for a while. It is pinged, so that it is found dead before somebody needs it: routers and
-      load balancers forget idle connections, and tell nobody. (TCP keepalive does not show that: a proxy in between
+    - Dead: a reply has been awaited for ``silence`` seconds. The connection is dropped.
+    - Idle: nothing has arrived for a while. It is pinged, so that a dead connection is noticed before a lock needs it:
+      routers and load balancers drop idle connections silently. (TCP keepalive does not show that: a proxy in between
       answers it, and so does the kernel of a server that hangs.)
-    - Slow: answers come, but more than ``silence`` seconds late. New votes would come too late, and every request that
-      waits takes memory. So the connection is marked slow (``Connection.slow``), and carries no requests for new locks
-      until it has answered all that was sent before the last check that found it late.
+    - Slow: replies are more than ``silence`` seconds late. New votes would come too late, and every pending request
+      takes memory. So the connection is marked slow (``Connection.slow``), and carries no requests for new locks until
+      everything that was sent before the last late check is answered.
 
-    Neither "dead" nor "slow" is believed at the first check: the event loop may have been blocked, and the answers be
-    there, unread. So each takes two checks in a row: ``_was_dead`` and ``_was_late`` are what the last one found.
+    It takes two checks in a row to find a connection dead or slow: at the first, the event loop may just have been
+    blocked, with the replies unread. ``_was_dead`` and ``_was_late`` are the results of the last check.
     """
 
     def __init__(self, connection: Connection, label: str, silence: float) -> None:
@@ -42,14 +40,14 @@ class Watchdog:
         self._label = label
         self._silence = silence
         self._was_dead = self._was_late = False
-        self._late_at: float | None = None  # the last check that found answers late; None: none did so far
+        self._late_at: float | None = None  # when a check last found replies late; None: never
         self._ticker = Ticker(f"looking after the connection to {label}", self._check, silence / 2)
 
     def stop(self) -> None:
         self._ticker.stop()
 
     def _check(self) -> float | None:
-        """Returns the seconds until the next check; None: the usual ones."""
+        """Returns the seconds until the next check; None: the usual interval."""
         connection, silence = self._connection, self._silence
         now = connection.clock()
         dead = connection.missing(now) > silence

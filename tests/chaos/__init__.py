@@ -1,4 +1,4 @@
-"""Chaos: several processes contend for locks on real servers while things break; what they wrote down is checked.
+"""Chaos: several processes contend for locks on real servers under faults. Then their logs are checked.
 
-``python -m tests.chaos --minutes 4`` runs it; docs/chaos.md says what it does and what was seen.
+``python -m tests.chaos --minutes 4`` runs it; docs/chaos.md describes it, with results.
 """

@@ -1,4 +1,4 @@
-"""``python -m tests.chaos``: break things, look at what the locks did, and say whether they kept their word."""
+"""``python -m tests.chaos``: injects faults, and checks whether the locks kept their guarantees."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from .run import Outcome, run
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 1 if anything was violated."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Locks on real servers under faults.")
-    parser.add_argument("--minutes", type=float, default=4.0, help="of faults, for all deployments together")
+    parser.add_argument("--minutes", type=float, default=4.0, help="minutes of faults, for all deployments together")
     parser.add_argument("--only", choices=list(DEPLOYMENTS), action="append", help="this deployment; may be repeated")
     parser.add_argument("--fault", metavar="NAME", action="append", help="this fault; may be repeated")
-    parser.add_argument("--plant", choices=list(PLANTED), help="a fault of the library, to be found")
-    parser.add_argument("--seed", type=int, help="of the plan of faults (default: a new one, which is shown)")
+    parser.add_argument("--plant", choices=list(PLANTED), help="plant this fault in the library; the run must find it")
+    parser.add_argument("--seed", type=int, help="seed of the plan of faults (default: a random one, which is shown)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table of what each fault did")
     parser.add_argument("--svg", type=Path, metavar="DIRECTORY", help="write a picture of each deployment there")
-    parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="write the logs there, and leave them")
+    parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="keep the logs there")
     options = parser.parse_args(arguments)
     report.writable(options.json, options.markdown, options.svg and options.svg / "chaos.svg")
     seed = random.randrange(1_000_000) if options.seed is None else options.seed

@@ -1,4 +1,4 @@
-"""A connection that is kept, for what a new one could not do, or not often enough."""
+"""A persistent connection, for commands that a new connection could not send, or not often enough."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIMIT = 5.0  # seconds for an answer
 
 
 class Admin:
-    """Blocks, as ``Server.execute``, and raises the same."""
+    """Blocks, and raises the same errors as ``Server.execute``."""
 
     def __init__(self, server: Server) -> None:
         self._socket = socket.create_connection(("127.0.0.1", server.port), LIMIT)

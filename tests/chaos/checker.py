@@ -1,4 +1,4 @@
-"""The verdict on a history: who held a lock together with somebody else, for how long, and whose fault it was."""
+"""Judges a history: which locks had two holders at once, for how long, and which fault explains it."""
 
 from __future__ import annotations
 
@@ -9,62 +9,62 @@ from dataclasses import dataclass, field
 
 from .history import Fault, History, Hold
 
-IN_FLIGHT = 0.5  # seconds between a server's granting a lock and the holder's knowing, at most (delayed wires)
-NOTICED = 0.05  # seconds from when a worker's loop runs again until it has noticed that its lock is over
-EXIT = 0.1  # seconds from a loss until the block is left, which waits for no server
-RECONNECT = 1.5  # seconds for which a client may stay away from a server that is there again (its pause, and room)
-COMMANDS = 200.0  # a second that come and go by themselves
+IN_FLIGHT = 0.5  # seconds from a server's grant until the holder knows, at most (delayed wires)
+NOTICED = 0.05  # seconds from when a worker's loop runs again until it has noticed that its lock has expired, at most
+EXIT = 0.1  # seconds from a loss until the block is left, at most: that waits for no server
+RECONNECT = 1.5  # seconds from a server's return until its clients have reconnected, at most (pause, and slack)
+COMMANDS = 200.0  # commands a second by which the rate may vary without a reason
 FORCED = "taken over by force"
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What was promised, in seconds. ``told``: by kind of fault, the time for which two may hold a lock after servers
-    forgot its keys. ``wait``: how long nobody may hold a lock that is waited for, after a fault."""
+    """The limits, in seconds. ``told``: for each kind of fault, how long a lock may have two holders after servers have
+    lost its keys. ``wait``: how long a lock with waiters may have no holder after a fault."""
 
     told: dict[str, float]
     wait: float
     validity: float
     majority: int
     harmless: tuple[str, ...] = ()
-    """Faults that cost nobody a lock, where they come alone."""
+    """Faults that must not cause losses, if they happen alone."""
     heard: tuple[str, ...] = ()
-    """Faults that keep no other one's message from coming."""
+    """Faults that do not delay the pushes of other faults."""
     waits: Mapping[str, float] = field(default_factory=dict)
-    """``wait``, for faults after which it is less."""
+    """``wait``, for faults with a smaller limit."""
     idle: float = math.inf
-    """How long a worker may get no lock at all, after a fault."""
+    """How long a worker may get no lock at all after a fault."""
     commands: float = math.inf
-    """Commands a second that a server may get beside what it gets anyway."""
+    """Extra commands a second that a server may get during a fault."""
 
 
 @dataclass
 class Row:
-    """What is known of a kind of fault."""
+    """The results for one kind of fault."""
 
     injected: int = 0
     broken: int = 0
-    """Overlaps though the servers kept their word: there may be none."""
+    """Overlaps (two holders at once) although the servers kept the keys: none is allowed."""
     forgotten: int = 0
-    """Overlaps because servers forgot."""
+    """Overlaps because servers lost keys."""
     longest: float = 0.0
-    """... of these, the longest, without times in which the one who had it first did not run."""
+    """The longest of these, without times in which the first holder's process did not run."""
     beyond: int = 0
-    """... and those that were longer than the bound, which other faults around allowed."""
+    """Those of them that exceeded the limit, which other faults at the same time excuse."""
     stale: int = 0
-    """Holders that did not run when their time was over, and thought later than somebody else's hold began that they
-    had the lock."""
+    """Holders whose process did not run at their deadline, and that believed to have the lock after another had it."""
     noticed: float = 0.0
-    """... and the longest that it took from when it ran again until it knew."""
+    """The longest time that such a process took to notice, after it ran again."""
     wait: float = 0.0
-    """The longest that nobody held a lock after the fault was over. Only of those that were alone, as the next ones."""
+    """The longest time without a holder after the end of the fault. This and the next ones: only of faults that
+    happened alone."""
     lost: int = 0
     rate: float = 0.0
-    """The most commands a second that a server got then, where they were counted."""
+    """The highest rate of commands a second at a server, where it was measured."""
     told: float = 0.0
-    """From the fault's beginning until the last of those who lost a lock knew."""
+    """From the start of the fault until the last holder that lost a lock was notified."""
     errors: int = 0
-    """That were not asynclock's own, while it lasted or soon afterwards."""
+    """Errors that are not asynclock's, during the fault or soon after it."""
 
 
 @dataclass
@@ -122,7 +122,7 @@ def _judge_overlap(
         bound = bounds.told[excuse]
         if not _alone(history, second.held, until, besides=bounds.heard, own=excuse):
             row.beyond += awake > bound
-            bound += bounds.validity  # the message may be what another fault keeps from coming
+            bound += bounds.validity  # another fault may have delayed the push
         if awake > bound:
             verdict.violations.append(
                 f"{_both(first, second)}: for {awake * 1000:.1f} ms after {excuse!r}, "
@@ -131,8 +131,8 @@ def _judge_overlap(
         return
     around = [fault for fault in history.faults.values() if fault.since <= until and first.held <= fault.until]
     rows = {fault.kind: verdict.rows[fault.kind] for fault in around} or {"none": verdict.rows["none"]}
-    # A worker that does not run cannot know that its time is over. It may not have acted after that, and nobody
-    # may have got the lock before.
+    # A worker that does not run cannot notice its deadline. But it must not act after it, and nobody else may get the
+    # lock before it.
     late = second if second.held >= second.due else first
     other = first if late is second else second
     problem = ""
@@ -162,14 +162,14 @@ def _judge_overlap(
 
 
 def _excuse(history: History, bounds: Bounds, first: Hold, second: Hold) -> str | None:
-    """The fault after which the guarantee does not hold for these two: the first one's keys were not on a majority
-    any more. A holder may have had just that to begin with, since others who try have the rest for a moment."""
+    """The fault that excuses this overlap: it cost the first holder its majority of the keys. (A holder may have a bare
+    majority from the start, while the attempts of others have the remaining keys for a moment.)"""
     name, forgot = first.name, set()
     last: Fault | None = None
     if second.held >= first.due:
-        return None  # that is known without a message
+        return None  # a holder knows its own deadline, without a push
     for fault in history.faults.values():
-        # Who has not been told yet may have passed the lock on within his process.
+        # A process that was not notified yet may have handed the lock from task to task.
         over = fault.until + bounds.told.get(fault.kind, 0.0)
         if fault.since > second.held or over < first.held - IN_FLIGHT:
             continue
@@ -184,14 +184,14 @@ def _excuse(history: History, bounds: Bounds, first: Hold, second: Hold) -> str 
 
 
 def _granted(hold: Hold, bounds: Bounds) -> float:
-    """Until when the servers granted it, also to somebody who did not know before that was over."""
+    """Until when the servers had granted it, whether the holder knew in time or not."""
     until = sorted(hold.votes, reverse=True)
     return until[bounds.majority - 1] if len(until) >= bounds.majority else -math.inf
 
 
 def _alone(history: History, since: float, until: float, besides: Collection[str] = (), own: str = "") -> bool:
-    """Was there just one fault around that time (``own``, if that is known), but for these? Others are over once all
-    may have reconnected."""
+    """Was there a single fault (``own``, if given) around that time, not counting ``besides``? A fault counts until
+    ``RECONNECT`` after its end."""
     around = since - RECONNECT
     others = [
         fault
@@ -232,8 +232,8 @@ def _judge_waits(history: History, bounds: Bounds, verdict: Verdict) -> None:
 def _after(
     history: History, fault: Fault, next_one: float, without: Iterable[tuple[str, float, float]]
 ) -> Iterable[tuple[str, float]]:
-    """Who or what went without for how long, after this fault. What lasts into the next fault is that one's. Whoever
-    does not run cannot get anything."""
+    """The times without a holder (or without a lock, for workers) that belong to this fault: those after it, up to the
+    next one. Times in which a worker did not run do not count."""
     for who, free, taken in without:
         if free < next_one and taken > fault.until:
             yield who, _uncovered(max(free, fault.until), min(taken, next_one), history.stalls.get(who, ()))
@@ -288,7 +288,7 @@ def _within(spans: Iterable[tuple[float, float]], since: float, until: float) ->
 
 
 def _uncovered(since: float, until: float, spans: Iterable[tuple[float, float]]) -> float:
-    """How much of the time from ``since`` to ``until`` is in none of these."""
+    """The part of the time from ``since`` to ``until`` that none of the spans covers."""
     left = max(0.0, until - since)
     covered = since
     for start, end in sorted(_within(spans, since, until)):

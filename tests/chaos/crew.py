@@ -1,4 +1,4 @@
-"""The worker processes: starts, orders, kills, stops and replaces them, and notes when one is not running."""
+"""The worker processes: starts, commands, kills, stops and replaces them, and logs when one is not running."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .logs import Log
 from .worker import Spec
 
 ROOT = Path(__file__).parent.parent.parent
-CLOSE_LIMIT = 15.0  # seconds for a worker that was told to end
+CLOSE_LIMIT = 15.0  # seconds for a worker to end after its stdin was closed
 
 
 class Crew:
-    """``places`` workers at any time, but for the moments after one was killed. A worker's name is that of its
-    place and how many have been there before: ``w2-0``, ``w2-1``.
+    """``places`` workers at any time, except for a moment after one was killed. A worker's name has its place and the
+    number of its predecessors there: ``w2-0``, ``w2-1``.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Crew:
         spec: Callable[[int, str], Spec],
         clocks: Mapping[int, Clock] | None = None,
     ) -> None:
-        """:param clocks: by which the workers in these places go"""
+        """:param clocks: of the workers in these places"""
         self.clocks = dict(clocks or {})
         self.problems: list[str] = []
         self.started = 0
@@ -49,17 +49,17 @@ class Crew:
 
     @property
     def working(self) -> list[int]:
-        """The places of those who run."""
+        """The places whose worker runs."""
         return [place for place, process in enumerate(self._processes) if process and place not in self._paused]
 
     @property
     def empty(self) -> list[int]:
-        """The places where nobody is."""
+        """The places without a worker."""
         return [place for place, process in enumerate(self._processes) if process is None]
 
     @property
     def names(self) -> list[str]:
-        """Of those who are, or were last, in each place."""
+        """The current or last worker of each place."""
         return list(self._names)
 
     async def start_all(self) -> None:
@@ -113,7 +113,7 @@ class Crew:
         self._paused.discard(place)
 
     async def stop_all(self) -> None:
-        """Lets them close their lockers and end."""
+        """Let them close their lockers and end."""
         for place, process in enumerate(self._processes):
             if process is not None and process.stdin is not None:
                 self.resume(place)
@@ -135,7 +135,7 @@ class Crew:
             self.problems.append(f"{who} ended with exit status {code}")
 
     def look(self) -> None:
-        """Whoever ended by himself is a problem."""
+        """Report workers that ended by themselves."""
         for place, process in enumerate(self._processes):
             if process is not None and process.returncode is not None:
                 self.problems.append(f"{self._names[place]} ended by itself, with exit status {process.returncode}")
@@ -143,7 +143,7 @@ class Crew:
                 self._processes[place] = None
 
     async def kill_all(self) -> None:
-        """None of them is left afterwards."""
+        """Kill all, and wait until they are gone."""
         for process in self._processes:
             if process is not None:
                 with contextlib.suppress(ProcessLookupError):
@@ -151,7 +151,7 @@ class Crew:
                 await process.wait()
 
     def complaints(self) -> list[str]:
-        """What they said that nobody should ever hear: an error that nobody retrieved, a warning."""
+        """What they wrote to stderr: unretrieved exceptions, warnings. It should be nothing."""
         found = []
         for file in sorted(self._directory.glob("*.stderr")):
             if text := file.read_text(errors="replace").strip():

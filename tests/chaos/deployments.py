@@ -1,4 +1,4 @@
-"""What the workers lock on: servers of one kind of deployment, and the proxies in front of them."""
+"""The deployments: their servers, and the proxies in front of these."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from asynclock.testing.executables import find_executable
 from asynclock.testing.nodes import view
 
 PREFIX = "asynclock"
-PACE = 2.0  # seconds that the durations of faults are multiples of
+PACE = 2.0  # seconds; the durations of faults are multiples of it
 VALIDITY = 2.0
-LONG = 30.0  # a validity beside which no lost message is made up for by chance
-SILENT = 5.0  # seconds until a connection that is asked nothing is found dead: asked once a second, and 2 s of patience
-QUIET = (0, 2)  # the places of workers whose connections are idle, where the validity is long
-CROWD = "crowd-"  # how the names of many locks begin that are there to be lost, and not to be waited for
-ROOM = 1.0  # seconds that a busy machine needs on top of all that was promised of waits
+LONG = 30.0  # seconds: a validity so long that no expiry hides a lost message
+SILENT = 5.0  # seconds until an idle connection is found dead: pinged once a second, with 2 s to answer; plus slack
+QUIET = (0, 2)  # places of workers whose connections are idle, with the long validity
+CROWD = "crowd-"  # prefix of the many names that are only there to be lost: their waits are not judged
+ROOM = 1.0  # seconds of slack for a busy machine, on top of all limits for waits
 Key = tuple[str, int]  # a lock's name, and which of its keys
 
 
 class Deployment(ABC):
-    """``servers``: those that have keys."""
+    """``servers``: those that store keys."""
 
     name: ClassVar[str]
     title: ClassVar[str]
     majority: ClassVar[int] = 1
     patience: ClassVar[float] = math.inf
-    """Seconds for which a server may be silent without being replaced by another one."""
+    """Seconds for which a server may be silent without a failover."""
     by_name: ClassVar[tuple[int, ...]] = ()
-    """The places of the workers that look the servers' names up. (Not on uvloop, which asks no Python for that.)"""
+    """Places of the workers that connect by host name. (Not on uvloop, which resolves names without Python.)"""
     has_roles: ClassVar[bool] = False
-    """A server may take another one's place."""
+    """Does it have failovers?"""
     pause: ClassVar[float] = 1.0
-    """Seconds between a client's attempts to reconnect, at most."""
+    """Longest pause, in seconds, between a client's attempts to reconnect."""
     validity: ClassVar[float] = VALIDITY
     spared: ClassVar[tuple[str, ...]] = ()
-    """Kinds of faults that do not happen here."""
+    """Kinds of faults that are not injected here."""
 
     def __init__(self, names: Iterable[str], crowd: Iterable[str] = ()) -> None:
-        """:param crowd: names of locks that get lost with the others, but are no fault's own"""
+        """:param crowd: further names, which faults hit only together with others"""
         self.names = list(names)
         self.crowd = list(crowd)
         self.servers: list[Server] = []
-        self.clocks: dict[int, Clock] = {}  # of each server, by its port, where it has one
-        self.offsets: dict[int, float] = {}  # ... and how far it is off
-        self.proxies: list[dict[int, Proxy]] = []  # for each worker's place: by the server's port
+        self.clocks: dict[int, Clock] = {}  # server's port -> its own clock, if it has one
+        self.offsets: dict[int, float] = {}  # server's port -> seconds by which that clock is off
+        self.proxies: list[dict[int, Proxy]] = []  # worker's place -> server's port -> its proxy
         self._stack = contextlib.AsyncExitStack()
         self._resources = contextlib.ExitStack()
 
@@ -75,10 +75,10 @@ class Deployment(ABC):
 
     @abstractmethod
     def keys_on(self, server: Server) -> list[Key]:
-        """Those of which this server now is the one that counts. Blocks."""
+        """The keys that this server stores as their current primary. Blocks."""
 
     def homes(self) -> list[Server]:
-        """The servers whose keys count. Blocks."""
+        """The current primaries. Blocks."""
         return self.servers
 
     @property
@@ -87,13 +87,13 @@ class Deployment(ABC):
 
     @property
     def settled(self) -> float:
-        """Seconds that the servers themselves need after a fault until a lock can be had: an election, a quarantine."""
+        """Seconds that the servers need after a fault before they grant locks: for an election or a quarantine."""
         return 0.0
 
     @property
     def longest_gap(self) -> float:
-        """Seconds after a fault for which nobody may have a lock that is waited for: until the key of a dead holder is
-        over, the servers are well, and the clients have found them."""
+        """Seconds after a fault for which a lock with waiters may have no holder: until a dead holder's key has
+        expired, the servers have recovered, and the clients have reconnected."""
         return self.validity + self.settled + self.pause + ROOM
 
     @staticmethod
@@ -114,14 +114,14 @@ class Deployment(ABC):
         raise NotImplementedError(f"{self.title}: there is no other server in place of one")
 
     def repair(self) -> None:
-        """All servers run, and are well. Blocks."""
+        """Make sure that all servers run, and are healthy. Blocks."""
         for server in self.servers:
             if server.running:
                 server.resume()
             server.start()
 
     def left(self) -> list[str]:
-        """The keys that there are. Blocks."""
+        """All keys on the servers. Blocks."""
         found = []
         for server in self.homes():
             keys = server.execute("KEYS", f"{PREFIX}:*")
@@ -154,11 +154,11 @@ class One(Deployment):
         try:
             find_executable(cls.kind)
         except RuntimeError:
-            return False  # there is no Redis 6.2 in a package for newer Pythons
+            return False  # the package with Redis 6.2 does not support newer Pythons
         return True
 
     def _start_servers(self, count: int) -> None:
-        """Each with its own clock, which may jump, and with its keys on disk."""
+        """Start them, each with a clock of its own that can jump, and with its keys on disk."""
         for _ in range(count):
             clock = self._resources.enter_context(Clock())
             server = Server(self.kind, persist=True, config=self.config, environment=clock.environment)
@@ -186,12 +186,12 @@ class Evicting(One):
 
 
 class Long(One):
-    """What is made up for within two seconds elsewhere, because a key's time is over, is not here."""
+    """Elsewhere a key expires within two seconds, which hides many a mistake. Here it does not."""
 
     name = "long"
     title = f"one server, a validity of {LONG:g} s"
     validity = LONG
-    spared = (  # what leaves a key, or costs a push, is made up for when the validity is over
+    spared = (  # these leave a key behind, or lose a push: only the end of the long validity makes up for that
         "worker SIGKILL",
         "worker SIGSTOP past the validity",
         "pushes swallowed",
@@ -211,7 +211,7 @@ class Three(One):
 
     @property
     def settled(self) -> float:
-        return self.validity  # the quarantine of one that was started anew
+        return self.validity  # the quarantine of a restarted server
 
     def _start(self) -> None:
         self._start_servers(3)
@@ -229,7 +229,7 @@ class Clustered(Deployment):
 
     @property
     def settled(self) -> float:
-        return 5.0  # until a node counts as failed, an election, and a look at the slots
+        return 5.0  # until a node counts as failed, an election is over, and clients have refreshed the slots
 
     def _start(self) -> None:
         self.cluster = self._resources.enter_context(Cluster())
@@ -260,7 +260,7 @@ class Clustered(Deployment):
             self.cluster.failover(replicas[0])
 
     def migrate(self, key: Key, where: float, atomically: bool) -> None:
-        """The key's slot, to another shard."""
+        """Migrate the key's slot to another shard."""
         slot = self.cluster.slot_of(self.key(key))
         others = [server for server in self.homes() if server is not self.cluster.owner(slot)]
         to = others[int(where * len(others))]
@@ -270,7 +270,7 @@ class Clustered(Deployment):
             self.cluster.migrate(slot, to)
 
     def _slots(self) -> dict[int, Server]:
-        """Whose each slot of a key is, as far as the nodes have heard."""
+        """The owner of each key's slot, as the nodes currently see it."""
         by_port = {server.port: server for server in self.servers}
         claims = [node for server in self.servers if server.awake for node in view(server) if node.slots]
         claims.sort(key=lambda node: node.epoch)
@@ -287,7 +287,7 @@ class Monitored(Deployment):
 
     @property
     def settled(self) -> float:
-        return 5.0  # until the primary counts as down, and another one is at work
+        return 5.0  # until the primary counts as down, and a replica is promoted
 
     def _start(self) -> None:
         self.sentinels = self._resources.enter_context(Sentinels())

@@ -1,4 +1,4 @@
-"""What is done to the workers, the servers and the wires, and what was promised for each."""
+"""The kinds of faults for workers, servers and wires, and the limits for each."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from .deployments import DEPLOYMENTS, ROOM
 from .field import UNASKED, Field
 
-PUSH = 0.1  # seconds: a push takes a millisecond or two, but two cores do the work of a dozen processes
-CROWDED_OUT = 1.5  # where the server itself forgets to tell: a look once a second, and a push's own
-FREED = 2.0 + ROOM  # what is owed to a server that refused it, or could not be reached, is made up for after that
-AWAY = 0.2  # reset, and refused when it reconnects: tens of milliseconds, and the same
+PUSH = 0.1  # seconds: a push takes a millisecond or two, but a dozen processes share two cores
+CROWDED_OUT = 1.5  # seconds: the server sends no push; a check once a second finds it, plus ``PUSH``
+FREED = 2.0 + ROOM  # seconds after which releases that were refused, or could not be sent, have been retried
+AWAY = 0.2  # seconds: a reset, and a refused reconnect, take tens of milliseconds; plus slack
 
 Run = Callable[[Field, random.Random, str], Coroutine[Any, Any, None]]
 
@@ -22,21 +22,21 @@ Run = Callable[[Field, random.Random, str], Coroutine[Any, Any, None]]
 class Kind:
     name: str
     track: str
-    """Faults of one track come one after the other, those of several tracks at the same time."""
+    """Faults of one track happen one after the other, those of different tracks at the same time."""
     run: Run
     told: float
-    """Where it makes servers forget keys: seconds for which two may hold a lock then. 0: they keep their word."""
+    """If it makes servers lose keys: seconds for which a lock may have two holders then. 0: it does not."""
     only: tuple[str, ...]
-    """The deployments that it is for; none: all."""
+    """The deployments that it applies to; empty: all."""
     harmless: bool = False
-    """Nobody loses a lock, as far as it comes alone: the key is there when the client is back."""
+    """No lock may be lost if it happens alone: the keys are still there after the reconnect."""
     free: float | None = None
-    """Seconds after it, if it came alone, for which nobody may have a lock that is waited for, where that is less than
-    the deployment's own ``longest_gap``."""
+    """Seconds after it, if it happens alone, for which a lock with waiters may have no holder. None: the deployment's
+    ``longest_gap``."""
 
 
 KINDS: dict[str, Kind] = {}
-LOOK = 1.5  # seconds: clients ask the Sentinels once a second whether another server is the primary now
+LOOK = 1.5  # seconds: clients ask the Sentinels for the primary once a second
 
 
 def kind(
@@ -63,5 +63,5 @@ def kinds_for(deployment: str) -> list[Kind]:
 async def _nothing(field: Field, chance: random.Random, name: str) -> None: ...
 
 
-# It is not done but seen: on a busy machine, servers count as dead that were away for a moment.
+# Not injected but observed: on a busy machine, a server that pauses for a moment may be taken for dead.
 KINDS[UNASKED] = Kind(UNASKED, "servers", _nothing, LOOK, ("none",))

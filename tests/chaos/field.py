@@ -1,4 +1,4 @@
-"""Where faults happen: the servers, the wires and the workers of a run; and what is written down of each fault."""
+"""What faults act on, the servers, the wires and the workers of a run; and the log of the faults."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .deployments import PACE, Deployment, Key
 from .logs import Log, now
 
 UNASKED = "failover that nobody asked for"
-WATCH_EVERY = 0.2  # seconds between two looks at who is who
-BEGUN = 1.5  # seconds before that, at most, in which a new primary has begun to accept what the old one does not know
+WATCH_EVERY = 0.2  # seconds between two checks of which servers are primaries
+BEGUN = 1.5  # seconds before a check, at most, since when a new primary that it finds may have accepted writes
 
 
 class Field:
@@ -25,19 +25,22 @@ class Field:
         self.crew = crew
         self.log = log
         self.active: list[str] = []
-        self.solo = False  # no other fault happens at the same time
+        self.solo = False  # True: one fault at a time
         self._count = 0
-        self._moved = -math.inf  # when there was a fault last that moves roles
+        self._moved = -math.inf  # when a fault last moved roles
 
     @property
     def pace(self) -> float:
-        """Seconds that a fault's duration is a multiple of."""
+        """Seconds; the durations of faults are multiples of it."""
         return PACE
 
     @contextlib.asynccontextmanager
     async def fault(self, kind: str, *on: object, harmless: bool = False) -> AsyncIterator[set[Key]]:
-        """It lasts as long as the block. ``on``: what it was done to, for people. ``harmless``: it is over so soon that
-        it costs nobody a lock, if it comes alone."""
+        """Log a fault, which lasts as long as the block. Keys that servers lose must be added to the set.
+
+        :param on: what it acts on, for human readers
+        :param harmless: it is so short that no lock may be lost, if it happens alone
+        """
         self._count += 1
         number = self._count
         self.active.append(kind)
@@ -59,8 +62,7 @@ class Field:
             self.log("over", number=number, forgot=sorted(forgot))
 
     async def watch_roles(self) -> None:
-        """Writes it down as a fault when other servers than before have the keys that count, and no fault that is under
-        way means them to."""
+        """Log a failover that no injected fault has caused as a fault of its own."""
         before = await self.homes()
         while True:
             await asyncio.sleep(WATCH_EVERY)
@@ -79,19 +81,18 @@ class Field:
                     self.log("over", number=self._count, forgot=sorted(await self.keys_on(*new)))
 
     async def homes(self) -> list[Server]:
-        """The servers whose keys count now."""
+        """The current primaries."""
         return await asyncio.to_thread(self.deployment.homes)
 
     async def pick_servers(self, chance: random.Random) -> list[Server]:
-        """Mostly one of those whose keys count now, sometimes several."""
+        """Mostly one of the current primaries, sometimes several."""
         servers = await self.homes()
         count = chance.choice((1, 1, 1, self.deployment.majority, len(servers)))
         return chance.sample(servers, min(count, len(servers)))
 
     @contextlib.asynccontextmanager
     async def rate(self, server: Server) -> AsyncIterator[None]:
-        """Writes down how many commands a second the server gets for as long as the block lasts, and how many it got
-        in the second before that."""
+        """Log the server's rate of commands a second: during the block, and in the second before it."""
         number, since, first = self._count, now(), await asyncio.to_thread(_commands, server)
         await asyncio.sleep(1.0)
         at, second = now(), await asyncio.to_thread(_commands, server)
@@ -100,7 +101,7 @@ class Field:
         self.log("rate", number=number, before=(second - first) / (at - since), during=(third - second) / (now() - at))
 
     async def execute(self, server: Server, *command: str | int) -> None:
-        """What comes to nothing because of another fault is no harm."""
+        """It may fail because of another fault; that does not matter."""
         with contextlib.suppress(OSError, RuntimeError):
             await asyncio.to_thread(server.execute, *command)
 
@@ -110,7 +111,7 @@ class Field:
                 await self.execute(server, *command)
 
     def pick_name(self, chance: random.Random) -> str:
-        """Rather one that is held for long: another may be free just then."""
+        """Preferably a name that is held for long: the others may be free just then."""
         names = self.deployment.names
         return chance.choice([*names, *[name for name in names if name.startswith("long")] * 3])
 

@@ -1,4 +1,4 @@
-"""What happened, put together from the logs of all: holds, overlaps, times when nobody held, faults, stalls."""
+"""What happened, merged from all logs: holds, overlaps, times without a holder, faults, stalls."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import NamedTuple
 from .deployments import CROWD, Key
 from .logs import KEPT, Event
 
-LONG_GAP = 0.1  # seconds without a holder that are remembered
+LONG_GAP = 0.1  # seconds without a holder from which on a gap is recorded
 
 
 @dataclass(slots=True, eq=False)
 class Hold:
-    """From ``held`` to ``ended`` its worker thought that it had the lock. It last acted on that at ``acted``, and
-    was told then that the lock would be its own until ``due`` at least, and its keys until ``votes``."""
+    """Its worker believed to have the lock from ``held`` to ``ended``. It last acted on that at ``acted``; the deadline
+    was ``due`` then, and its votes counted until ``votes``."""
 
     who: str
     name: str
@@ -40,11 +40,11 @@ class Fault:
     forgot: frozenset[Key] = frozenset()
     harmless: bool = False
     rate: tuple[float, float] | None = None
-    """Commands a second that the server got before it, and while it lasted."""
+    """Commands a second at the server: before the fault, and during it."""
 
 
 class Sample(NamedTuple):
-    """What a worker saw of itself."""
+    """A worker's own memory, files and tasks."""
 
     at: float
     resident: int  # bytes
@@ -56,10 +56,10 @@ class Sample(NamedTuple):
 class History:
     faults: dict[int, Fault] = field(default_factory=dict)
     overlaps: list[tuple[Hold, Hold]] = field(default_factory=list)  # the earlier one first
-    lost: list[Hold] = field(default_factory=list)  # by somebody's doing but the holder's
-    overdue: list[Hold] = field(default_factory=list)  # that did not end before their own deadline
-    gaps: list[tuple[str, float, float]] = field(default_factory=list)  # name, and when nobody had it
-    idle: list[tuple[str, float, float]] = field(default_factory=list)  # who, and when he had no lock at all
+    lost: list[Hold] = field(default_factory=list)  # ended by a loss
+    overdue: list[Hold] = field(default_factory=list)  # ended after their own deadline
+    gaps: list[tuple[str, float, float]] = field(default_factory=list)  # name, begin and end of a time without a holder
+    idle: list[tuple[str, float, float]] = field(default_factory=list)  # worker, begin and end of a time without a lock
     stalls: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     exits: list[tuple[str, float, float]] = field(default_factory=list)  # from a loss until the block was left
     errors: list[tuple[float, str]] = field(default_factory=list)
@@ -69,18 +69,19 @@ class History:
     holds: int = 0
     longest_wait: float = 0.0  # of a single acquisition
     longest_close: float = 0.0
-    open: dict[tuple[str, int], Hold] = field(default_factory=dict)  # those that have not ended
-    calm: float = math.inf  # from here on there were no faults
+    open: dict[tuple[str, int], Hold] = field(default_factory=dict)  # holds that have not ended
+    calm: float = math.inf  # when the faults ended
     closing: float = math.inf
-    asleep: list[tuple[str, str, float]] = field(default_factory=list)  # who waited for what through all the calm
-    at_rest: set[tuple[str, str]] = field(default_factory=set)  # who held what while it was calm
+    asleep: list[tuple[str, str, float]] = field(default_factory=list)  # waited from before the calm until its end
+    at_rest: set[tuple[str, str]] = field(default_factory=set)  # (worker, name) of holds during the calm
     since: float = math.nan
     until: float = math.nan
-    kept: list[Hold] = field(default_factory=list)  # all of the stretch that was asked for
+    kept: list[Hold] = field(default_factory=list)  # all holds of the ``stretch``
 
 
 def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) -> History:
-    """``events`` in the order of their times. Memory grows with what went wrong, not with what went well."""
+    """Build the history from ``events``, which are in the order of their times. Memory grows with the number of
+    problems, not with the number of holds."""
     begin, finish = stretch or (math.inf, -math.inf)
     history = History()
     by_name: dict[str, list[Hold]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""What workers and the injector write down: a file each, a JSON line an event, with the time on the system's
+"""The logs of the workers and of the injector: a file for each, a JSON line for each event, with times on the system's
 monotonic clock, which all processes share."""
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 now = time.monotonic
 
-KEPT = ("released", "cancelled", "closed")  # how a hold ends that was not lost
-INJECTOR = "injector"  # whose file has the faults, and when a worker was killed
+KEPT = ("released", "cancelled", "closed")  # ends of holds that were not lost
+INJECTOR = "injector"  # its file has the faults, and the times at which workers were killed
 
 
 class Event(NamedTuple):
@@ -25,8 +25,8 @@ class Event(NamedTuple):
 
 
 class Log:
-    """Each event is in the file, as far as other processes can tell, when the call returns. So a process that is
-    killed has told all up to then."""
+    """Each event is in the file, for other processes to see, when the call returns. So nothing is lost when the process
+    is killed."""
 
     def __init__(self, directory: Path, who: str) -> None:
         self._file = os.open(directory / f"{who}.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -43,12 +43,12 @@ def read(path: Path) -> Iterator[Event]:
     with path.open() as lines:
         for line in lines:
             if not line.endswith("\n"):
-                return  # killed within the write
+                return  # the process was killed during the write
             details = json.loads(line)
             yield Event(details.pop("at"), path.stem, details.pop("what"), details)
 
 
 def merged(directory: Path) -> Iterator[Event]:
-    """All that was written in a run, in the order in which it happened."""
+    """The events of all logs of a run, in the order of their times."""
     files: Iterable[Path] = sorted(directory.glob("*.jsonl"))
     yield from heapq.merge(*(read(file) for file in files), key=lambda event: event.at)

@@ -1,4 +1,4 @@
-"""What chaos does: which locks, and which faults when."""
+"""The plan of a run: the locks, and the sequence of faults."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .run import Say, Work
 
 
 async def inject(field: Field, kinds: list[Kind], seed: int, until: float, say: Say) -> None:
-    """First one fault at a time, so that it is clear what each does; for the second half of the time several at
-    once. The seed says what comes when and to whom, as far as that is there then."""
+    """Inject one fault at a time in the first half, so that the effect of each is clear, and several at once in the
+    second half. The seed chooses faults, times and targets, as far as the targets exist at that time."""
     chance = random.Random(seed)
     since = now()
     field.solo = True
@@ -27,7 +27,7 @@ async def inject(field: Field, kinds: list[Kind], seed: int, until: float, say: 
         await kind.run(field, random.Random(chance.random()), kind.name)
         await asyncio.to_thread(field.deployment.repair)
         field.crew.look()
-        # Only after the long pause can it be seen that a wait was too long; short ones bring more faults.
+        # A wait that is too long shows only after a long pause; short pauses make room for more faults.
         await asyncio.sleep(field.deployment.longest_gap * chance.choice((0.3, 0.3, 0.5, 1.1)))
     field.solo = False
     tracks = {kind.track for kind in kinds}
@@ -65,9 +65,9 @@ CHAOS = Work(
     resp2=(2,),
     options={1: {"fallback_setpx": True, "local_handoffs": 0}, 3: {"no_loop_tracking": False}},
 )
-# Many locks, where the server may lose track of them.
+# Many locks, if the server may drop tracking entries.
 CROWDED = dataclasses.replace(CHAOS, crowd=60, crowd_tasks=25)
-# Who waits for replicas contends with those who do not.
+# Workers with ``min_replicas`` contend with workers without it.
 REPLICATED = dataclasses.replace(CHAOS, options={**CHAOS.options, 0: {"min_replicas": 1}})
 LONG = dataclasses.replace(
     CHAOS, names=[(name, (8.0, 14.0) if name.startswith("long") else hold) for name, hold in CHAOS.names], quiet=QUIET

@@ -1,4 +1,4 @@
-"""Faults of the library itself, for runs that have to find them."""
+"""Faults to plant in the library itself. A run must find each of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asynclock.wire.requests import Request
 if TYPE_CHECKING:
     from .worker import Spec
 
-PASSING = ("NOREPLICAS", "BUSY", "MISCONF")  # none of them has a meaning for the connection or a cluster
+PASSING = ("NOREPLICAS", "BUSY", "MISCONF")  # these mean nothing for the connection or a cluster
 
 
 def _forget_refused_releases(spec: Spec) -> None:
@@ -29,12 +29,12 @@ def _forget_refused_releases(spec: Spec) -> None:
 
 
 def _keep_noloop(spec: Spec) -> None:
-    """Whatever the server may evict: what is asked for expressly is done."""
+    """An explicit ``no_loop_tracking=True`` is obeyed, whatever the server may evict."""
     spec.options["no_loop_tracking"] = True
 
 
 def _believe_the_uptime(spec: Spec) -> None:
-    """That a server is another process now says nothing, as long as it says that it has been up for long."""
+    """A changed run_id is ignored, as long as the server claims a long uptime."""
     connected = Quarantine.connected
 
     def trusting(self: Quarantine, label: str, run_id: str, started: float | None, on_end: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""What happens just now: a bar where there is a terminal, a line now and then where there is none."""
+"""Shows the progress: a bar on a terminal, otherwise a line from time to time."""
 
 from __future__ import annotations
 

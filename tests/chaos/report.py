@@ -1,4 +1,4 @@
-"""What a run has shown: a table for people, JSON for machines."""
+"""The results of a run: a table for people, JSON for machines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PICTURED = ("long-1", "long-2", "middle-1", "middle-2")
 
 
 def writable(*files: Path | None) -> None:
-    """Make the directories that they are to be written to: an hour later is late to find out that it cannot be done."""
+    """Create the directories of these files now: a failure after an hour of chaos would lose the results."""
     for file in files:
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def show(console: Console, outcome: Outcome) -> None:
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
-    """A table for a page: what each fault did, on all deployments together."""
+    """A Markdown table of the effects of each fault, over all deployments."""
     lines = [
         "| fault | times | two holders, servers kept their word | … servers forgot | … the longest | … its bound "
         "| nobody has a lock, after it, for | errors not asynclock's own |",

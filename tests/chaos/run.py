@@ -1,4 +1,4 @@
-"""A run on one deployment: workers work, faults happen, calm returns, all is closed, and the logs are judged."""
+"""A run on one deployment: workers work, faults are injected, everything recovers and closes, the logs are judged."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .logs import INJECTOR, Event, Log, merged, now, read
 from .worker import Spec
 
 PLACES = 4
-CALM = 4.0  # seconds without faults in the end, beside what the servers need
-LOOKS = 2.0  # commands a second and lock that looking after it may cost, while servers do not tell of changes
-FIRST_HOLDS = 20.0  # seconds until everybody has begun
+CALM = 4.0  # seconds without faults at the end, in addition to what the servers need
+LOOKS = 2.0  # commands a second and lock that checking it may cost, while servers send no reliable pushes
+FIRST_HOLDS = 20.0  # seconds until every worker has held a lock
 
 Say = Callable[[str], None]
 Inject = Callable[[Field, list[Kind], int, float, Say], Coroutine[Any, Any, None]]
@@ -32,23 +32,23 @@ Inject = Callable[[Field, list[Kind], int, float, Say], Coroutine[Any, Any, None
 
 @dataclass(frozen=True)
 class Work:
-    """What workers do, and what happens to them meanwhile."""
+    """What workers do, and which faults are injected meanwhile."""
 
-    names: list[tuple[str, tuple[float, float]]]  # and for how many seconds each is held
+    names: list[tuple[str, tuple[float, float]]]  # with the range of seconds for which each is held
     tasks: int  # of each worker: for each name, or with ``roam`` for all
     rest: tuple[float, float]
     inject: Inject
     roam: bool = False
-    resp2: tuple[int, ...] = ()  # the places of those who speak RESP2
+    resp2: tuple[int, ...] = ()  # the places of workers that use RESP2
     options: dict[int, dict[str, Any]] = field(default_factory=dict)  # of the lockers in these places
-    unwanted: tuple[str, ...] = ()  # kinds of faults
-    crowd: int = 0  # so many more names,
-    crowd_tasks: int = 0  # ... any of which so many tasks of each worker take
+    unwanted: tuple[str, ...] = ()  # kinds of faults that are not injected
+    crowd: int = 0  # number of further names
+    crowd_tasks: int = 0  # tasks of each worker that take these
     planted: str = ""  # a fault of the library (see planted.py)
-    quiet: tuple[int, ...] = ()  # the places of those who take the long locks only, which nobody else does
+    quiet: tuple[int, ...] = ()  # the places of workers that take the long locks, and nothing else
 
     def names_of(self, place: int) -> list[tuple[str, tuple[float, float]]]:
-        """Those that this worker takes."""
+        """The names that this worker takes."""
         if not self.quiet:
             return self.names
         return [name for name in self.names if name[0].startswith("long") == (place in self.quiet)]
@@ -59,7 +59,7 @@ class Work:
 
     @property
     def in_all(self) -> int:
-        """The tasks of all workers."""
+        """The number of tasks of all workers."""
         tasks = (self.tasks if self.roam else self.tasks * len(self.names_of(place)) for place in range(PLACES))
         return sum(tasks) + PLACES * self.crowd_tasks
 
@@ -80,7 +80,7 @@ class Outcome:
 async def run(
     work: Work, name: str, seconds: float, seed: int, directory: Path, say: Say, only: list[str] | None = None
 ) -> Outcome:
-    """:param say: is told what happens, for people to watch"""
+    """:param say: called with what happens now, for people who watch"""
     deployment = DEPLOYMENTS[name]([each for each, _ in work.names], work.crowd_names)
     log = Log(directory, INJECTOR)
     clocks = {PLACES - 1: Clock()}
@@ -110,7 +110,7 @@ async def run(
         log("closing")
         say("closing")
         await crew.stop_all()
-        # What is left now would go by itself within the validity: nobody gave it back.
+        # Keys that are left now were not released: they would expire within the validity.
         left = await asyncio.to_thread(deployment.left)
         left_at_once = len(left)
         if left:
@@ -196,8 +196,8 @@ async def _man(crew: Crew) -> None:
 
 
 def _asleep(history: History, crew: Crew, work: Work) -> list[str]:
-    """Every worker that was there at the end must have got every lock while it was calm; of 200 that are taken
-    at random, one."""
+    """Workers that ran at the end and did not hold every lock during the calm; or none at all, if they take 200 names
+    at random."""
     calm = f"in {history.closing - history.calm:.1f} s of calm"
     if work.roam:
         served = {who for who, _ in history.at_rest}

@@ -1,4 +1,4 @@
-"""What befalls servers, and what others do on them."""
+"""Faults of servers, and commands that other clients send them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _downtime(field: Field, chance: random.Random) -> float:
     return chance.choice((0.0, 0.3, 1.2)) * field.pace
 
 
-# Servers that keep their word
+# Servers that keep their keys
 
 
 @kind("server SIGKILL, back with its data", "servers", only=WITH_DISK)
@@ -78,21 +78,20 @@ async def clients_paused(field: Field, chance: random.Random, name: str) -> None
 @kind("DEBUG SLEEP", "servers")
 async def slept(field: Field, chance: random.Random, name: str) -> None:
     servers = await field.pick_servers(chance)
-    longest = field.deployment.patience  # or there is a failover, which is another fault
+    longest = field.deployment.patience  # longer would cause a failover, which is a fault of its own
     seconds = min(chance.choice((0.1, 0.4, 1.2)) * field.pace, longest)
     async with field.fault(name, *servers, f"{seconds:.1f} s"):
         await asyncio.gather(*(field.execute(server, "DEBUG", "SLEEP", f"{seconds:.3f}") for server in servers))
 
 
-# Servers that are there, and refuse
+# Servers that are up, but refuse commands
 
 
 Refusal = contextlib.AbstractAsyncContextManager[None]
 
 
 async def _refusing(field: Field, name: str, *refusals: Refusal, seconds: float, harmless: bool = False) -> None:
-    """A lock is extended in time once it is over, if it was short, and what could not be released is free soon
-    afterwards."""
+    """Servers refuse for ``seconds``. Locks survive if that is short. Refused releases are retried soon after it."""
     async with field.fault(name, f"{seconds:.1f} s", harmless=harmless or seconds <= 0.3 * field.pace):
         async with contextlib.AsyncExitStack() as stack:
             for refusal in refusals:
@@ -115,7 +114,7 @@ async def _setting(field: Field, server: Server, name: str, value: str | int, af
 
 @kind("NOREPLICAS", "servers", free=FREED)
 async def no_replicas(field: Field, chance: random.Random, name: str) -> None:
-    """More replicas are wanted than there are."""
+    """``min-replicas-to-write`` is higher than the number of replicas."""
     servers = await field.pick_servers(chance)
     refusals = [_setting(field, server, "min-replicas-to-write", 9, 0) for server in servers]
     await _refusing(field, name, *refusals, seconds=_while(field, chance))
@@ -123,8 +122,8 @@ async def no_replicas(field: Field, chance: random.Random, name: str) -> None:
 
 @kind("OOM", "servers", only=("one", "redis-6.2", "redis-8.2", "long", "three", "cluster", "sentinel"), free=FREED)
 async def out_of_memory(field: Field, chance: random.Random, name: str) -> None:
-    """New locks take memory. Those that there are take none, and are kept (but where a replica is to confirm it, which
-    takes a new key)."""
+    """New locks need memory. Extending a lock needs none, so held locks are kept (unless replicas must confirm, which
+    needs a new key)."""
     servers = await field.pick_servers(chance)
     refusals = [_setting(field, server, "maxmemory", 1, 0) for server in servers]
     kept = not field.deployment.has_roles
@@ -140,20 +139,20 @@ async def busy(field: Field, chance: random.Random, name: str) -> None:
 
 @contextlib.asynccontextmanager
 async def _script(field: Field, server: Server) -> AsyncIterator[None]:
-    """One that does not end by itself."""
+    """A script that never ends."""
     await field.execute(server, "CONFIG", "SET", "lua-time-limit", 10)
     script = asyncio.create_task(field.execute(server, "EVAL", "while true do end", 0))
     try:
         yield
     finally:
-        while not script.done():  # it may not have begun
+        while not script.done():  # it may not have started yet
             await field.execute(server, "SCRIPT", "KILL")
             await asyncio.wait([script], timeout=0.05)
 
 
 @kind("READONLY", "servers", only=WITH_DISK, free=FREED)
 async def read_only(field: Field, chance: random.Random, name: str) -> None:
-    """A replica of nobody."""
+    """The server becomes a replica of an address where no server is."""
     servers = await field.pick_servers(chance)
     await _refusing(field, name, *(_demoted(field, server) for server in servers), seconds=_while(field, chance))
 
@@ -175,7 +174,7 @@ async def not_saved(field: Field, chance: random.Random, name: str) -> None:
 
 @contextlib.asynccontextmanager
 async def _unsaved(field: Field, server: Server) -> AsyncIterator[None]:
-    """There is a directory where its snapshot should go."""
+    """A directory has the name of its snapshot file, so that saving fails."""
     told = await asyncio.to_thread(server.execute, "CONFIG", "GET", "dir")
     assert isinstance(told, list) and isinstance(told[1], bytes)
     obstacle = Path(told[1].decode()) / "dump.rdb"
@@ -190,13 +189,15 @@ async def _unsaved(field: Field, server: Server) -> AsyncIterator[None]:
 
 @kind("maxclients at the reconnect", "servers", only=WITH_DISK, free=FREED)
 async def too_many_clients(field: Field, chance: random.Random, name: str) -> None:
-    """A server that answers with an error is not gone."""
+    """A server that answers a new connection with an error is not gone."""
     servers = await field.pick_servers(chance)
     seconds = chance.choice((0.05, 0.1, 0.5)) * field.pace
     async with field.fault(name, *servers, f"{seconds:.1f} s", harmless=seconds <= 0.1 * field.pace):
         with contextlib.ExitStack() as stack:
             for server in servers:
-                admin = await asyncio.to_thread(stack.enter_context, Admin(server))  # who could not come back, either
+                admin = await asyncio.to_thread(
+                    stack.enter_context, Admin(server)
+                )  # opened before: a new connection would be refused, too
                 before = await asyncio.to_thread(admin, "CONFIG", "GET", "maxclients")
                 assert isinstance(before, list)
                 stack.callback(admin, "CONFIG", "SET", "maxclients", before[1])
@@ -207,7 +208,7 @@ async def too_many_clients(field: Field, chance: random.Random, name: str) -> No
 
 @kind("FLUSHDB of another database", "servers", only=CROWDED)
 async def flushed_elsewhere(field: Field, chance: random.Random, name: str) -> None:
-    """It is pushed to everybody, as if every key were gone. Nobody loses anything, and the server has time for more."""
+    """All clients get a push, as if every key were gone. No lock is lost, and checks must not overload the server."""
     server = (await field.pick_servers(chance))[0]
     async with field.fault(name, server, harmless=True), field.rate(server):
         with await asyncio.to_thread(Admin, server) as admin:
@@ -219,9 +220,9 @@ async def flushed_elsewhere(field: Field, chance: random.Random, name: str) -> N
 
 @kind("restart by a clock that was off, with one server away", "servers", only=("three",))
 async def restarted_by_a_wrong_clock(field: Field, chance: random.Random, name: str) -> None:
-    """One comes back without its data, and seems to have been up for an hour; it is in quarantine all the same. The
-    locks are on it and one other server, since the third is away; it is there again, and without them, when some who
-    hold them have not noticed yet."""
+    """A server restarts without its data, and claims to have been up for an hour. It must be in quarantine all the
+    same: the locks were on it and one other server, since the third was away. That one is back, without the keys,
+    before some holders have noticed anything."""
     first, second = chance.sample(field.deployment.servers, 2)
     clock, offset = field.deployment.clocks[second.port], field.deployment.offsets.get(second.port, 0.0)
     proxies = field.deployment.proxies
@@ -255,12 +256,12 @@ def _refuse(proxies: list[Proxy]) -> None:
         proxy.reset()
 
 
-# Servers that forget
+# Servers that lose keys
 
 
 @kind("keys evicted", "servers", told=PUSH, only=("evicting",))
 async def evicted(field: Field, chance: random.Random, name: str) -> None:
-    """By commands of everybody, their holders' own ones too."""
+    """Evictions happen during commands of all clients, including the holders' own."""
     server = (await field.pick_servers(chance))[0]
     async with field.fault(name, server) as forgot:
         forgot.update(await field.keys_on(server))
@@ -275,7 +276,7 @@ async def evicted(field: Field, chance: random.Random, name: str) -> None:
 
 @kind("the tracking table is full, DEL", "servers", told=CROWDED_OUT, only=CROWDED)
 async def tracking_table_full(field: Field, chance: random.Random, name: str) -> None:
-    """Each key that is read crowds another one out."""
+    """Each key that is read displaces another one."""
     server = (await field.pick_servers(chance))[0]
     crowd = field.deployment.crowd
     keys = [(lock, 0) for lock in (*field.deployment.names, *chance.sample(crowd, min(10, len(crowd))))]
@@ -334,7 +335,7 @@ async def overwritten(field: Field, chance: random.Random, name: str) -> None:
 
 
 def _some_keys(field: Field, chance: random.Random) -> list[Key]:
-    """Of one lock."""
+    """Some keys of one lock."""
     lock = field.pick_name(chance)
     return [(lock, index) for index in chance.sample(range(field.deployment.keys), field.deployment.majority)]
 
@@ -358,7 +359,7 @@ async def _clock_jumps(field: Field, chance: random.Random, name: str, off: floa
         keys = await field.keys_on(server)
         if off > 0:
             forgot.update(keys)
-        # It stays: going back would be the other fault.
+        # The clock stays like that: setting it back would be the other fault.
         field.deployment.offsets[server.port] = offset = field.deployment.offsets.get(server.port, 0.0) + off
         clock.set(offset)
 
@@ -373,7 +374,7 @@ async def primary_killed(field: Field, chance: random.Random, name: str) -> None
 
 @kind("primary SIGSTOP, replaced by its replica", "servers", told=2.0, only=WITH_REPLICAS)
 async def primary_stopped(field: Field, chance: random.Random, name: str) -> None:
-    """Whoever holds a lock there counts on it until its time is over."""
+    """Holders on the old primary count on their locks until the deadline."""
     await _replaced(field, chance, name, stop=True)
 
 
@@ -395,7 +396,7 @@ async def _replaced(field: Field, chance: random.Random, name: str, stop: bool) 
 
 @kind("planned failover", "servers", told=LOOK, only=("sentinel",))
 async def failed_over(field: Field, chance: random.Random, name: str) -> None:
-    """The old primary accepts writes until it is told, and its clients look once a second."""
+    """The old primary accepts writes until it is demoted, and its clients ask the Sentinels once a second."""
     deployment = field.deployment
     assert isinstance(deployment, Monitored)
     async with field.fault(name) as forgot:
@@ -428,5 +429,7 @@ async def _migrated(field: Field, chance: random.Random, name: str, atomically: 
     assert isinstance(deployment, Clustered)
     key = chance.choice(deployment.names), chance.randrange(deployment.keys)
     async with field.fault(name, *key):
-        with contextlib.suppress(RuntimeError, TimeoutError):  # in a storm it may fail; that is a fault too
+        with contextlib.suppress(
+            RuntimeError, TimeoutError
+        ):  # during other faults it may fail, and leave the slot half migrated: that is a fault, too
             await asyncio.to_thread(deployment.migrate, key, chance.random(), atomically)

@@ -1,4 +1,4 @@
-"""Chaos for some seconds: it runs, it ends well, and it does not when there are no locks."""
+"""Runs some seconds of chaos: without violations, and with violations when there are no locks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.skipif(
     "PYTEST_XDIST_WORKER" in os.environ,
-    reason="its bounds are for a machine that does nothing else: pytest -n 0 tests/chaos",
+    reason="its limits are for a machine that does nothing else: pytest -n 0 tests/chaos",
 )
 @pytest.mark.parametrize(
     ("deployment", "fault"),
@@ -91,7 +91,7 @@ def test_what_is_planted_is_found(
 
 
 def test_what_goes_wrong_beside_the_locks_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run without a fault, in which a worker dies at the end, another one says something, and a key is left."""
+    """A run without faults, in which a worker dies at the end, another one writes to stderr, and a key is left."""
     stop_all, left = Crew.stop_all, One.left
 
     async def stop_all_but_one(crew: Crew) -> None:
@@ -103,7 +103,7 @@ def test_what_goes_wrong_beside_the_locks_is_found_out(tmp_path: Path, monkeypat
         await stop_all(crew)
 
     monkeypatch.setattr(Crew, "stop_all", stop_all_but_one)
-    looks = iter((["asynclock:0:orphan"], []))  # it goes by itself when its time is over
+    looks = iter((["asynclock:0:orphan"], []))  # it expires before the second look
     monkeypatch.setattr(One, "left", lambda deployment: [*left(deployment), *next(looks)])
     found = asyncio.run(running.run(CHAOS, "one", 0.0, 1, tmp_path, print)).verdict.violations
     for told in ("no fault", "exit status -9", "never retrieved", "orphan"):

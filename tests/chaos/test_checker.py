@@ -1,4 +1,4 @@
-"""The checker finds what is wrong in a history, and lets pass what nobody promised."""
+"""The checker finds violations in a history, and accepts what is allowed."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def test_a_worker_that_did_not_run_could_not_know() -> None:
     told = verdict(stalled, ended(15.01, "a", why="expired", acted=10.99, due=12))
     assert not told.violations
     assert told.rows["none"].stale == 1
-    # ... but when it runs again, it has to notice before it does anything,
+    # ... but when it runs again, it must notice before it does anything,
     found = verdict(stalled, ended(15.01, "a", why="expired", acted=15.005, due=12)).violations
     assert "acted on it" in found[0]
-    # ... and nobody may have had the lock before its time was over,
+    # ... and nobody else may have had the lock before its deadline,
     found = verdict(stalled, ended(15.01, "a", why="expired", acted=10.99, due=12.5)).violations
     assert "before the first one's time was over" in found[0]
 
@@ -143,7 +143,7 @@ def test_a_loss_after_what_costs_nobody_a_lock() -> None:
     bounds = dataclasses.replace(BOUNDS, harmless=("cut",))
     found = verdict(lost, fault(10.45, 10.46, "cut"), bounds=bounds)
     assert "'cut', which costs nobody a lock" in found.violations[0]
-    # Another fault, or a loop that did not run, may be why.
+    # Another fault, or a loop that did not run, may be the cause.
     assert not verdict(lost, fault(8, 9.5, "DEL"), fault(10.45, 10.46, "cut"), bounds=bounds).violations
     stalled = Event(10.49, "a", "stall", {"since": 9.0})
     assert not verdict(lost, stalled, fault(10.45, 10.46, "cut"), bounds=bounds).violations
@@ -190,7 +190,7 @@ def test_nobody_waits_for_the_locks_of_the_crowd() -> None:
 
 
 def test_a_worker_that_never_works_again() -> None:
-    """The others have the locks, so that nobody is missed by name."""
+    """The others hold the locks, so no lock is without a holder."""
     bounds = dataclasses.replace(BOUNDS, idle=3.0)
     others = [event for at in range(10, 20) for event in turn("b", at, at + 0.99, hold=at)]
     broken, end = fault(10, 11, "maxclients"), Event(20, INJECTOR, "closing", {})
@@ -203,7 +203,7 @@ def test_a_worker_that_never_works_again() -> None:
             turn("a", 13.992, 13.994, hold=2) + turn("a", 16.992, 16.994, hold=3) + turn("a", 17.992, 17.994, hold=4),
             True,
         ),
-        # Who does not run, or is not there, gets nothing.
+        # A worker that does not run, or does not exist, gets no lock.
         ([Event(19.9, "a", "stall", {"since": 12.0})], True),
         ([Event(12, INJECTOR, "killed", {"target": "a"})], True),
     ):

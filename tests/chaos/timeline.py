@@ -1,4 +1,4 @@
-"""A picture of who held what when, with the faults marked: an SVG, without anything to draw it with."""
+"""A timeline of holds and faults as an SVG, made without a drawing library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import escape
 
 from .history import Fault, History, Hold
 
-SECONDS = 10.0  # that are shown
+SECONDS = 10.0  # length of the timeline
 WIDTH, LEFT, TOP, LANE, GAP = 1100, 96, 46, 13, 14
 INK, SOFT, PANEL, WHITE, RED = "#1f2933", "#5b6b7b", "#f3f5f8", "#ffffff", "#c0392b"
 WORKERS = ("#2f6db5", "#2e7d5b", "#a8620a", "#6b4fa0")
@@ -16,7 +16,7 @@ SANS = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
 
 
 def interesting(history: History, seconds: float = SECONDS) -> tuple[float, float]:
-    """The stretch in which most happened."""
+    """The stretch of time in which most happened."""
     last = min(history.calm, history.until)
 
     def worth(since: float) -> float:
@@ -38,7 +38,7 @@ def draw(
     faults: Sequence[tuple[Fault, str]],
     stretch: tuple[float, float],
 ) -> str:
-    """:param faults: and the track of each"""
+    """:param faults: with the track of each"""
     since, until = stretch
     places = len(WORKERS)
     shown = [(fault, track) for fault, track in faults if fault.since < until and fault.until > since]
@@ -103,7 +103,7 @@ def _hold(hold: Hold, top: float, x: Callable[[float], float], others: Sequence[
 
 
 def _rows(faults: Sequence[Fault]) -> list[int]:
-    """In which row each is named, so that no two names are on top of each other."""
+    """The row of each label, so that no two labels overlap."""
     free: list[float] = []
     rows = []
     for fault in faults:

@@ -1,4 +1,4 @@
-"""What befalls the connections between the two."""
+"""Faults of the connections between workers and servers."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ async def frozen(field: Field, chance: random.Random, name: str) -> None:
 
 @kind("connections forgotten", "wires")
 async def forgotten(field: Field, chance: random.Random, name: str) -> None:
-    """By a NAT or a load balancer: whoever waits for something to come may wait for ever."""
+    """As by a NAT or a load balancer, which drops idle connections silently: no packet ever arrives again."""
     await _for_a_while(field, chance, name, Proxy.forget, Proxy.reset)
 
 
 @kind("idle connection forgotten, DEL", "servers", told=SILENT + PUSH, only=("long",))
 async def forgotten_while_idle(field: Field, chance: random.Random, name: str) -> None:
-    """Whoever asks nothing just now finds out that he hears nothing."""
+    """A client whose connection is idle finds out that it is dead."""
     place = chance.choice(QUIET)
     lost = [(lock, 0) for lock in field.deployment.names if lock.startswith("long")]
     async with field.fault(name, field.crew.name(place)) as forgot:
@@ -81,7 +81,7 @@ async def deaf(field: Field, chance: random.Random, name: str) -> None:
 
 @kind("replies swallowed", "wires")
 async def mute(field: Field, chance: random.Random, name: str) -> None:
-    """Ends with a reset: after that, requests and replies would not match any more."""
+    """Ends with a reset, since requests and replies would be out of step after it."""
 
     def end(proxy: Proxy) -> None:
         proxy.swallow_replies = False
@@ -102,7 +102,7 @@ async def _attribute(
 ) -> None:
     def end(proxy: Proxy) -> None:
         setattr(proxy, attribute, after)
-        proxy.deliver()  # or the fault would not be over yet
+        proxy.deliver()  # else packets would still be late after the fault
 
     await _for_a_while(
         field,

@@ -1,17 +1,23 @@
-"""One worker process: takes locks, works under them, gives them back, and writes down what it knew when.
+"""One worker process: acquires locks, works under them, releases them, and logs what it knew at which time.
 
     python -m tests.chaos.worker SPEC
 
-SPEC is JSON (see ``Spec``). Obeys lines on stdin: ``block 1.5`` blocks the event loop for so many seconds, ``force
-NAME`` takes a lock over, ``swell 1.0`` fills the server's memory for so many seconds, ``without descriptors 1.0`` and
-``without names 1.0`` leave the process without file descriptors, and without an answer to who has which address, for
-so long, ``reopen`` closes the locker and opens another, ``hurry`` makes every hold short from then
-on. The end of stdin closes the locker, and that ends the process.
+SPEC is JSON (see ``Spec``). Commands on stdin, one a line, with times in seconds:
 
-What it writes: ``held`` as soon as it knows that it holds a lock, and ``ended`` as soon as it knows that it no longer
-does: its body was cancelled, a check failed, or it is about to release. ``acted`` in there is the last time that it
-was told that it still had the lock, ``due`` the deadline that it was told then, and ``votes`` are those of its keys.
-``stall`` is a time in which its loop did not run, for whatever reason.
+- ``block 1.5`` blocks the event loop;
+- ``force NAME`` takes a lock over;
+- ``swell 1.0`` fills the server's memory;
+- ``without descriptors 1.0`` makes the process run out of file descriptors;
+- ``without names 1.0`` makes its name resolution fail;
+- ``reopen`` closes the locker and opens another;
+- ``hurry`` makes every hold short from then on.
+
+At the end of stdin it closes the locker, and ends.
+
+Events: ``held`` as soon as it knows that it holds a lock, and ``ended`` as soon as it knows that it no longer does: the
+body was cancelled, a check failed, or it is about to release. In these, ``acted`` is when it last knew that it had the
+lock, ``due`` the deadline at that time, and ``votes`` are the deadlines of its keys. ``stall`` is a time in which its
+event loop did not run, for whatever reason.
 """
 
 from __future__ import annotations
@@ -48,14 +54,14 @@ from .connecting import Servers
 from .logs import KEPT, Log, now
 from .planted import PLANTED
 
-STEP = 0.02  # seconds between two checks of a worker that works under a lock
-TICK = 0.005  # seconds between two looks at whether the loop runs
-STALL = 0.012  # seconds between two of them that count as one that it did not
-SELF = 5.0  # seconds between two looks at its own memory and descriptors
+STEP = 0.02  # seconds between two checks while it works under a lock
+TICK = 0.005  # seconds between two ticks that show that the event loop runs
+STALL = 0.012  # seconds between two ticks from which on they count as a stall
+SELF = 5.0  # seconds between two samples of its own memory and descriptors
 CROWD_HOLD = (1.0, 4.0)  # seconds
 DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
 LOOK_UP = socket.getaddrinfo
-BIG = "y" * 2000  # in the name of a lock whose key takes much memory
+BIG = "y" * 2000  # part of a name whose key takes much memory
 CLOSE_LIMIT = 10.0  # seconds that closing may take
 
 
@@ -66,14 +72,14 @@ class Spec:
     seed: str
     servers: dict[str, Any]  # see connecting.py
     options: dict[str, Any]  # of the locker
-    names: list[tuple[str, tuple[float, float]]]  # and for how many seconds each is held
+    names: list[tuple[str, tuple[float, float]]]  # with the range of seconds for which each is held
     tasks: int  # for each name; with ``roam`` for all of them
     rest: tuple[float, float]  # seconds between turns
     roam: bool = False  # every turn takes any name
-    crowd: list[str] = field(default_factory=list)  # more names,
-    crowd_tasks: int = 0  # ... any of which so many tasks take
+    crowd: list[str] = field(default_factory=list)  # further names
+    crowd_tasks: int = 0  # number of tasks that take these
     uvloop: bool = False
-    patience: float = field(default=0.3)  # of those who do not wait for ever
+    patience: float = field(default=0.3)  # timeout, in seconds, of acquisitions that have one
     planted: str = ""  # a fault of the library (see planted.py)
 
 
@@ -88,14 +94,14 @@ class Worker:
         self._hurry = False
         self._holds = 0
         self._started = asyncio.Event()
-        self._lost: dict[asyncio.Task[Any], float] = {}  # when whose lock was
-        self._beside: set[asyncio.Task[None]] = set()  # what was ordered, and is under way
+        self._lost: dict[asyncio.Task[Any], float] = {}  # task -> when its lock was lost
+        self._beside: set[asyncio.Task[None]] = set()  # commands that still run
         self._without_descriptors = False
 
     # Turns
 
     async def take_turns(self, names: list[tuple[str, tuple[float, float]]]) -> None:
-        """Every turn takes any of them."""
+        """Each turn takes one of the names at random."""
         await self._started.wait()
         while not self._closing:
             name, hold = self.random.choice(names)
@@ -132,7 +138,7 @@ class Worker:
             self.log("error", text=traceback.format_exc())
 
     async def interrupted(self, locker: Locker, name: str, hold: float, since: float) -> None:
-        """A cancellation from outside, while it waits, acquires, holds or releases."""
+        """A turn that is cancelled from outside, while it waits, acquires, holds or releases."""
         try:
             async with asyncio.timeout(self.random.uniform(0.0, self.spec.patience)):
                 async with locker.with_context(name) as scope:
@@ -144,7 +150,7 @@ class Worker:
             self.log("error", text=f"{name}: the task counts as cancelled after its block was left")
 
     def left(self, name: str) -> None:
-        """A block, after a loss that was written down where it was noticed."""
+        """A block was left after a loss, which was logged when it was noticed."""
         if (task := asyncio.current_task()) in self._lost:
             self.log("left", name=name, since=self._lost.pop(task))
 
@@ -167,7 +173,7 @@ class Worker:
             self.log("error", text=traceback.format_exc())
 
     async def swell(self, seconds: float) -> None:
-        """Keys that take much memory, more and more of them."""
+        """Acquire more and more locks whose keys take much memory."""
         until, number = now() + seconds, 0
         scopes: list[LockScope] = []
         while now() < until:
@@ -181,7 +187,7 @@ class Worker:
     async def work(
         self, scope: LockScope, seconds: float, since: float, told: Any = None, forced: bool = False
     ) -> None:
-        """In a block it is cancelled when the lock is lost; with ``told`` it waits for that itself."""
+        """Work under the lock. In a block, a loss cancels it; with ``told`` it waits for the loss itself."""
         self._holds += 1
         hold = self._holds
         task = asyncio.current_task()
@@ -245,7 +251,7 @@ class Worker:
     # Orders
 
     async def obey(self) -> None:
-        """Returns when there will be no more orders."""
+        """Returns at the end of stdin."""
         loop = asyncio.get_running_loop()
         orders = asyncio.StreamReader()
         pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
@@ -277,7 +283,7 @@ class Worker:
         task.add_done_callback(self._beside.discard)
 
     def without_descriptors(self, seconds: float) -> None:
-        """Those that there are stay."""
+        """Open descriptors stay open."""
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, DESCRIPTORS[1]))
         self._without_descriptors = True
 
@@ -324,12 +330,12 @@ class Worker:
 
 
 def _votes(scope: LockScope) -> list[float]:
-    """Until when it counts on each key: a look behind the curtain, to know how many may be lost and not the lock."""
+    """Until when it counts on each key. (Internal state: shows how many keys it can lose without losing the lock.)"""
     return [round(left + now(), 4) for left in internals.votes(scope)]
 
 
 def _die_with_parent() -> None:
-    """A stopped process would not see the end of its input."""
+    """Die with the parent: a process under SIGSTOP does not see the end of its stdin."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

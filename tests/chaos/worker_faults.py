@@ -1,4 +1,4 @@
-"""What befalls the processes that use locks."""
+"""Faults of the worker processes."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ async def without_names(field: Field, chance: random.Random, name: str) -> None:
 
 
 async def _unable_to_reconnect(field: Field, chance: random.Random, name: str, place: int | None, order: str) -> None:
-    """It says nothing about the server."""
+    """An error of this machine, which says nothing about the server: no lock may be lost at once."""
     if place is None:
         return
     seconds = chance.choice((0.05, 0.1, 0.5)) * field.pace
     async with field.fault(name, field.crew.name(place), f"{seconds:.1f} s", harmless=seconds <= 0.1 * field.pace):
         field.crew.order(place, f"without {order} {seconds:.3f}")
-        await asyncio.sleep(0.05)  # until it has read that
+        await asyncio.sleep(0.05)  # until the worker has read the command
         for proxy in field.wires_of(place):
             proxy.reset()
         await asyncio.sleep(seconds)
@@ -91,7 +91,7 @@ async def forced(field: Field, chance: random.Random, name: str) -> None:
         return
     lock = field.pick_name(chance)
     async with field.fault(name, field.crew.name(place), lock) as forgot:
-        # Who had it, or was just getting it, may be told after the next one has it who waited for the usurper.
+        # The old holder, or one that was just granted the lock, may be notified after the next one has it.
         forgot.update((lock, index) for index in range(field.deployment.keys))
         field.crew.order(place, f"force {lock}")
         await asyncio.sleep(0.2)
@@ -99,7 +99,7 @@ async def forced(field: Field, chance: random.Random, name: str) -> None:
 
 @kind("worker's time of day jumps", "workers", harmless=True)
 async def worker_clock_jumps(field: Field, chance: random.Random, name: str) -> None:
-    """It is to have no effect whatsoever."""
+    """It must have no effect."""
     if not field.crew.clocks:
         return
     place, clock = chance.choice(sorted(field.crew.clocks.items()))

@@ -1,1 +1,1 @@
-"""Replies that no server sends, made from those that one did: none may harm more than its connection."""
+"""Fuzzing: malformed replies, mutated from recorded ones. None may harm more than its connection."""

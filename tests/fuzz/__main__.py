@@ -1,7 +1,7 @@
-"""``python -m tests.fuzz --minutes M``: replies that were recorded from a real server, changed at random; with
-``--sentinels``, those of Sentinels.
+"""``python -m tests.fuzz --minutes M`` sends lockers replies that were recorded from a real server and mutated at
+random; with ``--sentinels``, those of Sentinels.
 
-A failing case is told with its seed and with what was said; ``--seed N`` runs that one again.
+A failing case is reported with its seed and its last commands and replies; ``--seed N`` repeats it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .recording import Recording, record, record_sentinels
 from .sentinels import SentinelCase
 from .target import Case
 
-AT_ONCE = 100  # most of a case's time is waited for
-TOLD = 30  # of what was said last, in a report
+AT_ONCE = 100  # cases at the same time: a case mostly waits
+TOLD = 30  # last commands, with their replies, in a report
 _VARYING = re.compile(r"'[0-9a-z]+'|\d+(\.\d+)*")
 
 
@@ -36,7 +36,7 @@ class Report:
         self.seconds = 0.0
         self.failed: dict[int, list[str]] = {}
         self.left: list[str] = []
-        self.late = 0.0  # seconds by which the loop came too late to something, at most
+        self.late = 0.0  # longest delay of the event loop, in seconds
 
     def __str__(self) -> str:
         kinds = Counter(_VARYING.sub("N", wrong) for each in self.failed.values() for wrong in each)
@@ -54,17 +54,17 @@ class Report:
 async def fuzz(
     server: Server | Sentinels, seeds: Iterator[int], seconds: float, show: bool = False, at_once: int = AT_ONCE
 ) -> Report:
-    """Run cases until the time is over, or there are no more seeds."""
+    """Run cases until the time is up, or the seeds are exhausted."""
     report = Report()
     loop = asyncio.get_running_loop()
     before = asyncio.all_tasks()
     handler = loop.get_exception_handler()
     since = time.monotonic()
-    look_every = topology.LOOK_EVERY
+    check_every = topology.CHECK_EVERY
     case: Callable[[int], Case | SentinelCase]
     try:
         if isinstance(server, Sentinels):
-            topology.LOOK_EVERY = 0.02
+            topology.CHECK_EVERY = 0.02
             case, keys_on = partial(_sentinel_case, await record_sentinels(server), server), server.servers[0]
         else:
             case, keys_on = partial(_case, await record(server), server), server
@@ -88,7 +88,7 @@ async def fuzz(
         with contextlib.suppress(asyncio.CancelledError):
             await looking
     finally:
-        topology.LOOK_EVERY = look_every
+        topology.CHECK_EVERY = check_every
         loop.set_exception_handler(handler)
     await asyncio.sleep(0)
     report.left += [f"left running: {task}" for task in asyncio.all_tasks() - before]
@@ -120,10 +120,12 @@ async def _one(seed: int, case: Case | SentinelCase, report: Report, show: bool)
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--sentinels", action="store_true", help="the Sentinels lie, and not the server")
+    parser.add_argument(
+        "--sentinels", action="store_true", help="mutate the replies of the Sentinels, not of the server"
+    )
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--at-once", type=int, default=AT_ONCE, help="cases; fewer on a busy machine")
-    parser.add_argument("--seed", type=int, help="only this one, and show what was said")
+    parser.add_argument("--seed", type=int, help="only this case, with its commands and replies")
     arguments = parser.parse_args()
     seeds = itertools.count(arguments.first) if arguments.seed is None else iter([arguments.seed])
     with Sentinels(replicas=0) if arguments.sentinels else Server() as server:

@@ -1,4 +1,4 @@
-"""What becomes of bytes on their way."""
+"""Mutates the bytes of replies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 _LENGTH = re.compile(rb"(?<=[*>%~|])\d+(?=\r\n)")
 MAX_ELEMENTS = 100_000
 
-# Pieces of the protocol, at its edges
+# Fragments of the protocol, with extreme values.
 _PIECES = (
     b"\r\n", b"\n", b"\r", b"\x00", b"\xff\xfe", b"*0\r\n", b"*-1\r\n", b"*1\r\n", b"*2\r\n", b"$0\r\n\r\n", b"$-1\r\n",
     b"$1\r\nx\r\n", b"$5\r\n", b"$536870912\r\n", b"_\r\n", b":0\r\n", b":1\r\n", b":-1\r\n", b":-2\r\n",

@@ -1,4 +1,4 @@
-"""What a real server said to a locker, to be said again, more or less."""
+"""Records a real server's replies to a locker."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _KEY = re.compile(rb"asynclock:\d+:\w*")
 
 
 def shape(command: bytes) -> bytes:
-    """What two commands have in common that differ in key, value and time."""
+    """The command without key, value and time: the same for all commands of a kind."""
     words = [word for word in command.split(b"\r\n") if word[:1] not in (b"*", b"$")]
     return b" ".join(_NUMBER.sub(b"N", _KEY.sub(b"K", TOKEN.sub(b"T", word))) for word in words).strip()
 
 
 class Recording:
-    """``replies``: for each shape of command, every reply that came to one; ``pushes``: every push."""
+    """``replies``: all replies for each shape of command; ``pushes``: all pushes."""
 
     def __init__(self) -> None:
         self.replies: dict[bytes, list[bytes]] = defaultdict(list)
@@ -54,7 +54,7 @@ class _Recorder(Interceptor):
 
 
 async def record(server: Server) -> Recording:
-    """All that a locker does: alone, with another that wants the same, taken over, extended, lost."""
+    """Record everything that a locker does: alone, under contention, taken over by force, extended, lost."""
     recording = Recording()
     for majority in (1, 2):
         async with (
@@ -84,7 +84,7 @@ async def record(server: Server) -> Recording:
 
 
 async def record_sentinels(group: Sentinels) -> Recording:
-    """All that Sentinels are asked, and what they answer: of the group's name, and of one that they do not know."""
+    """Record the Sentinels' answers for the group's name, and for an unknown name."""
     recording = Recording()
     for _, port in group.addresses:
         async with _Recorder(port, recording) as recorder:

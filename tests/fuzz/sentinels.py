@@ -1,5 +1,5 @@
-"""One case: Sentinels that lie, and then, for the same locker, the truth. They have real sockets: what reads their
-answers is redis-py."""
+"""One case: mutated answers of Sentinels, and then correct ones for the same locker. They come over real sockets, since
+redis-py reads them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import time
 
 from asynclock import AsyncLockError, Locker, ServerError
 from asynclock.testing import Sentinels
-from asynclock.wire.sentinel import SentinelDoor
+from asynclock.wire.sentinel import SentinelConnector
 from tests.support import internals
 from tests.support.interceptor import Interceptor
 
 from .mutations import mutated
 from .recording import Recording, shape
 
-LIES = 0.3  # seconds for which they lie
-WELL_AGAIN = 10.0  # seconds after which the primary is to be found again: a reconnect takes 1.2 s at most
+LIES = 0.3  # seconds with mutated answers
+WELL_AGAIN = 10.0  # seconds within which the primary must be found again: a reconnect takes at most 1.2 s
 
 
 class SentinelCase:
@@ -28,7 +28,7 @@ class SentinelCase:
         self.others = recording.everything
         self.group = group
         self.primary = ("127.0.0.1", group.servers[0].port)
-        self.lies = r.choice((0.05, 0.2, 0.5, 1.0))  # share of the answers that are changed
+        self.lies = r.choice((0.05, 0.2, 0.5, 1.0))  # share of the answers that are mutated
         self.liars = r.choice((1, 2, 3))
         self.told: list[tuple[bytes, bytes]] = []
         self.wrong: list[str] = []
@@ -47,9 +47,9 @@ class SentinelCase:
             liars = [await stack.enter_async_context(Interceptor(port)) for _, port in self.group.addresses]
             hosts = ",".join(f"127.0.0.1:{liar.port}" for liar in liars)
             locker = Locker(f"redis+sentinel://{hosts}/{self.group.name}", key_validity=5)
-            door = internals.connector(locker)
-            assert isinstance(door, SentinelDoor)
-            self.go_nowhere_else(door)
+            connector = internals.connector(locker)
+            assert isinstance(connector, SentinelConnector)
+            self.go_nowhere_else(connector)
             name = f"job {self.random.random()}"
             await self.to_be_had(locker, name)
             for liar in self.random.sample(liars, self.liars):
@@ -63,25 +63,25 @@ class SentinelCase:
                 await asyncio.sleep(0.01)
             for liar in liars:
                 liar.answer = None
-            for _ in range(2):  # what came last, and then a connection that drops as any other
+            for _ in range(2):  # first the last bad answer's effect, then an ordinary reconnect
                 await self.to_be_had(locker, name)
                 internals.drop(locker)
             await self.to_be_had(locker, name)
-            if not internals.looking(locker).running:
-                self.wrong.append("nobody looks any more whether the primary is still the one")
+            if not internals.refreshing(locker).running:
+                self.wrong.append("the check for another primary no longer runs")
             await locker.aclose()
         return self.wrong
 
-    def go_nowhere_else(self, door: SentinelDoor) -> None:
-        """They may name any address: who listens there shall not be disturbed."""
-        enter = door._open
+    def go_nowhere_else(self, connector: SentinelConnector) -> None:
+        """Mutated answers may name any address: connect to the real primary only."""
+        enter = connector._open
 
         async def guarded(protocol: int) -> asyncio.StreamWriter:
-            if (address := door._kwargs["connection_pool"]._address) != self.primary:
-                raise ServerError(door.label, f"{address} is not to be disturbed")
+            if (address := connector._kwargs["connection_pool"]._address) != self.primary:
+                raise ServerError(connector.label, f"{address} is not the primary of this test")
             return await enter(protocol)
 
-        door._open = guarded  # type: ignore[method-assign]
+        connector._open = guarded  # type: ignore[method-assign]
 
     async def to_be_had(self, locker: Locker, name: str) -> None:
         end = time.monotonic() + WELL_AGAIN

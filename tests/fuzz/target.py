@@ -1,4 +1,4 @@
-"""One case: a locker against a liar, and then, on the same locker, against a real server."""
+"""One case: a locker with mutated replies, and then the same locker with a real server."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.support import internals
 from .mutations import mutated
 from .recording import TOKEN, Recording, shape
 
-BLOCKED = 0.25  # seconds of the process's time that what was read at once may take
-WELL_AGAIN = 10.0  # seconds after which every name is to be had again: a reconnect takes one at most, and others run
+BLOCKED = 0.25  # seconds of CPU time that one read may take, at most
+WELL_AGAIN = 10.0  # seconds within which every lock must be free again: a reconnect takes 1 s, and other cases run
 
 
 class Liar:
-    """The transport of a connection to nobody: each command is answered with what a real server said to one
-    like it, more or less, in pieces of any size."""
+    """A transport without a server: it answers each command with a recorded reply to a similar one, perhaps mutated, in
+    pieces of any size."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
@@ -32,7 +32,7 @@ class Liar:
         self._closing = False
         self._token = b"asynclock:n:0:0"
         self._protocol: asyncio.Protocol
-        self.transport = self  # what is asked of a StreamWriter
+        self.transport = self  # as a StreamWriter has it
 
     def set_protocol(self, protocol: asyncio.Protocol) -> None:
         self._protocol = protocol
@@ -81,7 +81,7 @@ class Liar:
         try:
             self._protocol.data_received(data)
         except Exception as error:
-            # What a loop does then: it reports, and closes the connection.
+            # As an event loop does: report it, and close the connection.
             self._case.wrong.append(f"{type(error).__name__} left data_received: {error}")
             self.abort(error)
         if (took := time.process_time() - since) > BLOCKED:
@@ -97,9 +97,9 @@ class Case:
         self.recording = recording
         self.others = recording.everything
         self.url = url
-        self.lies = r.choice((0.01, 0.05, 0.2, 0.5))  # share of the replies that are changed
+        self.lies = r.choice((0.01, 0.05, 0.2, 0.5))  # share of the replies that are mutated
         self.pushes = r.choice((0.0, 0.05, 0.3))
-        self.told: list[tuple[bytes, bytes]] = []  # the commands, and what was said to each
+        self.told: list[tuple[bytes, bytes]] = []  # the commands and their replies
         self.wrong: list[str] = []
 
     async def run(self) -> list[str]:
@@ -107,23 +107,23 @@ class Case:
         locker = Locker(self.url, key_validity=0.5, key_majority=r.choice((None, 2)), try_next_after=0.01)
         names = [f"{self.seed}{letter}" for letter in "ab"]
         liars: list[Liar] = []
-        doors = internals.servers(locker).connectors
-        honest = [door.open for door in doors]
+        connectors = internals.servers(locker).connectors
+        honest = [connector.open for connector in connectors]
 
         async def open_to_a_liar() -> Any:
             liars.append(Liar(self))
             return liars[-1]
 
-        for door in doors:
-            door.open = open_to_a_liar  # type: ignore[method-assign]
+        for connector in connectors:
+            connector.open = open_to_a_liar  # type: ignore[method-assign]
         waiting = [asyncio.create_task(self.wait_for(locker, name)) for name in names]
         await asyncio.gather(*(self.use(locker, r.choice(names)) for _ in range(4)))
-        for door, open_honestly in zip(doors, honest, strict=True):
-            door.open = open_honestly  # type: ignore[method-assign]
+        for connector, open_honestly in zip(connectors, honest, strict=True):
+            connector.open = open_honestly  # type: ignore[method-assign]
         for liar in liars:
             liar.abort()
         await self.well_again(locker, names, waiting)
-        for node in internals.nodes(locker):  # whatever looks after it lives: so it is found again once more
+        for node in internals.nodes(locker):  # the node must survive another reconnect, too
             if node.connection is not None:
                 node.connection.abort()
         await self.well_again(locker, names, [])
@@ -138,7 +138,7 @@ class Case:
                 await asyncio.sleep(0.001)
 
     async def use(self, locker: Locker, name: str) -> None:
-        """As callers do, who know asynclock's own errors and no others."""
+        """Use a lock as a caller does: only asynclock's own errors may come out."""
         r = self.random
         for _ in range(3):
             match r.randrange(4):
@@ -164,7 +164,7 @@ class Case:
         end = time.monotonic() + WELL_AGAIN
         stuck = (await asyncio.wait(waiting, timeout=WELL_AGAIN))[1] if waiting else set()
         if stuck:
-            self.wrong.append(f"{len(stuck)} who wait for a lock wait for ever")
+            self.wrong.append(f"{len(stuck)} waiters wait for ever")
             for task in stuck:
                 task.cancel()
             await asyncio.wait(stuck)
@@ -175,7 +175,7 @@ class Case:
             try:
                 await self.to_be_had(locker, name, end)
             except AsyncLockError as error:
-                self.wrong.append(f"a name is not to be had again: {error}")
+                self.wrong.append(f"a lock cannot be acquired again: {error}")
             except Exception as error:
                 self.wrong.append(f"{type(error).__name__} came out of a block: {error}")
 
@@ -185,9 +185,9 @@ class Case:
                 async with locker.with_context(name, timeout=max(0.5, end - time.monotonic())) as scope:
                     scope.check()
                 return
-            except LockLostError:  # the machine is busy, and its validity short
+            except LockLostError:  # on a busy machine, since the validity is short
                 await asyncio.sleep(0.02)
-            except ServerError:  # what was known of the server until the next reconnect
+            except ServerError:  # the last problem, until the next reconnect
                 if time.monotonic() > end:
                     raise
                 await asyncio.sleep(0.02)

@@ -1,1 +1,1 @@
-"""The rules of the lock in a simulated world: random schedules, every one of them checked. See docs/reliability.md."""
+"""The lock's rules (core/) in a simulated world: random schedules, checked at every event. See docs/reliability.md."""

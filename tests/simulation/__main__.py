@@ -1,4 +1,4 @@
-"""``python -m tests.simulation --seeds N``: play N schedules; the exit code is 1 if one of them breaks a guarantee."""
+"""``python -m tests.simulation --seeds N`` plays N schedules. The exit code is 1 if one of them breaks a guarantee."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def main(
     start: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     world: Annotated[str | None, typer.Option(help=f"One of {', '.join(WORLDS)}. Default: the seed chooses.")] = None,
     tracking: Annotated[bool | None, typer.Option(help="With or without. Default: the seed chooses.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that play.")] = os.cpu_count() or 1,
-    show: Annotated[bool, typer.Option("--show", help="Print the history of the first seed, and no more.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="How many processes to use.")] = os.cpu_count() or 1,
+    show: Annotated[bool, typer.Option("--show", help="Only print the history of the first seed.")] = False,
 ) -> None:
-    """The rules of the lock in a simulated world: random schedules, every event of them checked."""
+    """Play random schedules with the lock's rules in a simulated world, and check the guarantees after every event."""
     if world is not None and world not in WORLDS:
         raise typer.BadParameter(f"{world!r} is not one of {', '.join(WORLDS)}", param_hint="--world")
     console = Console(highlight=False, soft_wrap=True)
@@ -51,15 +51,15 @@ def main(
         f"{tally.schedules:,} schedules in {took:.1f} s ({tally.schedules / took:,.0f}/s), {tally.events:,} events\n"
         f"{tally.granted:,} times granted, "
         f"lost: {', '.join(f'{reason} {times:,}' for reason, times in tally.losses.most_common())}\n"
-        f"two at once after a server had broken its word: {tally.overlaps:,} times; without a majority, "
-        f"connected, and not told yet: {tally.told:.1f} packet delays at the most"
+        f"two holders at once after a server had lost keys: {tally.overlaps:,} times; longest time from the loss of "
+        f"the majority until a connected holder was notified: {tally.told:.1f} packet delays"
     )
     if tally.failed is not None:
         console.print(f"\nFAILED: {tell(schedule(tally.failed, world, tracking))}", markup=False)
         again = f"python -m tests.simulation --seeds 1 --start {tally.failed}"
         again += f" --world {world}" * (world is not None)
         again += f" --{'' if tracking else 'no-'}tracking" * (tracking is not None)
-        console.print(f"\nonce more: {again}", markup=False)
+        console.print(f"\nto repeat: {again}", markup=False)
         raise typer.Exit(1)
 
 

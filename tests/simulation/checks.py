@@ -1,17 +1,18 @@
-"""What must hold in a world after every single event, numbered as the guarantees in README.md.
+"""What must hold in a world after every event, numbered as the guarantees in README.md.
 
-1. No two leases of a name are held at once while the servers keep their word. (A server that forgets keys and then
-   gives no votes for as long as they could have counted keeps it.)
+1. No two leases of a name are held at once while the servers keep the keys. (A server that loses keys, and then gives
+   no votes until they would have expired, counts as keeping them.)
 2. A held lease's deadline is not after the expiry of a majority of its keys.
-3. A room with waiters has something that comes back to it, no later than the last of the keys may be free. Every
-   waiter is served: within the time to live, promptly if the lock is free, and however many others come back.
-4. Once everybody has left, no key is left behind.
-5. A holder that a majority of the keys no longer backs is told within ``TOLD`` packet delays of being connected, and
-   running, and served. It is told what happened to the lock. Nobody loses a lock, or fails to get one, for nothing.
+3. A room with waiters has a pending reply or a timer that is due no later than the last of the keys may be free. Every
+   waiter gets the lock: within the time to live, promptly if the lock is free, and however many others contend.
+4. Once all tasks are done, no key is left.
+5. A holder that has lost the majority of its keys is notified within ``TOLD`` packet delays, counted while it is
+   connected and running and its servers answer. The reason is the right one. No task loses a lock, or fails to get
+   one, without a cause.
 
 Guarantee 6 is about the scopes around the leases, which are not simulated.
 
-What a story that comes to rest must fulfil (4, and that waiters are served) is checked in ``story``, the rest here.
+``story`` checks what must hold once a story has come to rest (4, and that all waiters got the lock); the rest is here.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from .requests import Request
 from .servers import Server
 from .world import World
 
-TOLD = 5  # a push, the answer that was under way (its question may just have left), and one more question and answer
+TOLD = 5  # packet delays: a push, a reply in flight (with its request just sent), and one more request and reply
 
 
 class Broken(AssertionError):
-    """A guarantee does not hold. ``guarantee`` is its number, or 0 for what should go without saying."""
+    """A guarantee does not hold. ``guarantee`` is its number, or 0 for an internal inconsistency."""
 
     def __init__(self, guarantee: int, what: str, world: World) -> None:
         super().__init__(f"guarantee {guarantee}: {what}, at {world.ms(world.now):.3f} ms" if guarantee else what)
@@ -44,22 +45,22 @@ class Broken(AssertionError):
 
 @dataclass(slots=True)
 class Unbacked:
-    """A held lease that a majority of its keys no longer backs."""
+    """A held lease that no longer has a majority of its keys."""
 
     client: Client
     room: Room[Task]
-    since: float  # ... with nothing in the way of its being told
+    since: float  # when that began, or when the last obstacle to notifying the holder ended
 
 
 class Check:
-    """Looks at what the last event can have changed."""
+    """Checks everything that the last event may have changed."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.majority = world.rules.keys // 2 + 1
         self.unbacked: dict[Lease, Unbacked] = {}
-        self.told: list[float] = []  # in packet delays, how long it took to tell them
-        self.overlaps = 0  # how often two held a lock at once, after the servers' word was broken
+        self.told: list[float] = []  # how long it took to notify holders without a majority, in packet delays
+        self.overlaps = 0  # how often a lock had two holders because servers had lost keys
         self.losses = self.failed = 0
         self._servers = [world.servers[world.home(index)] for index in range(world.rules.keys)]  # of each key
         self._overlapping: set[tuple[Lease, Lease]] = set()
@@ -101,8 +102,8 @@ class Check:
     # 1: one holder
 
     def _one_holder(self, held_here: Room[Task]) -> None:
-        """No two of the leases that the servers kept their word to. Of the others none that has a majority of
-        votes without the keys that others meddled with."""
+        """At most one lease is sound: one whose keys all were kept, or that has a majority of votes without the keys
+        that others have changed."""
         now, world = self.world.now, self.world
         held: list[tuple[Client, Room[Task], Lease]] = []
         for client in world.clients:
@@ -129,7 +130,7 @@ class Check:
         return entry in self.world.touched and entry not in self.world.forgotten
 
     def _backed(self, client: Client) -> None:
-        """Check whether the servers back what ``client`` holds (1, 5), and for how long (2)."""
+        """Check whether the servers still have the keys of what ``client`` holds (1, 5), and for how long (2)."""
         for room in client.rooms.values():
             lease = room.holder
             if lease is None or self.world.now >= lease.deadline:
@@ -137,8 +138,8 @@ class Check:
             token = lease.token
             ours = long = 0
             for key, server in zip(room.keys, self._servers, strict=True):
-                # A key that has expired counts until it is deleted: nobody is told before. (Its vote
-                # is over by then, unless the server's clock was set forward.)
+                # An expired key counts until the server deletes it: there is no push before. (Its vote has ended by
+                # then, unless the server's clock was set forward.)
                 entry = server.data.get(key)
                 if entry is not None and entry[0] == token:
                     ours += 1
@@ -153,28 +154,28 @@ class Check:
                 self.unbacked[lease] = Unbacked(client, room, self.world.now)
 
     def _loss_is_on_its_way(self, client: Client, room: Room[Task], lease: Lease) -> None:
-        """A vote that the server does not back is about to be found out."""
+        """If the server has lost a key that the holder counts on, the holder is about to find out."""
         if not self.world.rules.tracking or lease in client.looks:
             return
         for index, until in enumerate(lease.votes):
             if until <= self.world.now or lease.in_flight[index] or room.forces:
-                continue  # a FORCE that is under way ends with a loss, or with another look at the keys
+                continue  # a FORCE in flight ends with a loss, or with another check of the keys
             server, key = self._servers[index], room.keys[index]
             if server.has(key, lease.token):
                 continue
             if server.troubled and self.world.now < self._asked_again(server, client):
-                continue  # the server answered with an error, and has not been asked again since
+                continue  # the server answered with an error, and has got no request since
             link = client.links[server.name]
             if link is None or link.broken or self._hidden(client, server, key) > 0:
                 continue
             if lease.unverified >> index & 1 and lease.next_check <= self.world.now + PAUSE:
-                continue  # it will be looked at, when it is time for that
+                continue  # its check is scheduled
             under_way = [*link.told, *(what for asker, what in link.back if asker is None)]
             if not any(what in (None, key) for what in under_way):
-                raise self.broken(5, f"{client.name} counts on key {index}, has lost it, and will not be told")
+                raise self.broken(5, f"{client.name} counts on key {index}, has lost it, and will not be notified")
 
     def _hidden(self, client: Client, server: Server, key: bytes) -> float:
-        """Seconds within which what NOLOOP has hidden from the client is to be found out."""
+        """Seconds left in which the client must find out about a change that NOLOOP has hidden from it."""
         since = server.hidden.get((client, key))
         if since is None:
             return 0.0
@@ -184,12 +185,12 @@ class Check:
         return max(0.0, since + CHECK_EVERY + TOLD * self.world.longest + 0.001 - self.world.now)
 
     def _asked_again(self, server: Server, client: Client) -> float:
-        """When a server that answered with errors has been asked again at the latest."""
+        """The latest time of the next request to a server that has answered with errors."""
         return max(server.troubled, client.frozen) + self.world.rules.extend_interval
 
     def _about_to_be_told(self) -> None:
-        """What holds without a majority of its keys is told in time. What is in the way puts that off: a process
-        or server that is stopped, errors, a lost connection (the time counts from the new one)."""
+        """A holder without a majority is notified in time. The time starts anew after an obstacle: a stopped process or
+        server, errors, a lost connection."""
         world = self.world
         bound = TOLD * world.longest + 0.001
         if not world.rules.tracking:
@@ -230,9 +231,9 @@ class Check:
         if lease.deadline > end + 1e-9:
             ends_at = f"end at {self.world.ms(end):.3f} ms" if end else "are not there"
             deadline = self.world.ms(lease.deadline)
-            raise self.broken(2, f"{client.name} counts on its keys until {deadline:.3f} ms, and they {ends_at}")
+            raise self.broken(2, f"{client.name} counts on its keys until {deadline:.3f} ms, but they {ends_at}")
 
-    # 3: no waiter waits for a message that may never come
+    # 3: no waiter depends on a message that may never come
 
     def _somebody_comes(self, client: Client, room: Room[Task]) -> None:
         if room.attempt is not None and room.attempt.pending():
@@ -241,11 +242,11 @@ class Check:
         if any(link is None or link.quarantined for link in links):
             return
         if room.wake == NEVER or room.wake < room.due:
-            raise self.broken(3, f"{client.name} waits for {room.name!r}, and nothing will come back to it")
+            raise self.broken(3, f"{client.name} waits for {room.name!r}, and nothing will wake it up")
         rules = self.world.rules
         free = max(server.promised.get(key, 0.0) for key, server in zip(room.keys, self._servers, strict=True))
         patience = self.world.now + max(MAX_BACKOFF, 0 if rules.tracking else rules.extend_interval)
-        answered = self.world.longest + client.stopped  # an answer says how much time was left when it was sent
+        answered = self.world.longest + client.stopped  # a reply has the time that was left when the server sent it
         if (
             room.wake
             > max(free + answered, patience) + (rules.validity + self.world.set_back) * self.world.drift + 0.001
@@ -253,15 +254,15 @@ class Check:
             late = 1000 * (room.wake - free)
             raise self.broken(3, f"{client.name} sleeps for {late:.3f} ms after {room.name!r} may be free")
 
-    # What goes without saying
+    # Internal consistency
 
     def _consistent(self, client: Client, room: Room[Task]) -> None:
         if room.empty and (room.wake < NEVER or room.last_failed is not None):
-            raise self.broken(0, f"{client.name}: nobody is in the room of {room.name!r}, and it does not rest")
+            raise self.broken(0, f"{client.name}: the room of {room.name!r} is empty, but not at rest")
         if room.holder is not None and room.attempt is not None and not room.attempt.forced:
-            raise self.broken(0, f"{client.name} both holds {room.name!r} and tries to")
+            raise self.broken(0, f"{client.name} holds {room.name!r} and tries to acquire it")
         if room.no_wait is not None and (room.no_wait not in room.queue or room.attempt is None):
-            raise self.broken(0, f"{client.name}: {room.no_wait!r} does not wait, and is made to")
+            raise self.broken(0, f"{client.name}: {room.no_wait!r} must not wait, but does")
         for lease in (room.holder, room.attempt):
             if lease is not None:
                 asked = [0] * len(self._servers)
@@ -277,22 +278,22 @@ class Check:
             room = task.room
             assert room is not None
             if task.state == "waiting" and task not in room.queue and task not in room.forces:
-                raise self.broken(3, f"{task!r} waits, and was forgotten")
+                raise self.broken(3, f"{task!r} waits, but the room does not know it")
             if task.state == "held" and (
                 task.lease is not room.holder or getattr(task.lease, "scope_ref", None) is not task
             ):
-                raise self.broken(5, f"{task!r} holds {task.name!r}, and the room does not know")
+                raise self.broken(5, f"{task!r} holds {task.name!r}, but the room does not know it")
 
-    # 5: a loss is told, with its reason
+    # 5: the holder is notified of a loss, with its reason
 
     def _lost_for_a_reason(self) -> None:
-        """Who loses a lock is told what really happened to it."""
+        """The reason of each loss is what really happened."""
         for client, lease, reason, _ in self.world.losses[self.losses :]:
             self.losses += 1
             if reason is LossReason.EXPIRED:
                 sound = self.world.now >= lease.deadline and self.world.disturbed
                 if self._could_have_been_extended(client, lease):
-                    raise self.broken(5, f"{client.name} lost the lock, {reason}, and its servers were there")
+                    raise self.broken(5, f"{client.name} lost the lock, {reason}, although its servers were up")
             elif reason is LossReason.DISCONNECTED:
                 sound = any(client.gone)
             elif reason is LossReason.CLOSED:
@@ -300,13 +301,13 @@ class Check:
             else:
                 sound = any(token == lease.token for _, token in self.world.touched)
             if not sound:
-                raise self.broken(5, f"{client.name} lost the lock, {reason}, and nobody had touched it")
+                raise self.broken(5, f"{client.name} lost the lock, {reason}, although nobody had touched it")
 
     def _could_have_been_extended(self, client: Client, lease: Lease) -> bool:
-        """Has a majority of the keys been there, held, with nothing in the way and nothing unanswered, for a while?"""
+        """Could a majority of the keys have been extended: keys kept, servers up, no reply missing, for a while?"""
         rules = self.world.rules
         while_ago = self.world.now - (rules.validity - rules.extend_interval) / 2
-        if max(client.frozen, lease.acquired_at) > while_ago:  # what was granted late may be over at once
+        if max(client.frozen, lease.acquired_at) > while_ago:  # a lock that was granted late may expire at once
             return False
         there = 0
         for key, server, asked in zip(lease.scope_ref.room.keys, self._servers, lease.in_flight, strict=True):
@@ -322,15 +323,15 @@ class Check:
         return there >= self.majority
 
     def _failed_for_a_reason(self) -> None:
-        """Nobody fails for a lost connection that was not; whoever waits outlasts everything but lasting errors."""
+        """No task fails because of a connection that was not lost; only lasting errors end a wait."""
         for task in self.world.failed[self.failed :]:
             self.failed += 1
             error = task.problem
             if task.state != "failed":
                 sound = task.how == "try_join"
             elif error is None:
-                # ... or a vote was over before the attempt was, since somebody had shortened the key's life, or
-                # question and answer took as long.
+                # ... or a vote ended before the attempt did: somebody had shortened the key's life, or request and
+                # reply took that long.
                 late = self.world.now - task.since >= self.world.rules.term
                 sound = (self.world.cut or bool(self.world.touched) or late) and task.how != "join"
             else:

@@ -1,4 +1,4 @@
-"""Faults to plant in the rules of the lock, one at a time: do the schedules find them?"""
+"""Faults to plant in the lock's rules, one at a time. The schedules must find each of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def count_from_the_reply(patch: pytest.MonkeyPatch) -> None:
-    """The deadline is counted from when the answer came, not from before the question was sent."""
+    """The deadline counts from the reply, not from before the request was sent."""
     answered = Room.answered
 
     def late(
@@ -40,7 +40,7 @@ def count_from_the_reply(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_to_wake(patch: pytest.MonkeyPatch) -> None:
-    """A waiter relies on a push, and sets no timer for the end of the holder's time to live."""
+    """A waiter relies on pushes, and sets no timer for the expiry of the holder's key."""
     wake = Client.wake
 
     def not_for_waiters(self: Client, room: Room[Task], when: float) -> None:
@@ -52,7 +52,7 @@ def forget_to_wake(patch: pytest.MonkeyPatch) -> None:
 
 
 def release_whatever_is_there(patch: pytest.MonkeyPatch) -> None:
-    """A release deletes the key, whoever's value is in it."""
+    """A release deletes the key, whatever value it has."""
     execute = Server._execute
 
     def careless(self: Server, command: str, key: bytes, token: bytes, *rest: Any) -> Any:
@@ -63,7 +63,7 @@ def release_whatever_is_there(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_vote_less(patch: pytest.MonkeyPatch) -> None:
-    """One vote less than a majority will do."""
+    """One vote less than a majority is enough."""
     post_init = Rules.__post_init__
 
     def less(self: Rules) -> None:
@@ -74,7 +74,7 @@ def one_vote_less(patch: pytest.MonkeyPatch) -> None:
 
 
 def deaf_while_acquiring(patch: pytest.MonkeyPatch) -> None:
-    """Pushes that come while the lock is being acquired are ignored."""
+    """Pushes are ignored while the lock is being acquired."""
     pushed = Room.invalidated
 
     def deaf(self: Room[Any], *told: Any) -> None:
@@ -85,7 +85,7 @@ def deaf_while_acquiring(patch: pytest.MonkeyPatch) -> None:
 
 
 def deaf_after_a_reconnect(patch: pytest.MonkeyPatch) -> None:
-    """A holder does not look at its key when the connection is back."""
+    """A holder does not check its key after a reconnect."""
     reconnected = Room.reconnected
 
     def trusting(self: Room[Any], *told: Any) -> None:
@@ -96,7 +96,7 @@ def deaf_after_a_reconnect(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_second_look(patch: pytest.MonkeyPatch) -> None:
-    """A push that comes while an answer is waited for is taken to be older than that."""
+    """A push that arrives while a reply is pending is taken to be older than the reply."""
     answered = Room.answered
 
     def once(self: Room[Any], lease: Lease, index: int, *rest: Any) -> None:
@@ -107,7 +107,7 @@ def no_second_look(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_refused_releases(patch: pytest.MonkeyPatch) -> None:
-    """A release that a server has answered with an error is done with."""
+    """A release that a server has refused is not retried."""
     patch.setattr(Client, "_refused", lambda self, home, key, token: None)
 
 
@@ -117,7 +117,7 @@ def keep_noloop(patch: pytest.MonkeyPatch) -> None:
 
 
 def believe_the_uptime(patch: pytest.MonkeyPatch) -> None:
-    """A server that says that it has been up for long is given no quarantine, another process or not."""
+    """A server that claims a long uptime gets no quarantine, even if its run_id has changed."""
     connect = Client._connect
 
     def trusting(self: Client, home: int, sent: float, time: float) -> Link:

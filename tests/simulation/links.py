@@ -1,4 +1,4 @@
-"""Simulated connections: they keep the order of what they carry, take their time, and break."""
+"""Simulated connections: they keep the order of messages, delay them, and break."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 class Link:
-    """One connection. What is sent first arrives first, in either direction; when, is for the world to choose."""
+    """One connection. It keeps the order of messages in both directions; the world chooses the delays."""
 
     def __init__(self, client: Client, server: Server) -> None:
         self.client = client
         self.server = server
-        self.refused: Callable[[bytes, bytes], None]  # the client's: a release was
+        self.refused: Callable[[bytes, bytes], None]  # set by the client: called when a release is refused
         self.world = server.world
         self.since = self.world.now
         self.broken = False  # at the server's end; the client finds out later
-        self.noloop = self.world.noloop and not server.evicts  # does the server keep it from hearing of its own writes?
-        self.informed = self.world.now  # when it asked last whether the tracking table is full
-        self.quarantined = False  # does the client ask for no votes here yet?
+        self.noloop = self.world.noloop and not server.evicts
+        self.informed = self.world.now  # when the client last asked whether the tracking table is full
+        self.quarantined = False  # does the client request no votes on this server yet?
         self.out: deque[tuple[Asker, Command]] = deque()  # commands that the server has not read
         self.back: deque[tuple[Asker | None, Any]] = deque()  # replies and pushes that the client has not read
-        self.told: deque[bytes | None] = deque()  # pushes that come over a second connection, and were not read yet
-        self.waiting: deque[Asker] = deque()  # the client's: who expects the next replies
+        self.told: deque[bytes | None] = deque()  # pushes on a second connection that the client has not read
+        self.waiting: deque[Asker] = deque()  # the client's requests without a reply, in order
         self.heard = self.world.now
-        self._serving: list[bytes | None] | None = None  # what the command caused that is being executed
+        self._serving: list[bytes | None] | None = None  # pushes that the current command has caused
         self._out_due = self._back_due = self._told_due = 0.0
         server.links[self] = None
 
@@ -43,8 +43,8 @@ class Link:
         self.waiting.append(asker)
         if self.broken:
             return
-        # Mostly what one ask needs arrives in one packet, and is executed in one go. Else other
-        # clients' commands may come between.
+        # The commands of a request mostly arrive in one packet, and run without a break. Otherwise other clients'
+        # commands may run in between.
         split = len(commands) > 1 and world.random.random() < 0.25
         self._out_due = max(self._out_due, world.now + world.delay())
         if split:
@@ -81,7 +81,7 @@ class Link:
             told: list[bytes | None] = []
             self._serving = told
             self.back.append((asker, self.server.execute(*command, self)))
-            for key in told:  # pushes follow the reply of the command that caused them
+            for key in told:  # pushes follow the reply to the command that caused them
                 self.back.append((None, key))
         self._serving = None
         self._send_back(len(self.back) - before)
@@ -119,7 +119,7 @@ class Link:
         return False
 
     def _watch(self) -> None:
-        """Answers that are missing for too long mean that the connection is dead."""
+        """If a reply is missing for too long, the connection is dead."""
         world = self.world
         if not self.waiting or not self.client.uses(self) or self._later(self.client.frozen, self._watch):
             return
@@ -130,7 +130,7 @@ class Link:
             world.at(self.heard + world.silence, self._watch)
 
     def drop(self) -> None:
-        """Cut it. The server still reads some of what is on its way, and tells nobody."""
+        """Cut it. The server may still run commands that are on their way; their replies are lost."""
         if self.broken:
             return
         self._serving = []

@@ -1,4 +1,4 @@
-"""Simulated processes: each does for its rooms what ``Locker`` and ``Node`` do for them in earnest."""
+"""Simulated processes: each does for its rooms what ``LockManager`` and ``Node`` do in a real one."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .servers import Expiry, Trouble
 if TYPE_CHECKING:
     from .world import World
 
-VOTES = (Operation.TAKE, Operation.TAKE_TTL, Operation.FORCE)  # what asks for a new vote
+VOTES = (Operation.TAKE, Operation.TAKE_TTL, Operation.FORCE)  # operations that request a new vote
 
 
 class Task:
-    """One call of acquire, and what became of it."""
+    """One call of acquire, and its outcome."""
 
     __slots__ = ("client", "how", "lease", "name", "number", "problem", "room", "since", "state")
 
@@ -37,14 +37,14 @@ class Task:
         self.room: Room[Task] | None = None
         self.lease: Lease | None = None
         self.state = "waiting"  # held, released, lost, refused, failed, left
-        self.problem: Any = None  # the error, or the reason of the loss
+        self.problem: Any = None  # the error, or the loss reason
 
     def __repr__(self) -> str:
         return f"{self.client.name}.{self.number}"
 
 
 class Client:
-    """One process: its rooms, their port, and one connection to each server. Does what ``Locker`` and ``Node`` do."""
+    """One process: its rooms, their port, and one connection to each server."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world = world
@@ -54,20 +54,20 @@ class Client:
         self.tokens = Tokens(world.random.randbytes(3))
         self.pxat = world.random.random() < 0.5
         self.alive = True
-        self.past = False  # has it been replaced? (it may still close)
+        self.past = False  # has it been replaced? (it may still be closing)
         self.frozen = 0.0  # until when the process does not run
-        self.stopped = 0.0  # seconds for which it did not run, at the longest
-        self.leaving: dict[Lease, Task] = {}  # tasks that wait for a release to be answered
+        self.stopped = 0.0  # the longest time, in seconds, for which it did not run
+        self.leaving: dict[Lease, Task] = {}  # tasks that wait for the reply to a release
         self.links: list[Link | None] = [None for _ in world.servers]
         self.homes = [world.home(index) for index in range(world.rules.keys)]  # which server has a key
-        self.looks: set[Lease] = set()  # leases that will be looked at soon
+        self.looks: set[Lease] = set()  # leases whose first check is scheduled
         self.clocks = [ServerClock(world.rules.validity) for _ in world.servers]
         self.paces = [Pace(world.burst) for _ in world.servers]
-        self.paused_at = -NEVER  # when a look was put off last, since pushes mean nothing
-        self.known: list[int | None] = [None for _ in world.servers]  # which process each server was
+        self.paused_at = -NEVER  # when a check was last put off because pushes were needless
+        self.known: list[int | None] = [None for _ in world.servers]  # each server's process at the last connection
         self.gone = [False for _ in world.servers]
         self.problems: list[Trouble | None] = [None for _ in world.servers]  # why a server was not connected
-        self.until = [0.0 for _ in world.servers]  # of the quarantine of a server that was seen to be another process
+        self.until = [0.0 for _ in world.servers]  # end of the quarantine of each server that was seen to restart
         self.may_be_ours: list[dict[tuple[bytes, bytes], None]] = [{} for _ in world.servers]
         for home, server in enumerate(world.servers):
             if server.up and max(server.stalled, server.troubled) <= world.now:
@@ -84,7 +84,7 @@ class Client:
         self.world.acted = self
         self.world.log("%r %s %r", task, how, name)
         room = self.rooms.get(name)
-        if room is None or (room.empty and self.world.random.random() < 0.5):  # given up, as empty ones may be
+        if room is None or (room.empty and self.world.random.random() < 0.5):  # empty rooms may be swept at any time
             keys = tuple(b"%d:%b" % (index, name.encode()) for index in range(self.world.rules.keys))
             room = self.rooms[name] = Room(name, self.world.rules, self, keys)
         task.room = room
@@ -92,7 +92,7 @@ class Client:
         return task
 
     def end(self, task: Task) -> None:
-        """The task stops waiting (a cancellation, a time-out), or gives back what it holds."""
+        """The task stops waiting (cancelled or timed out), or releases what it holds."""
         if task.state not in ("waiting", "held") or not self.alive:
             return
         assert task.room is not None
@@ -106,7 +106,7 @@ class Client:
             task.room.release(lease, self.world.now)
 
     def close(self) -> None:
-        """As ``Locker.aclose``: the keys follow when the tasks are through."""
+        """As ``Locker.aclose``: the keys are released when the tasks are done."""
         for room in list(self.rooms.values()):
             lease = room.holder
             for task in room.close(self.world.now):
@@ -118,7 +118,7 @@ class Client:
         room.release(lease, self.world.now)
 
     def die(self) -> None:
-        """Killed, with all that it holds; its keys die by their time to live."""
+        """SIGKILL: its keys stay until they expire."""
         self.alive = False
         self.frozen = NEVER
         for task in self.tasks:
@@ -231,7 +231,7 @@ class Client:
         if self.frozen > self.world.now:
             self.world.at(self.frozen, self._held_enough, task)
         elif task.state == "held":
-            # As the exit of a scope, wait for the answer, unless the lease has passed to another task.
+            # As the exit of a scope: wait for the reply, unless the lease was handed to another task.
             lease = task.lease
             assert lease is not None
             self.end(task)
@@ -274,7 +274,9 @@ class Client:
         return self.links[link.server.name] is link
 
     def invalidated(self, link: Link, key: bytes | None) -> None:
-        self.world.log("%s is told by server %d of %s", self.name, link.server.name, key.decode() if key else "a flush")
+        self.world.log(
+            "%s gets a push from server %d: %s", self.name, link.server.name, key.decode() if key else "a flush"
+        )
         for room in list(self.rooms.values()):
             for index in self._at(link.server.name):
                 if key is None:
@@ -327,7 +329,7 @@ class Client:
             self.world.at(now + self.world.delay(), self._greeted, home, now)
 
     def _greeted(self, home: int, sent: float) -> None:
-        """``TIME`` is asked while the connection is set up."""
+        """``TIME`` is part of the setup of a connection."""
         self.world.at(self.world.now + self.world.delay(), self._connected, home, sent, self.world.servers[home].time())
 
     def _connected(self, home: int, sent: float, time: float) -> None:
@@ -355,7 +357,7 @@ class Client:
         known, self.known[home] = self.known[home], server.process
         if server.quarantined:
             if server.lies and known in (None, server.process) and not (self.until[home] > self.world.now):
-                # Its uptime is believed by who connects for the first time: there is nothing else to go by.
+                # At the first connection, the uptime is all there is to detect a restart.
                 self.world.forgotten -= {entry for entry in self.world.forgotten if entry in server.forgot}
             else:
                 until = server.started + self.world.rules.validity
@@ -386,7 +388,7 @@ class Client:
                 room.invalidated(index, self.world.now)
 
     def _refused(self, home: int, key: bytes, token: bytes) -> None:
-        """A release met an error: it is owed, as by ``asynclock.wire.owed.OwedReleases``."""
+        """A release was refused: retry it, as ``asynclock.wire.owed.OwedReleases`` does."""
         self.may_be_ours[home][key, token] = None
         self.world.at(self.world.now + 0.02 + self.world.random.random() * 0.5, self._try_owed, home)
 

@@ -1,4 +1,4 @@
-"""What is under way on a simulated connection, and who is told of its end: as ``asynclock.wire.requests``."""
+"""Requests in flight on a simulated connection, as ``asynclock.wire.requests``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asynclock.core.room import Room
 from .servers import Expiry, Trouble
 
 Command = tuple[str, bytes, bytes, Expiry]
-Refused = Callable[[bytes, bytes], None]  # a release was: that key, that token
+Refused = Callable[[bytes, bytes], None]  # called with the key and the token of a refused release
 
 COMMANDS = {
     Operation.TAKE: ("SET NX",),
@@ -27,7 +27,7 @@ NO_EXPIRY = Expiry("", 0)
 
 
 class Asker(Protocol):
-    """Whoever expects ``left`` replies."""
+    """A request that still expects ``left`` replies."""
 
     left: int
 
@@ -35,7 +35,7 @@ class Asker(Protocol):
 
 
 class Request:
-    """What a room asked."""
+    """A room's request."""
 
     __slots__ = ("index", "key", "lease", "left", "refused", "replies", "request", "room", "sent")
 
@@ -80,7 +80,7 @@ class Request:
 
 
 class TimeRequest:
-    """What time is it there?"""
+    """``TIME``."""
 
     commands: tuple[Command, ...] = (("TIME", b"", b"", NO_EXPIRY),)
 
@@ -96,7 +96,7 @@ class TimeRequest:
 
 
 class Silence:
-    """May the server have hidden something?"""
+    """The question whether the server may have hidden changes (``EvictionWatch``)."""
 
     commands: tuple[Command, ...] = (("INFO", b"", b"", NO_EXPIRY),)
 
@@ -110,7 +110,7 @@ class Silence:
 
 
 class Ignored:
-    """An answer that says nothing."""
+    """A request whose reply does not matter."""
 
     def __init__(self) -> None:
         self.left = 1
@@ -120,7 +120,7 @@ class Ignored:
 
 
 class OwedRelease:
-    """A release that was owed to a server that was not connected, or had refused it."""
+    """A release that is retried, since the server was not connected or had refused it."""
 
     def __init__(self, key: bytes, token: bytes, refused: Refused, freed: Callable[[bytes], None]) -> None:
         self.key = key

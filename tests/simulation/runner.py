@@ -1,4 +1,4 @@
-"""Plays schedules, many of them, and adds up what happened."""
+"""Plays many schedules, and adds up what happened."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .world import World
 from .worlds import Schedule, schedule
 
 SLICE = 250  # schedules that a process plays in a row
-LINES = 150  # of a long history, so many are told from its beginning, and from its end
+LINES = 150  # lines that are shown from the beginning and from the end of a long history
 
 
 @dataclass
 class Tally:
-    """What happened in some schedules: that they pass says little if nothing happens in them."""
+    """What happened in some schedules. (That they pass says little if nothing happens in them.)"""
 
     schedules: int = 0
     events: int = 0
     granted: int = 0
     losses: Counter[str] = field(default_factory=Counter)
-    overlaps: int = 0  # two held a lock at once, after a server broke its word to one of them
-    told: float = 0.0  # packet delays until one that had lost its majority was told, at the most
+    overlaps: int = 0  # a lock had two holders, after a server had lost keys of one of them
+    told: float = 0.0  # packet delays from the loss of a majority until the holder was notified: the maximum
     failed: int | None = None  # the first seed that broke a guarantee
 
     def __iadd__(self, other: Tally) -> Tally:
@@ -41,9 +41,9 @@ class Tally:
 
 
 def play_slice(start: int, count: int, which: str | None = None, tracking: bool | None = None) -> Tally:
-    """Play so many schedules, or up to the first that fails."""
+    """Play ``count`` schedules, or up to the first that fails."""
     tally = Tally()
-    gc.disable()  # a world is full of cycles: cheaper to throw some hundred of them away at once
+    gc.disable()  # a world is full of reference cycles: it is cheaper to collect hundreds of worlds at once
     try:
         for seed in range(start, start + count):
             chosen = schedule(seed, which, tracking)
@@ -51,7 +51,7 @@ def play_slice(start: int, count: int, which: str | None = None, tracking: bool 
             tally.schedules += 1
             try:
                 check = play(chosen.story, world)
-            except Exception:  # told by whoever plays it once more
+            except Exception:  # ``tell`` plays it once more, and reports it
                 tally.failed = seed
                 break
             tally.events += world.events
@@ -68,7 +68,7 @@ def play_slice(start: int, count: int, which: str | None = None, tracking: bool 
 def play_all(
     start: int, count: int, which: str | None = None, tracking: bool | None = None, jobs: int = 1
 ) -> Iterator[Tally]:
-    """What happened so far, after every slice; ends after one that fails."""
+    """Yield the tally so far after every slice. Ends after a slice that fails."""
     total = Tally()
     slices = ((first, min(SLICE, start + count - first)) for first in range(start, start + count, SLICE))
     if jobs == 1:
@@ -82,7 +82,7 @@ def play_all(
         under_way: set[Future[Tally]] = set()
         for first, size in slices:
             under_way.add(pool.submit(play_slice, first, size, which, tracking))
-            if len(under_way) == jobs + 1:  # one is ready for whoever is through first
+            if len(under_way) == jobs + 1:  # one slice waits for the first process that is done
                 done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                 for future in done:
                     total += future.result()
@@ -95,7 +95,7 @@ def play_all(
 
 
 def tell(failed: Schedule) -> str:
-    """The shortest story found that breaks the same guarantee, and what happened in it, event by event."""
+    """The shortest story that breaks the same guarantee, and its history, event by event."""
     story = shortened(failed.story, failed.world)
     return f"{failed}\n\nwith as few steps as will do:\n{story}\n\nvirtual ms  what happened\n{history(failed, story)}"
 

@@ -1,4 +1,4 @@
-"""Simulated servers: keys that expire, key tracking, clocks that are off, and all that can go wrong with them."""
+"""Simulated servers: expiry, key tracking, wrong clocks, and everything that can go wrong with a server."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from .links import Link
     from .world import World
 
-MAX_DRIFT = 0.0005  # share by which a clock may run fast or slow: what NTP corrects by slewing, at the most
+MAX_DRIFT = 0.0005  # share by which a clock may run fast or slow: the maximum slew rate of NTP
 
 
 class Trouble(Exception):
-    """An error reply. ``lasting``: another try will not do better."""
+    """An error reply. ``lasting``: a retry will not help."""
 
     def __init__(self, lasting: bool = False) -> None:
         super().__init__("NOPERM" if lasting else "LOADING")
@@ -23,7 +23,7 @@ class Trouble(Exception):
 
 
 class Expiry(NamedTuple):
-    """``PX`` with a time to live, or ``PXAT`` with a time on the server's clock as it was measured, in ms."""
+    """``PX`` with a time to live, or ``PXAT`` with a time on the server's clock, as the client knows it; in ms."""
 
     how: str
     when: int
@@ -31,28 +31,28 @@ class Expiry(NamedTuple):
 
 
 class Server:
-    """One server. Every command is atomic; what a lease asks is one to three of them."""
+    """One server. Every command is atomic; an operation of a lease is one to three commands."""
 
     def __init__(self, world: World, name: int) -> None:
         self.world = world
         self.name = name
         self.data: dict[bytes, tuple[bytes, int | None]] = {}
-        self.promised: dict[bytes, float] = {}  # until when a key was to live, at the most, in the world's time
+        self.promised: dict[bytes, float] = {}  # the latest time, in the world's time, until which each key was to live
         self.tracked: dict[bytes, dict[Link, None]] = {}
         self.links: dict[Link, None] = {}
-        self.started = -NEVER  # when, if it was started without its keys
-        self.down = 0.0  # until when there is no server
-        self.stalled = 0.0  # until when it does nothing at all
+        self.started = -NEVER  # when it was last started without its keys
+        self.down = 0.0  # until when it is down
+        self.stalled = 0.0  # until when it hangs
         self.troubled = 0.0  # until when every command is answered with ``trouble``
         self.trouble = Trouble()
         self.stepped = -NEVER  # when its clock was set
-        self.process = 0  # which one: another after each restart
-        self.forgot: set[tuple[bytes, bytes]] = set()  # (key, token) that it forgot at its last restart
-        self.lies = False  # does its uptime say nothing, since its clock was behind when it was started?
+        self.process = 0  # number of its process: restarts change it, as they change the run_id
+        self.forgot: set[tuple[bytes, bytes]] = set()  # (key, token) that it lost at its last restart
+        self.lies = False  # is its uptime wrong, since its clock was behind when it was started?
         self.evicts = world.evicting  # does its policy evict keys?
-        self.evicted = 0  # how many
-        self.full_at = -NEVER  # when its tracking table was, last: real ones stay so until they are asked
-        # (client, key) -> when something was done to the key or its entry that the client was not told of
+        self.evicted = 0  # number of evicted keys
+        self.full_at = -NEVER  # when its tracking table was last full: real ones stay so until they are asked
+        # (client, key) -> when the key, or its tracking entry, was changed without a push to the client
         self.hidden: dict[tuple[object, bytes], float] = {}
         self._rate = 1 + (world.random.random() * 2 - 1) * world.drift
         self._shift = (world.random.random() * 2 - 0.5) * 3600 + world.now * (1 - self._rate)
@@ -63,36 +63,36 @@ class Server:
 
     @property
     def quarantined(self) -> bool:
-        """May it have forgotten keys that still count, and is known to?"""
+        """Is it known that it may have lost keys that their holders still count?"""
         return self.world.quarantine and self.world.now < self.started + self.world.rules.validity
 
     # Time
 
     def time(self) -> float:
-        """What its clock shows, in seconds."""
+        """The time on its clock, in seconds."""
         return self.world.now * self._rate + self._shift
 
     def milliseconds(self) -> int:
         return int(self.time() * 1000)
 
     def ends(self, expiry: int) -> float:
-        """When, in the world's time, a key is gone that expires at ``expiry`` on this server's clock."""
+        """The world's time at which a key expires that expires at ``expiry`` on this server's clock."""
         return ((expiry + 1) / 1000 - self._shift) / self._rate
 
     # Keys
 
     def peek(self, key: bytes) -> tuple[bytes, int | None] | None:
-        """What is in the key, without touching it."""
+        """The key's value and expiry, without side effects."""
         entry = self.data.get(key)
         return entry if entry is None or entry[1] is None or self.milliseconds() <= entry[1] else None
 
     def has(self, key: bytes, value: bytes) -> bool:
-        """... be it expired, as long as it was not deleted."""
+        """Does the key have that value? Expired keys count until they are deleted."""
         entry = self.data.get(key)
         return entry is not None and entry[0] == value
 
     def look(self, key: bytes) -> bytes | None:
-        """Expiry is lazy: whoever looks finds out. Everybody is told then, NOLOOP or not."""
+        """The key's value. Expiry is lazy: a read deletes an expired key, with a push to everybody, NOLOOP or not."""
         entry = self.data.get(key)
         if entry is None:
             return None
@@ -107,7 +107,7 @@ class Server:
         end = NEVER if expiry is None else self.ends(expiry)
         if end > self.promised.get(key, 0.0):
             self.promised[key] = end
-        if self.world.random.random() < 0.5:  # or nobody gets round to deleting it
+        if self.world.random.random() < 0.5:  # else the active expiry cycle never finds it
             self.world.at(end + self.world.random.random() * 0.2, self.look, key)
         self.tell(key, by)
 
@@ -117,7 +117,8 @@ class Server:
         self.tell(key, by)
 
     def tell(self, key: bytes, by: Link | None, own: bool = True) -> None:
-        """Tell who has read the key, but with NOLOOP not who changed it; none of them is told again.
+        """Push an invalidation to all that have read the key, except with NOLOOP to the client that changed it. The
+        key is not tracked for any of them after that.
 
         ``own``: did ``by`` mean to? Else the server did that by itself, while it ran a command of theirs.
         """
@@ -129,7 +130,7 @@ class Server:
                     self.hidden[link.client, key] = self.world.now
 
     def evict(self, key: bytes, during: Link | None) -> None:
-        """For want of memory, while it runs a command of somebody."""
+        """Evict a key for lack of memory, during some client's command."""
         self.evicted += 1
         self.evicts = True
         if key in self.data:
@@ -139,7 +140,7 @@ class Server:
             self.tell(key, during, own=False)
 
     def _limit_tracking(self, link: Link) -> None:
-        """A tracking table that is full drops entries, while it runs a command of somebody."""
+        """Drop entries from a full tracking table, during some client's command."""
         while len(self.tracked) > self.world.table:
             self.full_at = self.world.now
             self.tell(self.world.random.choice(list(self.tracked)), link, own=False)
@@ -166,7 +167,7 @@ class Server:
         if command == "TIME":
             return self.time()
         found = self.look(key)
-        if command in ("GET", "PTTL") and world.rules.tracking:  # whatever reads a key has it tracked
+        if command in ("GET", "PTTL") and world.rules.tracking:  # a read makes the server track the key
             self.tracked.setdefault(key, {})[link] = None
         if command == "GET":
             return found
@@ -190,11 +191,11 @@ class Server:
                     f"{key!r} on server {self.name} is to live for {expiry.when - self.milliseconds()} ms"
                 )
             self.put(key, token, expiry.when, link)
-            if expiry.measured <= self.stepped:  # nobody can know
+            if expiry.measured <= self.stepped:  # the client cannot know that the clock was set since
                 world.touch(key, token)
         return b"OK"
 
-    # What outsiders and accidents do
+    # Changes by others, and accidents
 
     def meddle(self, key: bytes, change: str) -> None:
         """Another program deletes the key, overwrites it, or shortens its life."""
@@ -216,7 +217,7 @@ class Server:
             link.push(None)
 
     def crash(self, seconds: float, amnesia: bool) -> None:
-        """Be gone for so long, and start again with or without the keys."""
+        """Go down for ``seconds``, and restart with or without the keys (``amnesia``)."""
         for link in list(self.links):
             link.drop()
         self.down = self.world.now + seconds
@@ -227,7 +228,7 @@ class Server:
             self._forget(known=self.world.quarantine)
 
     def set_clock(self, seconds: float) -> None:
-        """Its clock was wrong, and is set forward or back. Keys live shorter or longer by that."""
+        """Set its clock forward or back, so that keys expire earlier or later by that."""
         self._shift += seconds
         self.stepped = self.world.now
         self.world.altered = True
@@ -242,7 +243,7 @@ class Server:
             self.promised = {key: end - seconds for key, end in self.promised.items()}
 
     def _forget(self, known: bool) -> None:
-        """``known``: it will give no votes until those that it forgot are over."""
+        """Lose all keys. ``known``: it will give no votes until they would have expired."""
         self.world.altered = True
         self.forgot = {(key, value) for key, (value, _) in self.data.items()}
         for key, (value, _) in self.data.items():

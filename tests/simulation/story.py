@@ -1,4 +1,4 @@
-"""Stories: what tasks, outsiders and accidents do to a world, step by step, until everything comes to rest."""
+"""Stories: what tasks, other programs and accidents do in a world, step by step, until it comes to rest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .requests import OwedRelease
 from .servers import Server, Trouble
 from .world import World
 
-# How often each thing happens, in parts of the whole.
+# Relative frequency of each kind of step.
 WEIGHTS = {
     "join": 24,
     "try_join": 8,
@@ -53,20 +53,20 @@ CALM = (
     "evict",
     "die",
 )
-GAPS = (0.0, 0.0005, 0.001, 0.002, 0.005, 0.0, 0.02, 0.1, 0.5, 2.0, 5.0)  # seconds before it happens
+GAPS = (0.0, 0.0005, 0.001, 0.002, 0.005, 0.0, 0.02, 0.1, 0.5, 2.0, 5.0)  # seconds before a step
 SECONDS = (0.01, 0.05, 0.3, 1.0, 2.0, 3.0, 5.0, 8.0)  # how long an accident lasts
 LENGTHS = (3, 4, 5, 6, 8, 10, 15, 30)
 PROMPT = 0.1  # seconds in which a free lock is taken, once errors and slow packets are over
-ROUNDS = 2  # turns that everybody has to get who comes back again and again
-STARVED = 10.0  # seconds for which somebody gets no turn, though the lock is passed on all the time
+ROUNDS = 2  # turns that each process of a crowd must get
+STARVED = 10.0  # seconds without a turn, while others get theirs, after which a process counts as starved
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     gap: float
     kind: str
-    who: int = 0  # which client or server, modulo how many there are
-    more: int = 0  # which of its tasks or keys, or for how long
+    who: int = 0  # which client or server, modulo their number
+    more: int = 0  # which of its tasks or keys, or how long
 
     def __str__(self) -> str:
         return f"after {self.gap * 1000:6.1f} ms: {self.kind} (who {self.who}, more {self.more})"
@@ -75,14 +75,14 @@ class Step:
 @dataclass(frozen=True, slots=True)
 class Story:
     steps: tuple[Step, ...]
-    end: str = "leave"  # how it comes to rest: everybody leaves, is served, or comes back until all had their turns
+    end: str = "leave"  # all tasks leave; or first all waiters are served; or, after that, a crowd contends
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.steps), f"in the end: {self.end}"])
 
 
 def random_story(chance: random.Random, length: int | None = None) -> Story:
-    """A story of some kinds of things, at one pace: a little of everything rarely gets far with any (swarm testing)."""
+    """A story of a few kinds of steps, at one pace (swarm testing: a little of everything rarely goes deep)."""
     gaps = chance.choice((GAPS[:5], GAPS[:8], GAPS))
     weights = [weight * chance.choice((0, 0, 1, 1, 4)) + 10 * (kind == "join") for kind, weight in WEIGHTS.items()]
     kinds = chance.choices(list(WEIGHTS), weights, k=length or chance.choice(LENGTHS))
@@ -91,7 +91,7 @@ def random_story(chance: random.Random, length: int | None = None) -> Story:
 
 
 def play(story: Story, world: World) -> Check:
-    """Let it happen, then let everything come to rest."""
+    """Play the steps, then let the world come to rest."""
     check = Check(world)
     for step in story.steps:
         world.run(step.gap)
@@ -102,17 +102,17 @@ def play(story: Story, world: World) -> Check:
 
 
 def outcome(story: Story, world: World) -> Exception | None:
-    """What goes wrong, if anything does."""
+    """The error that playing the story raises, if any."""
     try:
         play(story, world)
-    except Exception as error:  # whatever it is: the caller tells of it
+    except Exception as error:  # the caller reports it
         return error
     return None
 
 
 def shortened(story: Story, world: Callable[[], World], tries: int = 1000) -> Story:
-    """Leave out what does not matter, from a story that breaks a guarantee: halves of it, then smaller parts,
-    then single steps, until nothing more can be left out; and the pauses."""
+    """Shorten a story that breaks a guarantee, as long as it still does: leave out halves, then smaller parts, then
+    single steps, and then the gaps."""
     broken = outcome(story, world())
     assert broken is not None
 
@@ -211,7 +211,7 @@ def _do(world: World, step: Step) -> None:
 
 
 def _settle(world: World, check: Check, end: str) -> None:
-    """Accidents are over, but for one server of several that may stay down. Waiters get their turn, then all leave."""
+    """End all accidents, except that one of several servers may stay down. Serve the waiters, then let all leave."""
     world.calm = True
     while any(client.frozen > world.now for client in world.clients) or any(
         server.stalled > world.now for server in world.servers
@@ -228,7 +228,7 @@ def _settle(world: World, check: Check, end: str) -> None:
         world.disturbed = True
     if end != "leave":
         _serve_all(world, check)
-    # Not without tracking, where whoever asks in the right moment wins.
+    # Not without tracking: then the winner is whoever happens to ask at the right time.
     if end == "crowd" and world.rules.tracking:
         crowd(world, check)
     for task in _tasks(world):
@@ -238,7 +238,7 @@ def _settle(world: World, check: Check, end: str) -> None:
     for client in world.clients:
         for name, room in client.rooms.items():
             if not room.empty:
-                raise check.broken(0, f"{client.name}: everybody has left the room of {name!r}, and it does not know")
+                raise check.broken(0, f"{client.name}: all tasks have left, but the room of {name!r} is not empty")
     for server in world.servers:
         for key in server.data if server.up else ():
             entry = server.peek(key)
@@ -247,7 +247,7 @@ def _settle(world: World, check: Check, end: str) -> None:
 
 
 def _serve_all(world: World, check: Check) -> None:
-    """Guarantee 3: everybody who waits is served: within the time to live, and promptly once the lock is free."""
+    """Guarantee 3: every waiter gets the lock: within the time to live, and promptly once it is free."""
     world.hold = lambda: 0.02
     for task in _tasks(world):
         if task.state == "held":
@@ -255,10 +255,10 @@ def _serve_all(world: World, check: Check) -> None:
     world.progress = world.now
     poll = 0.0 if world.rules.tracking else world.rules.extend_interval
     patience = world.rules.validity * (1 + world.quarantine) + 2 * MAX_BACKOFF + world.silence + world.set_back + poll
-    # Who has read how long a key still lives counts that from the answer, however late it came.
+    # A waiter counts the time to live that it has read from the reply, however late that was.
     prompt = PROMPT + world.longest + max(client.stopped for client in world.clients)
     if world.table < NEVER:
-        prompt += PAUSE + CHECK_EVERY  # entries of keys that are waited for were dropped
+        prompt += PAUSE + CHECK_EVERY  # the server may have dropped the tracking entries of the waiters
     calm_since, free_since = world.now, NEVER
     while any(task.state == "waiting" for task in _tasks(world)):
         world.run(0.05)
@@ -268,11 +268,11 @@ def _serve_all(world: World, check: Check) -> None:
         settled = all(server.up for server in world.servers) and free_since > calm_since + 2 * MAX_BACKOFF
         bound = prompt if settled else max(prompt, 1.5 * MAX_BACKOFF)
         if world.now - max(free_since, world.progress) > bound + poll:
-            raise check.broken(3, "the lock is free, everybody is connected, and nobody takes it")
+            raise check.broken(3, "the lock is free, all are connected, and nobody takes it")
 
 
 def crowd(world: World, check: Check) -> None:
-    """Guarantee 3: everybody who comes back for a lock as soon as it was released gets it, again and again."""
+    """Guarantee 3: where each process acquires again as soon as it has released, each gets its turns."""
     turns = dict.fromkeys(world.clients, 0)
     since = dict.fromkeys(turns, world.now)
     world.hold = lambda: 0.005 + world.random.random() * 0.02
@@ -298,7 +298,7 @@ def crowd(world: World, check: Check) -> None:
 
 
 def _free(world: World) -> bool:
-    """Could somebody who waits have the lock at once?"""
+    """Could a waiter get the lock at once?"""
     keys = {key for client in world.clients for room in client.rooms.values() if room.queue for key in room.keys}
     if any(server.quarantined or any(server.peek(key) for key in keys) for server in world.servers):
         return False
@@ -313,7 +313,7 @@ def _tasks(world: World) -> list[Task]:
 
 
 def _is_owed(world: World, server: Server, key: bytes, value: bytes) -> bool:
-    """Was its release refused a moment ago, and is about to be tried again, or on its way?"""
+    """Is a release of it about to be retried, or in flight?"""
     for client in [*world.clients, *world.past]:
         link = client.links[server.name]
         under_way = [asker for asker in link.waiting if isinstance(asker, OwedRelease)] if link is not None else []

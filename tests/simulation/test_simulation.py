@@ -1,6 +1,6 @@
-"""Some schedules of each kind, what the simulation itself is to be trusted with, and the faults that it has to find.
+"""Plays some schedules of each kind, tests the simulation itself, and checks that it finds planted faults.
 
-Many more: ``python -m tests.simulation --seeds N``.
+``python -m tests.simulation --seeds N`` plays many more.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .worlds import WORLDS, schedule
 
 pytestmark = [pytest.mark.every_python, pytest.mark.serverless]
 
-ENOUGH = 20_000  # schedules, of which one at least has to find a fault
+ENOUGH = 20_000  # at least one of that many schedules must find a fault
 
 
 @pytest.mark.fast
@@ -47,11 +47,11 @@ def test_the_schedules_find_a_planted_fault(fault: str, capsys: pytest.CaptureFi
             if broken is not None:
                 break
         else:
-            pytest.fail(f"{ENOUGH} schedules, and it was not found")
-    assert isinstance(broken, Broken), f"it did not break a guarantee, but the simulation: {broken!r}"
+            pytest.fail(f"not found in {ENOUGH} schedules")
+    assert isinstance(broken, Broken), f"no guarantee was broken, but the simulation: {broken!r}"
     with capsys.disabled():
         print(f"\n  {fault}: found by schedule {seed + 1}: {broken}")
-    # It is the fault that was found: without it, the same schedules pass.
+    # The planted fault is the cause: without it, the same schedules pass.
     tally = play_slice(0, seed + 1)
     assert (tally.schedules, tally.failed) == (seed + 1, None)
 
@@ -59,10 +59,10 @@ def test_the_schedules_find_a_planted_fault(fault: str, capsys: pytest.CaptureFi
 def test_a_great_many_things_happen_in_them() -> None:
     tally = play_slice(0, 1000)
     assert tally.failed is None
-    assert set(tally.losses) == set(map(str, LossReason)) - {"released"}  # nobody loses what they gave back
+    assert set(tally.losses) == set(map(str, LossReason)) - {"released"}  # a release is no loss
     assert tally.granted > tally.schedules
     assert tally.overlaps > 20
-    assert tally.told > 0.5  # a push is most of a packet delay, where its key is looked at once
+    assert tally.told > 0.5  # a push takes most of a packet delay, and the key is read at once
 
 
 def test_a_seed_is_a_history() -> None:
@@ -98,7 +98,7 @@ def test_the_exit_code_is_1_if_a_schedule_fails(monkeypatch: pytest.MonkeyPatch)
     result = CliRunner().invoke(app, ["--seeds", "500", "--jobs", "1", "--world", "single"])
     assert result.exit_code == 1
     assert "FAILED: seed " in result.output
-    assert "once more: python -m tests.simulation --seeds 1 --start " in result.output
+    assert "to repeat: python -m tests.simulation --seeds 1 --start " in result.output
 
 
 def test_from_the_command_line() -> None:
@@ -126,7 +126,7 @@ def test_a_deadline_allows_for_a_clock_that_is_half_a_percent_fast() -> None:
     rules = Rules(majority=1, validity=1.0, extend_interval=0.5, try_next_after=0.02)
     for seed in range(20):
         world = World(Setting(rules, drift=0.005), seed)
-        world.calm = True  # it is about clocks, not about slow packets
+        world.calm = True  # this is about clocks, not about slow packets
         check = Check(world)
         client = world.clients[0]
         world.run(9.0)

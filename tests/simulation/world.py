@@ -1,14 +1,14 @@
 """A world for the core to live in: processes, servers and time, all simulated.
 
-Nothing here sleeps or opens a socket. What is to happen (deliveries, timers, what tasks do, accidents) waits in one
-heap, ordered by virtual time; one seeded ``random.Random`` chooses every delay, so a seed is a whole history.
+Nothing here sleeps or opens a socket. Future events (deliveries, timers, steps of tasks, accidents) are in one heap,
+ordered by virtual time. One seeded ``random.Random`` chooses every delay, so a seed determines the whole history.
 
     world = World(Setting(Rules(...), servers=3), seed)
     task = world.clients[0].acquire("a")
     world.run(5.0)
     assert task.state == "held"
 
-``world.watch`` is called after every event that can have changed something: the place for checks.
+``world.watch`` is called after every event that may have changed something: checks go there.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from asynclock.core.rules import NEVER, LossReason, Rules
 from .processes import Client, Task
 from .servers import MAX_DRIFT, Server
 
-EPOCH = 1000.0  # when every world begins, in seconds
-QUICK = 0.002  # seconds that an ordinary packet takes at most
+EPOCH = 1000.0  # seconds: the time at which every world begins
+QUICK = 0.002  # seconds that an ordinary packet takes, at most
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What kind of world it is; the seed does the rest."""
+    """What kind of world it is; the seed chooses the rest."""
 
     rules: Rules
     servers: int = 1
@@ -44,7 +44,7 @@ class Setting:
 
 
 class World:
-    """Everything there is, and what is going to happen."""
+    """All servers and processes, and the events to come."""
 
     def __init__(self, setting: Setting, seed: int, recording: bool = False) -> None:
         self.random = random.Random(seed)
@@ -52,37 +52,36 @@ class World:
         self.quarantine = setting.quarantine
         self.drift = setting.drift
         self.now = EPOCH
-        self.slow = self.random.choice((0.0, 0.1, 0.5))  # the share of packets that take long
-        self.longest = QUICK  # seconds that a packet took so far
+        self.slow = self.random.choice((0.0, 0.1, 0.5))  # share of slow packets
+        self.longest = QUICK  # seconds: the longest delay of a packet so far
         self.noloop = self.random.random() < 0.8
-        self.apart = seed % 4 == 0  # do pushes come over a connection of their own, as where there is no RESP3?
-        self.evicting = self.random.random() < 0.3  # do servers say from the beginning that they evict keys?
+        self.apart = seed % 4 == 0  # do pushes have a connection of their own, as with RESP2?
+        self.evicting = self.random.random() < 0.3  # are servers configured to evict keys from the beginning?
         self.table = self.random.choice((1, 3)) if self.random.random() < 0.15 else NEVER  # keys that a server tracks
-        self.burst = self.random.choice((3.0, BURST))  # looks in vain before there are fewer
-        # Milliseconds for which a key may be told to live, more than which nobody that was told the time may say.
+        self.burst = self.random.choice((3.0, BURST))  # needless checks before the rate is limited
+        # The longest time to live, in ms, that a client may set by PXAT if it knows the server's clock.
         self.longest_life = (rules.validity + max(MIN_PRECISION, rules.validity * PRECISION)) * 1000 * 1.01 + 3
-        self.long_lived = ""  # ... and somebody did
+        self.long_lived = ""  # set if a client has set a longer one
         self.disturbed = self.slow > 0  # has anything happened that can make an extension fail?
-        self.calm = False  # no packets take long any more
+        self.calm = False  # True: no more slow packets
         self.silence = max(0.5, (rules.validity - rules.extend_interval) / 2)
-        self.hold: Callable[[], float] | None = None  # how long tasks hold what they are granted; None: until ended
-        self.through: Callable[[Task], None] = lambda task: (
-            None
-        )  # ... and who is through: has done so, or lost it, or failed
+        self.hold: Callable[[], float] | None = None  # seconds for which tasks hold a lock; None: until ended
+        # Called with a task that is done: it has released the lock, lost it, or failed.
+        self.through: Callable[[Task], None] = lambda task: None
         self.watch: Callable[[], None] = lambda: None
-        self.acted: Client | None = None  # the process that did something in the event that is being looked at
-        self.altered = False  # did it change what is in a key?
+        self.acted: Client | None = None  # the process that acted in the current event
+        self.altered = False  # has the current event changed a key?
         self.recording = recording
         self.history: list[tuple[float, str]] = []
-        # (key, token) for which the servers' word to the owner was broken: overwritten, deleted, forgotten.
+        # (key, token) that the owner has lost before its time: overwritten, deleted, or lost by the server.
         self.touched: set[tuple[bytes, bytes]] = set()
-        self.forgotten: set[tuple[bytes, bytes]] = set()  # ... of these, those that nobody else can have got yet
+        self.forgotten: set[tuple[bytes, bytes]] = set()  # those of them that the server gives to nobody else yet
         self.losses: list[tuple[Client, Lease, LossReason, int | None]] = []
-        self.cut = False  # has a connection been lost, or a process stopped for so long that answers came too late?
+        self.cut = False  # was a connection lost, or a process stopped so long that replies came too late?
         self.failed: list[Task] = []  # tasks that were refused, or failed
         self.granted = 0
-        self.progress = self.now  # when a lock was granted last
-        self.set_back = 0.0  # seconds by which servers' clocks were set back: what keys may have gained
+        self.progress = self.now  # when a lock was last granted
+        self.set_back = 0.0  # seconds by which servers' clocks were set back: keys may live longer by that
         self._events: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._count = count()
         self._numbers = count(1)
@@ -92,7 +91,7 @@ class World:
 
     @property
     def events(self) -> int:
-        """How many there were, and are still to be."""
+        """The number of events so far, including those to come."""
         return int(repr(self._count)[6:-1])
 
     def home(self, index: int) -> int:
@@ -103,7 +102,7 @@ class World:
         return next(self._numbers)
 
     def delay(self) -> float:
-        """Of a packet: mostly short, sometimes not."""
+        """The delay of a packet: mostly short, sometimes long."""
         chance = self.random.random
         if self.calm or not self.slow or chance() >= self.slow:
             return 0.0001 + chance() * (QUICK - 0.0001)
@@ -116,7 +115,7 @@ class World:
             heappush(self._events, (when, next(self._count), what, arguments))
 
     def run(self, seconds: float) -> None:
-        """Let everything happen that does in so long."""
+        """Run all events of the next ``seconds``."""
         until = self.now + seconds
         events = self._events
         while events and events[0][0] <= until:
@@ -131,8 +130,8 @@ class World:
     # Accidents
 
     def touch(self, key: bytes, value: bytes | None, *, forgotten: bool = False) -> None:
-        """Somebody breaks the servers' word to the owner of ``value``. ``forgotten``: the server did,
-        and gives no votes until the owner cannot count on it any more."""
+        """The owner of ``value`` loses the key before its time. ``forgotten``: the server has lost it, and gives no
+        votes until the owner no longer counts on it."""
         if value is not None:
             self.touched.add((key, value))
             if forgotten:
@@ -148,15 +147,14 @@ class World:
         self.at(client.frozen, self._thaw, client)
 
     def _thaw(self, client: Client) -> None:
-        if (
-            client.alive and client.frozen <= self.now and self.random.random() < 0.5
-        ):  # a suspend is noticed, a pause is not
+        # Half of the time it is a suspend of the machine, which is noticed; a mere pause is not.
+        if client.alive and client.frozen <= self.now and self.random.random() < 0.5:
             self.acted = client
             for room in list(client.rooms.values()):
                 room.woken(self.now)
 
     def replace(self, client: Client) -> None:
-        """The process is to end; another one takes its place."""
+        """The process ends; another one takes its place."""
         self.past.append(client)
         client.past = True
         self.clients[self.clients.index(client)] = Client(self, client.name + "'")
@@ -164,7 +162,7 @@ class World:
     # What happened
 
     def log(self, text: str, *values: object) -> None:
-        """``values`` are put into ``text`` (``%``); only of a schedule that is told."""
+        """Add a line to the history (``text % values``), if it is recorded."""
         if self.recording:
             self.history.append((self.now, text % values))
 

@@ -1,4 +1,4 @@
-"""Schedules: which world a seed makes, and what happens in it."""
+"""Schedules: the world and the story that a seed determines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .world import Setting, World
 class Shape(NamedTuple):
     majority: int
     servers: int
-    weight: int  # how often, where the seed chooses
+    weight: int  # relative frequency, if the seed chooses
     independent: bool = False
 
 
@@ -32,7 +32,7 @@ _TIMES = ((4.0, 2.0), (4.0, 1.0), (1.0, 0.5))  # validity, extend_interval
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What a seed stands for."""
+    """The world and the story of a seed."""
 
     seed: int
     which: str
@@ -40,8 +40,8 @@ class Schedule:
     story: Story
 
     def world(self, recording: bool = False) -> World:
-        """A new one, the same every time."""
-        return World(self.setting, self.seed + (1 << 64), recording)  # not the numbers again that chose the story
+        """A new world, the same every time."""
+        return World(self.setting, self.seed + (1 << 64), recording)  # other random numbers than those of the story
 
     def __str__(self) -> str:
         rules, setting = self.setting.rules, self.setting

@@ -1,4 +1,4 @@
-"""``python -m tests.soak``: many locks for long, and what became of memory, descriptors and waits."""
+"""``python -m tests.soak``: many locks for a long time; reports the growth of memory and descriptors, and waits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .plan import LONGEST_HOLD, SOAK
 
 LONGEST_FAULT = 2 * PACE
 ON = ("one", "three", "cluster", "sentinel")
-QUEUE = 12  # tasks that happen to want the same one of 200 locks, at most
+QUEUE = 12  # tasks that want the same one of 200 locks by chance, at most
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description="Many locks for long, under faults.")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--on", choices=ON, default="three", help="which deployment (default: three)")
-    parser.add_argument("--seed", type=int, help="of the plan of faults (default: a new one, which is shown)")
+    parser.add_argument("--seed", type=int, help="seed of the plan of faults (default: a random one, which is shown)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the chart")
-    parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="write the logs there, and leave them")
+    parser.add_argument("--keep", type=Path, metavar="DIRECTORY", help="keep the logs there")
     options = parser.parse_args(arguments)
     report.writable(options.json, options.svg)
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
@@ -78,19 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def longest_wait(name: str) -> float:
-    """Seconds: a fault, what the servers need after it, the time of a lock that nobody gave back, and a queue."""
+    """Seconds: a fault, the servers' recovery, the validity of a lock that was not released, and a queue."""
     return LONGEST_FAULT + DEPLOYMENTS[name]([]).longest_gap + QUEUE * LONGEST_HOLD
 
 
 def judge(outcome: Outcome, grown: list[Growth], limit: float) -> list[str]:
     violations = []
     if len(grown) != PLACES:
-        violations.append(f"{len(grown)} workers told of themselves, not {PLACES}")
+        violations.append(f"{len(grown)} workers reported their memory, not {PLACES}")
     for one in grown:
         if one.share > ALLOWED:
             violations.append(f"{one.who} grew by {one.share:.1%}")
         if one.files[1] > one.files[0]:
-            violations.append(f"{one.who} has {one.files[1] - one.files[0]} open files more than at first")
+            violations.append(f"{one.who} has {one.files[1] - one.files[0]} more open files than at first")
     if outcome.history.longest_wait > limit:
         violations.append(f"an acquisition took {outcome.history.longest_wait:.1f} s; {limit:.1f} s are the bound")
     return violations

@@ -11,7 +11,7 @@ WIDTH, LEFT, RIGHT, TOP, TALL = 1000, 84, 24, 52, 150
 
 
 def draw(title: str, history: History, warm: float) -> str:
-    """:param warm: when the warm-up was over"""
+    """:param warm: the end of the warm-up"""
     height = TOP + 2 * (TALL + 40) + 20
     samples = [sample for of_one in history.samples.values() for sample in of_one]
     begin, finish = min(sample.at for sample in samples), max(sample.at for sample in samples)

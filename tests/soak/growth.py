@@ -1,4 +1,4 @@
-"""What a worker had at first, and what it has in the end."""
+"""A worker's memory and open files, at first and at the end."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from tests.chaos.history import History, Sample
 
-WARM_UP = 300.0  # seconds until everything has been used once
-ALLOWED = 0.02  # share by which memory may grow after that
+WARM_UP = 300.0  # seconds until all code and buffers have been used once
+ALLOWED = 0.02  # share by which memory may grow after the warm-up
 
 
 @dataclass(frozen=True)
 class Growth:
     who: str
     resident: tuple[float, float]
-    """Bytes after the warm-up and at the end: medians of a tenth of the time in between, a minute at most."""
+    """Bytes after the warm-up and at the end: medians over a tenth of the time in between, but at most a minute."""
     files: tuple[int, int]
-    """Before the first fault, and when all was well again."""
+    """Before the first fault, and after the last one."""
 
     @property
     def share(self) -> float:

@@ -1,4 +1,4 @@
-"""What soak does: 200 locks, 4 processes of 50 tasks that take any of them, and a fault every ten seconds."""
+"""The plan of a soak run: 200 locks, 4 processes with 50 tasks that take any of them, and a fault every ten seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.chaos.logs import now
 from tests.chaos.run import Say, Work
 from tests.chaos.worker import SELF
 
-EVERY = 10.0  # seconds between two faults' beginnings
+EVERY = 10.0  # seconds from the start of one fault to the start of the next
 LONGEST_HOLD = 0.5
 
 
@@ -19,7 +19,7 @@ async def inject(field: Field, kinds: list[Kind], seed: int, until: float, say: 
     chance = random.Random(seed)
     field.solo = True
     bag: list[Kind] = []
-    await asyncio.sleep(2 * SELF)  # all look at themselves before anything has happened
+    await asyncio.sleep(2 * SELF)  # until every worker has sampled itself once
     while (next_one := now() + EVERY) < until:
         bag = bag or chance.sample(kinds, len(kinds))
         kind = bag.pop()
@@ -38,5 +38,5 @@ SOAK = Work(
     rest=(0.2, 1.5),
     inject=inject,
     roam=True,
-    unwanted=("worker SIGKILL",),  # its memory would begin anew
+    unwanted=("worker SIGKILL",),  # its successor's memory would not be comparable
 )

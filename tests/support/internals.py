@@ -84,9 +84,9 @@ def opening(locker: Locker) -> asyncio.Task[None]:
     return task
 
 
-def looking(locker: Locker) -> Loop:
-    """The background task that looks for changes of a cluster, or for the primary that the Sentinels name."""
-    found: Loop = locker._manager.topology.looking  # type: ignore[attr-defined]
+def refreshing(locker: Locker) -> Loop:
+    """The background task that refreshes a cluster's slots, or asks the Sentinels for the primary."""
+    found: Loop = locker._manager.topology.refreshing  # type: ignore[attr-defined]
     return found
 
 

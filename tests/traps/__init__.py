@@ -1,1 +1,2 @@
-"""Random programs that do with a lock's scope what asyncio and anyio let them do, and a judge for each scope's end."""
+"""Random programs that combine a lock's scope with everything that asyncio and anyio offer. A judge checks how each
+block ends."""

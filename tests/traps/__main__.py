@@ -1,7 +1,7 @@
-"""``python -m tests.traps --programs 5000``: so many random programs on each event loop, against a real server;
-from Python 3.12 on with eager tasks, too.
+"""``python -m tests.traps --programs 5000`` runs random programs against a real server, on each event loop; from Python
+3.12 on with eager tasks, too.
 
-A failing one is told with its seed and as text; ``--seed N --repeat 100`` runs that one again, as often.
+A failing program is reported with its seed and as text; ``--seed N --repeat 100`` repeats it.
 """
 
 from __future__ import annotations
@@ -56,8 +56,10 @@ def main() -> int:
     parser.add_argument("--programs", type=int, default=5000, help="over all event loops")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="only this one")
-    parser.add_argument("--repeat", type=int, default=100, help="how often, with --seed")
-    parser.add_argument("--shrink", action="store_true", help="with --seed: make it as short as it fails all the same")
+    parser.add_argument("--repeat", type=int, default=100, help="with --seed: how often to run it")
+    parser.add_argument(
+        "--shrink", action="store_true", help="with --seed: shorten the program as long as it still fails"
+    )
     parser.add_argument("--at-once", type=int, default=AT_ONCE)
     parser.add_argument("--loop", choices=loops())
     arguments = parser.parse_args()

@@ -1,8 +1,7 @@
-"""What may come out of a scope's block, given what went on inside and around it: guarantee by guarantee.
+"""Judges what came out of a scope's block, given what happened inside and around it: guarantee by guarantee.
 
-The judge sees one block at a time, so that a program of any shape can be judged. Where asyncio or anyio
-themselves leave it open what becomes of a cancellation (a body that swallowed one, an ``anyio`` scope that took
-one for its own), it does not insist.
+It sees one block at a time, so that it can judge programs of any shape. If asyncio or anyio leave the fate of a
+cancellation open (the body swallowed it, or an ``anyio`` scope took it for its own), any outcome is accepted.
 """
 
 from __future__ import annotations
@@ -19,36 +18,36 @@ class Wrong(AssertionError):
 
 @dataclass(slots=True)
 class Record:
-    """What one block saw."""
+    """What happened in one block."""
 
     name: str
-    cancelling: int  # of its task, before it
-    inside: bool = False  # its task was in a block of that name, which held it
-    scope: LockScope | None = None  # entered
-    ended: bool = False  # the body has come to its end
-    error: BaseException | None = None  # how
+    cancelling: int  # ``Task.cancelling()`` before the block
+    inside: bool = False  # the task was already inside a block that held that name
+    scope: LockScope | None = None  # set once it is entered
+    ended: bool = False  # the body has ended
+    error: BaseException | None = None  # with this exception
     error_was: tuple[object, bool] = (None, False)  # its __cause__ and __suppress_context__ then
     cancelling_at_error: int = 0
     failures: list[BaseException] = field(default_factory=list)  # of its tasks
     tasks: list[asyncio.Task[object]] = field(default_factory=list)
     stopped: bool = False  # scope.cancel() was called before a loss was known
     released: bool = False  # by hand, in the body or a task
-    swallowed: bool = False  # a cancellation of its task got lost in the body
-    excused: bool = False  # ... and that is neither the program's doing nor the library's
-    stray: bool = False  # a cancellation was pending, and comes though it has been taken back (before Python 3.13)
+    swallowed: bool = False  # a cancellation of its task was lost in the body
+    excused: bool = False  # ... by asyncio or anyio, not by the program or the library
+    stray: bool = False  # a pending cancellation arrives although it was taken back (before Python 3.13)
     out: BaseException | None = None
-    overtaken_by: BaseException | None = None  # its generator was closed for this
+    overtaken_by: BaseException | None = None  # the exception for which its generator was closed
     cancelling_after: int = 0
-    still_pending: bool = False  # an outside cancellation comes at the next await
+    still_pending: bool = False  # an outside cancellation arrives at the next await
 
     @property
     def closed(self) -> bool:
-        """It was in a generator that was closed at its yield."""
+        """Was it in a generator that was closed at its yield?"""
         return isinstance(self.error, GeneratorExit)
 
 
 def judge(block: Record) -> None:
-    """:raises Wrong: saying which guarantee"""
+    """:raises Wrong: with the guarantee that does not hold"""
     if block.cancelling_after < block.cancelling and not block.swallowed:
         raise Wrong(f"{block.name}: a cancellation from outside was taken back: {_counts(block)}")
     if block.scope is None:
@@ -75,7 +74,7 @@ def judge(block: Record) -> None:
 
 
 def _judge_acquiring(block: Record) -> None:
-    """It was not held, or not long enough to be entered."""
+    """The lock was not held, or not long enough to enter the block."""
     if isinstance(block.out, asyncio.CancelledError):
         if not block.cancelling_after:
             raise Wrong(f"{block.name}: acquiring was cancelled by nobody")
@@ -87,10 +86,10 @@ def _judge_acquiring(block: Record) -> None:
 
 
 def _judge_closed(block: Record) -> None:
-    """Nothing could be awaited any more."""
+    """The generator was closed, so the block could not await anything."""
     assert block.scope is not None
     reason, out = block.scope.lost_reason, block.out
-    if block.scope.held and not block.tasks:  # else it is theirs until they are done, and that is known
+    if block.scope.held and not block.tasks:  # tasks of the scope hold it until they are done
         raise Wrong(f"{block.name}: still held after its generator was closed")
     lost = reason is not None and not block.stopped
     if isinstance(out, LockLostError) and isinstance(out.__cause__, BaseExceptionGroup):
@@ -114,7 +113,7 @@ def _judge_failures(block: Record, expected: list[BaseException]) -> None:
     assert block.scope is not None
     group = block.out
     if isinstance(group, LockLostError) and block.scope.lost_reason is not None:
-        group = group.__cause__  # lost first, failed while they were stopped
+        group = group.__cause__  # the lock was lost, and then tasks failed while they were stopped
     if not isinstance(group, BaseExceptionGroup) or {id(e) for e in group.exceptions} != {id(e) for e in expected}:
         raise Wrong(f"{block.name}: {expected!r} failed, and {block.out!r} came out")
 
@@ -125,10 +124,10 @@ def _judge_quiet(block: Record) -> None:
     reason, out = block.scope.lost_reason, block.out
     outside = block.cancelling_after > block.cancelling
     if isinstance(out, asyncio.CancelledError):
-        # From outside; or the body awaited something that was cancelled, and so was cancelled itself.
+        # Cancelled from outside, or the body awaited something that was cancelled.
         own = block.error is out and not block.cancelling_at_error
         if not block.cancelling_after and not own and not block.stray:
-            raise Wrong(f"{block.name}: cancelled by nobody, or by the scope itself")
+            raise Wrong(f"{block.name}: CancelledError came out, and nobody outside had cancelled it")
         return
     if outside and not block.swallowed and not block.still_pending:
         raise Wrong(f"{block.name}: a cancellation from outside was lost: {out!r} came out, {_counts(block)}")
@@ -142,7 +141,7 @@ def _judge_quiet(block: Record) -> None:
     elif reason is not None and not block.stopped:
         raise Wrong(f"{block.name}: lost ({reason}), and nothing came out")
     elif isinstance(block.error, asyncio.CancelledError) and not (block.stopped or block.swallowed or outside):
-        raise Wrong(f"{block.name}: a cancellation that is nobody's business here was swallowed")
+        raise Wrong(f"{block.name}: a cancellation from somewhere else was swallowed")
 
 
 def _counts(block: Record) -> str:

@@ -1,4 +1,4 @@
-"""Programs: what they are made of, how one is made from a seed, and what it reads like."""
+"""Programs: their statements, how one is made from a seed, and how it is printed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Block = list["Step"]
 
 @dataclass(slots=True)
 class Step:
-    """A statement. The blocks inside of it are its fields of type ``Block`` and ``list[Block]``."""
+    """A statement. Its fields of type ``Block`` and ``list[Block]`` are the blocks inside it."""
 
     def blocks(self) -> list[Block]:
         found: list[Block] = []
@@ -31,14 +31,14 @@ class Sleep(Step):
 
 @dataclass(slots=True)
 class Turns(Step):
-    """Let the loop turn so often."""
+    """``asyncio.sleep(0)``, several times."""
 
     count: int
 
 
 @dataclass(slots=True)
 class Linger(Step):
-    """For so long that it is stopped, if there is something that is going to stop it."""
+    """Sleep for so long that any pending cancellation or loss arrives."""
 
 
 @dataclass(slots=True)
@@ -53,14 +53,14 @@ class CancelMyself(Step):
 
 @dataclass(slots=True)
 class CancelTask(Step):
-    """Cancel a task that was spawned before; which one, is counted backwards."""
+    """Cancel a task that was spawned before, counted from the last one."""
 
     back: int
 
 
 @dataclass(slots=True)
 class Lose(Step):
-    """Have the lock of an enclosing scope lost; 0 is the innermost."""
+    """Lose the lock of an enclosing scope; 0 is the innermost."""
 
     level: int
     how: str  # delete, overwrite, take, look
@@ -96,7 +96,7 @@ class InThread(Step):
 
 @dataclass(slots=True)
 class Lock(Step):
-    name: str  # "~" before it: it is shared with other programs
+    name: str  # begins with "~" if other programs use it, too
     how: str  # with, try, force, hand
     body: Block
     timeout: float | None = None
@@ -104,7 +104,7 @@ class Lock(Step):
 
 @dataclass(slots=True)
 class Generator(Step):
-    """A lock in an async generator: ``before`` and ``after`` run in there, ``body`` in between, at its yield."""
+    """A lock in an async generator: ``before`` and ``after`` run in the generator, ``body`` at its yield."""
 
     name: str
     how: str  # manager, aclosing
@@ -115,7 +115,7 @@ class Generator(Step):
 
 @dataclass(slots=True)
 class Begin(Step):
-    """A task that nobody waits for."""
+    """Start a task that nobody waits for."""
 
     body: Block
 
@@ -201,7 +201,9 @@ class Catch(Step):
 class Program:
     seed: int
     body: Block
-    cancel_after: list[Step] = field(default_factory=list)  # another task's: sleeps, a cancellation after each
+    cancel_after: list[Step] = field(
+        default_factory=list
+    )  # run by another task, which cancels the program after each sleep
 
 
 MAX_DEPTH = 6
@@ -235,12 +237,12 @@ class _Maker:
         for _ in range(self.random.choice((1, 2, 2, 3, 3))):
             step = self.step(depth, scopes)
             steps.append(step)
-            if isinstance(step, Lose | Stop) and self.random.random() < 0.7:  # what stops it is on its way
+            if isinstance(step, Lose | Stop) and self.random.random() < 0.7:  # give it time to take effect
                 steps.append(Linger() if self.random.random() < 0.5 else self.pause())
         return steps
 
     def wrapped(self, body: Block) -> Step:
-        """In something with a time of its own."""
+        """The body in a statement with a timeout."""
         catch = self.random.random() < 0.5
         match self.random.randrange(5):
             case 0:
@@ -311,7 +313,7 @@ class _Maker:
             case 13:
                 body = self.block(down, scopes)
                 if scopes and r.random() < 0.5:
-                    body.insert(0, Lose(r.randrange(scopes), "look"))  # at once, where tasks begin eagerly
+                    body.insert(0, Lose(r.randrange(scopes), "look"))  # with eager tasks: at once
                 return Begin(body)
             case 14 | 15:
                 return self.generator(down, scopes)

@@ -1,4 +1,4 @@
-"""Runs programs: many at a time on one locker, each judged block by block, and what is left of them looked at."""
+"""Runs programs: many at a time on one locker. Judges each block by block, and checks that nothing is left."""
 
 from __future__ import annotations
 
@@ -23,54 +23,54 @@ from . import programs as p
 from .judge import Record, Wrong, judge
 
 AT_ONCE = 48
-LIMIT = 20.0  # seconds for one program that takes milliseconds: a busy machine, and a wait that never ends
+LIMIT = 20.0  # seconds after which a program hangs for certain: it takes milliseconds
 
 
-LINGER = 0.3  # seconds: longer than a push takes, and than the pauses in which a cancellation insists
+LINGER = 0.3  # seconds: longer than a push takes, and than the pause before a cancellation is repeated
 
 
 class OwnError(Exception):
-    """A program's own."""
+    """An exception of the program itself."""
 
 
 @dataclass(slots=True)
 class Place:
-    """Where in a program something runs. ``blocks`` are those of the same task."""
+    """Where in a program a statement runs. ``blocks`` are those of the same task."""
 
     scopes: list[LockScope] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)  # of these scopes
     blocks: list[Record] = field(default_factory=list)
 
     def swallowed(self, by_the_program: bool = False) -> None:
-        """A cancellation got lost: by what asyncio and anyio leave open, or because the program drops it."""
+        """A cancellation was lost: because asyncio or anyio may do that, or because the program drops it."""
         for block in self.blocks:
             block.swallowed = True
             block.excused |= not by_the_program
 
     def elsewhere(self) -> Place:
-        """In another task."""
+        """The same place, in another task."""
         return replace(self, blocks=[])
 
 
 class World:
-    """What programs of one run share: a locker, another one, and somebody who takes keys away."""
+    """What the programs of a run share: a locker, another one for contention, and a connection that harms keys."""
 
     def __init__(self, locker: Locker, other: Locker, saboteur: asyncio.StreamWriter) -> None:
         self.locker = locker
         self.other = other
         self.saboteur = saboteur
-        self.holders: dict[str, LockScope] = {}  # of the names that nobody takes away
+        self.holders: dict[str, LockScope] = {}  # of names that are never lost
         self.runs = 0
-        self.seen: Counter[str] = Counter()  # what came out of blocks: so that one can tell what was tried
+        self.seen: Counter[str] = Counter()  # what came out of blocks: shows what the programs have covered
 
 
 class Run:
-    """One program. ``wrong`` is what the judge had to say."""
+    """One program. ``wrong``: the judge's complaints."""
 
     def __init__(self, world: World, program: p.Program) -> None:
         self.world = world
         world.runs += 1
-        self.number = world.runs  # names are this run's own: one program may run several times at once
+        self.number = world.runs  # makes names unique: one program may run several times at once
         self.program = program
         self.wrong: list[str] = []
         self.anyio_used = False
@@ -91,7 +91,7 @@ class Run:
         canceller.cancel()
         await asyncio.wait([canceller])
         while left := [task for task in self.background if not task.done()]:
-            for task in left:  # shielded, or abandoned: nobody's any more
+            for task in left:  # shielded or abandoned tasks
                 task.cancel()
             await asyncio.wait(left, timeout=0.1)
             if time.monotonic() > end + LIMIT:
@@ -99,7 +99,7 @@ class Run:
         if not self.main.cancelled():
             self.main.exception()
         expected = self.raw[self.main]
-        # anyio's groups may take back one that was not theirs.
+        # anyio's groups may take back another's cancellation.
         counts = range(expected + 1) if self.anyio_used else (expected,)
         if done and self.main.cancelling() not in counts:
             self.wrong.append(f"Task.cancelling() is {self.main.cancelling()}, and it was cancelled {expected} times")
@@ -123,13 +123,15 @@ class Run:
     def task(self, block: p.Block, place: Place) -> asyncio.Task[None]:
         task = asyncio.create_task(self.block(block, place.elsewhere()))
         self.background.add(task)
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, or nobody's
-        task.add_done_callback(self.background.discard)  # with its exception: who keeps one is left in peace
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # mark its exception as retrieved
+        task.add_done_callback(
+            self.background.discard
+        )  # with its exception, which would keep a cancellation from being repeated
         return task
 
     async def step(self, step: p.Step, place: Place) -> None:
         if getattr(step, "level", -1) >= len(place.scopes):
-            return  # what was around it has been left out
+            return  # the statement around it was left out by ``shrink``
         match step:
             case p.Sleep(ms):
                 await asyncio.sleep(ms / 1000)
@@ -176,7 +178,7 @@ class Run:
                 self.spawn(level, body, place)
             case p.Timeout(ms, body, _):
                 if self.cancelling():
-                    place.swallowed()  # one that is pending now is later taken for the timeout's own
+                    place.swallowed()  # a cancellation that is pending now is later taken for the timeout's own
                 with caught:
                     async with asyncio.timeout(ms / 1000):
                         await self.block(body, place)
@@ -186,7 +188,7 @@ class Run:
                 with caught:
                     await asyncio.wait_for(self.task(body, place), ms / 1000)
                 if self.cancelling():
-                    place.swallowed()  # by the task that it waited for: it was that which was told
+                    place.swallowed()  # by the task that it waited for, which got the cancellation
             case p.FailAfter(ms, body, _):
                 with caught, anyio.fail_after(ms / 1000) as around:
                     await self.anyio(around, body, place)
@@ -247,7 +249,7 @@ class Run:
                     try:
                         self.spawned.append(group.create_task(coroutine))
                         at_once |= self.spawned[-1].done()
-                    except RuntimeError:  # one that has begun eagerly has failed
+                    except RuntimeError:  # an eager task has failed already
                         coroutine.close()
                         raise
                 try:
@@ -256,12 +258,12 @@ class Run:
                     inside = not group._parent_cancel_requested  # type: ignore[attr-defined]
         finally:
             if sys.version_info < (3, 13) and inside and group._parent_cancel_requested:  # type: ignore[attr-defined]
-                # A task that failed while the group waited for it: its own cancellation is not taken back there.
+                # A task failed while the group waited for it: the group does not take back its own cancellation.
                 task = asyncio.current_task()
                 assert task is not None
                 task.uncancel()
             if sys.version_info < (3, 13) and at_once:
-                # An eager one has failed, and the group has cancelled a task that was not suspended: it comes now.
+                # Or an eager task failed, and the group cancelled its parent while that ran: it arrives now.
                 place.swallowed()
                 with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.sleep(0)
@@ -272,18 +274,18 @@ class Run:
             await self.block(body, place)
         finally:
             if around.cancel_called or self.raw:
-                place.swallowed()  # it may take another's cancellation for its own, if both come at once
+                place.swallowed()  # it may take another's cancellation for its own, if both arrive at once
 
     async def linger(self, place: Place) -> None:
         await asyncio.sleep(LINGER)
         if self.goes_on_lost(place):
-            await asyncio.sleep(5 * LINGER)  # it may have been lost a moment ago, and the machine be busy
+            await asyncio.sleep(5 * LINGER)  # on a busy machine, the loss may be recent
             if self.goes_on_lost(place):
                 self.wrong.append(f"a body goes on with a lost lock: {list(place.scopes)}")
 
     def goes_on_lost(self, place: Place) -> bool:
-        # Who swallowed the cancellation is stopped all the same. Not insisted on is it where asyncio or anyio took
-        # it for another, and for who gave the lock back himself. Whoever cleans up is left in peace.
+        # A body that has swallowed the cancellation must be cancelled again. Except if asyncio or anyio took it for
+        # another's, or the program has released the lock itself. Clean-up code is not cancelled again.
         return sys.exc_info()[1] is None and any(
             block.scope is not None
             and block.scope.lost_reason is not None
@@ -305,7 +307,7 @@ class Run:
                 record.failures.append(error)
                 raise
 
-        # RuntimeError: the block is being left, as asyncio.TaskGroup says it too
+        # RuntimeError: the block is being left (as asyncio.TaskGroup)
         with contextlib.suppress(RuntimeError):
             task = scope.create_task(run())
             record.tasks.append(task)
@@ -321,7 +323,7 @@ class Run:
             return
         if how == "take":
             self.background.add(asyncio.ensure_future(self.take(name)))
-        elif how == "look":  # found by the task that looks, and not told by a callback of the loop
+        elif how == "look":  # the task itself finds out, before the event loop's callback
             internals.lose(self.world.locker, name)
         elif how == "delete":
             self.world.saboteur.write(encode_command("DEL", key(name)))
@@ -368,7 +370,7 @@ class Run:
             await self.left(block, place)
 
     def ended(self, block: Record, error: BaseException) -> None:
-        """The body of the block, by this."""
+        """The body of the block has ended with ``error``."""
         block.error = error
         block.error_was = error.__cause__, error.__suppress_context__
         block.cancelling_at_error = self.cancelling()
@@ -386,11 +388,11 @@ class Run:
         except Wrong as wrong:
             self.wrong.append(str(wrong))
         self.world.seen[_kind(block.out)] += 1
-        block.error = block.out = block.overtaken_by = None  # no cycles through tracebacks
+        block.error = block.out = block.overtaken_by = None  # no reference cycles through tracebacks
         block.failures.clear()
 
     async def in_thread(self, scope: LockScope, call: str) -> None:
-        """What looks works there; all else refuses, and whether it has changed anything shows in what comes after."""
+        """Reading works in a thread. Everything else must refuse, and change nothing: later checks would show it."""
 
         def use() -> None:
             if call == "check":
@@ -440,11 +442,11 @@ class Run:
             block.out = error
             raise
         finally:
-            self.background.update(block.tasks)  # that run on if it is closed
+            self.background.update(block.tasks)  # they run on if the generator is closed
             await self.left(block, place)
 
     async def pending(self) -> bool:
-        """Does a cancellation come at the next await? Then have it come at the one after that."""
+        """Is a cancellation pending? If so, postpone it to the next await but one."""
         try:
             await asyncio.sleep(0)
         except asyncio.CancelledError as error:
@@ -485,11 +487,11 @@ class Report:
     seconds: float = 0.0
     seen: Counter[str] = field(default_factory=Counter)
     failed: dict[int, list[str]] = field(default_factory=dict)  # by seed
-    left: list[str] = field(default_factory=list)  # by all of them
+    left: list[str] = field(default_factory=list)  # what the programs have left behind
 
 
 async def run_all(server: Server, programs: Iterable[p.Program], at_once: int = AT_ONCE) -> Report:
-    """Run them, ``at_once`` at a time, and look what is left."""
+    """Run them, ``at_once`` at a time, and check what is left."""
     report = Report()
     loop = asyncio.get_running_loop()
     before = asyncio.all_tasks()
@@ -498,7 +500,7 @@ async def run_all(server: Server, programs: Iterable[p.Program], at_once: int = 
     def complain(_: object, context: dict[str, Any]) -> None:
         if not context["message"].endswith(
             "failed, and its block was closed"
-        ):  # with its generator: nobody else is told
+        ):  # expected: its generator was closed, so the failure goes to the exception handler
             report.left.append(f"the event loop complained: {context}")
 
     loop.set_exception_handler(complain)
@@ -518,7 +520,7 @@ async def run_all(server: Server, programs: Iterable[p.Program], at_once: int = 
 
             await asyncio.gather(*(work() for _ in range(at_once)))
             report.seen = world.seen
-            # Clean-up that goes on behind a block (a release that is not waited for) is over soon.
+            # Clean-up that outlasts a block (a release that is not waited for) ends soon.
             for what, gone in (
                 ("rooms", lambda: not internals.busy(locker) and not internals.busy(other)),
                 ("keys", lambda: server.execute("DBSIZE") == 0),

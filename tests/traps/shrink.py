@@ -1,4 +1,4 @@
-"""A failing program, made as short as it fails all the same."""
+"""Shortens a failing program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .programs import Block, Program
 
 
 def shrink(program: Program, fails: Callable[[Program], bool]) -> Program:
-    """Leave out step after step, and what is around others, as long as ``fails`` says that it still does."""
+    """Leave out statements, or only the statement around a block, as long as ``fails`` returns True."""
     again = True
     while again:
         again = False
@@ -21,7 +21,7 @@ def shrink(program: Program, fails: Callable[[Program], bool]) -> Program:
 
 
 def _shorter(program: Program) -> Iterator[Program]:
-    """From those with most left out to those with least."""
+    """Shorter programs, beginning with the shortest."""
     for number in range(len(_places(program))):
         without = copy.deepcopy(program)
         block, index = _places(without)[number]
@@ -36,7 +36,7 @@ def _shorter(program: Program) -> Iterator[Program]:
 
 
 def _places(program: Program) -> list[tuple[Block, int]]:
-    """Every step: the block that it is in, and where. Outer ones come first."""
+    """The block and the index of every statement, outer ones first."""
     found: list[tuple[Block, int]] = []
 
     def look(block: Block) -> None:
