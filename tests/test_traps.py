@@ -401,6 +401,11 @@ async def in_a_greenlet(told: list[str]) -> None:
     await greenlet_spawn(work)
 
 
+async def in_a_greenlet_of_a_group(told: list[str]) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(in_a_greenlet(told))
+
+
 SLOW: list[Callable[[list[str]], Coroutine[Any, Any, None]]] = [
     in_finally,
     in_new_tasks,
@@ -413,7 +418,7 @@ SLOW: list[Callable[[list[str]], Coroutine[Any, Any, None]]] = [
 with contextlib.suppress(ImportError):
     from sqlalchemy.util.concurrency import await_only, greenlet_spawn
 
-    SLOW.append(in_a_greenlet)
+    SLOW += [in_a_greenlet, in_a_greenlet_of_a_group]
 
 
 @pytest.mark.asyncio

@@ -2,14 +2,13 @@
 
 A cancellation is lost when its exception is dropped, as by ``asyncio.wait_for`` of Python 3.11, through which redis-py
 sends its commands. Work that goes on with a lost lock is what this library must prevent; to cancel clean-up code again
-and again is almost as bad. So a task is cancelled again only if no frame of it handles a cancellation (``frames``) and
-it is not in code outside the generator that its block is in (``whereabouts``); then
+and again is almost as bad. So a task is cancelled again only if no frame of it handles a cancellation (``frames``), it
+is not in code outside the generator that its block is in (``whereabouts``), and it waits for no task that was cancelled
+with it, to which the same rules apply; then
 
 - at once if the message of its cancellation has died: the exception carries it, so nobody handles that any more;
 - after ``PATIENCE`` if the message lives. A reference cycle, or asyncio, may keep it for good. But greenlets may handle
   the exception where no frame shows it, so a task with greenlets is left in peace.
-
-While it waits for tasks that were cancelled with it, this is decided for each of those instead.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from .whereabouts import Home
 
 PATIENCE = 1.0  # seconds
 FIRST_PAUSE, MAX_PAUSE = 0.001, 0.25  # seconds between looks at a task that has not ended; each twice the one before
+UNKNOWN = str  # instead of a reference to the message, for tasks that others have cancelled. As if PATIENCE were over
 
 
 class _Message(str): ...  # other than a str, it can be watched
@@ -33,24 +33,24 @@ class Cancellation:
 
     __slots__ = ("_heard", "_home", "_loop", "_message", "_next", "_others", "_task", "_why", "count")
 
-    def __init__(self, task: asyncio.Task[Any], why: str, home: Home | None = None, message: Any = None) -> None:
-        """:param message: a weak reference to that of its last cancellation, if it has been cancelled before"""
+    def __init__(self, task: asyncio.Task[Any], why: str, home: Home | None = None, told: bool = False) -> None:
+        """:param told: asyncio has cancelled it with another task"""
         self.count = 0  #: how many ``uncancel()`` it takes to undo it
-        self._task, self._why, self._home, self._message = task, why, home, message
+        self._task, self._why, self._home = task, why, home
+        self._message: Any = UNKNOWN if told else weakref.ref(_Message())  # that is a dead one
         self._loop = asyncio.get_running_loop()
         self._heard = self._loop.time()  # when it was cancelled, or last seen to handle a cancellation
         self._others: dict[asyncio.Task[Any], Cancellation] = {}  # of those that have been cancelled with it
-        self._next: asyncio.Handle | None = None if message is None else self._loop.call_soon(self._look)
-        if message is None:
-            self._look()
+        if not told and not drops_cancellation(task):
+            self._strike()
+        self._next: asyncio.Handle = self._loop.call_later(FIRST_PAUSE, self._look, 2 * FIRST_PAUSE)
 
     def stop(self) -> None:
-        if self._next is not None:
-            self._next.cancel()
+        self._next.cancel()
         for each in self._others.values():
             each.stop()
 
-    def _look(self, pause: float = FIRST_PAUSE) -> None:
+    def _look(self, pause: float) -> None:
         if self._task.done():
             return
         if self._goes_on():
@@ -62,20 +62,17 @@ class Cancellation:
         self._next = self._loop.call_later(pause, self._look, min(2 * pause, MAX_PAUSE))
 
     def _goes_on(self) -> bool:
-        if self._message is None:
-            return True  # it has yet to be cancelled
         others = {each for each in waits_for(self._task) if each.cancelling()}
         for gone in self._others.keys() - others:
             self._others.pop(gone).stop()
         for each in others - self._others.keys():
-            self._others[each] = Cancellation(each, self._why, message=self._message)
+            self._others[each] = Cancellation(each, self._why, told=True)
         if others or handles_cancellation(self._task):
             self._heard = self._loop.time()
             return False
-        waited = self._loop.time() - self._heard >= PATIENCE and not has_greenlets(self._task)
-        if self._message() is not None and in_wait_for(self._task) is None and not waited:
-            return False
-        return self._home is None or not self._home.is_beside(self._task)
+        late = self._message is UNKNOWN or self._loop.time() - self._heard >= PATIENCE
+        dropped = self._message() is None or in_wait_for(self._task) or (late and not has_greenlets(self._task))
+        return dropped and not (self._home is not None and self._home.is_beside(self._task))
 
     def _strike(self) -> None:
         self.count, self._heard = self.count + 1, self._loop.time()
@@ -84,6 +81,7 @@ class Cancellation:
         try:
             cancel(self._task, message)
         except Exception as error:  # of a future with a cancel() of its own. Others wait to be told of their locks.
+            self._message = weakref.ref(_Message())  # a dead one, though the error may keep the message
             if self.count == 1:
                 what = f"{message}, and a task in it cannot be cancelled: {self._task!r}"
                 self._loop.call_exception_handler({"message": what, "exception": error, "task": self._task})

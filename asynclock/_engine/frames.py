@@ -102,9 +102,13 @@ def has_greenlets(task: asyncio.Task[Any]) -> bool:
 # asyncio.wait_for of Python 3.11 (python/cpython#86296)
 
 
-def in_wait_for(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
-    """What ``task`` waits for with a ``wait_for`` that drops a cancellation, and returns a result, if there is one when
-    the task is resumed."""
+def in_wait_for(task: asyncio.Task[Any]) -> bool:
+    """Is ``task`` suspended in a ``wait_for`` that may drop a cancellation?"""
+    return _waited_for(task) is not None
+
+
+def _waited_for(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
+    """What this ``wait_for`` waits for. If that is done when the task is resumed, a cancellation is dropped."""
     if sys.version_info >= (3, 12):
         return None
     frame, _, waiter = [None, None, None, *frames(task)][-3:]
@@ -116,14 +120,14 @@ def in_wait_for(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
 
 def drops_cancellation(task: asyncio.Task[Any]) -> bool:
     """Would a cancellation be dropped for certain? The task is resumed in a turn or two of the loop then."""
-    future = in_wait_for(task)
+    future = _waited_for(task)
     return future is not None and future.done()
 
 
 def cancel(task: asyncio.Task[Any], message: str) -> None:
     """``task.cancel(message)``. If it waits for another task that has yet to begin, cancel that one as well: most
     commands of redis-py have been sent when that has run once, so ``wait_for`` would not get to it in time."""
-    future = in_wait_for(task)
+    future = _waited_for(task)
     task.cancel(message)
     if isinstance(future, asyncio.Task):
         coroutine = future.get_coro()
