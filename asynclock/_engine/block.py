@@ -1,169 +1,301 @@
-"""Block: what there is to stop and to wait for in the ``async with`` of a scope, its body and its tasks."""
+"""Block: the ``async with`` block of a scope, from the first thing that must be stopped until it has been left."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import sys
+from asyncio import current_task
+from typing import Any, Protocol
 
+from ..errors import LockLostError
 from .cancellation import Cancellation
-from .whereabouts import Home
+from .tasks import Tasks
+from .whereabouts import Home, on_its_way
 
-LEFT = "the block of lock {!r} is being left"
+
+class HeldLock(Protocol):
+    """What a block needs of its scope when it is left: the lock. (It keeps no reference, which would be a cycle.)"""
+
+    @property
+    def _lost(self) -> bool: ...
+
+    def _error(self) -> LockLostError:
+        """The loss, as an exception."""
+
+    def _why_stopped(self) -> str:
+        """The message for those who are cancelled."""
+
+    def _send_release(self) -> Any:
+        """Give the lock back, without waiting for the answer."""
+
+    async def _give_back(self) -> asyncio.CancelledError | None:
+        """Give the lock back, and find out whether it had been lost. Returns a cancellation that came meanwhile."""
+
+
+def being_left(name: str) -> str:
+    return f"the block of lock {name!r} is being left"
 
 
 class Block:
-    """The body of a scope, which runs in ``parent``, and the tasks beside it.
+    """The body of a scope, which runs in the task ``parent``, and the tasks beside it.
 
-    There is one as soon as a scope has tasks, is stopped, or is left by an exception: most scopes never need it.
+    A scope makes one when it gets a task, is stopped, or is left by an exception. Most scopes never need one.
 
-    Invariants: the parent is never cancelled once ``left`` is set; ``aborting`` is set before anything is
-    cancelled, and whatever is added after that is cancelled too. Nothing is cancelled while a task runs. Once the
-    block is ``closed`` (by a GeneratorExit) nobody waits for its tasks, and nobody is left to raise their errors to.
+    Invariants: The parent is never cancelled once ``left`` is set, and is uncancelled as often as it was cancelled.
+    ``aborting`` is set before anything is cancelled; tasks that are added later are cancelled too. Nothing is
+    cancelled while a task runs. When a block is closed (by a GeneratorExit) while tasks run, it keeps the scope, and
+    so the lock, until they are done; then nobody waits for them, and their errors go to the event loop.
     """
 
     __slots__ = (
-        "_done",
-        "_exit",
+        "_baseline",
+        "_cancellation",
+        "_exited",
+        "_failed",
+        "_kept",
         "_name",
         "_parent",
         "_soon",
-        "_stopping",
+        "_stopped",
         "_why",
         "aborting",
-        "base_error",
-        "cancellation",
-        "closed",
-        "errors",
-        "failed",
         "home",
         "left",
-        "stopped",
         "tasks",
-        "when_done",
     )
 
-    def __init__(self, name: str, parent: asyncio.Task[object], home: Home) -> None:
-        self.tasks: set[asyncio.Task[object]] = set()
-        self.errors: list[BaseException] = []  #: of tasks
-        self.base_error: BaseException | None = None  #: the first of those that end the program
-        self.left = False  #: the body is through
-        self.aborting = False  #: body and tasks are being cancelled
-        self.failed = False  #: ... because a task failed
-        self.stopped = False  #: ... because of ``cancel``
-        self.cancellation: Cancellation | None = None  #: of the parent
-        self.closed = False
-        self.when_done: Callable[[], None] | None = None  #: to be called when it is closed and all tasks are done
+    def __init__(self, name: str, parent: asyncio.Task[Any], baseline: int, home: Home) -> None:
+        """:param baseline: ``parent.cancelling()`` when it entered the block"""
+        self.tasks = Tasks()
         self.home = home
+        self.left = False  #: the body has ended
+        self.aborting = False  #: body and tasks are being cancelled
+        self._failed = False  # ... because a task failed
+        self._stopped = False  # ... because of stop(), while the lock was held
         self._name = name
         self._parent = parent
+        self._baseline = baseline
         self._why = ""
-        self._stopping: dict[asyncio.Task[object], Cancellation] = {}
-        self._soon: asyncio.Handle | None = None  # to stop what there is to stop
-        self._done: asyncio.Future[None] | None = None  # all tasks are
-        self._exit: asyncio.Future[None] | None = None  # the scope has been left
+        self._cancellation: Cancellation | None = None  # of the parent
+        self._soon: asyncio.Handle | None = None  # to cancel what there is to cancel
+        self._kept: HeldLock | None = None  # by a block that was closed while tasks ran
+        self._exited: asyncio.Future[None] | None = None  # see exited()
+
+    # While the body runs
+
+    @property
+    def accepts_tasks(self) -> bool:
+        return not self.aborting and (not self.left or bool(self.tasks.running))
 
     def add(self, task: asyncio.Task[object]) -> None:
-        """Run beside the body."""
-        self.tasks.add(task)
-        task.add_done_callback(self._task_done)
-        if self.aborting:  # an eager task may have ended the scope before it was known
-            self._stop_soon()
+        """Run a task beside the body."""
+        self.tasks.add(task, self._task_done)
+        if self.aborting:  # by the task itself, if it has begun eagerly
+            self._cancel_soon()
+
+    def stop(self, lock: HeldLock) -> None:
+        """Cancel everything. If the lock is not lost by now, the block ends silently."""
+        if not self._stopped:
+            self._stopped = not lock._lost
+            self.abort(lock._why_stopped())
 
     def abort(self, why: str) -> None:
-        """Cancel the tasks, and the body if it is still inside."""
+        """Cancel the tasks, and the body if it has not ended."""
         if not self.aborting:
             self.aborting = True
             self._why = why
-            self._stop_soon()
+            self._cancel_soon()
 
-    def _stop_soon(self) -> None:
-        """Not while a task runs. If it is the parent, that would be struck at the first await after the block if the
-        body has none left. Or the parent waits for it; it may also be one that has begun eagerly (Python 3.12), inside
-        of another. What a task awaits next then would get the cancellation, and nobody could tell who that is."""
-        if asyncio.current_task() is None:
-            self._stop()
+    def _cancel_soon(self) -> None:
+        """Cancel, but not while a task runs. If that is the parent, the cancellation would strike at its next await,
+        which may come after the block. If it is another that has begun eagerly inside the parent (Python 3.12), or
+        that the parent waits for, what it awaits next would be cancelled, and nobody could tell who did that."""
+        if current_task() is None:
+            self._cancel()
         elif self._soon is None:
-            self._soon = asyncio.get_running_loop().call_soon(self._stop)
+            self._soon = asyncio.get_running_loop().call_soon(self._cancel)
 
-    def _stop(self) -> None:
+    def _cancel(self) -> None:
         self._soon = None
-        for task in list(self.tasks):
-            if task not in self._stopping:
-                self._stopping[task] = Cancellation(task, self._why)
-        if not self.left and self.cancellation is None:
-            self.cancellation = Cancellation(self._parent, self._why, self.home)
+        self.tasks.cancel(self._why)
+        if not self.left and self._cancellation is None:
+            self._cancellation = Cancellation(self._parent, self._why, self.home)
 
-    def leave(self) -> None:
-        """The body is through: it is not to be cancelled any more."""
-        self.left = True
-        if self.cancellation is not None:
-            self.cancellation.stop()
+    def _task_done(self, task: asyncio.Task[object]) -> None:
+        error = self.tasks.end(task)
+        lock = self._kept
+        if lock is not None and not self.tasks.running:
+            self._kept = None
+            lock._send_release()
+            self._end()
+        if error is None:
+            return
+        if lock is not None:
+            self._tell_loop(error)
+            return
+        self.tasks.failed(error)
+        if not self.aborting:
+            self._failed = True
+            self.abort(being_left(self._name))
 
-    def take_back(self) -> None:
-        """The parent is no longer to be stopped by this."""
-        if self.cancellation is not None:
-            for _ in range(self.cancellation.count):
-                self._parent.uncancel()
+    # Leaving it. The rules are those of asyncio.TaskGroup.__aexit__ (Python 3.13), with two more causes to stop the
+    # body, the loss and scope.cancel(), and with the body's own exception left bare.
 
-    async def tasks_done(self, why: Callable[[], str]) -> asyncio.CancelledError | None:
-        """Wait for the tasks. A cancellation meanwhile stops them, and is returned."""
-        cancelled = None
-        while self.tasks:
-            self._done = asyncio.get_running_loop().create_future()
+    async def leave(self, lock: HeldLock, error: BaseException | None) -> bool:
+        """The body has ended, with ``error``. Returns whether that is suppressed."""
+        closed = False
+        try:
+            return await self._leave(lock, error)
+        except GeneratorExit:
+            closed = True  # see close()
+            raise
+        finally:
+            if not closed:
+                self._end()
+
+    async def _leave(self, lock: HeldLock, error: BaseException | None) -> bool:
+        self._body_ended()
+        cancelled = error if isinstance(error, asyncio.CancelledError) else None
+        if error is not None:
+            self.abort(lock._why_stopped())
+        if self.tasks.running:
+            cancelled = await self._tasks_done(lock) or cancelled
+        cancelled = await lock._give_back() or cancelled
+        self._uncancel()
+        leaver, by_others = self._leaver()
+        if cancelled is not None and self._cancellation is not None:
+            cancelled = await self._from_others(cancelled) if by_others else None  # else it was the block's own
+
+        if self.tasks.base_error is not None:
+            raise self.tasks.base_error
+        own = None if isinstance(error, asyncio.CancelledError) else error
+        if cancelled is not None and own is None and not self.tasks.errors:
+            if cancelled is error:
+                return False
             try:
-                await self._done
+                raise cancelled
+            finally:
+                del cancelled  # no cycle: whoever swallows this one has to be cancelled again
+        if cancelled is not None and by_others and sys.version_info >= (3, 13):
+            # What is raised now goes before the cancellation, which comes at the next await. Before
+            # 3.13 uncancel() leaves such a one pending, and its owner could not take it back.
+            leaver.uncancel()
+            leaver.cancel()
+        if own is not None:
+            if not self.tasks.errors:
+                return False
+            self.tasks.errors.append(own)
+        self._raise_failures(lock)
+        return error is not None
+
+    def close(self, lock: HeldLock) -> None:
+        """The coroutine or generator that the block is in is being closed: nothing can be awaited any more. Raises
+        what ``leave`` would raise, if the task that entered the block closes it, and else tells the event loop."""
+        self._body_ended()
+        self.abort(lock._why_stopped())
+        self._uncancel()
+        if self.tasks.running:
+            self._kept = lock
+        else:
+            lock._send_release()
+        try:
+            # Any other task that closes it (the garbage collector's) has not worked with this lock. And one that
+            # others have cancelled is on its way out already.
+            if current_task() is not self._parent or self._leaver()[1]:
+                self._tell_loop(*self.tasks.errors)
+                return
+            if self.tasks.base_error is not None:
+                raise self.tasks.base_error
+            own = on_its_way()
+            if own is not None and not isinstance(own, asyncio.CancelledError):
+                if not self.tasks.errors:
+                    return
+                self.tasks.errors.append(own)
+            self._raise_failures(lock)
+        finally:
+            if self._kept is None:
+                self._end()
+
+    def _body_ended(self) -> None:
+        self.left = True
+        if self._cancellation is not None:
+            self._cancellation.stop()
+
+    async def _tasks_done(self, lock: HeldLock) -> asyncio.CancelledError | None:
+        """Wait for the tasks. A cancellation meanwhile cancels them, and is returned."""
+        cancelled = None
+        while self.tasks.running:
+            try:
+                await self.tasks.wait()
             except asyncio.CancelledError as outside:
                 cancelled = outside
-                self.abort(why())
-            self._done = None
+                self.abort(lock._why_stopped())
         try:
             return cancelled
         finally:
             del cancelled  # no cycle through its traceback
 
-    def tell_loop(self, errors: list[BaseException]) -> None:
-        """Of tasks, when there is nobody else to be told."""
+    def _uncancel(self) -> None:
+        if self._cancellation is not None:
+            for _ in range(self._cancellation.count):
+                self._parent.uncancel()
+
+    def _leaver(self) -> tuple[asyncio.Task[Any], bool]:
+        """The task that leaves the block, mostly the one that has entered it. Have others cancelled it?"""
+        leaver = current_task() or self._parent
+        return leaver, leaver.cancelling() > (self._baseline if leaver is self._parent else 0)
+
+    async def _from_others(self, cancelled: asyncio.CancelledError) -> asyncio.CancelledError:
+        """The cancellation to raise if both the block and others have cancelled the task.
+
+        Both arrive as one exception, with the message of the later one. An anyio scope knows its own by the message,
+        and repeats it until the task has left that scope: get that one."""
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError as outside:
+            return outside
+        return cancelled
+
+    def _raise_failures(self, lock: HeldLock) -> None:
+        """Raise the errors of the tasks, and the loss of the lock."""
+        lost = lock._lost and not self._stopped
+        if self.tasks.errors:
+            group = BaseExceptionGroup(f"unhandled errors in the tasks of lock {self._name!r}", self.tasks.errors)
+            try:
+                if lost and not self._failed:
+                    raise lock._error() from group
+                raise group from None
+            finally:
+                del group  # no cycle, as above
+        if lost:
+            raise lock._error() from None
+
+    def _tell_loop(self, *errors: BaseException) -> None:
         for error in errors:
             message = f"a task of lock {self._name!r} failed, and its block was closed"
             asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
 
-    def exit(self) -> asyncio.Future[None]:
-        """Done when the scope has been left."""
-        if self._exit is None:
-            self._exit = asyncio.get_running_loop().create_future()
-        return self._exit
-
-    def excuse(self) -> None:
-        """Whoever waits for the exit need not."""
-        if self._exit is not None and not self._exit.done():
-            self._exit.set_result(None)
-
-    def close(self) -> None:
-        """The scope has been left."""
+    def _end(self) -> None:
+        """The block has been left."""
         self.excuse()
         if self._soon is not None:
             self._soon.cancel()
-        for each in self._stopping.values():
-            each.stop()
-        self._stopping.clear()
-        self.errors = []  # no cycles through tracebacks: the group has the old list
-        self.base_error = None
+        self.tasks.forget()
 
-    def _task_done(self, task: asyncio.Task[object]) -> None:
-        self.tasks.discard(task)
-        if self._done is not None and not self.tasks and not self._done.done():
-            self._done.set_result(None)
-        error = None if task.cancelled() else task.exception()
-        if self.when_done is not None and not self.tasks:
-            self.when_done()
-        if error is None:
-            return
-        if self.closed:
-            self.tell_loop([error])
-            return
-        self.errors.append(error)
-        if self.base_error is None and isinstance(error, SystemExit | KeyboardInterrupt):
-            self.base_error = error
-        if not self.aborting:
-            self.failed = True
-            self.abort(LEFT.format(self._name))
+    # For those who close the locker
+
+    @property
+    def closed_under_tasks(self) -> bool:
+        """The block was closed, and keeps the lock until its tasks are done."""
+        return self._kept is not None
+
+    def exited(self) -> asyncio.Future[None]:
+        """Done when the block has been left."""
+        if self._exited is None:
+            self._exited = asyncio.get_running_loop().create_future()
+        return self._exited
+
+    def excuse(self) -> None:
+        """Whoever waits for ``exited`` need wait no more."""
+        if self._exited is not None and not self._exited.done():
+            self._exited.set_result(None)

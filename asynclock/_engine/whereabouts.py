@@ -22,13 +22,11 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# "Frame" means a coroutine or generator here: what the garbage collector says of it is what its frame keeps.
-MAX_DEPTH = 1000  # coroutines that await each other
+from .frames import frames, waits_for
+
 MAX_PARTS = 500  # objects of the context managers of a frame that are looked at
 MAX_LEVELS, MAX_KEEPERS = 10, 100  # of what keeps something: of more than that, others may know
 MAX_SHARE = 0.1  # of the time, for searches: each goes through all objects that there are
-
-_WRAPPERS = ("async_generator_asend", "async_generator_athrow", "coroutine_wrapper")
 
 
 class Home:
@@ -48,7 +46,8 @@ class Home:
         if scope is None or (self._known and self._generator is None):
             return False
         kind = type(scope)
-        if any(each is scope for awaited in awaited_by(task) for frame in frames(awaited) for each in _in(frame, kind)):
+        tasks = task, *waits_for(task)
+        if any(each is scope for task in tasks for frame in frames(task) for each in _in(frame, kind)):
             return False
         if not self._known:
             if not _search.done_since(self._since, kind):
@@ -144,43 +143,6 @@ def _in_other_threads(thing: object) -> bool:
                     return True
             depth = depth.f_back
     return False
-
-
-def awaited_by(task: asyncio.Task[Any]) -> list[Any]:
-    """The coroutines of the task, and of the tasks that it waits for."""
-    # Not of those that are done: to ask one that has ended eagerly crashes Python 3.12.1.
-    return [each.get_coro() for each in cancelled_with(task) if isinstance(each, asyncio.Task) and not each.done()]
-
-
-def cancelled_with(task: asyncio.Task[Any]) -> dict[asyncio.Future[Any], bool]:
-    """The task, and whoever ``task.cancel()`` passes the cancellation on to."""
-    found: dict[asyncio.Future[Any], bool] = {}
-    rest: list[Any] = [task]
-    while rest:
-        each = rest.pop()
-        if isinstance(each, asyncio.Future) and each not in found:
-            found[each] = False
-            rest.append(getattr(each, "_fut_waiter", None))
-            children = getattr(each, "_children", None)  # of a gather; what a subclass calls so may be anything
-            if isinstance(children, list):
-                rest += children
-    return found
-
-
-def frames(awaited: Any) -> Iterator[Any]:
-    """The coroutines and generators that are suspended in each other, from the outermost inwards."""
-    for _ in range(MAX_DEPTH):
-        if awaited is None or isinstance(awaited, asyncio.Future):
-            break
-        yield awaited
-        below = None
-        if type(awaited).__name__ in _WRAPPERS:
-            for each in gc.get_referents(awaited):
-                if hasattr(each, "ag_await") or hasattr(each, "cr_await"):
-                    below = each  # async for, asynccontextmanager, __await__: the generator or coroutine inside
-        for name in ("cr_await", "gi_yieldfrom", "ag_await"):
-            below = below or getattr(awaited, name, None)
-        awaited = below
 
 
 def _in(frame: Any, kind: type) -> Iterator[object]:

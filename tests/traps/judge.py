@@ -76,7 +76,7 @@ def judge(block: Record) -> None:
 def _judge_acquiring(block: Record) -> None:
     """The lock was not held, or not long enough to enter the block."""
     if isinstance(block.out, asyncio.CancelledError):
-        if not block.cancelling_after:
+        if not block.cancelling_after and not block.stray:
             raise Wrong(f"{block.name}: acquiring was cancelled by nobody")
     elif isinstance(block.out, AlreadyHeldError):
         if not block.inside:

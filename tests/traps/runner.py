@@ -77,6 +77,7 @@ class Run:
         self.spawned: list[asyncio.Task[Any]] = []
         self.background: set[asyncio.Future[Any]] = set()
         self.raw: Counter[asyncio.Task[Any]] = Counter()  # cancellations by the program itself
+        self.stray: set[asyncio.Task[Any] | None] = set()  # those to which ``pending`` has passed a cancellation on
 
     async def run(self) -> list[str]:
         self.main = asyncio.create_task(self.block(self.program.body, Place()))
@@ -183,8 +184,10 @@ class Run:
                     async with asyncio.timeout(ms / 1000):
                         await self.block(body, place)
             case p.WaitFor(ms, body, _):
-                if sys.version_info < (3, 12) or self.cancelling():
-                    place.swallowed()  # python/cpython#86296, or as above
+                if sys.version_info < (3, 12):
+                    place.swallowed(by_the_program=True)  # python/cpython#86296: it is stopped all the same
+                if self.cancelling():
+                    place.swallowed()  # as above
                 with caught:
                     await asyncio.wait_for(self.task(body, place), ms / 1000)
                 if self.cancelling():
@@ -351,7 +354,8 @@ class Run:
     async def lock(self, step: p.Lock, place: Place) -> None:
         name = self.name(step)
         around = [each.scope for each in place.blocks if each.name == name and each.scope is not None]
-        block = Record(name, self.cancelling(), inside=any(scope.held for scope in around))
+        block = self.record(name)
+        block.inside = any(scope.held for scope in around)
         inside: Place | None = None
         try:
             async with self.acquiring(step) as scope:
@@ -369,6 +373,9 @@ class Run:
         finally:
             await self.left(block, place)
 
+    def record(self, name: str) -> Record:
+        return Record(name, self.cancelling(), stray=asyncio.current_task() in self.stray)
+
     def ended(self, block: Record, error: BaseException) -> None:
         """The body of the block has ended with ``error``."""
         block.error = error
@@ -381,8 +388,10 @@ class Run:
             block.out, asyncio.CancelledError | GeneratorExit
         ):
             block.still_pending = not block.closed and await self.pending()
-            for each in place.blocks:
-                each.stray |= block.still_pending and sys.version_info < (3, 13)
+            if block.still_pending and sys.version_info < (3, 13):
+                self.stray.add(asyncio.current_task())
+                for each in place.blocks:
+                    each.stray = True
         try:
             judge(block)
         except Wrong as wrong:
@@ -426,7 +435,7 @@ class Run:
                     raise
 
     async def generate(self, step: p.Generator, place: Place) -> AsyncGenerator[Place]:
-        block = Record(f"{step.name} {self.number}", self.cancelling())
+        block = self.record(f"{step.name} {self.number}")
         try:
             async with self.world.locker.with_context(block.name) as scope:
                 block.scope = scope
