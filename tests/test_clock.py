@@ -50,9 +50,9 @@ def skewed(kind: str, clock: Path) -> Iterator[Callable[[int], Server]]:
     server.close()
 
 
-def set_off(clock: Path, seconds: int) -> None:
+def set_off(clock: Path, seconds: float) -> None:
     new = clock.with_suffix(".new")
-    new.write_text(f"{seconds:+d}s\n")
+    new.write_text(f"{seconds:+g}s\n")
     new.rename(clock)  # it is never half written
 
 
@@ -162,6 +162,49 @@ async def test_a_killed_holders_lock_is_taken_at_the_usual_time(skewed: Callable
                 scope = await asyncio.wait_for(waiting, 3)
                 assert -0.01 < time.monotonic() - (asked + ttl / 1000) < AT_ONCE
                 await scope.release()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("seconds", [0.5, 4, -HOUR])
+async def test_the_clock_was_set_before_a_lock_is_acquired(
+    skewed: Callable[[int], Server], clock: Path, seconds: float
+) -> None:
+    """The holder never counts on the key for longer than it lives, and the key never lives for much longer."""
+    server = skewed(0)
+    async with Locker(server.url) as locker:
+        await (await locker.acquire("before")).release()
+        await asyncio.sleep(0.2)
+        set_off(clock, seconds)
+        # Until the server has noticed: it reads its clock now and then.
+        await until(lambda: abs(server_time(server) - time.time() - seconds) < 0.1, 2)
+        for timeout in (None, 0):
+            scope = await locker.acquire("job", timeout=timeout)
+            remaining, ttl = scope.remaining(), pttl(server, key("job")) / 1000
+            assert remaining <= ttl < 5.5
+            await scope.release()
+        scope = await locker.force_acquire("job")
+        assert scope.remaining() <= pttl(server, key("job")) / 1000 < 5.5
+        await scope.release()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("seconds", [3, -HOUR])
+async def test_the_clock_was_set_before_a_lock_is_extended(
+    skewed: Callable[[int], Server], clock: Path, seconds: float
+) -> None:
+    """Right after the extension, and not only when the time is asked for again."""
+    server = skewed(0)
+    async with Locker(server.url, key_validity=20, extend_interval=0.5) as locker:
+        scope = await locker.acquire("job")
+        await asyncio.sleep(0.7)
+        set_off(clock, seconds)
+        await until(lambda: abs(server_time(server) - time.time() - seconds) < 0.1, 2)
+        await asyncio.sleep(1.0)  # two extensions
+        ends = time.monotonic() + 2
+        while time.monotonic() < ends:
+            assert scope.remaining() <= pttl(server, key("job")) / 1000 + 0.05 < 21
+            await asyncio.sleep(0.02)
+        await scope.release()
 
 
 @pytest.mark.asyncio

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from asynclock.core.clock import ServerClock
-from asynclock.core.operations import TAKE, TAKE_TTL
 from asynclock.core.pace import FLUSHES, Pace
 from asynclock.wire.backoff import Backoff
 from asynclock.wire.commands import px
@@ -97,18 +96,24 @@ class Wire:
 async def test_an_expiry_is_in_the_servers_time_once_that_is_known() -> None:
     wire: Any = Wire()
     expiry = ExpiryClock(wire, ServerClock(5.0), 5.0, pxat=True)
-    assert expiry.argument(100.0, TAKE_TTL) == px(5000)
-    assert not wire.waiting  # a waiter asks for no time
-    assert expiry.argument(100.0015, TAKE) == expiry.argument(100.0015, TAKE) == px(5000)
+    assert expiry.argument(100.0) == expiry.argument(100.0015) == px(5000)
     (time,) = wire.waiting  # asked once
     time.reply([b"5000", b"0"], (), 100.002)
     # Asked at 100, when it was 5000 there at most; from 100.0015 on, rounded up to the next millisecond.
-    assert expiry.argument(100.0015, TAKE) == b"$4\r\nPXAT\r\n$7\r\n5005002\r\n"
+    assert expiry.argument(100.0015) == b"$4\r\nPXAT\r\n$7\r\n5005002\r\n"
     expiry.doubt()
-    assert expiry.argument(100.0015, TAKE) == px(5000)
+    assert expiry.argument(100.0015) == px(5000)
+    assert len(wire.waiting) == 2
+    was_set = []
+    expiry.on_set = lambda: was_set.append(True)
+    wire.waiting[-1].reply([b"5000", b"1000"], (), 100.002)
+    assert not was_set
+    expiry.doubt()
+    wire.waiting[-1].reply([b"5003", b"0"], (), 100.002)
+    assert was_set
     wire.closed.set_result(None)
     expiry.ask()
-    assert len(wire.waiting) == 2
+    assert len(wire.waiting) == 3
 
 
 def test_new_credentials_go_to_the_connection_in_use_or_to_the_next_one() -> None:

@@ -320,6 +320,11 @@ class LockManager:
         for room, index in self._keys_on(node):
             room.invalidated(index, now, cause)
 
+    def clock_was_set(self, node: Node) -> None:
+        now = self.now()
+        for room, index in self._keys_on(node):
+            room.clock_was_set(index, now)
+
     def in_use(self) -> bool:
         return any(not room.empty for room in self.rooms.values())
 

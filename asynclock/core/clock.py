@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from .rules import DRIFT, SLACK
+
 MAX_AGE = 20.0  # seconds for which a measurement is used, at most
 PRECISION = 0.02  # how far off a measurement may be, as a share of the validity
 MIN_PRECISION = 0.01  # seconds
-ASK_AGAIN = 1.0  # seconds after a measurement that was not precise enough
+FRESH = 0.1  # seconds for which a measurement is not repeated
+ASK_AGAIN = 1.0  # ... and if it was not precise enough
 
 
 class ServerClock:
@@ -24,7 +27,7 @@ class ServerClock:
     answer only confirms an older measurement, or ends it. Without one, keys get a time to live (``PX``) instead.
     """
 
-    __slots__ = ("_asked", "_max_age", "_offset", "_precision", "measured")
+    __slots__ = ("_asked", "_max_age", "_measured", "_offset", "_precision", "measured")
 
     def __init__(self, validity: float) -> None:
         self._max_age = min(validity, MAX_AGE)
@@ -32,24 +35,35 @@ class ServerClock:
         self._offset = 0.0
         self._asked = float("-inf")  # when the last answer came that was not precise enough
         self.measured = float("-inf")  #: when, on the client's clock
+        self._measured = float("-inf")  # the same, though it is not to be used any more
 
-    def observe(self, sent: float, server: float, received: float) -> None:
-        """``TIME`` was sent at ``sent``, and answered with ``server`` at ``received``."""
+    def observe(self, sent: float, server: float, received: float) -> bool:
+        """``TIME`` was sent at ``sent``, and answered with ``server`` at ``received``.
+
+        True: the server's clock was set since the measurement before. Keys whose expiry was computed from that one end
+        earlier than their holders expect, or later. (Half of what holders allow for is not noticed: clocks drift.)
+        """
+        allowed = SLACK + DRIFT / 2 * (received - self._measured)
+        was_set = not server - received - allowed <= self._offset <= server - sent + self._precision + allowed
         if received - sent > self._precision:
             if not server - received <= self._offset <= server - sent:
                 self.measured = float("-inf")
             self._asked = received
         else:
+            was_set = was_set and self._measured > float("-inf")
             self._offset = server - sent
-            self.measured = sent
+            self.measured = self._measured = sent
+            return was_set
+        return False
 
     def forget(self) -> None:
         """The server may be another one now, or its clock was set."""
         self.measured = float("-inf")
 
     def due(self, now: float) -> bool:
-        """Is it time for a new measurement? With two extensions in a key's life, every other one triggers it."""
-        return now - self.measured > 0.6 * self._max_age and now - self._asked > ASK_AGAIN
+        """Is it time for a new measurement? It is sent before the command that needs it, and answered before that one:
+        so a clock that was set is noticed before the holder counts on what the command has written."""
+        return now - self.measured > FRESH and now - self._asked > ASK_AGAIN
 
     def usable(self, now: float) -> bool:
         return now - self.measured < self._max_age

@@ -328,8 +328,11 @@ class Lease:
             # Somebody may have shortened its life; nobody lengthens it by reading. It ends between
             # sent + ttl and now + ttl, as it was the question that took its time, or the answer.
             until = self.votes[index]
-            if ttl is not None and ttl >= 0 and (now + ttl / 1000 < until or not until):
-                self.vote(index, sent + rules.term_of(ttl / 1000))
+            if ttl is not None and ttl >= 0:
+                if now + ttl / 1000 < until or not until:
+                    self.vote(index, sent + rules.term_of(ttl / 1000))
+                if until and not until < now + ttl / 1000 < until + rules.validity:
+                    self.room.port.doubt_clock(self.room, index)  # or somebody else wants it to end
         elif ok:
             until = sent + rules.term
             if ttl is not None and ttl >= 0:  # somebody may have been quick to shorten it

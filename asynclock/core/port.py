@@ -54,7 +54,8 @@ class Port(Protocol[W]):
         """A random number in [0, 1)."""
 
     def doubt_clock(self, room: Room[W], index: int) -> None:
-        """A key is gone before its time: perhaps our idea of the server's clock is wrong."""
+        """A key is gone before its time, or ends at an unexpected time: perhaps the server's clock was set. Find out;
+        if so, call ``room.clock_was_set`` for all of its keys."""
 
     def granted(self, waiter: W, lease: Lease) -> None:
         """The waiter has the lock."""

@@ -292,6 +292,23 @@ class Room(Generic[W]):
         elif self.attempt is None and self.queue and not self._holds_back_for_release():
             self._attempt(now)
 
+    def clock_was_set(self, index: int, now: float) -> None:
+        """The clock of the server of key ``index`` was set, and the key expires at another time than thought: write it
+        anew."""
+        attempt = self.attempt
+        if attempt is not None:
+            self.attempt = None
+            self._release(attempt, now)
+            if attempt.forced:
+                self._force(now)
+            else:
+                self._attempt(now)
+        elif self.holder is not None and self.holder.extend_at != NEVER:
+            self.holder.extend(now)
+            self._wake_at(min(self.holder.extend_at, self.holder.deadline))
+        elif self.holder is not None:
+            self.first_check(self.holder, now)  # its expiry is read then
+
     def shut_out(self, now: float) -> None:
         """A server refuses this client for good: whoever waits for it must be told."""
         if self.queue and self.holder is None and self.attempt is None and not self._holds_back_for_release():

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..core.clock import ServerClock
-from ..core.operations import TAKE_TTL, Operation
 from .commands import is_error, packed, px, pxat, seconds_of
 from .connection import Connection
 from .violations import unexpected
@@ -23,11 +22,14 @@ class ExpiryClock:
     ``PX`` counts the validity from when the server runs the command, which is later. ``PX`` is used if the server does
     not know ``PXAT``, or while the offset of its clock is not known well enough.
 
+    That latest reading is wrong once the server's clock is set. So TIME is sent before the commands that use it, ten
+    times a second at most. If the clock was set, ``on_set`` has every key written anew.
+
     State: ``_argument`` is cached for the millisecond ``_millisecond`` (-1: nothing is cached), and dropped when
     ``_clock`` changes. ``_asked``: a TIME is pending.
     """
 
-    __slots__ = ("_argument", "_asked", "_clock", "_connection", "_millisecond", "_px", "_pxat", "_validity")
+    __slots__ = ("_argument", "_asked", "_clock", "_connection", "_millisecond", "_px", "_pxat", "_validity", "on_set")
 
     def __init__(self, connection: Connection, clock: ServerClock, validity: float, *, pxat: bool) -> None:
         """:param pxat: does the server know SET ... PXAT?"""
@@ -39,8 +41,9 @@ class ExpiryClock:
         self._asked = False
         self._millisecond = -1
         self._argument = b""
+        self.on_set: Callable[[], None] | None = None  #: called when the server's clock was set
 
-    def argument(self, now: float, operation: Operation) -> bytes:
+    def argument(self, now: float) -> bytes:
         """The argument for a key that expires one validity after ``now``, or up to a millisecond later."""
         millisecond = int(now * 1000)
         if millisecond != self._millisecond:
@@ -48,8 +51,7 @@ class ExpiryClock:
             self._argument = self._px
             if self._pxat:
                 clock = self._clock
-                # Not for a waiter's attempts: there is one at each extension of the holder, and most of them fail.
-                if operation is not TAKE_TTL and clock.due(now) and not self._asked:
+                if not self._asked and clock.due(now):
                     self.ask()
                 if clock.usable(now):
                     then = clock.at_most((millisecond + 1) / 1000) + self._validity
@@ -73,12 +75,15 @@ class ExpiryClock:
                 seconds = seconds_of(reply)
             except ValueError:
                 raise unexpected("the answer to TIME", reply) from None
-            self._clock.observe(sent, seconds, now)
+            if self._clock.observe(sent, seconds, now) and self.on_set is not None:
+                self.on_set()
 
     def doubt(self) -> None:
         """The server's clock may have been set: use ``PX`` until it is read again."""
         self._clock.forget()
         self._millisecond = -1
+        if self._pxat and not self._asked:
+            self.ask()
 
 
 class _Time:

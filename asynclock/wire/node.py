@@ -46,6 +46,9 @@ class Listener(Protocol):
     def suspect(self, node: Node, cause: LossReason | None) -> None:
         """Any key may have changed. ``cause`` is the loss reason for keys that turn out to be missing."""
 
+    def clock_was_set(self, node: Node) -> None:
+        """The server's clock was set: keys expire at another time than thought."""
+
     def reconnected(self, node: Node) -> None:
         """Connected, or giving votes again. No key is tracked yet; pushes may have been missed."""
 
@@ -196,7 +199,7 @@ class Node:
         try:
             run_id, started = session.capabilities.run_id, session.capabilities.started
             self._quarantine.connected(self.label, run_id, started, self._quarantine_over)
-            session.watch(self._listener.in_use, self._may_have_hidden)
+            session.watch(self._listener.in_use, self._may_have_hidden, self._clock_was_set)
             credentials = self._rotation.take()
             if credentials is not None:
                 self._reauthenticate(credentials)
@@ -242,7 +245,7 @@ class Node:
                     pack(
                         lease.room.keys[index],
                         lease.token,
-                        session.expiry.argument(now, operation) if writes else b"",
+                        session.expiry.argument(now) if writes else b"",
                     ),
                     Request(self, lease, index, operation, now),
                     replies,
@@ -281,7 +284,7 @@ class Node:
 
     def _send(self, session: Session, request: Request | OwedRelease, now: float, asking: bool = False) -> None:
         operation = request.operation
-        expiry = session.expiry.argument(now, operation) if operation.writes else b""
+        expiry = session.expiry.argument(now) if operation.writes else b""
         data = session.commands.packers[operation](request.key, request.token, expiry)
         replies = operation.replies
         if asking:
@@ -381,6 +384,9 @@ class Node:
 
     def _flushed(self) -> None:
         self._listener.suspect(self, LossReason.FLUSHED)
+
+    def _clock_was_set(self) -> None:
+        self._listener.clock_was_set(self)
 
     def _may_have_hidden(self) -> None:
         self._listener.suspect(self, None)

@@ -184,14 +184,18 @@ class Session:
         if self.replicas is not None:
             self.replicas.reauthenticate(credentials)
 
-    def watch(self, in_use: Callable[[], bool], on_hidden: Callable[[], None]) -> None:
+    def watch(
+        self, in_use: Callable[[], bool], on_hidden: Callable[[], None], on_clock_set: Callable[[], None]
+    ) -> None:
         """Start the watchdog and, with NOLOOP, the eviction watch.
 
         :param in_use: is any lock held or waited for?
         :param on_hidden: called when the server may have changed keys without a push
+        :param on_clock_set: called when the server's clock was set
         """
         label = self._connector.label
         self._watchdog = Watchdog(self.connection, label, max_silence(self._options))
+        self.expiry.on_set = on_clock_set
         if self.capabilities.noloop:
 
             def hidden() -> None:
@@ -204,6 +208,7 @@ class Session:
 
     def stop(self) -> None:
         """The connection is lost, or about to be closed."""
+        self.expiry.on_set = None  # no reference cycle
         self.memory.stop()
         self.flushes.stop()
         if self._watchdog is not None:

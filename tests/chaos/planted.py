@@ -21,7 +21,7 @@ def _forget_refused_releases(spec: Spec) -> None:
 
     def forgetful(self: Request, answer: Any, earlier: Sequence[Any], now: float) -> None:
         if self.operation is RELEASE and is_error(answer) and str(answer).startswith(PASSING):
-            self.room.released(self.lease, self.index, True, now)
+            self.lease.room.released(self.lease, self.index, True, now)
         else:
             reply(self, answer, earlier, now)
 

@@ -144,17 +144,18 @@ class Client:
             return False
         if operation in VOTES and link.quarantined:
             return False
-        expiry = self._expiry(link, now) if operation not in (Operation.READ, Operation.RELEASE) else NO_EXPIRY
+        expiry = self._expiry(link, now) if operation.writes else NO_EXPIRY
         request = Request(room, lease, index, operation, now, link.refused)
         link.send(request, request.commands(expiry))
         return True
 
     def _expiry(self, link: Link, now: float) -> Expiry:
+        """As ``asynclock.wire.expiry.ExpiryClock``."""
         validity = self.world.rules.validity
         if self.pxat:
             clock = self.clocks[link.server.name]
-            if clock.due(now) and not any(isinstance(asker, TimeRequest) for asker in link.waiting):
-                link.send(TimeRequest(clock, now), TimeRequest.commands)
+            if clock.due(now):
+                self._ask_time(link, now)
             if clock.usable(now):
                 return Expiry("PXAT", round((clock.at_most(now) + validity) * 1000) + 1, clock.measured)
         return Expiry("PX", round(validity * 1000))
@@ -214,7 +215,10 @@ class Client:
         return not self.world.apart
 
     def doubt_clock(self, room: Room[Task], index: int) -> None:
-        self.clocks[self.homes[index]].forget()
+        home = self.homes[index]
+        self.clocks[home].forget()
+        if self.pxat and (link := self.links[home]) is not None:
+            self._ask_time(link, self.world.now)
 
     def granted(self, task: Task, lease: Lease) -> None:
         assert task.state == "waiting", f"{task!r} was granted the lock, but it is {task.state}"
@@ -386,6 +390,17 @@ class Client:
             self.world.acted = self
             for room, index in self._everything(link.server.name):
                 room.invalidated(index, self.world.now)
+
+    def _ask_time(self, link: Link, now: float) -> None:
+        if not any(isinstance(asker, TimeRequest) for asker in link.waiting):
+            clock = self.clocks[link.server.name]
+            link.send(TimeRequest(clock, now, partial(self._clock_was_set, link)), TimeRequest.commands)
+
+    def _clock_was_set(self, link: Link) -> None:
+        if self.uses(link):
+            self.world.acted = self
+            for room, index in self._everything(link.server.name):
+                room.clock_was_set(index, self.world.now)
 
     def _refused(self, home: int, key: bytes, token: bytes) -> None:
         """A release was refused: retry it, as ``asynclock.wire.owed.OwedReleases`` does."""

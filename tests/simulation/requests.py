@@ -84,15 +84,16 @@ class TimeRequest:
 
     commands: tuple[Command, ...] = (("TIME", b"", b"", NO_EXPIRY),)
 
-    def __init__(self, clock: ServerClock, sent: float) -> None:
+    def __init__(self, clock: ServerClock, sent: float, on_set: Callable[[], None]) -> None:
         self.clock = clock
+        self.on_set = on_set
         self.sent = sent
         self.left = 1
 
     def reply(self, reply: Any, now: float) -> None:
         self.left = 0
-        if isinstance(reply, float):
-            self.clock.observe(self.sent, reply, now)
+        if isinstance(reply, float) and self.clock.observe(self.sent, reply, now):
+            self.on_set()
 
 
 class Silence:
