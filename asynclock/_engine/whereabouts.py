@@ -1,9 +1,9 @@
-"""Where the block of a scope is: below its task, or in an async generator that is suspended beside it.
+"""Where the block of a scope is: below its task, or in an async generator that is suspended beside the task.
 
-An async generator can be left in the middle of a block, at its ``yield``, and the task that has entered the block
-runs other code then. That may be the body of a context manager around it (``contextlib.asynccontextmanager``), of
-``async with aclosing(...)`` or of an ``async for``, and belong to the block; or the program has lost interest in the
-generator, and what it does is none of its business. What tells them apart is whether some ``async with`` or
+An async generator can be left in the middle of a block, at its ``yield``. The task that entered the block then runs
+other code. That code belongs to the block if it is the body of a context manager around the generator
+(``contextlib.asynccontextmanager``), of ``async with aclosing(...)`` or of an ``async for``. Otherwise the program may
+have abandoned the generator, and the code has nothing to do with the lock. The difference: some ``async with`` or
 ``async for``, in a frame of the task, leads to the block.
 """
 
@@ -24,13 +24,13 @@ from typing import Any
 
 from .frames import frames, waits_for
 
-MAX_PARTS = 500  # objects of the context managers of a frame that are looked at
-MAX_LEVELS, MAX_KEEPERS = 10, 100  # of what keeps something: of more than that, others may know
-MAX_SHARE = 0.1  # of the time, for searches: each goes through all objects that there are
+MAX_PARTS = 500  # objects that are looked at, of the context managers of a frame
+MAX_LEVELS, MAX_KEEPERS = 10, 100  # of references to an object; if there are more, others may use it
+MAX_SHARE = 0.1  # of the time, for searches: each goes through all objects of the process
 
 
 class Home:
-    """Where the block of ``scope``, which has been entered, is. It never moves."""
+    """Where the block of ``scope`` is, once it has been entered. It never moves."""
 
     __slots__ = ("_generator", "_known", "_scope", "_since")
 
@@ -41,7 +41,7 @@ class Home:
         self._known = False
 
     def is_beside(self, task: asyncio.Task[Any]) -> bool:
-        """Is it in a generator, and ``task``, which is suspended, in other code? Also while that is not known yet."""
+        """Is the block in a generator, and ``task``, which is suspended, in other code? True while it is not known."""
         scope = self._scope()
         if scope is None or (self._known and self._generator is None):
             return False
@@ -58,7 +58,7 @@ class Home:
 
 
 class _Search:
-    """The generators with blocks in them. One search serves all who have been waiting for it."""
+    """Finds the generators with blocks in them. One search serves all blocks that were entered before it."""
 
     def __init__(self) -> None:
         self.found: weakref.WeakKeyDictionary[object, weakref.ref[object]] = weakref.WeakKeyDictionary()
@@ -87,8 +87,8 @@ _search = _Search()
 
 
 def on_its_way() -> BaseException | None:
-    """While a generator is being closed: the exception for which that is done, as far as an ``__aexit__`` on the stack
-    was told of one (that of ``aclosing``, or of an ``AsyncExitStack``)."""
+    """The exception because of which a generator is being closed: the one that was passed to an ``__aexit__`` on the
+    stack (of ``aclosing``, or of an ``AsyncExitStack``)."""
     frame = sys._getframe(1).f_back
     while frame is not None:
         code = frame.f_code
@@ -104,18 +104,19 @@ def on_its_way() -> BaseException | None:
 
 
 def may_be_used_by_others(thing: object, task: asyncio.Task[Any], ours: Sequence[object]) -> bool:
-    """May anybody but ``task``, which is running, have hold of it?
+    """May anything but ``task``, which is running, use ``thing``?
 
-    It is that task's alone if only the frames on the stack keep it (as far as the garbage collector is shown them, in
-    coroutines that run), or things that nothing else keeps. ``ours`` are weak references to it that nobody uses
-    to end the lock, and what keeps one. The search goes through all objects that there are: it blocks the loop for
-    about 0.1 s per million.
+    The task is the only one if all references come from the frames on the stack (as far as the garbage collector sees
+    the frames of running coroutines), or from objects that nothing else refers to. The search goes through all objects
+    of the process, and so blocks the loop for about 0.1 s per million objects.
+
+    :param ours: weak references to ``thing`` that nobody uses to end the lock, and objects that keep one
     """
     level: list[object] = [thing]
     level += (each for each in weakref.getweakrefs(thing) if not any(each is own for own in ours))
-    if len(level) > 2 or _in_other_threads(thing):  # one, which all share that want no callback
+    if len(level) > 2 or _in_other_threads(thing):  # one reference: all that want no callback share it
         return True
-    mark = object()  # by which the arguments of the question are known, which are found too in Python 3.13
+    mark = object()  # tells the arguments of the question, which Python 3.13 finds too
     seen = {id(thing), id(task), *map(id, level), *map(id, ours)}
     for _ in range(MAX_LEVELS):
         found = gc.get_referrers(*level, mark)
@@ -132,7 +133,7 @@ def may_be_used_by_others(thing: object, task: asyncio.Task[Any], ours: Sequence
 
 
 def _in_other_threads(thing: object) -> bool:
-    """Does a function that runs in another thread have it, or a method of it, in a variable?"""
+    """Is it, or a method of it, in a variable of a function that runs in another thread?"""
     here = threading.get_ident()
     for ident, frame in sys._current_frames().items():
         depth: types.FrameType | None = frame if ident != here else None
@@ -167,12 +168,12 @@ def _in(frame: Any, kind: type) -> Iterator[object]:
 
 
 def _is_exit(method: object) -> bool:
-    """Is it what an ``async with`` is going to call?"""
+    """Is it what an ``async with`` calls in the end?"""
     return getattr(method, "__name__", "") in ("__aexit__", "__exit__")
 
 
 def _iterated(awaited: Any, generators: list[object]) -> list[object]:
-    """Those of the generators that a suspended frame keeps otherwise than in a variable."""
+    """The generators that a suspended frame keeps, but not in a variable: an ``async for`` runs over them."""
     frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)
     if not generators or frame is None:
         return []
