@@ -117,15 +117,20 @@ class LockScope:
         """Seconds until the lock is lost unless it is extended before; 0.0 if it is not held. It is extended every
         ``extend_interval`` seconds by itself."""
         lease = self._lease
-        return 0.0 if lease is None else max(0.0, lease.deadline - self._manager.now())
+        return 0.0 if lease is None or self._manager.life.forked else max(0.0, lease.deadline - self._manager.now())
 
     def check(self) -> None:
         """Return if the lock is still held, and raise if not. It awaits nothing, so call it in threads and after long
         synchronous code, before anything that counts.
 
         :raises LockLostError: the lock is lost, has expired, or was released
+        :raises ConfigurationError: called in the child of a fork: the lock is the parent's
         """
         self._check()
+        if self._manager.life.forked:
+            raise ConfigurationError(
+                f"lock {self.name!r}: its scope was copied by a fork, and the lock is the parent's; acquire it here"
+            )
         if self._over():
             raise self._error()
 
@@ -344,7 +349,7 @@ class LockScope:
 
     def _over(self) -> bool:
         lease = self._lease
-        return lease is None or self._manager.now() >= lease.deadline
+        return lease is None or self._manager.life.forked or self._manager.now() >= lease.deadline
 
     def _here(self) -> bool:
         """Does this run in the locker's event loop?"""

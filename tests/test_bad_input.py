@@ -449,6 +449,12 @@ def test_after_a_fork(server: Server) -> None:
                 asyncio.run(call())
             except AsyncLockError as error:
                 errors.append(f"{type(error).__name__}: {error}")
+        assert not scope.held
+        assert scope.remaining() == 0.0
+        try:
+            scope.check()
+        except AsyncLockError as error:
+            errors.append(f"{type(error).__name__}: {error}")
         asyncio.run(locker.aclose())
         asyncio.run(scope.release())
         result.send(errors)
@@ -471,7 +477,7 @@ def test_after_a_fork(server: Server) -> None:
     if not hasattr(os, "fork"):
         pytest.skip("this platform has no fork")
     errors = asyncio.run(main())
-    assert len(errors) == 2
+    assert len(errors) == 3
     assert all(error.startswith("ConfigurationError") and "fork" in error for error in errors), errors
 
 
