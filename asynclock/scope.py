@@ -157,7 +157,8 @@ class LockScope:
 
     async def release(self) -> None:
         """Give the lock back, and wait for the server's answer, at most ``try_next_after`` seconds if it is silent.
-        On a server that is down, the key expires. Does nothing if the lock is lost or was released before.
+        A server that is down releases it when it is back, unless it has expired by then. Does nothing if the lock is
+        lost or was released before.
 
         The body and the tasks of the scope go on; to stop them too, call :meth:`cancel`.
 

@@ -33,7 +33,7 @@ class FirstCheck:
         self._timer: asyncio.TimerHandle | None = None
 
     def soon(self, room: Room[Any], lease: Lease) -> None:
-        """As ``core.room.Port.first_check_soon``."""
+        """As ``core.port.Port.first_check_soon``."""
         if not self._leases:
             # Behind the tasks that are about to run: they may release their locks.
             self._timer = self._loop.call_later(CHECK_AFTER, self._loop.call_soon, self._check)

@@ -39,7 +39,7 @@ from .waiter import Waiter
 class LockManager:
     """Passes on what rooms ask of servers, what servers tell rooms, and what rooms decide to waiters and scopes.
 
-    So it is the port of the rooms (``core.room.Port``), and it is what nodes and the topology call back
+    So it is the port of the rooms (``core.port.Port``), and it is what nodes and the topology call back
     (``wire.node.Listener``, ``topology.base.TopologyListener``).
 
     Its state is what follows from the kind of the servers: topology, rules, and what is made from them. All of that is
@@ -253,7 +253,7 @@ class LockManager:
         """Did the release find that the lock had been lost before?"""
         return lease.lost_unnoticed(self.rules.majority)
 
-    # For rooms (core.room.Port)
+    # For rooms (core.port.Port)
 
     def barred(self, room: Room[Waiter], index: int) -> ServerError | None:
         node = self.topology.home(room, index)

@@ -38,7 +38,7 @@ class Topology(Protocol):
         """The server that stores key ``index``; None: no server does now."""
 
     def request(self, lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
-        """As ``core.room.Port.request``."""
+        """As ``core.port.Port.request``."""
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         """As ``wire.node.Listener.redirected``."""
