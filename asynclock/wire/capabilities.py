@@ -173,8 +173,6 @@ async def probe(
         evalsha = await _scripts(connector, call, key, mode)
     connector.set_up_done()
     return Capabilities(
-        server=kind,
-        version=version,
         noloop=silent and options.client_side_caching,
         report=report,
         pxat=can.get("SET PXAT", False),

@@ -71,8 +71,6 @@ def bulk(word: bytes) -> bytes:
 class Capabilities(NamedTuple):
     """What one server can do: the result of ``probe``."""
 
-    server: str = "redis"
-    version: tuple[int, ...] = (6, 0, 0)
     noloop: bool = False  #: no pushes for this client's own writes, nor for what the server does while it runs them
     report: EvictionReport | None = None  #: whether it evicts keys; None: it was not asked
     pxat: bool = False  #: SET ... PXAT
