@@ -58,7 +58,8 @@ class Lease:
     # In an attempt:
     decides: int  # with ``unsent``: the key whose answer the attempt waits for; -1: none
     watched: int  # once it has failed: bit i: a change of key i makes another attempt worthwhile
-    took: float  # once a key was refused: seconds from the request to the answer
+    expires: float  # once a key was refused: when the first of those keys expires
+    took: float  # ... and seconds from the request to that answer
     # Once it is held:
     acquired_at: float
     checked_at: float  # when the request was sent whose answer last showed that a key is still ours
@@ -77,6 +78,7 @@ class Lease:
         "decides",
         "done",
         "error",
+        "expires",
         "extend_at",
         "extended_at",
         "extending",
@@ -286,15 +288,14 @@ class Lease:
     def _verified(self, index: int, operation: Operation, sent: float, now: float) -> None:
         """Key ``index`` may have changed, and is still ours."""
         bit = 1 << index
+        if self.unverified & bit and operation is READ and not self._own_invalidation(sent):
+            self.room.port.needless(self.room, index, now)
         if self.stale & bit:
             if operation is READ or not self.room.port.in_order(self.room, index):
                 return  # it may have changed after it was read
             # Invalidations from before the read are older than it; after the SET, it was that SET itself.
             self.stale &= ~bit
-        if self.unverified & bit:
-            self.unverified &= ~bit
-            if operation is READ and not self._own_invalidation(sent):
-                self.room.port.needless(self.room, index, now)
+        self.unverified &= ~bit
         if not self.unverified:
             self.room.verified(self)
 
@@ -386,13 +387,16 @@ class Lease:
         """
         rules, chance = self.room.rules, self.room.port.chance
         self.refused |= 1 << index
-        self.took = now - sent
-        if found is None or ttl == -2 or self.stale >> index & 1:
+        if found is None or ttl == -2:
             free = now
         elif ttl is None or ttl < 0:
             free = now + rules.validity
         else:
             free = sent + (ttl + 1) / 1000  # a server counts a key as expired one millisecond after
+        if self.refused & -self.refused == 1 << index:
+            self.expires, self.took = free, now - sent
+        if self.stale >> index & 1:
+            free = now
         if not rules.tracking:
             free = min(free, now + rules.extend_interval * (0.5 + chance() / 2))
         self.defer(index, free)

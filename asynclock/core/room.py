@@ -272,6 +272,7 @@ class Room(Generic[W]):
         """The server says that key ``index`` has changed since it was read."""
         if self.attempt is not None:
             self.attempt.suspect(index, cause, now)
+            self.retries.invalidated = True
             if index in self.attempt.free_at:
                 self.attempt.defer(index, now)
         if self.holder is not None:
@@ -521,16 +522,18 @@ class Room(Generic[W]):
             if asked:  # silent
                 lease.defer(index, now + self._backoff())
         again = possible_at(lease, self.rules, now)
-        if again <= now:
-            if self.retries.may_follow_at_once():
-                self._attempt(now)
-                return
-            again = self._after_a_pause(now)
-        self.retries.at_once = 0
+        pause = 0.0
         if lease.refused:
             first = (lease.refused & -lease.refused).bit_length() - 1
-            if self.retries.needless(lease.free_at.get(first, NEVER), lease.took, now):
+            if self.retries.needless(lease.expires, lease.took, now):
                 self.port.needless(self, first, now)
+            pause = self.port.pause(self, first, now)
+        if again <= now:
+            if not pause and self.retries.may_follow_at_once():
+                self._attempt(now)
+                return
+            again = max(now + pause, self._after_a_pause(now))
+        self.retries.at_once = 0
         self.last_failed = lease
         # Not those that have not answered: what changes there may be our own release.
         lease.watched = sum(1 << index for index in lease.free_at if not lease.in_flight[index])

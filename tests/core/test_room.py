@@ -96,6 +96,30 @@ def test_only_an_attempt_that_an_invalidation_caused_was_needless() -> None:
         assert bench.needless_checks == caused
 
 
+def test_a_check_was_needless_though_another_invalidation_came_before_its_answer() -> None:
+    """Else a server whose tracking table is full could have a key read again and again, as fast as it answers."""
+    bench = Bench()
+    bench.hold()
+    bench.wait(0.05)
+    bench.room.invalidated(0, bench.now)
+    for number in range(1, 4):
+        bench.room.invalidated(0, bench.now)
+        bench.answer(Operation.READ, ttl=5000)
+        assert bench.needless_checks == number
+        assert bench.asks == [(Operation.READ, 0)]
+
+
+def test_an_attempt_was_needless_though_another_invalidation_came_before_its_answer() -> None:
+    bench = Bench()
+    bench.refuse(ttl=4000)
+    bench.wait(0.1)
+    bench.room.invalidated(0, bench.now)
+    for number in range(1, 4):
+        bench.room.invalidated(0, bench.now)
+        bench.answer(Operation.TAKE_TTL, found=OTHER, ttl=3900)
+        assert bench.needless_checks == number
+
+
 def test_what_a_lease_has_written_itself_causes_no_needless_check() -> None:
     """Where NOLOOP is not in force, an invalidation follows one's own SET, and one's own extension."""
     bench = Bench()
