@@ -474,7 +474,8 @@ async def test_eight_processes_share_the_lock_without_splitting_the_votes(three:
         assert keys_left(servers) == 0
     (alone,), (first, *others) = asked
     assert first < 2 * alone, f"{asked} attempts for each acquisition"  # 3 to 4 both
-    assert max(others) < 1.5, f"{asked} attempts for each acquisition"  # 1.05 to 1.15; asked all at once, 5
+    # 1.05 to 1.2 are seen, and 1.5 once on a busy machine; asked all at once, it would be 5.
+    assert max(others) < 2.5, f"{asked} attempts for each acquisition"
 
 
 def times_set(server: Server) -> int:
