@@ -368,13 +368,15 @@ class Lease:
         now: float,
     ) -> LossReason | None:
         """The answer shows that key ``index`` does not hold our token."""
+        if found is None and (ok or operation.reads):
+            # Gone as soon as it was there, or before its time. Before the vote is taken back: this may send something,
+            # which lets other threads run, and they must not find a lock that is over and not lost.
+            self.room.port.doubt_clock(self.room, index)
         lost = self.why_lost(index, found, now) if self.votes[index] else None
         self.unverified &= ~(1 << index)
         self.vote(index, 0.0)
         if not self.in_flight[index]:
             self.may_be_ours &= ~(1 << index)
-        if found is None and (ok or operation.reads):
-            self.room.port.doubt_clock(self.room, index)  # gone as soon as it was there, or before its time
         self.refuse(index, sent, found, ttl, now)
         return lost
 
