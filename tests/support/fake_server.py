@@ -22,6 +22,8 @@ async def says(answer: Callable[[bytes], bytes | None]) -> AsyncIterator[str]:
             pass  # the client has closed the connection
         finally:
             writer.close()
+            with contextlib.suppress(OSError):  # the same; asyncio complains of an exception that nobody has seen
+                await writer.wait_closed()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
