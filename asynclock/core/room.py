@@ -532,7 +532,9 @@ class Room(Generic[W]):
             if not pause and self.retries.may_follow_at_once():
                 self._attempt(now)
                 return
-            again = max(now + pause, self._after_a_pause(now))
+            again = self._after_a_pause(now)
+            if pause:  # but not beyond the time at which the key expires
+                again = min(now + pause, max(again, lease.expires))
         self.retries.at_once = 0
         self.last_failed = lease
         # Not those that have not answered: what changes there may be our own release.
