@@ -322,8 +322,8 @@ class LockManager:
 
     def clock_was_set(self, node: Node) -> None:
         now = self.now()
-        for room, index in self._keys_on(node):
-            room.clock_was_set(index, now)
+        for room in {room: None for room, _ in self._keys_on(node)}:  # once, though it may have several keys there
+            room.clock_was_set(now)
 
     def in_use(self) -> bool:
         return any(not room.empty for room in self.rooms.values())

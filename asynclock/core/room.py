@@ -293,9 +293,8 @@ class Room(Generic[W]):
         elif self.attempt is None and self.queue and not self._holds_back_for_release():
             self._attempt(now)
 
-    def clock_was_set(self, index: int, now: float) -> None:
-        """The clock of the server of key ``index`` was set, and the key expires at another time than thought: write it
-        anew."""
+    def clock_was_set(self, now: float) -> None:
+        """The clock of a server of this name was set, and keys expire at another time than thought: write them anew."""
         attempt = self.attempt
         if attempt is not None:
             self.attempt = None

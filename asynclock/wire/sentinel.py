@@ -211,8 +211,8 @@ class SentinelConnector(Connector):
     async def _ask(self, sentinel: redis.Redis) -> _View | BaseException | None:
         """None: the Sentinel does not know the name."""
         try:
-            masters: Any = await sentinel.execute_command(_MASTERS)  # type: ignore[no-untyped-call]
-            address: Any = await sentinel.execute_command(_ADDRESS, self._name)  # type: ignore[no-untyped-call]
+            masters: Any = await sentinel.execute_command(_MASTERS)  # type: ignore[no-untyped-call]  # redis-py's
+            address: Any = await sentinel.execute_command(_ADDRESS, self._name)  # type: ignore[no-untyped-call]  # redis-py's
             try:
                 return self._view(masters, address)
             except _MalformedError:

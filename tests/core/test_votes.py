@@ -478,3 +478,23 @@ def test_a_slow_server_is_extended_again_before_it_is_needed() -> None:
     bench.answer(Operation.EXTEND, 2)  # at once: the next one was due
     bench.wait(2.45)  # nothing of the second one, and an extension is due only after what the third had first is over
     assert bench.room.holder is lease and bench.told == []
+
+
+def test_an_attempt_begins_anew_once_when_the_clock_was_set() -> None:
+    """Whatever it has set expires at another time than its votes say."""
+    bench = Bench(2)
+    bench.join("me")
+    bench.answer(Operation.TAKE, 0)
+    bench.room.clock_was_set(bench.now)
+    assert [ask for ask in bench.asks if ask[0] is Operation.RELEASE] == [
+        (Operation.RELEASE, index) for index in range(3)
+    ]
+    assert bench.asks.count((Operation.TAKE, 0)) == 1
+    assert not bench.told
+
+
+def test_a_held_lock_is_extended_at_once_when_the_clock_was_set() -> None:
+    bench = Bench(2)
+    bench.hold()
+    bench.room.clock_was_set(bench.now)
+    assert bench.asks == [(Operation.EXTEND, index) for index in range(3)]

@@ -399,8 +399,8 @@ class Client:
     def _clock_was_set(self, link: Link) -> None:
         if self.uses(link):
             self.world.acted = self
-            for room, index in self._everything(link.server.name):
-                room.clock_was_set(index, self.world.now)
+            for room in {room: None for room, _ in self._everything(link.server.name)}:
+                room.clock_was_set(self.world.now)
 
     def _refused(self, home: int, key: bytes, token: bytes) -> None:
         """A release was refused: retry it, as ``asynclock.wire.owed.OwedReleases`` does."""
