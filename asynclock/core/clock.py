@@ -48,13 +48,13 @@ class ServerClock:
         if received - sent > self._precision:
             if not server - received <= self._offset <= server - sent:
                 self.measured = float("-inf")
+            if was_set:
+                self._measured = float("-inf")  # said once
             self._asked = received
         else:
-            was_set = was_set and self._measured > float("-inf")
             self._offset = server - sent
             self.measured = self._measured = sent
-            return was_set
-        return False
+        return was_set
 
     def forget(self) -> None:
         """The server may be another one now, or its clock was set."""

@@ -31,6 +31,15 @@ def test_a_servers_clock_is_never_behind_the_server(
     assert not clock.usable(then)
 
 
+@pytest.mark.parametrize("took", [0.001, 1.0])  # the second is too long to measure by, and still shows a step
+@pytest.mark.parametrize("step", [0.0, 4.0, -4.0])
+def test_a_clock_that_was_set_is_noticed_once(took: float, step: float) -> None:
+    clock = ServerClock(5.0)
+    assert not clock.observe(sent=100.0, server=5000.0, received=100.001)
+    later = [clock.observe(sent=now, server=4900.0 + now + step, received=now + took) for now in (102.0, 104.0)]
+    assert later == [step != 0.0, False]
+
+
 @given(majority=st.integers(1, 4), data=st.data())
 def test_a_lease_counts_until_the_vote_that_makes_the_majority_ends(majority: int, data: st.DataObject) -> None:
     lease = Lease(Bench(majority=majority).room, b"")
