@@ -623,8 +623,10 @@ class Room(Generic[W]):
 
     def _lose(self, lease: Lease, reason: LossReason, index: int | None, now: float) -> None:
         self.holder = None
-        self.port.lost(lease, reason, index)  # before anything is sent, which lets other threads run
-        self._release(lease, now)
+        try:
+            self.port.lost(lease, reason, index)  # before anything is sent, which lets other threads run
+        finally:
+            self._release(lease, now)
 
     def _release(self, lease: Lease, now: float) -> None:
         if not lease.release(now):
