@@ -21,6 +21,6 @@ def test_sentinels_that_lie(kind: str) -> None:
     if kind == "redis-6.2":
         pytest.skip("asynclock.testing has no Sentinels of Redis 6.2")
     with Sentinels(kind, replicas=0) as group:
-        report = asyncio.run(fuzz(group, iter(range(100)), 60.0, at_once=20))
+        report = asyncio.run(fuzz(group, iter(range(100)), 60.0))
     assert report.cases == 100
     assert not report.failed and not report.left, str(report)

@@ -161,7 +161,6 @@ class Case:
                 self.wrong.append(f"{type(error).__name__} came out of a block: {error}")
 
     async def well_again(self, locker: Locker, names: list[str], waiting: list[asyncio.Task[None]]) -> None:
-        end = time.monotonic() + WELL_AGAIN
         stuck = (await asyncio.wait(waiting, timeout=WELL_AGAIN))[1] if waiting else set()
         if stuck:
             self.wrong.append(f"{len(stuck)} waiters wait for ever")
@@ -171,6 +170,7 @@ class Case:
         for task in waiting:
             if not task.cancelled() and (error := task.exception()) is not None:
                 self.wrong.append(f"{type(error).__name__} came out of a block: {error}")
+        end = time.monotonic() + WELL_AGAIN
         for name in names:
             try:
                 await self.to_be_had(locker, name, end)
