@@ -417,7 +417,7 @@ def push() -> Drawing:
     d.call("LockManager", "Room, Lease", "Room.invalidated", push=True)
     d.inside("Room, Lease", "Lease.suspect", "the key is unverified until it was read")
     d.call("Room, Lease", "server", "PTTL key, GET key", "Lease.check: Lease.request(READ), or later (Port.pause)")
-    d.chapter("the answer: a verdict")
+    d.chapter("the answer decides")
     d.call("server", "Connection", "nil", "data_received")
     d.call("Connection", "Node, Request", "Request.reply")
     d.call("Node, Request", "Room, Lease", "Room.answered")
@@ -425,13 +425,13 @@ def push() -> Drawing:
         "Room, Lease", "Lease.answered", "found another value than the token: the vote counts no more; Lease.why_lost"
     )
     d.inside("Room, Lease", "Room._judge", "no majority: Room._lose")
-    d.call("Room, Lease", "server", "DELIFEQ key token", "Lease.release: only of keys that may still be ours")
     d.chapter("the task is told")
     d.call("Room, Lease", "LockManager", "LockManager.lost", "reason, key")
     d.call("LockManager", "your task", "Holder.lost", "of Lease.scope_ref")
     d.inside(
         "your task", "LockScope.lost_reason", "is set; the scope has its Block cancel tasks and body, from the loop"
     )
+    d.call("Room, Lease", "server", "DELIFEQ key token", "Lease.release: only of keys that may still be ours")
     d.inside("your task", "LockScope.__aexit__", "waits for the tasks, for no server, and raises LockLostError")
     return d
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from html import unescape
 from pathlib import Path
 
@@ -70,6 +71,32 @@ def test_every_file_that_is_named_exists() -> None:
     assert len(files) > 50
     for file in files:
         assert any((place / file).exists() for place in (PACKAGE, ROOT)), file
+
+
+def test_every_file_is_named() -> None:
+    """By its path, or by a pattern where nobody looks for one file by itself."""
+    patterns = [code for code in CODE if code.endswith(".py")]
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        assert path.name == "__init__.py" or any(fnmatch(name, pattern) for pattern in patterns), name
+
+
+def test_only_those_log_who_know_servers() -> None:
+    logging = {
+        path.relative_to(PACKAGE).parts[0]
+        for path, tree in SOURCES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import) and any(alias.name == "logging" for alias in node.names)
+    }
+    assert logging == {"topology", "wire"}
+
+
+def test_every_change_names_its_tests() -> None:
+    table = TEXT.partition("## Where to change what")[2].partition("\n## ")[0]
+    rows = [row.split(" | ") for row in table.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) > 20
+    for change, files, tests in rows:
+        assert "`" in files and "`tests/" in tests, change
 
 
 def test_every_name_exists() -> None:
