@@ -109,8 +109,8 @@ class Locker:
     async def acquire(self, name: str, *, timeout: Seconds | None = None) -> LockScope:
         """Wait for the lock, and hold it until the scope is released or left.
 
-        :param timeout: seconds to wait, and at most about ``try_next_after`` more if a server is silent; ``None``: as
-            long as it takes; 0: one attempt
+        :param timeout: seconds to wait, and up to about 1.3 times ``try_next_after`` more if a server is silent; ``None``:
+            without a limit; 0: one attempt
         :raises AcquireTimeoutError: not acquired within that time
         :raises ServerError: the servers cannot be reached when the locker connects, or they refuse
         :raises AlreadyHeldError: the task is inside a block that holds this lock, and would wait for itself
@@ -124,13 +124,19 @@ class Locker:
         """Hold the lock if it is free; one attempt, without waiting for its holder.
 
         :raises NotLockedError: it is not free
-
-        Otherwise as :meth:`acquire`.
+        :raises ServerError: as :meth:`acquire`, and where that would wait until a server is available again
+        :raises LockerClosedError: as :meth:`acquire`
+        :raises ConfigurationError: as :meth:`acquire`
         """
         return await acquire(self, self._manager, name, Room.try_join)
 
     async def force_acquire(self, name: str) -> LockScope:
-        """Take the lock over. Whoever holds it loses it, with reason ``taken over``. Raises as :meth:`acquire`."""
+        """Take the lock over, without waiting for its holder, who loses it with reason ``taken over``.
+
+        :raises ServerError: as :meth:`try_acquire`
+        :raises LockerClosedError: as :meth:`acquire`
+        :raises ConfigurationError: as :meth:`acquire`
+        """
         return await acquire(self, self._manager, name, Room.force)
 
     def with_context(self, name: str, *, timeout: Seconds | None = None) -> Acquisition:
