@@ -1,4 +1,4 @@
-"""asynclock: a distributed lock for asyncio services on Redis and Valkey that tells its holder of a loss.
+"""asynclock: a distributed lock for asyncio services on Redis and Valkey that tells its holder when it is lost.
 
 async with Locker("redis://127.0.0.1:6379") as locker:
     async with locker.with_context("my_lock") as scope:

@@ -29,7 +29,7 @@ class Acquisition:
     :class:`LockScope`. Until then nothing is sent to a server. It is for one block: call ``with_context`` again for
     the next.
 
-    Entering raises as :meth:`Locker.acquire`, and :class:`RuntimeError` the second time. Leaving raises as
+    Entering raises as :meth:`Locker.acquire`, and ``RuntimeError`` the second time. Leaving raises as
     :class:`LockScope`.
     """
 

@@ -109,7 +109,7 @@ class LockLostError(AsyncLockError):
         detail = f" ({self.detail})" if self.detail else ""
         return (
             f"lock {self.name!r} was lost: {_EXPLAINED[self.reason]}{detail}; "
-            "undo or check what was under way, then acquire it again"
+            "undo or check what you were doing under the lock, then acquire it again"
         )
 
 

@@ -1,4 +1,4 @@
-"""Locker: the public face, for whoever wants locks from the servers."""
+"""Locker: connects to the servers, and acquires locks there."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Locker:
 
     ``async with Locker(...)`` connects and closes. Without it, the first acquisition connects, and
     :meth:`aclose` closes. A locker belongs to the event loop and the process in which it is connected; anywhere
-    else, what would change something or wait raises :class:`ConfigurationError`. A locker that the program has
-    forgotten, with all its scopes and tasks that wait for a lock, is closed with a ``ResourceWarning``.
+    else, what would change something or wait raises :class:`ConfigurationError`. If the program keeps no
+    reference to a locker, its scopes and tasks that wait for it, the locker is closed with a ``ResourceWarning``.
     """
 
     def __init__(

@@ -152,7 +152,7 @@ class Cluster(Started):
         """
         id, old_id = self._ids[replica], self._myself(replica).primary_id
         if old_id == "-":
-            raise ValueError(f"{replica.url} is no replica")
+            raise ValueError(f"{replica.url} is not a replica")
         old = next(server for server in self.servers if self._ids[server] == old_id)
         if not force:
             # A primary passes over a request of a node that it does not yet know as its replica.
@@ -291,7 +291,9 @@ class Cluster(Started):
                 views = "\n".join(
                     f"{server.port}:\n{text(server.execute('CLUSTER', 'NODES'))}" for server in self._awake
                 )
-                raise TimeoutError(f"the cluster has not come so far within {seconds} s. Its nodes think\n{views}")
+                raise TimeoutError(
+                    f"the cluster has not reached the expected state within {seconds} s. Its nodes report\n{views}"
+                )
             time.sleep(_POLL)
 
 

@@ -49,5 +49,5 @@ def major_version(executable: str) -> int:
     text = subprocess.run([executable, "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"v=(\d+)", text)
     if found is None:
-        raise RuntimeError(f"{executable} is no Redis or Valkey server: it calls itself {text!r}")
+        raise RuntimeError(f"{executable} is not a Redis or Valkey server: it calls itself {text!r}")
     return int(found[1])

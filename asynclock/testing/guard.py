@@ -7,7 +7,7 @@ import tempfile
 import weakref
 from pathlib import Path
 
-# A shell that lives a moment longer than this process. It is told the server's pid in lines, and sees the end
+# A shell that lives a moment longer than this process. It reads the server's pid in lines, and sees the end
 # of its input however this process ends, SIGKILL included. PR_SET_PDEATHSIG would be simpler, but it needs
 # code between fork and exec, and strikes when the *thread* that started the server ends.
 _SCRIPT = """

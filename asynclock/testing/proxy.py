@@ -69,7 +69,7 @@ class Proxy(Faults):
             link.close(reset=True)
 
     def cut(self) -> None:
-        """End all connections with FIN, on both sides. Bytes that are under way (``delay``) are lost."""
+        """End all connections with FIN, on both sides. Bytes that are still held back (``delay``) are lost."""
         for link in list(self._links):
             link.close(reset=False)
 
@@ -105,7 +105,7 @@ class Proxy(Faults):
         self._update_links()
 
     def deliver(self) -> None:
-        """Deliver now what is under way, whatever ``delay`` and ``rate`` were when it was sent. Lowering these
+        """Deliver now what is held back, whatever ``delay`` and ``rate`` were when it was sent. Lowering these
         affects only what is sent later."""
         for link in list(self._links):
             link.deliver()

@@ -226,7 +226,9 @@ class Sentinels(Started):
         while not is_so():
             if time.monotonic() > deadline:
                 logs = "\n".join(f"{sentinel.port}:\n{sentinel.log[-1000:]}" for sentinel in self.sentinels)
-                raise TimeoutError(f"the Sentinels have not come so far within {seconds} s. Their logs end\n{logs}")
+                raise TimeoutError(
+                    f"the Sentinels have not reached the expected state within {seconds} s. Their logs end\n{logs}"
+                )
             time.sleep(_POLL)
 
 

@@ -79,7 +79,9 @@ class Server(Started):
         if self.running:
             return
         if not hasattr(os, "killpg"):
-            raise RuntimeError("asynclock.testing starts no servers on Windows; test against one that is there")
+            raise RuntimeError(
+                "asynclock.testing starts no servers on Windows; test against a server that already runs"
+            )
         executable = find_executable(self._kind)
         is_first = self._guard is None  # a restart keeps the port, and the file
         self._guard = self._guard or Guard()
@@ -180,7 +182,7 @@ class Server(Started):
     def unix_url(self) -> str:
         """``unix://PATH``. :raises RuntimeError: the server was made without ``unix_socket=True``, or never started"""
         if not self._unix_socket or self._guard is None:
-            raise RuntimeError("no unix socket: it takes Server(unix_socket=True) and start()")
+            raise RuntimeError("there is no unix socket: make Server(unix_socket=True), and start() it")
         return f"unix://{self._guard.directory}/server.sock"
 
     @property
@@ -231,7 +233,7 @@ class Server(Started):
             try:
                 self._held_port = HeldPort(self._port or 0)
             except OSError as error:
-                raise RuntimeError(f"port {self._port} of 127.0.0.1 is not to be had: {error}") from error
+                raise RuntimeError(f"port {self._port} of 127.0.0.1 cannot be used: {error}") from error
             self._port = self._held_port.number
 
     def _release_port(self) -> None:
