@@ -109,8 +109,8 @@ class Locker:
     async def acquire(self, name: str, *, timeout: Seconds | None = None) -> LockScope:
         """Wait for the lock, and hold it until the scope is released or left.
 
-        :param timeout: seconds to wait, and up to about 1.3 times ``try_next_after`` more if a server is silent; ``None``:
-            without a limit; 0: one attempt
+        :param timeout: seconds to wait, and up to about 1.3 times ``try_next_after`` more if a server is silent;
+            ``None``: without a limit; 0: one attempt
         :raises AcquireTimeoutError: not acquired within that time
         :raises ServerError: the servers cannot be reached when the locker connects, or they refuse
         :raises AlreadyHeldError: the task is inside a block that holds this lock, and would wait for itself

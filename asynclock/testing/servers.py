@@ -40,7 +40,7 @@ class Server(Started):
     :param sentinel: start it as a Sentinel
     :param environment: environment variables for its process, on top of those of this process
 
-    All methods block, mostly for milliseconds: call slow ones (:meth:`start`, :meth:`restart`) outside of the event
+    All methods block, mostly for milliseconds: call slow ones (:meth:`start`, :meth:`restart`) outside the event
     loop, or with ``asyncio.to_thread``. After :meth:`stop` or :meth:`kill`, :meth:`start` brings the server back on
     the same port with the same data directory; :meth:`close` removes the directory.
     """
