@@ -6,8 +6,10 @@ async with Locker("redis://127.0.0.1:6379") as locker:
         await do_something()
 """
 
+from ._build import is_compiled  # first: it chooses the build of the other modules
 from ._version import __version__
 from .acquisition import Acquisition
+from .core import room
 from .errors import (
     AcquireTimeoutError,
     AlreadyHeldError,
@@ -21,6 +23,9 @@ from .errors import (
 )
 from .locker import Locker
 from .scope import LockScope
+
+#: Do the hot modules run as machine code? Not if no compiled wheel was installed, or ``ASYNCLOCK_PURE=1`` is set.
+compiled: bool = is_compiled(room)
 
 __all__ = [
     "AcquireTimeoutError",
@@ -36,4 +41,5 @@ __all__ = [
     "NotLockedError",
     "ServerError",
     "__version__",
+    "compiled",
 ]

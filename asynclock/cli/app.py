@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from asynclock import __version__
+from asynclock import __version__, compiled
 
 from . import check_installed
 
@@ -16,7 +16,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"asynclock {__version__}")
+        typer.echo(f"asynclock {__version__} ({'compiled' if compiled else 'pure Python'})")
         raise typer.Exit
 
 

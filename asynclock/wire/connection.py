@@ -12,7 +12,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import hiredis
 
@@ -90,8 +90,9 @@ class _Pong:
     def dropped(self) -> None: ...
 
 
-class Connection(asyncio.Protocol):
-    """One connection to a server.
+class Connection:
+    """One connection to a server. It has the methods of an ``asyncio.Protocol``, and does not inherit from it: a class
+    with an interpreted base cannot be compiled.
 
     State: ``waiting`` has one entry for each reply that is still to come, in order: the ``Expects`` that gets it, or
     None if the reply only goes to ``_earlier``, until the last one of the same request. ``_out`` is what leaves at the
@@ -138,7 +139,7 @@ class Connection(asyncio.Protocol):
         self.heard = clock()  #: when the last reply arrived, or since when a reply is awaited, if that is later
         self.closed = loop.create_future()
         self._transport: asyncio.WriteTransport = writer.transport
-        self._transport.set_protocol(self)
+        self._transport.set_protocol(cast(asyncio.Protocol, self))
 
     def missing(self, now: float) -> float:
         """Seconds for which a reply, or the rest of one, has been awaited; 0: none is."""
