@@ -9,6 +9,9 @@ with it, to which the same rules apply; then
 - at once if the message of its cancellation has died: the exception carries it, so nobody handles that any more;
 - after ``PATIENCE`` if the message lives. A reference cycle, or asyncio, may keep it for good. But greenlets may handle
   the exception where no frame shows it, so a task with greenlets is left in peace.
+
+If others have cancelled the task with a message of theirs, nothing shows whether that lives. Then the second rule
+applies, without ``PATIENCE``.
 """
 
 from __future__ import annotations
@@ -18,26 +21,28 @@ import weakref
 from typing import Any
 
 from .frames import cancel, drops_cancellation, handles_cancellation, has_greenlets, in_wait_for, waits_for
-from .whereabouts import Home
+from .whereabouts import Whereabouts
 
 PATIENCE = 1.0  # seconds
 FIRST_PAUSE, MAX_PAUSE = 0.001, 0.25  # seconds between looks at a task that has not ended; each twice the one before
-UNKNOWN = str  # instead of a reference to the message, for tasks that others have cancelled. As if PATIENCE were over
 
 
-class _Message(str): ...  # other than a str, it can be watched
+class _Message(str): ...  # other than a str, it can be weakly referenced
 
 
 class Cancellation:
     """A cancellation of ``task`` that insists until ``stop``, or until the task is done."""
 
-    __slots__ = ("_heard", "_home", "_loop", "_message", "_next", "_others", "_task", "_why", "count")
+    __slots__ = ("_heard", "_loop", "_message", "_next", "_others", "_task", "_whereabouts", "_why", "count")
 
-    def __init__(self, task: asyncio.Task[Any], why: str, home: Home | None = None, told: bool = False) -> None:
+    def __init__(
+        self, task: asyncio.Task[Any], why: str, whereabouts: Whereabouts | None = None, told: bool = False
+    ) -> None:
         """:param told: asyncio has cancelled it with another task"""
         self.count = 0  #: how many ``uncancel()`` it takes to undo it
-        self._task, self._why, self._home = task, why, home
-        self._message: Any = UNKNOWN if told else weakref.ref(_Message())  # that is a dead one
+        self._task, self._why, self._whereabouts = task, why, whereabouts
+        # A reference to the message of its cancellation. None: others have sent one.
+        self._message = None if told else weakref.ref(_Message())  # that is a dead one
         self._loop = asyncio.get_running_loop()
         self._heard = self._loop.time()  # when it was cancelled, or last seen to handle a cancellation
         self._others: dict[asyncio.Task[Any], Cancellation] = {}  # of those that have been cancelled with it
@@ -63,16 +68,18 @@ class Cancellation:
 
     def _goes_on(self) -> bool:
         others = {each for each in waits_for(self._task) if each.cancelling()}
-        for gone in self._others.keys() - others:
-            self._others.pop(gone).stop()
+        for ended in self._others.keys() - others:
+            self._others.pop(ended).stop()
         for each in others - self._others.keys():
             self._others[each] = Cancellation(each, self._why, told=True)
         if others or handles_cancellation(self._task):
             self._heard = self._loop.time()
             return False
-        late = self._message is UNKNOWN or self._loop.time() - self._heard >= PATIENCE
-        dropped = self._message() is None or in_wait_for(self._task) or (late and not has_greenlets(self._task))
-        return dropped and not (self._home is not None and self._home.is_beside(self._task))
+        message = self._message
+        late = message is None or self._loop.time() - self._heard >= PATIENCE
+        dead = message is not None and message() is None
+        dropped = dead or in_wait_for(self._task) or (late and not has_greenlets(self._task))
+        return dropped and not (self._whereabouts is not None and self._whereabouts.is_beside(self._task))
 
     def _strike(self) -> None:
         self.count, self._heard = self.count + 1, self._loop.time()

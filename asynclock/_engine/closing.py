@@ -40,8 +40,7 @@ class Closing:
         for room in list(rooms.values()):
             lease = room.holder
             for waiter in room.close(clock()):
-                waiter.error = closed_error(locker)
-                waiter.done()
+                waiter.fail(closed_error(locker))
             if lease is not None:
                 self._leases.append((room, lease))
 
@@ -61,14 +60,14 @@ class Closing:
         exits: dict[asyncio.Future[None], float] = {}
         for _, lease in self._leases:
             holder: Holder | None = lease.scope_ref
-            if holder is not None and (left := holder.left(caller)) is not None:
-                exits[left] = lease.deadline
+            if holder is not None and (exited := holder.exited(caller)) is not None:
+                exits[exited] = lease.deadline
                 self._waited_for.append(holder)
         while exits and not hurry.done():
             timeout = max(0.0, min(exits.values()) - self._clock())
             await asyncio.wait([*exits, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             now = self._clock()
-            exits = {left: until for left, until in exits.items() if not left.done() and until > now}
+            exits = {exited: until for exited, until in exits.items() if not exited.done() and until > now}
         # A scope without a block cannot be waited for. Whoever awaits its loss is to hear of it before the keys go.
         for _ in range(TURNS if self._leases else 0):
             await asyncio.sleep(0)

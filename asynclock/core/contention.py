@@ -5,9 +5,9 @@ from __future__ import annotations
 from .lease import MAGIC, Lease
 from .rules import NEVER, Rules
 
-REMEMBERED = 8  # acquisitions without a refusal after which nobody else is expected to want the lock
+REMEMBERED_ACQUISITIONS = 8  # acquisitions without a refusal after which nobody else is expected to want the lock
 MAX_RIVALS = 8  # refusals before an acquisition that count towards the pause after it
-REMEMBERED_FOR = 1.0  # seconds for which others are expected while nobody here wants the lock
+REMEMBERED_SECONDS = 1.0  # seconds for which others are expected while nobody here wants the lock
 MIN_HOLD_BACK = 0.0005  # seconds: the shortest pause that lets a waiter elsewhere win
 
 
@@ -33,7 +33,7 @@ class Contention:
 
     def met(self, token: bytes | None = None) -> None:
         """Somebody else has the lock, or had it. ``token``: what they wrote, if that was seen."""
-        self.contended = REMEMBERED
+        self.contended = REMEMBERED_ACQUISITIONS
         if token is not None and token.startswith(MAGIC):
             self._polite = True
 
@@ -45,7 +45,7 @@ class Contention:
     def won(self) -> bool:
         """The lock was acquired. False: nobody else is expected any more."""
         self.contended -= self.contended > 0
-        self._crowded = REMEMBERED if self._refusals > 1 else max(0, self._crowded - 1)
+        self._crowded = REMEMBERED_ACQUISITIONS if self._refusals > 1 else max(0, self._crowded - 1)
         self._rivals, self._refusals = min(self._refusals, MAX_RIVALS), 0
         self.over()
         return self.contended > 0 or self._rivals > 0
@@ -57,7 +57,7 @@ class Contention:
     def outdated(self, now: float) -> bool:
         """Somebody here wants the lock, perhaps again. Was the last time too long ago to expect others still?"""
         left_at, self._left_at = self._left_at, NEVER
-        return now - left_at > REMEMBERED_FOR
+        return now - left_at > REMEMBERED_SECONDS
 
     def hold_back(self, lease: Lease) -> None:
         """``lease`` is being released: hold back until its server, and those who wait there, know."""

@@ -52,7 +52,8 @@ class Lease:
     - Bit ``i`` of ``may_be_ours`` is set from the moment that a command is sent that may put the token into key
       ``i``, until an answer shows that it is not there or a RELEASE has followed it.
     - Once ``done`` is set, a RELEASE has been sent for every key that may be ours (or will be, by whoever closes
-      the locker), the votes count no more, and late answers change nothing here.
+      the locker), and the votes count no more. Late answers say when the keys of a failed attempt may be free
+      (``free_at``), and why a held lock had been lost before its release (``missed``, ``cause``), and nothing else.
     """
 
     # In an attempt:
@@ -70,7 +71,6 @@ class Lease:
 
     __slots__ = (
         "acquired_at",
-        "barred",
         "cause",
         "checked_at",
         "confirming",
@@ -84,6 +84,7 @@ class Lease:
         "extending",
         "free_at",
         "in_flight",
+        "lasting_errors",
         "may_be_ours",
         "missed",
         "next_check",
@@ -118,11 +119,11 @@ class Lease:
         #: None: only free keys are taken. Else they are taken whoever has them, and bit i: key i was, and is read
         #: once more before the lock counts as held.
         self.confirming = 0 if forced else None
-        self.unsent = 0  # keys that an attempt in order has not come to yet: the last ones
+        self.unsent = 0  # keys that an attempt, one by one, has not come to yet: the last ones
         self.silent = False  # servers that have not answered are not waited for any longer
-        self.refused = 0  # bit i: somebody else had key i, or it was gone again at once
+        self.refused = 0  # bit i: somebody else had key i, or it was missing as soon as it had been set
         self.free_at: Mapping[int, float] = _NONE  # key -> when it may be free, for keys that refused or failed
-        self.barred = 0  # keys whose servers will give the same answer if they are asked again
+        self.lasting_errors = 0  # keys whose servers fail in a way that retrying cannot help (``ServerError.lasting``)
         self.error: Exception | None = None  # the last one that a server answered with
         # A held lock
         self.extend_at = NEVER  # when it is extended next; NEVER: its first check has not come yet
@@ -166,9 +167,9 @@ class Lease:
     def not_connected(self, index: int) -> None:
         """The server of key ``index`` could not be asked."""
         self.defer(index, NEVER)
-        if (error := self.room.port.barred(self.room, index)) is not None:
+        if (error := self.room.port.lasting_error(self.room, index)) is not None:
             self.error = error
-            self.barred += 1
+            self.lasting_errors += 1
 
     def confirm(self, now: float) -> None:
         """A majority was taken by force: read it once more, so that the previous holder can see who took its lock.
@@ -369,8 +370,8 @@ class Lease:
     ) -> LossReason | None:
         """The answer shows that key ``index`` does not hold our token."""
         if found is None and (ok or operation.reads):
-            # Gone as soon as it was there, or before its time. Before the vote is taken back: this may send something,
-            # which lets other threads run, and they must not find a lock that is over and not lost.
+            # Missing as soon as it had been set, or before its time. Before the vote is taken back: this may send
+            # something, which lets other threads run, and they must not find a lock that is over and not lost.
             self.room.port.doubt_clock(self.room, index)
         lost = self.why_lost(index, found, now) if self.votes[index] else None
         self.unverified &= ~(1 << index)
@@ -381,7 +382,7 @@ class Lease:
         return lost
 
     def refuse(self, index: int, sent: float, found: bytes | None, ttl: int | None, now: float) -> None:
-        """Key ``index`` was somebody else's, or is gone: note when it may be free.
+        """Key ``index`` was somebody else's, or is missing: note when it may be free.
 
         The time to live counts from when the request was ``sent``. Then the next attempt, which takes as long to get
         to the server, arrives when the key has expired; and an answer that was read late, since the loop was blocked

@@ -27,13 +27,14 @@ class Room(Generic[W]):
     - An attempt for the queue goes on when its waiter leaves, as long as another is there.
     - While the queue is not empty, something is due that comes back to it: the holder's release or loss, the
       attempt's answers, ``wake`` at a finite time, or the reconnect of a server.
-    - A first attempt asks for all keys at once. Once others are known to want them too, attempts go in order: whoever
-      gets the first key asks for the rest, whoever is refused the first one stops there. So contenders do not split
-      the votes among them.
+    - A first attempt asks for all keys at once. Once others are known to want them too, an attempt asks one by one, in
+      the order of the keys: whoever gets the first key asks for the rest, whoever is refused the first one stops there.
+      So contenders do not split the votes among them.
     """
 
     __slots__ = (
         "attempt",
+        "batch",
         "contention",
         "due",
         "forces",
@@ -48,7 +49,6 @@ class Room(Generic[W]):
         "queue",
         "retries",
         "rules",
-        "slot",
         "timer",
         "wake",
     )
@@ -57,11 +57,11 @@ class Room(Generic[W]):
         self.name = name
         self.rules = rules
         self.port = port
-        self.keys = keys  # the engine's, like the four that follow
-        self.places: tuple[int, ...] = ()
-        self.timer: Any = None
-        self.slot = NEVER
-        self.due = NEVER  # by when the engine looks at ``wake`` again
+        self.keys = keys  # the engine's: the full names of the keys
+        self.places: tuple[int, ...] = ()  # the topology's: for each key, what leads to its server
+        self.timer: Any = None  # the engine's timers': the room's own timer
+        self.batch = NEVER  # ... or the time at which it is woken with others
+        self.due = NEVER  # ... by when they look at ``wake`` again
         self.holder: Lease | None = None
         self.attempt: Lease | None = None
         self.queue: OrderedDict[W, None] = OrderedDict()
@@ -241,7 +241,7 @@ class Room(Generic[W]):
             return
         lease.error = error
         if operation.acquires:
-            lease.barred += getattr(error, "lasting", False)
+            lease.lasting_errors += getattr(error, "lasting", False)
             lease.defer(index, NEVER if error is None else now + self._backoff())
         elif error is not None and lease is self.holder:
             self._plan_extension(lease, now)
@@ -309,13 +309,14 @@ class Room(Generic[W]):
         elif self.holder is not None:
             self.first_check(self.holder, now)  # its expiry is read then
 
-    def shut_out(self, now: float) -> None:
-        """A server refuses this client for good: whoever waits for it must be told."""
+    def lasting_failure(self, now: float) -> None:
+        """A server refuses this client, and retrying cannot help: tell whoever waits, if that keeps them from the
+        lock."""
         if self.queue and self.holder is None and self.attempt is None and not self._holds_back_for_release():
             self._attempt(now)
 
     def gone(self, index: int, now: float) -> None:
-        """The server of key ``index`` refuses new connections."""
+        """The server of key ``index`` is gone: it refuses new connections."""
         for lease in (self.attempt, self.holder):
             if lease is not None and lease.votes[index]:
                 lease.vote(index, 0.0)
@@ -356,8 +357,8 @@ class Room(Generic[W]):
                 self.attempt.silent = not self.attempt.forced
             self._decide(now)
         elif self.last_failed is not None:
-            # Not in order: a first key that never becomes free would keep us from a majority of the others.
-            self._attempt(now, in_order=False)
+            # Not one by one: a first key that never becomes free would keep us from a majority of the others.
+            self._attempt(now, one_by_one=False)
         else:
             if self.contention is not None:
                 self.contention.over()
@@ -396,7 +397,7 @@ class Room(Generic[W]):
         lease.request_all(FORCE, now)
         self._decide(now)
 
-    def _attempt(self, now: float, in_order: bool = True) -> None:
+    def _attempt(self, now: float, one_by_one: bool = True) -> None:
         self.last_failed = None
         lease = self.attempt = Lease(self, self.port.token(False))
         if self.rules.keys > 1:
@@ -407,14 +408,14 @@ class Room(Generic[W]):
         if self.contention is not None:
             self.contention.watch = None  # whatever it says comes too late
             contended = self.contention.contended > 0
-        if contended and in_order and self.rules.keys > 1 and self.no_wait is None:
+        if contended and one_by_one and self.rules.keys > 1 and self.no_wait is None:
             lease.unsent = self.rules.keys
             lease.decides = -1
             self._decide(now)
         elif not lease.request_all(TAKE_TTL if contended else TAKE, now):
             self._decide(now)
 
-    def _request_in_order(self, lease: Lease, now: float) -> None:
+    def _request_next(self, lease: Lease, now: float) -> None:
         """Request the next key, unless the answer for another decides; all the rest once one is ours; none once one is
         refused."""
         while lease.unsent and not lease.refused:
@@ -433,7 +434,7 @@ class Room(Generic[W]):
         lease, rules = self.attempt, self.rules
         assert lease is not None
         if lease.unsent:
-            self._request_in_order(lease, now)
+            self._request_next(lease, now)
         if now < lease.deadline:  # a majority is ours
             if lease.confirming is not None:
                 if not lease.confirming:
@@ -488,7 +489,7 @@ class Room(Generic[W]):
         self.attempt = None
         self._release(lease, now)
         refused = lease.refused_by_others(self.rules)
-        if lease.barred > self.rules.keys - self.rules.majority:
+        if lease.lasting_errors > self.rules.keys - self.rules.majority:
             waiters = list(self.queue)
             self.queue.clear()
             self.no_wait = None
@@ -508,10 +509,10 @@ class Room(Generic[W]):
         if refused:
             if self.contention is None:
                 self.contention = Contention()
-            self.contention.refused()
+            self.contention.lost_race()
         if refused and not known:
             # The first attempt did not read how long the holder has left. Do so, while trying again.
-            self._attempt(now, in_order=False)
+            self._attempt(now, one_by_one=False)
         else:
             self._try_again(lease, now)
 
@@ -592,7 +593,7 @@ class Room(Generic[W]):
         if found is None and not lease.refused:
             lease.watched, lease.stale = 1, 0  # nobody has it yet
             return
-        contention.met(found)
+        contention.met_rival(found)
         contention.over()
         if self.attempt is not None or self.holder is not None or not self.queue:
             return
@@ -679,7 +680,7 @@ class Room(Generic[W]):
             # are enough.
             blocked = any(when > now for key, when in lease.free_at.items() if key < index)
             enough = not lease.unsent and enough_free_at(lease, self.rules, now) <= now
-            self._attempt(now, in_order=not (blocked and enough))
+            self._attempt(now, one_by_one=not (blocked and enough))
         else:
             self._wake_at(possible_at(lease, self.rules, now))
 

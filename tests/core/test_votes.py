@@ -369,7 +369,7 @@ def test_two_lasting_errors_do() -> None:
 def test_a_release_that_finds_fewer_keys_than_a_holder_has_says_so() -> None:
     bench = Bench(2)
     lease = bench.hold()
-    bench.room.release(lease, bench.now)
+    bench.release(lease)
     bench.answer(Operation.RELEASE, 0)
     bench.answer(Operation.RELEASE, 1, found=None)
     assert not lease.lost_unnoticed(2)
@@ -384,7 +384,7 @@ def test_a_release_that_finds_fewer_keys_than_a_holder_has_says_so() -> None:
 def test_a_connection_that_breaks_while_it_is_asked_why_a_release_found_nothing_ends_the_wait_for_it() -> None:
     bench = Bench()
     lease = bench.hold()
-    bench.room.release(lease, bench.now)
+    bench.release(lease)
     bench.answer(Operation.RELEASE, 0, found=None)
     assert bench.settles == [] and bench.asks == [(Operation.READ, 0)]
     bench.drop(0)
@@ -424,7 +424,7 @@ def test_the_more_often_others_were_quicker_the_longer_is_held_back() -> None:
     bench.room.invalidated(0, bench.now)
     for index in range(3):
         bench.answer(Operation.TAKE_TTL, index)
-    bench.room.release(bench.room.holder, bench.now)
+    bench.release(bench.room.holder)
     bench.wait(0.001)
     for index in range(3):
         bench.answer(Operation.RELEASE, index)
