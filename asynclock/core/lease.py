@@ -139,6 +139,15 @@ class Lease:
         self.missed = 0  # bit i: the RELEASE of key i did not find the token
         self.release_waiter: Any = None  # the engine's: who waits for the release
 
+    @classmethod
+    def ended(cls, room: Room[Any], token: bytes, now: float) -> Lease:
+        """A lease that was released ``now``, and had asked for the first key only."""
+        lease = cls(room, token)
+        lease.unsent = room.rules.keys - 1
+        lease.watched = 0
+        lease.end(now)
+        return lease
+
     # Requests
 
     def request(self, index: int, operation: Operation, now: float) -> bool:
@@ -163,6 +172,34 @@ class Lease:
             else:
                 self.not_connected(index)
         return not self.free_at
+
+    def ask_one_by_one(self) -> None:
+        """From now on, ``request_next`` asks for the keys one by one, in their order."""
+        self.unsent = self.room.rules.keys
+        self.decides = -1
+
+    def request_next(self, now: float) -> None:
+        """Ask for the next key, unless the answer for another decides; for all the rest once one is ours; for none once
+        one is refused."""
+        room = self.room
+        while self.unsent and not self.refused:
+            if self.decides >= 0 and self.in_flight[self.decides]:
+                return
+            index = room.rules.keys - self.unsent
+            self.unsent -= 1
+            silent = room.port.silent(room, index, now)
+            if not self.request(index, TAKE_TTL, now):
+                self.not_connected(index)
+            elif not silent and not self.vote_count(now):
+                self.decides = index
+
+    def wait_no_longer(self) -> None:
+        """The answers take too long: ask for the next key, or go on without those who are silent. But whoever takes the
+        lock by force waits for all."""
+        if self.unsent:
+            self.decides = -1
+        else:
+            self.silent = not self.forced
 
     def not_connected(self, index: int) -> None:
         """The server of key ``index`` could not be asked."""
@@ -206,6 +243,11 @@ class Lease:
         self.releases = self.unreleased = sent
         return sent
 
+    def end(self, now: float) -> None:
+        """The votes count no more. What may be ours stays so until ``release``."""
+        self.done = True
+        self.released_at = now
+
     def extend(self, now: float) -> None:
         """Extend every vote, and try to get the keys back that do not count (only if they are free)."""
         rules = self.room.rules
@@ -225,8 +267,12 @@ class Lease:
             # extended in the same turn of the event loop for ever.
             self.extend_at = rules.extension(now, 0.5 + self.room.port.chance() / 2)
             self.checked_at = now
-        left = self.deadline - now
-        self.extend_at = min(self.extend_at, self.deadline - min(rules.reserve, left / 2))
+        remaining = self.deadline - now
+        self.extend_at = min(self.extend_at, self.deadline - min(rules.reserve, remaining / 2))
+
+    def extend_by(self, when: float) -> None:
+        """Extend then, at the latest."""
+        self.extend_at = min(self.extend_at, when)
 
     def first_check(self, now: float) -> None:
         """Have the keys tracked that are not, and read: a change until now caused no invalidation."""
@@ -305,6 +351,16 @@ class Lease:
         if self.room.attempt is self:
             return True
         return sent - self.extended_at < OWN_EXTENSION or sent - self.acquired_at < OWN_SET
+
+    def forget_cause(self) -> None:
+        """No key is missing, unless that is still to be found out."""
+        if not self.unverified and not self.pending():
+            self.cause = None
+
+    def acquired(self, now: float) -> None:
+        """The attempt is won."""
+        self.acquired_at = now
+        self.cause = None
 
     # Answers
 
@@ -404,6 +460,46 @@ class Lease:
             free = min(free, now + rules.extend_interval * (0.5 + chance() / 2))
         self.defer(index, free)
 
+    def refused_late(self, index: int, sent: float, found: bytes | None, ttl: int | None, now: float) -> None:
+        """This answer came after the attempt had failed. It tells what to wait for on that server."""
+        if found == self.token:
+            self.defer(index, now)  # our release is on its way, and that change is not worth an attempt
+        else:
+            self.refuse(index, sent, found, ttl, now)
+            self.watched |= 1 << index
+
+    def watch_refusals(self) -> None:
+        """The attempt has failed: a change of these keys makes another one worthwhile."""
+        # Not those that have not answered: what changes there may be our own release.
+        self.watched = sum(1 << index for index in self.free_at if not self.in_flight[index])
+
+    def failed(self, error: Exception | None) -> None:
+        """A request has failed: the connection is lost (``None``), or the server answered with an error."""
+        self.error = error
+
+    def not_taken(self, index: int, again: float) -> None:
+        """That was the request for the vote of key ``index``. Another may succeed ``again``."""
+        self.lasting_errors += getattr(self.error, "lasting", False)
+        self.defer(index, again)
+
+    def release_answered(self, index: int, ok: bool, now: float) -> bool:
+        """The RELEASE of key ``index`` is answered (``ok``: it found the token), or never will be. True: that was the
+        last one."""
+        if not ok:
+            self.missed |= 1 << index
+            if self.votes[index] and self.request(index, READ, now):
+                return False  # the key was lost before: what is in it says why (``missed_because``)
+        self.unreleased -= 1
+        return not self.unreleased
+
+    def is_missed(self, index: int, operation: Operation) -> bool:
+        """Was key ``index`` read to find out why its RELEASE did not find the token?"""
+        return bool(self.missed >> index & 1) and operation is READ
+
+    def missed_because(self, index: int, found: bytes | None) -> None:
+        """... and ``found`` is in it."""
+        self.cause = self.why_lost(index, found, self.released_at)
+
     def unanswered(self, index: int, operation: Operation) -> None:
         """No answer to a request will come."""
         self.in_flight[index] -= 1
@@ -428,7 +524,7 @@ class Lease:
         """Key ``index`` could not be taken, and may be free then."""
         self.free_at = {**self.free_at, index: when}
 
-    def granted(self, now: float) -> int:
+    def vote_count(self, now: float) -> int:
         """How many votes count."""
         return sum(until > now for until in self.votes)
 
