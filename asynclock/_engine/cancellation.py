@@ -2,9 +2,9 @@
 
 A cancellation is lost when its exception is dropped, as by ``asyncio.wait_for`` of Python 3.11, through which redis-py
 sends its commands. Work that goes on with a lost lock is what this library must prevent; to cancel clean-up code again
-and again is almost as bad. So a task is cancelled again only if no frame of it handles a cancellation (``frames``), it
-is not in code outside the generator that its block is in (``whereabouts``), and it waits for no task that was cancelled
-with it, to which the same rules apply; then
+and again is almost as bad. So a task is cancelled again only if no frame of it handles a cancellation
+(``_engine/frames.py``), it is not in code outside the generator that its block is in (``_engine/whereabouts.py``), and
+it waits for no task that was cancelled with it, to which the same rules apply; then
 
 - at once if the message of its cancellation has died: the exception carries it, so nobody handles that any more;
 - after ``PATIENCE`` if the message lives. A reference cycle, or asyncio, may keep it for good. But greenlets may handle

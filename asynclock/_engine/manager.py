@@ -230,9 +230,7 @@ class LockManager:
     def _room(self, name: str) -> Room[Waiter]:
         raw = check_name(name)
         keys = tuple([bulk(prefix + raw) for prefix in self._prefixes])
-        room = Room(name, self.rules, self, keys)
-        room.places = self.topology.places(keys)
-        return room
+        return Room(name, self.rules, self, keys, self.topology.places(keys))
 
     # For scopes
 

@@ -53,15 +53,22 @@ class Room(Generic[W]):
         "wake",
     )
 
-    def __init__(self, name: str, rules: Rules, port: Port[W], keys: tuple[bytes, ...] = ()) -> None:
+    def __init__(
+        self, name: str, rules: Rules, port: Port[W], keys: tuple[bytes, ...] = (), places: tuple[int, ...] = ()
+    ) -> None:
+        """
+        :param keys: what the keys are called on their servers
+        :param places: for each key, what leads to its server (``Topology.places``)
+        """
         self.name = name
         self.rules = rules
         self.port = port
-        self.keys = keys  # the engine's: the full names of the keys
-        self.places: tuple[int, ...] = ()  # the topology's: for each key, what leads to its server
-        self.timer: Any = None  # the engine's timers': the room's own timer
-        self.batch = NEVER  # ... or the time at which it is woken with others
-        self.due = NEVER  # ... by when they look at ``wake`` again
+        self.keys = keys
+        self.places = places
+        # Whoever wakes the room (``_engine.timers.Timers``) owns these:
+        self.timer: Any = None  # of its own
+        self.batch = NEVER  # when it is woken with others
+        self.due = NEVER  # by when ``wake`` is looked at again
         self.holder: Lease | None = None
         self.attempt: Lease | None = None
         self.queue: OrderedDict[W, None] = OrderedDict()
