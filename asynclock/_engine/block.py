@@ -296,6 +296,6 @@ class Block:
         return self._exited
 
     def excuse(self) -> None:
-        """Whoever waits for ``exited`` need wait no more."""
+        """End the wait of those who wait for ``exited``."""
         if self._exited is not None and not self._exited.done():
             self._exited.set_result(None)

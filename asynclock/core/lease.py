@@ -119,8 +119,8 @@ class Lease:
         #: None: only free keys are taken. Else they are taken whoever has them, and bit i: key i was, and is read
         #: once more before the lock counts as held.
         self.confirming = 0 if forced else None
-        self.unsent = 0  # keys that an attempt, one by one, has not come to yet: the last ones
-        self.silent = False  # servers that have not answered are not waited for any longer
+        self.unsent = 0  # keys that an attempt that goes one by one has not requested yet: the last ones
+        self.silent = False  # the attempt waits no longer for servers that have not answered
         self.refused = 0  # bit i: somebody else had key i, or it was missing as soon as it had been set
         self.free_at: Mapping[int, float] = _NONE  # key -> when it may be free, for keys that refused or failed
         self.lasting_errors = 0  # keys whose servers fail in a way that retrying cannot help (``ServerError.lasting``)
@@ -151,7 +151,7 @@ class Lease:
     # Requests
 
     def request(self, index: int, operation: Operation, now: float) -> bool:
-        """Ask for key ``index``. False: its server is not connected, and no answer will come."""
+        """Send a request for key ``index``. False: its server is not connected, and no answer will come."""
         room = self.room
         if not room.port.request(self, index, operation, now):
             return False
@@ -162,7 +162,7 @@ class Lease:
         return True
 
     def request_all(self, operation: Operation, now: float) -> bool:
-        """Ask for every key. Were all servers connected?"""
+        """Send a request for every key. Were all servers connected?"""
         room = self.room
         send = room.port.request
         for index in range(room.rules.keys):
@@ -173,14 +173,14 @@ class Lease:
                 self.not_connected(index)
         return not self.free_at
 
-    def ask_one_by_one(self) -> None:
-        """From now on, ``request_next`` asks for the keys one by one, in their order."""
+    def go_one_by_one(self) -> None:
+        """Request the keys one by one, in their order, by ``request_next``."""
         self.unsent = self.room.rules.keys
         self.decides = -1
 
     def request_next(self, now: float) -> None:
-        """Ask for the next key, unless the answer for another decides; for all the rest once one is ours; for none once
-        one is refused."""
+        """Request the next key, unless the answer for another decides; all the rest once one is ours; none once one is
+        refused."""
         room = self.room
         while self.unsent and not self.refused:
             if self.decides >= 0 and self.in_flight[self.decides]:
@@ -194,15 +194,15 @@ class Lease:
                 self.decides = index
 
     def wait_no_longer(self) -> None:
-        """The answers take too long: ask for the next key, or go on without those who are silent. But whoever takes the
-        lock by force waits for all."""
+        """The answers take too long: request the next key, or decide without the servers that are silent. But an
+        attempt by force waits for all."""
         if self.unsent:
             self.decides = -1
         else:
             self.silent = not self.forced
 
     def not_connected(self, index: int) -> None:
-        """The server of key ``index`` could not be asked."""
+        """The server of key ``index`` is not connected."""
         self.defer(index, NEVER)
         if (error := self.room.port.lasting_error(self.room, index)) is not None:
             self.error = error
@@ -255,7 +255,7 @@ class Lease:
         self.extended_at = now
         self.next_check = NEVER  # this is one
         for index in range(rules.keys):
-            if not self.extending >> index & 1:  # a silent server is asked again when it has answered
+            if not self.extending >> index & 1:  # a silent server gets the next one when it has answered
                 self.request(index, EXTEND if self.may_be_ours >> index & 1 else TAKE, now)
 
     def plan_extension(self, now: float) -> None:
@@ -275,7 +275,7 @@ class Lease:
         self.extend_at = min(self.extend_at, when)
 
     def first_check(self, now: float) -> None:
-        """Have the keys tracked that are not, and read: a change until now caused no invalidation."""
+        """Read the keys that are not tracked yet: from then on they are, but a change before caused no invalidation."""
         for index in range(self.room.rules.keys):
             if self.untracked >> index & 1 and not self.in_flight[index]:
                 self.request(index, READ, now)
@@ -315,9 +315,9 @@ class Lease:
             self.check(index, now)
 
     def verify(self, index: int, now: float) -> None:
-        """The server of key ``index`` is back, with or without the key: look, by extending it."""
+        """The server of key ``index`` is back, with or without the key: check it, by extending it."""
         if self.in_flight[index]:
-            # What is in flight may be older than the change: look again after it.
+            # What is in flight may be older than the change: check again after it.
             self.unverified |= 1 << index
             self.stale |= 1 << index
         elif self.may_be_ours >> index & 1:
@@ -326,7 +326,7 @@ class Lease:
             self.request(index, EXTEND, now)
 
     def verify_all(self, now: float) -> None:
-        """Every key may have been overwritten by this process: look, by extending it."""
+        """This process may have overwritten every key: check them, by extending them."""
         for index in range(self.room.rules.keys):
             if self.may_be_ours >> index & 1:
                 self.unverified |= 1 << index
@@ -383,17 +383,17 @@ class Lease:
         rules = self.room.rules
         if operation is READ:
             self.untracked &= ~(1 << index)
-            # Somebody may have shortened its life; nobody lengthens it by reading. It ends between
-            # sent + ttl and now + ttl, as it was the question that took its time, or the answer.
+            # Another client may have shortened its life; to read it does not lengthen it. It ends between sent + ttl
+            # and now + ttl: that depends on whether the request took the time, or the reply.
             until = self.votes[index]
             if ttl is not None and ttl >= 0:
                 if now + ttl / 1000 < until or not until:
                     self.vote(index, sent + rules.term_of(ttl / 1000))
                 if until and not until < now + ttl / 1000 < until + rules.validity:
-                    self.room.port.doubt_clock(self.room, index)  # or somebody else wants it to end
+                    self.room.port.doubt_clock(self.room, index)  # though another client may have set the expiry
         elif ok:
             until = sent + rules.term
-            if ttl is not None and ttl >= 0:  # somebody may have been quick to shorten it
+            if ttl is not None and ttl >= 0:  # another client may have shortened it already
                 until = min(until, sent + rules.term_of(ttl / 1000))
             # As ``vote``, which would be a call more in every acquisition.
             self.votes[index] = until

@@ -16,7 +16,7 @@ class Retries:
     __slots__ = ("_at_once", "_expires", "_failures", "_invalidated", "_known_since", "_took", "counts")
 
     def __init__(self) -> None:
-        self.counts = False  #: is there anything to ``reset``?
+        self.counts = False  #: has anything been counted since the last ``reset``?
         self._at_once = 0  # attempts in a row that followed without a pause
         self._failures = 0  # errors of servers, since a lock was acquired or verified
         self._invalidated = False  # is the next attempt, or the one under way, due to an invalidation?

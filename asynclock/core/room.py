@@ -27,8 +27,8 @@ class Room(Generic[W]):
     - An attempt for the queue goes on when its waiter leaves, as long as another is there.
     - While the queue is not empty, something is due that comes back to it: the holder's release or loss, the
       attempt's answers, ``wake`` at a finite time, or the reconnect of a server.
-    - A first attempt asks for all keys at once. Once others are known to want them too, an attempt asks one by one, in
-      the order of the keys: whoever gets the first key asks for the rest, whoever is refused the first one stops there.
+    - A first attempt asks for all keys at once. Once others are known to want them too, an attempt goes one by one, in
+      the order of the keys: whoever gets the first key requests the rest, whoever is refused the first one stops there.
       So contenders do not split the votes among them.
     """
 
@@ -219,13 +219,13 @@ class Room(Generic[W]):
         ttl: int | None,
         now: float,
     ) -> None:
-        """The lease is over. Some answers are still useful."""
+        """The lease is done. Some answers are still useful."""
         lease.unanswered(index, operation)
         if lease.is_missed(index, operation):
             lease.missed_because(index, found)
             self.released(lease, index, True, now)
-        elif (contention := self.contention) and (watch := contention.watch) and lease is watch.probe:
-            self._watched(contention, watch, sent, found, ttl, now)
+        elif self.contention is not None and (watch := self.contention.watch) is not None and lease is watch.probe:
+            self._watched(self.contention, watch, sent, found, ttl, now)
         elif lease is self.last_failed and self.attempt is None and self.queue:
             self._refused_late(lease, index, sent, found, ttl, now)
 
@@ -389,11 +389,13 @@ class Room(Generic[W]):
             self._attempt(now)
 
     def _force(self, now: float) -> None:
+        """Begin an attempt for the first in ``forces``."""
         self.attempt = lease = Lease(self, self.port.token(True), forced=True)
         lease.request_all(FORCE, now)
         self._decide(now)
 
     def _attempt(self, now: float, one_by_one: bool = True) -> None:
+        """Begin an attempt for the first in ``queue``: one by one if that is better, unless it must not be."""
         self.last_failed = None
         lease = self.attempt = Lease(self, self.port.token(False))
         if self.rules.keys > 1:
@@ -405,7 +407,7 @@ class Room(Generic[W]):
             self.contention.stop_watching()
             contended = self.contention.expected > 0
         if contended and one_by_one and self.rules.keys > 1 and self.no_wait is None:
-            lease.ask_one_by_one()
+            lease.go_one_by_one()
             self._decide(now)
         elif not lease.request_all(TAKE_TTL if contended else TAKE, now):
             self._decide(now)
@@ -466,7 +468,8 @@ class Room(Generic[W]):
         self._next(now)
 
     def _give_up(self, lease: Lease, now: float) -> None:
-        """The attempt has failed: give back what it got, and tell who waits for nothing else."""
+        """The attempt has failed: release what it got. Then tell those for whom another attempt is no use, and plan it
+        for the others."""
         self.attempt = None
         self._release(lease, now)
         refused = lease.refused_by_others(self.rules)
@@ -498,7 +501,7 @@ class Room(Generic[W]):
             self._try_again(lease, now)
 
     def _try_again(self, lease: Lease, now: float) -> None:
-        """The attempt has failed, and others wait: try again at once, or when another attempt may do better."""
+        """The attempt has failed, and tasks wait: try again at once, or when another attempt may do better."""
         for index, asked in enumerate(lease.in_flight):
             if asked:  # silent
                 lease.defer(index, now + self._backoff())
