@@ -20,7 +20,7 @@ TURNS = 5  # of the event loop, between telling scopes that the locker closes an
 class Closing:
     """Takes every lock from its scope at once, and gives the keys back when that is safe.
 
-    A scope that is told that its lock is lost still has to stop its work. Nobody else gets the lock before that.
+    A scope that is notified of its loss still has to stop its work. Nobody else gets the lock before that.
     """
 
     __slots__ = ("_clock", "_give_back", "_leases", "_waited_for")
@@ -68,7 +68,7 @@ class Closing:
             await asyncio.wait([*exits, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             now = self._clock()
             exits = {exited: until for exited, until in exits.items() if not exited.done() and until > now}
-        # A scope without a block cannot be waited for. Whoever awaits its loss is to hear of it before the keys go.
+        # Nobody can wait for a scope without a block. Tasks in ``wait_lost`` are notified before the keys are released.
         for _ in range(TURNS if self._leases else 0):
             await asyncio.sleep(0)
         self.give_back()

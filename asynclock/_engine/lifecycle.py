@@ -108,7 +108,7 @@ class Lifecycle:
     # The arrows: what moves a locker from one state to the next
 
     def open(self, connect: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
-        """Connect in the running loop, once for all who ask. The task raises as ``connect``; ``close`` cancels it."""
+        """Connect in the running loop, once for all callers. The task raises as ``connect``; ``close`` cancels it."""
         if self.opening is not None:
             if not self.opening.done():
                 return self.opening

@@ -99,7 +99,7 @@ class LockManager:
     # Opening and closing
 
     async def ready(self) -> None:
-        """Connect, if that is still to be done; once for all who ask.
+        """Connect, if that is still to be done; once for all callers.
 
         :raises ServerError, ConfigurationError, LockerClosedError:
         """
@@ -175,7 +175,7 @@ class LockManager:
             self._stop()
 
     def _stop(self) -> None:
-        """No server will be asked, and nobody told anything, any more."""
+        """Send no more requests, and notify nobody any more."""
         self.rooms.close()
         self._suspends.stop()
         self._first_check.close()
@@ -347,7 +347,7 @@ class LockManager:
 
     def moved(self, room: Room[Any], index: int) -> None:
         node = self.topology.home(room, index)
-        if node is not None and node.connection is not None:  # else the room is told when it is connected
+        if node is not None and node.connection is not None:  # else the room is notified when it is connected
             room.reconnected(index, self.clock())
 
     def _keys_on(self, node: Node) -> list[tuple[Room[Waiter], int]]:

@@ -112,7 +112,7 @@ class Contention:
     # Watching, meanwhile
 
     def watch_if_worth_it(self, room: Room[Any], token: bytes, now: float) -> None:
-        """Look at what the others do, so as to come back as soon as one has had a turn.
+        """Watch what the others do, so as to come back as soon as one has had a turn.
 
         Not among several who hold back: whoever has just had a turn would be the fastest; and with several keys a turn
         would take many requests. But others (Go services) take the lock again as soon as they have released it: every
@@ -130,7 +130,7 @@ class Contention:
 
 
 class Watch:
-    """Looks at what the others do with the first key: whoever has had it and released it has had the lock.
+    """Watches what the others do with the first key: whoever has had it and released it has had the lock.
 
     It reads the key, right behind the release. From the answer on, an invalidation means that somebody has taken it.
     (One before that may be about the release.) Then it reads the key again.

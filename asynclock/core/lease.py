@@ -64,7 +64,7 @@ class Lease:
     # Once it is held:
     acquired_at: float
     checked_at: float  # when the request was sent whose answer last showed that a key is still ours
-    scope_ref: Any  # the engine's: who is told of a loss
+    scope_ref: Any  # the engine's: the scope to notify of a loss, and None before there is one
     # Once it is done:
     released_at: float
     releases: int  # keys that a RELEASE was sent for
@@ -141,7 +141,7 @@ class Lease:
 
     @classmethod
     def ended(cls, room: Room[Any], token: bytes, now: float) -> Lease:
-        """A lease that was released ``now``, and had asked for the first key only."""
+        """A lease that was released ``now``, and had requested the first key only."""
         lease = cls(room, token)
         lease.unsent = room.rules.keys - 1
         lease.watched = 0
@@ -461,7 +461,7 @@ class Lease:
         self.defer(index, free)
 
     def refused_late(self, index: int, sent: float, found: bytes | None, ttl: int | None, now: float) -> None:
-        """This answer came after the attempt had failed. It tells what to wait for on that server."""
+        """This answer came after the attempt had failed. It says what to wait for on that server."""
         if found == self.token:
             self.defer(index, now)  # our release is on its way, and that change is not worth an attempt
         else:

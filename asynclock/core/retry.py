@@ -22,7 +22,7 @@ class Retries:
         self._invalidated = False  # is the next attempt, or the one under way, due to an invalidation?
         self._expires = NEVER  # when the key that refused the last attempt was to expire
         self._known_since = NEVER  # ... and since when that has been known
-        self._took = 0.0  # ... and how long the answer took that told it
+        self._took = 0.0  # ... and how long that answer took
 
     def may_follow_at_once(self) -> bool:
         """May the next attempt follow without a pause? Counts it, if so."""
@@ -76,7 +76,7 @@ def possible_at(lease: Lease, rules: Rules, now: float) -> float:
     """When another attempt may do better than ``lease``, as far as is known."""
     if lease.unsent and lease.refused:  # stopped at a refusal: what that key does decides
         again = min(when for index, when in lease.free_at.items() if lease.refused >> index & 1)
-        return min(again, now + rules.validity)  # then the others are asked all the same
+        return min(again, now + rules.validity)  # then an attempt requests the others all the same
     return enough_free_at(lease, rules, now)
 
 

@@ -308,8 +308,8 @@ class Room(Generic[W]):
             self.first_check(self.holder, now)  # its expiry is read then
 
     def lasting_failure(self, now: float) -> None:
-        """A server refuses this client, and retrying cannot help: tell whoever waits, if that keeps them from the
-        lock."""
+        """A server refuses this client, and retrying cannot help: an attempt fails those who wait, if that server is
+        needed."""
         if self.queue and self.holder is None and self.attempt is None and not self._holds_back_for_release():
             self._attempt(now)
 
@@ -502,8 +502,8 @@ class Room(Generic[W]):
 
     def _try_again(self, lease: Lease, now: float) -> None:
         """The attempt has failed, and tasks wait: try again at once, or when another attempt may do better."""
-        for index, asked in enumerate(lease.in_flight):
-            if asked:  # silent
+        for index, requests in enumerate(lease.in_flight):
+            if requests:  # silent
                 lease.defer(index, now + self._backoff())
         again = possible_at(lease, self.rules, now)
         pause = 0.0
@@ -650,7 +650,7 @@ class Room(Generic[W]):
     def _refused_late(
         self, lease: Lease, index: int, sent: float, found: bytes | None, ttl: int | None, now: float
     ) -> None:
-        """This answer comes after the attempt was lost. It tells what to wait for on that server."""
+        """This answer comes after the attempt has failed. It says what to wait for on that server."""
         lease.refused_late(index, sent, found, ttl, now)
         again = possible_at(lease, self.rules, now)
         if again <= now:
