@@ -282,7 +282,7 @@ class LockManager:
         if (node := self.topology.home(room, index)) is not None:
             node.doubt_clock()
 
-    granted = staticmethod(Waiter.granted)
+    granted = staticmethod(Waiter.granted)  # without a call in between
 
     def refused(self, waiter: Waiter) -> None:
         waiter.fail(diagnosis.not_locked(self.topology, waiter.room))
