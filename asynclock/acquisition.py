@@ -79,7 +79,7 @@ async def acquire(
         context._locker = None
     life = manager.life
     loop = life.serving
-    now = manager.now()
+    now = manager.clock()
     seconds, until = None, NEVER
     if timeout is not None:
         seconds = check_timeout(timeout)
@@ -105,7 +105,7 @@ async def acquire(
             why = ServerError(manager.where(), "has not answered yet")
             raise AcquireTimeoutError(name, seconds, str(why)) from why
         loop, task = life.loop, current_task()
-        now = manager.now()
+        now = manager.clock()
     assert loop is not None and task is not None
     while True:
         room = manager.rooms[name]
@@ -136,12 +136,9 @@ async def acquire(
                 raise cancelled
             if seconds == 0 and isinstance(waiter.error, NotLockedError):
                 raise AcquireTimeoutError(name, 0.0, waiter.error.why)
-            try:
-                raise waiter.error
-            finally:
-                waiter.error = None  # no cycle through its traceback
+            raise waiter.take_error()
         assert lease is not None
-        now = manager.now()
+        now = manager.clock()
         if not lease.done:
             if now >= lease.deadline:
                 room.woken(now)  # the event loop was blocked until then

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ._engine.block import Block, being_left
 from ._engine.manager import LockManager
-from ._engine.whereabouts import Home, may_be_used_by_others
+from ._engine.whereabouts import Whereabouts, may_be_used_by_others
 from .core.lease import Lease
 from .core.room import Room
 from .core.rules import LossReason
@@ -117,7 +117,7 @@ class LockScope:
         """Seconds until the lock is lost unless it is extended before; 0.0 if it is not held. It is extended every
         ``extend_interval`` seconds by itself."""
         lease = self._lease
-        return 0.0 if lease is None or self._manager.life.forked else max(0.0, lease.deadline - self._manager.now())
+        return 0.0 if lease is None or self._manager.life.forked else max(0.0, lease.deadline - self._manager.clock())
 
     def check(self) -> None:
         """Return if the lock is still held, and raise if not. It awaits nothing, so call it in threads and after long
@@ -164,13 +164,13 @@ class LockScope:
 
         :raises ConfigurationError: called in another event loop or thread than the locker's
         """
-        gone = self._gone()
-        if not gone:
+        can_send = self._can_send()
+        if can_send:
             self._check_here()
         lease = self._end()
-        if lease is not None and not gone:
+        if lease is not None and can_send:
             manager = self._manager
-            now = manager.now()
+            now = manager.clock()
             manager.give_back(self._room, lease, now)
             await self._wait_for_release(lease, now)
 
@@ -193,7 +193,7 @@ class LockScope:
 
         :raises ConfigurationError: called in another event loop or thread than the locker's
         """
-        if self._gone():
+        if not self._can_send():
             self._end()
             return
         self._check_here()
@@ -202,9 +202,9 @@ class LockScope:
         if self._parent is None:
             lease = self._end()
             if lease is not None:
-                self._manager.give_back(self._room, lease, self._manager.now())
+                self._manager.give_back(self._room, lease, self._manager.clock())
             return
-        self._get_block().stop(self)
+        self._get_block().stop(_HeldLock(self))
 
     def create_task(
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
@@ -258,7 +258,7 @@ class LockScope:
             and lease is not None
             and self._block is None
             and _get_running_loop() is manager.life.serving is not None
-            and (now := manager.now()) < lease.deadline
+            and (now := manager.clock()) < lease.deadline
         ):
             # Nothing to stop and no task to wait for: just give the lock back.
             self._exiting = True
@@ -277,11 +277,11 @@ class LockScope:
             return None
         if isinstance(error, GeneratorExit):
             return self._closed()
-        if not self._gone():
+        if self._can_send():
             self._check_here()
         self._exiting = True
         try:
-            return await self._get_block().leave(self, error)
+            return await self._get_block().leave(_HeldLock(self), error)
         except GeneratorExit:
             self._closed()
             raise
@@ -289,38 +289,15 @@ class LockScope:
     def _closed(self) -> bool:
         """The coroutine or generator that the block is in is being closed: nothing can be awaited any more."""
         self._exiting = True
-        if self._gone():
+        if not self._can_send():
             self._end()
         elif self._here():
-            self._get_block().close(self)
+            self._get_block().close(_HeldLock(self))
         elif self._block is not None:
-            self._manager.life.call_soon(functools.partial(self._block.close, self))
+            self._manager.life.call_soon(functools.partial(self._block.close, _HeldLock(self)))
         elif (lease := self._end()) is not None:
             self._manager.dropped(self._room, lease)
         return False
-
-    # For the block (_engine.block.HeldLock)
-
-    @property
-    def _lost(self) -> bool:
-        return self._loss is not None
-
-    async def _give_back(self) -> asyncio.CancelledError | None:
-        self._check()
-        lease = self._send_release()
-        if lease is None:
-            return None
-        cancelled = await self._manager.pending_releases.wait(lease)
-        self._find_out(lease)
-        return cancelled
-
-    def _send_release(self) -> Lease | None:
-        """Returns the lease whose release is worth waiting for."""
-        lease = self._end()
-        give_back = lease or self._unreleased
-        if give_back is not None and not self._gone():
-            self._manager.give_back(self._room, give_back, self._manager.now())
-        return lease
 
     def _why_stopped(self) -> str:
         return being_left(self.name) if self._loss is None else f"lock {self.name!r} was lost: {self._loss.reason}"
@@ -345,12 +322,12 @@ class LockScope:
     def _check(self) -> None:
         """Find out whether the lock has expired while the loop could not (it was blocked, the machine suspended)."""
         lease = self._lease
-        if lease is not None and self._manager.now() >= lease.deadline and self._here():
+        if lease is not None and self._manager.clock() >= lease.deadline and self._here():
             self._manager.time_is_over(self._room)
 
     def _over(self) -> bool:
         lease = self._lease
-        return lease is None or self._manager.life.forked or self._manager.now() >= lease.deadline
+        return lease is None or self._manager.life.forked or self._manager.clock() >= lease.deadline
 
     def _here(self) -> bool:
         """Does this run in the locker's event loop?"""
@@ -369,9 +346,9 @@ class LockScope:
             "ask that loop to call it, with loop.call_soon_threadsafe or asyncio.run_coroutine_threadsafe"
         )
 
-    def _gone(self) -> bool:
-        """Can nothing be sent any more, since the loop is closed or this is the child of a fork?"""
-        return self._manager.life.gone
+    def _can_send(self) -> bool:
+        """Can the lock still be given back? Not if the loop is closed, or this is the child of a fork."""
+        return self._manager.life.can_send
 
     def _find_out(self, lease: Lease) -> None:
         """Had the lock been lost before it was released, as the answer shows?"""
@@ -391,7 +368,7 @@ class LockScope:
         """The block, now that there is something to stop or to wait for."""
         if self._block is None:
             assert self._parent is not None
-            self._block = Block(self.name, self._parent, self._baseline, Home(self))
+            self._block = Block(self.name, self._parent, self._baseline, Whereabouts(self))
         return self._block
 
     def _wake(self) -> None:
@@ -412,6 +389,44 @@ class LockScope:
             )
 
 
+class _HeldLock:
+    """What the block may do with the lock of its scope: ``_engine.block.HeldLock``."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, scope: LockScope) -> None:
+        self._scope = scope
+
+    @property
+    def lost(self) -> bool:
+        return self._scope._loss is not None
+
+    def error(self) -> LockLostError:
+        return self._scope._error()
+
+    def why_stopped(self) -> str:
+        return self._scope._why_stopped()
+
+    def send_release(self) -> Lease | None:
+        """Returns the lease whose release is worth waiting for."""
+        scope = self._scope
+        lease = scope._end()
+        give_back = lease or scope._unreleased
+        if give_back is not None and scope._can_send():
+            scope._manager.give_back(scope._room, give_back, scope._manager.clock())
+        return lease
+
+    async def give_back(self) -> asyncio.CancelledError | None:
+        scope = self._scope
+        scope._check()
+        lease = self.send_release()
+        if lease is None:
+            return None
+        cancelled = await scope._manager.pending_releases.wait(lease)
+        scope._find_out(lease)
+        return cancelled
+
+
 class _Holder(weakref.ref[LockScope]):
     """A weak reference, so that a scope that nobody has is released: ``_engine.holder.Holder``."""
 
@@ -426,7 +441,7 @@ class _Holder(weakref.ref[LockScope]):
         if scope is not None:
             scope._on_lost(reason, detail)
 
-    def left(self, caller: asyncio.Task[Any] | None) -> asyncio.Future[None] | None:
+    def exited(self, caller: asyncio.Task[Any] | None) -> asyncio.Future[None] | None:
         scope = self()
         if scope is None:
             return None
@@ -449,4 +464,6 @@ class _Holder(weakref.ref[LockScope]):
         block = scope._block
         if block is not None and block.aborting:
             return False
-        return not may_be_used_by_others(scope, task, [scope._lease, self, None if block is None else block.home])
+        return not may_be_used_by_others(
+            scope, task, [scope._lease, self, None if block is None else block.whereabouts]
+        )

@@ -145,3 +145,25 @@ def test_imports_go_down() -> None:
             seen += 1
             assert level(module) <= level(own), f"{'.'.join(own)} imports {'.'.join(module)}"
     assert seen > 200
+
+
+def test_in_the_rules_each_object_writes_only_its_own_fields() -> None:
+    """State has one owner there: what happens to an object is a method of it. (A class method makes a new one.)"""
+    written: list[str] = []
+    fields = 0
+    for path, tree in SOURCES.items():
+        if path.parent.name == "core":
+            makers = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and is_class_method(node)]
+            making = {id(inside) for maker in makers for inside in ast.walk(maker)}
+            for node in ast.walk(tree):
+                field = node.value if isinstance(node, ast.Subscript) else node
+                if not isinstance(field, ast.Attribute) or isinstance(getattr(node, "ctx", None), ast.Load):
+                    continue
+                fields += 1
+                if ast.unparse(field.value) != "self" and id(node) not in making:
+                    written.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
+    assert not written and fields > 100
+
+
+def is_class_method(function: ast.FunctionDef) -> bool:
+    return any(isinstance(each, ast.Name) and each.id == "classmethod" for each in function.decorator_list)

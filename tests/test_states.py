@@ -30,17 +30,17 @@ async def refuse() -> None:
 
 
 def is_idle(life: Lifecycle) -> bool:
-    return life.serving is None and life.opening is None and not life.in_use
+    return life.serving is None and life.opening is None and not life.needs_closing
 
 
 @pytest.mark.asyncio
 async def test_from_new_to_closed() -> None:
     life = Lifecycle()
-    assert (life.state, life.loop, str(life), life.gone) == (State.NEW, None, "new", True)
+    assert (life.state, life.loop, str(life), life.can_send) == (State.NEW, None, "new", False)
     assert is_idle(life)
     opening = life.open(nothing, "opening")
     assert life.open(nothing, "opening") is opening
-    assert (life.state, life.serving, str(life), life.in_use) == (State.OPENING, None, "new", True)
+    assert (life.state, life.serving, str(life), life.needs_closing) == (State.OPENING, None, "new", True)
     await opening
     loop = asyncio.get_running_loop()
     assert (life.state, life.loop, life.serving, life.opening, str(life)) == (State.OPEN, loop, loop, None, "open")
@@ -175,7 +175,7 @@ async def test_fork(state: State) -> None:
         assert life.state is state
         return
     assert life.fork()
-    assert (life.state, life.gone, str(life)) == (State.FORKED, True, "forked")
+    assert (life.state, life.can_send, str(life)) == (State.FORKED, False, "forked")
     assert is_idle(life)
     with pytest.raises(ConfigurationError, match="fork"):
         life.check(NAME)
@@ -198,7 +198,7 @@ def test_another_loop() -> None:
         life.check(NAME)
 
     asyncio.run(open_it())
-    assert life.gone
+    assert not life.can_send
     with pytest.raises(ConfigurationError, match="another event loop; make a Locker for each"):
         asyncio.run(check())
     life.call_soon(lambda: pytest.fail("called"))

@@ -20,19 +20,19 @@ async def test_a_room_is_woken_once_its_time_has_come_and_not_before(
     left: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     woken: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-    rings = 0
-    ring = Timers._ring
+    wakes = 0
+    wake = Timers._wake
 
     def count(self: Timers, room: Room[str]) -> None:
-        nonlocal rings
-        rings += 1
-        ring(self, room)
+        nonlocal wakes
+        wakes += 1
+        wake(self, room)
 
-    monkeypatch.setattr(Timers, "_ring", count)
+    monkeypatch.setattr(Timers, "_wake", count)
     monkeypatch.setattr(Room, "woken", lambda room, now: woken.set_result(now))
     timers = Timers(asyncio.get_running_loop(), time.monotonic)
     room = Bench().room
     room.wake = time.monotonic() + left
     timers.set(room, room.wake)
     assert await woken >= room.wake
-    assert rings <= 3  # whoever comes back to it at once, until the time has come, does so hundreds of times
+    assert wakes <= 3  # whoever comes back to it at once, until the time has come, does so hundreds of times

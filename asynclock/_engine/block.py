@@ -10,25 +10,25 @@ from typing import Any, Protocol
 from ..errors import LockLostError
 from .cancellation import Cancellation
 from .tasks import Tasks
-from .whereabouts import Home, on_its_way
+from .whereabouts import Whereabouts, on_its_way
 
 
 class HeldLock(Protocol):
-    """What a block needs of its scope when it is left: the lock. (It keeps no reference, which would be a cycle.)"""
+    """The lock of a scope, for its block. (The block keeps no reference to it, which would be a cycle.)"""
 
     @property
-    def _lost(self) -> bool: ...
+    def lost(self) -> bool: ...
 
-    def _error(self) -> LockLostError:
+    def error(self) -> LockLostError:
         """The loss, as an exception."""
 
-    def _why_stopped(self) -> str:
+    def why_stopped(self) -> str:
         """The message for those who are cancelled."""
 
-    def _send_release(self) -> Any:
+    def send_release(self) -> object:
         """Give the lock back, without waiting for the answer."""
 
-    async def _give_back(self) -> asyncio.CancelledError | None:
+    async def give_back(self) -> asyncio.CancelledError | None:
         """Give the lock back, and find out whether it had been lost. Returns a cancellation that came meanwhile."""
 
 
@@ -41,10 +41,10 @@ class Block:
 
     A scope makes one when it gets a task, is stopped, or is left by an exception. Most scopes never need one.
 
-    Invariants: The parent is never cancelled once ``left`` is set, and is uncancelled as often as it was cancelled.
-    ``aborting`` is set before anything is cancelled; tasks that are added later are cancelled too. Nothing is
-    cancelled while a task runs. When a block is closed (by a GeneratorExit) while tasks run, it keeps the scope, and
-    so the lock, until they are done; then nobody waits for them, and their errors go to the event loop.
+    Invariants: The parent is never cancelled once ``body_ended`` is set, and is uncancelled as often as it was
+    cancelled. ``aborting`` is set before anything is cancelled; tasks that are added later are cancelled too. Nothing
+    is cancelled while a task runs. When a block is closed (by a GeneratorExit) while tasks run, it keeps the lock until
+    they are done; then nobody waits for them, and their errors go to the event loop.
     """
 
     __slots__ = (
@@ -59,16 +59,16 @@ class Block:
         "_stopped",
         "_why",
         "aborting",
-        "home",
-        "left",
+        "body_ended",
         "tasks",
+        "whereabouts",
     )
 
-    def __init__(self, name: str, parent: asyncio.Task[Any], baseline: int, home: Home) -> None:
+    def __init__(self, name: str, parent: asyncio.Task[Any], baseline: int, whereabouts: Whereabouts) -> None:
         """:param baseline: ``parent.cancelling()`` when it entered the block"""
         self.tasks = Tasks()
-        self.home = home
-        self.left = False  #: the body has ended
+        self.whereabouts = whereabouts
+        self.body_ended = False
         self.aborting = False  #: body and tasks are being cancelled
         self._failed = False  # ... because a task failed
         self._stopped = False  # ... because of stop(), while the lock was held
@@ -85,7 +85,7 @@ class Block:
 
     @property
     def accepts_tasks(self) -> bool:
-        return not self.aborting and (not self.left or bool(self.tasks.running))
+        return not self.aborting and (not self.body_ended or bool(self.tasks.running))
 
     def add(self, task: asyncio.Task[object]) -> None:
         """Run a task beside the body."""
@@ -96,8 +96,8 @@ class Block:
     def stop(self, lock: HeldLock) -> None:
         """Cancel everything. If the lock is not lost by now, the block ends silently."""
         if not self._stopped:
-            self._stopped = not lock._lost
-            self.abort(lock._why_stopped())
+            self._stopped = not lock.lost
+            self.abort(lock.why_stopped())
 
     def abort(self, why: str) -> None:
         """Cancel the tasks, and the body if it has not ended."""
@@ -118,15 +118,15 @@ class Block:
     def _cancel(self) -> None:
         self._soon = None
         self.tasks.cancel(self._why)
-        if not self.left and self._cancellation is None:
-            self._cancellation = Cancellation(self._parent, self._why, self.home)
+        if not self.body_ended and self._cancellation is None:
+            self._cancellation = Cancellation(self._parent, self._why, self.whereabouts)
 
     def _task_done(self, task: asyncio.Task[object]) -> None:
         error = self.tasks.end(task)
         lock = self._kept
         if lock is not None and not self.tasks.running:
             self._kept = None
-            lock._send_release()
+            lock.send_release()
             self._end()
         if error is None:
             return
@@ -154,13 +154,13 @@ class Block:
                 self._end()
 
     async def _leave(self, lock: HeldLock, error: BaseException | None) -> bool:
-        self._body_ended()
+        self._end_body()
         cancelled = error if isinstance(error, asyncio.CancelledError) else None
         if error is not None:
-            self.abort(lock._why_stopped())
+            self.abort(lock.why_stopped())
         if self.tasks.running:
             cancelled = await self._tasks_done(lock) or cancelled
-        cancelled = await lock._give_back() or cancelled
+        cancelled = await lock.give_back() or cancelled
         self._uncancel()
         leaver, by_others = self._leaver()
         if cancelled is not None and self._cancellation is not None:
@@ -191,13 +191,13 @@ class Block:
     def close(self, lock: HeldLock) -> None:
         """The coroutine or generator that the block is in is being closed: nothing can be awaited any more. Raises
         what ``leave`` would raise, if the task that entered the block closes it, and else tells the event loop."""
-        self._body_ended()
-        self.abort(lock._why_stopped())
+        self._end_body()
+        self.abort(lock.why_stopped())
         self._uncancel()
         if self.tasks.running:
             self._kept = lock
         else:
-            lock._send_release()
+            lock.send_release()
         try:
             # Any other task that closes it (the garbage collector's) has not worked with this lock. And one that
             # others have cancelled is on its way out already.
@@ -216,8 +216,8 @@ class Block:
             if self._kept is None:
                 self._end()
 
-    def _body_ended(self) -> None:
-        self.left = True
+    def _end_body(self) -> None:
+        self.body_ended = True
         if self._cancellation is not None:
             self._cancellation.stop()
 
@@ -229,7 +229,7 @@ class Block:
                 await self.tasks.wait()
             except asyncio.CancelledError as outside:
                 cancelled = outside
-                self.abort(lock._why_stopped())
+                self.abort(lock.why_stopped())
         try:
             return cancelled
         finally:
@@ -258,17 +258,17 @@ class Block:
 
     def _raise_failures(self, lock: HeldLock) -> None:
         """Raise the errors of the tasks, and the loss of the lock."""
-        lost = lock._lost and not self._stopped
+        lost = lock.lost and not self._stopped
         if self.tasks.errors:
             group = BaseExceptionGroup(f"unhandled errors in the tasks of lock {self._name!r}", self.tasks.errors)
             try:
                 if lost and not self._failed:
-                    raise lock._error() from group
+                    raise lock.error() from group
                 raise group from None
             finally:
                 del group  # no cycle, as above
         if lost:
-            raise lock._error() from None
+            raise lock.error() from None
 
     def _tell_loop(self, *errors: BaseException) -> None:
         for error in errors:
@@ -296,6 +296,6 @@ class Block:
         return self._exited
 
     def excuse(self) -> None:
-        """Whoever waits for ``exited`` need wait no more."""
+        """End the wait of those who wait for ``exited``."""
         if self._exited is not None and not self._exited.done():
             self._exited.set_result(None)

@@ -20,7 +20,7 @@ TURNS = 5  # of the event loop, between telling scopes that the locker closes an
 class Closing:
     """Takes every lock from its scope at once, and gives the keys back when that is safe.
 
-    A scope that is told that its lock is lost still has to stop its work. Nobody else gets the lock before that.
+    A scope that is notified of its loss still has to stop its work. Nobody else gets the lock before that.
     """
 
     __slots__ = ("_clock", "_give_back", "_leases", "_waited_for")
@@ -40,8 +40,7 @@ class Closing:
         for room in list(rooms.values()):
             lease = room.holder
             for waiter in room.close(clock()):
-                waiter.error = closed_error(locker)
-                waiter.done()
+                waiter.fail(closed_error(locker))
             if lease is not None:
                 self._leases.append((room, lease))
 
@@ -61,15 +60,15 @@ class Closing:
         exits: dict[asyncio.Future[None], float] = {}
         for _, lease in self._leases:
             holder: Holder | None = lease.scope_ref
-            if holder is not None and (left := holder.left(caller)) is not None:
-                exits[left] = lease.deadline
+            if holder is not None and (exited := holder.exited(caller)) is not None:
+                exits[exited] = lease.deadline
                 self._waited_for.append(holder)
         while exits and not hurry.done():
             timeout = max(0.0, min(exits.values()) - self._clock())
             await asyncio.wait([*exits, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             now = self._clock()
-            exits = {left: until for left, until in exits.items() if not left.done() and until > now}
-        # A scope without a block cannot be waited for. Whoever awaits its loss is to hear of it before the keys go.
+            exits = {exited: until for exited, until in exits.items() if not exited.done() and until > now}
+        # Nobody can wait for a scope without a block. Tasks in ``wait_lost`` are notified before the keys are released.
         for _ in range(TURNS if self._leases else 0):
             await asyncio.sleep(0)
         self.give_back()

@@ -10,15 +10,15 @@ from ..core.rules import LossReason
 
 
 class Holder(Protocol):
-    """A weak reference to a scope: ``Lease.scope_ref``. Once the scope is gone, nothing here does anything."""
+    """A weak reference to a scope: ``Lease.scope_ref``. Once that has been forgotten, nothing here does anything."""
 
     def room(self) -> Room[Any] | None:
-        """The room of its lock. ``None``: the scope is gone."""
+        """The room of its lock. ``None``: the scope has been forgotten."""
 
     def lost(self, reason: LossReason, detail: str) -> None:
         """The lock is no longer the scope's."""
 
-    def left(self, caller: asyncio.Task[Any] | None) -> asyncio.Future[None] | None:
+    def exited(self, caller: asyncio.Task[Any] | None) -> asyncio.Future[None] | None:
         """Done when the block of the scope has been left. ``None``: there is none to wait for, or only that of
         ``caller``, which is the task that would wait."""
 

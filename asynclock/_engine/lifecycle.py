@@ -25,7 +25,7 @@ def closed_error(locker: str) -> LockerClosedError:
 
 
 class Lifecycle:
-    """The state of one locker. Each arrow is gone through in one place: ``open``, ``_open``, ``_failed``, ``close``,
+    """The state of one locker. Each arrow is taken in one place: ``open``, ``_open``, ``_failed``, ``close``,
     ``end`` and ``fork``::
 
               open()          connected            close()             work is done
@@ -73,14 +73,14 @@ class Lifecycle:
         return self.state is State.CLOSING or self.state is State.CLOSED
 
     @property
-    def in_use(self) -> bool:
-        """It is OPENING or OPEN, so there is something to close. Can be asked in any thread."""
+    def needs_closing(self) -> bool:
+        """Is it OPENING or OPEN? Any thread may ask."""
         return self.serving is not None or self.opening is not None
 
     @property
-    def gone(self) -> bool:
-        """There is no connection to send anything on: its loop is closed, or this is a forked child's copy."""
-        return self.forked or self.loop is None or self.loop.is_closed()
+    def can_send(self) -> bool:
+        """May there be a connection to send something on? Not if its loop is closed, nor in a forked child's copy."""
+        return not self.forked and self.loop is not None and not self.loop.is_closed()
 
     def check(self, locker: str) -> None:
         """Can ``locker`` (its repr) acquire locks here, or be connected here?
@@ -105,10 +105,10 @@ class Lifecycle:
             with contextlib.suppress(RuntimeError):  # it is closed
                 self.loop.call_soon_threadsafe(call)
 
-    # The doors
+    # The arrows: what moves a locker from one state to the next
 
     def open(self, connect: Callable[[], Awaitable[None]], name: str) -> asyncio.Task[None]:
-        """Connect in the running loop, once for all who ask. The task raises as ``connect``; ``close`` cancels it."""
+        """Connect in the running loop, once for all callers. The task raises as ``connect``; ``close`` cancels it."""
         if self.opening is not None:
             if not self.opening.done():
                 return self.opening
@@ -136,7 +136,7 @@ class Lifecycle:
 
     def _opened(self, opening: asyncio.Task[None]) -> None:
         if not opening.cancelled():
-            opening.exception()  # all who asked may have gone; then asyncio would complain that nobody looked at it
+            opening.exception()  # if nobody waits for it any more, asyncio would complain that nobody looked at it
         if self.opening is opening:
             self._failed()  # cancelled before its first step
 

@@ -69,7 +69,7 @@ class LockManager:
         self.clients = Clients(servers)
         self.life = Lifecycle()
         self.rooms = Rooms()
-        self.now = clock
+        self.clock = clock
         self.chance = random.random
         self._prefixes: list[bytes] = []  # of keys: one for each index
         self._closing: Closing | None = None
@@ -99,7 +99,7 @@ class LockManager:
     # Opening and closing
 
     async def ready(self) -> None:
-        """Connect, if that is still to be done; once for all who ask.
+        """Connect, if that is still to be done; once for all callers.
 
         :raises ServerError, ConfigurationError, LockerClosedError:
         """
@@ -164,7 +164,9 @@ class LockManager:
             await self.clients.aclose()
 
     def _start_closing(self) -> Closing:
-        return Closing(self.rooms, self.label(), self.now, lambda room, lease: self.give_back(room, lease, self.now()))
+        return Closing(
+            self.rooms, self.label(), self.clock, lambda room, lease: self.give_back(room, lease, self.clock())
+        )
 
     async def disconnect(self) -> None:
         """Close every connection; nothing of this runs on."""
@@ -173,7 +175,7 @@ class LockManager:
             self._stop()
 
     def _stop(self) -> None:
-        """No server will be asked, and nobody told anything, any more."""
+        """Send no more requests, and notify nobody any more."""
         self.rooms.close()
         self._suspends.stop()
         self._first_check.close()
@@ -182,13 +184,13 @@ class LockManager:
     def forget(self) -> bool:
         """Nobody can close the locker any more, so close it. May be called in any thread, at any time.
         False: there is nothing to close."""
-        if not self.life.in_use:
+        if not self.life.needs_closing:
             return False
         self.life.call_soon(self._forgotten)
         return True
 
     def _forgotten(self) -> None:
-        if not self.life.in_use:
+        if not self.life.needs_closing:
             return  # it could not be connected
         work_left = self.clients.lent or self.life.opening is not None
         if self.life.connected:
@@ -211,9 +213,8 @@ class LockManager:
     def time_out(self, waiter: Waiter, timeout: float) -> None:
         """``timeout`` seconds are over."""
         if not waiter.future.done():
-            waiter.error = diagnosis.timed_out(self.topology, waiter.room, timeout)
-            waiter.lease = waiter.room.leave(waiter, self.now())
-            waiter.done()
+            error = diagnosis.timed_out(self.topology, waiter.room, timeout)  # before it leaves, which changes the room
+            waiter.fail(error, waiter.room.leave(waiter, self.clock()))
 
     def leave(self, waiter: Waiter) -> Lease | None:
         """Wait no longer, and leave nothing behind. Returns the lease whose release was sent, if any."""
@@ -221,17 +222,15 @@ class LockManager:
         if self.life.forked:
             return None
         if lease is None:
-            lease = room.leave(waiter, self.now())
+            lease = room.leave(waiter, self.clock())
         else:
-            room.release(lease, self.now())
+            room.release(lease, self.clock())
         return lease if lease is not None and lease.done else None
 
     def _room(self, name: str) -> Room[Waiter]:
         raw = check_name(name)
         keys = tuple([bulk(prefix + raw) for prefix in self._prefixes])
-        room = Room(name, self.rules, self, keys)
-        room.places = self.topology.places(keys)
-        return room
+        return Room(name, self.rules, self, keys, self.topology.places(keys))
 
     # For scopes
 
@@ -242,12 +241,12 @@ class LockManager:
 
     def dropped(self, room: Room[Waiter], lease: Lease) -> None:
         """The same, from whatever thread: the scope was forgotten."""
-        self.life.call_soon(lambda: self.give_back(room, lease, self.now()))
+        self.life.call_soon(lambda: self.give_back(room, lease, self.clock()))
 
     def time_is_over(self, room: Room[Waiter]) -> None:
         """The deadline of its lease has passed, before the timer could say so."""
         if not self.life.forked:
-            room.woken(self.now())
+            room.woken(self.clock())
 
     def lost_unnoticed(self, lease: Lease) -> bool:
         """Did the release find that the lock had been lost before?"""
@@ -255,7 +254,7 @@ class LockManager:
 
     # For rooms (core.port.Port)
 
-    def barred(self, room: Room[Waiter], index: int) -> ServerError | None:
+    def lasting_error(self, room: Room[Waiter], index: int) -> ServerError | None:
         node = self.topology.home(room, index)
         trouble = node.trouble if node is not None else None
         return trouble if trouble is not None and trouble.lasting else None
@@ -283,23 +282,16 @@ class LockManager:
         if (node := self.topology.home(room, index)) is not None:
             node.doubt_clock()
 
-    def granted(self, waiter: Waiter, lease: Lease) -> None:
-        # If the waiter's task was cancelled meanwhile, it is about to give the lease back.
-        waiter.lease = lease
-        lease.scope_ref = None
-        if not waiter.future.done():
-            waiter.future.set_result(None)
+    granted = staticmethod(Waiter.granted)  # without a call in between
 
     def refused(self, waiter: Waiter) -> None:
-        waiter.error = diagnosis.not_locked(self.topology, waiter.room)
-        waiter.done()
+        waiter.fail(diagnosis.not_locked(self.topology, waiter.room))
 
     def failed(self, waiter: Waiter, error: Exception | None) -> None:
         if isinstance(error, ServerError):
-            waiter.error = error.copy()  # each waiter raises one of its own
+            waiter.fail(error.copy())  # each waiter raises one of its own
         else:
-            waiter.error = diagnosis.failed(self.topology, waiter.room, self.options.key_validity)
-        waiter.done()
+            waiter.fail(diagnosis.failed(self.topology, waiter.room, self.options.key_validity))
 
     def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None:
         holder: Holder | None = lease.scope_ref
@@ -308,7 +300,7 @@ class LockManager:
 
     # For nodes (wire.node.Listener) and the topology (topology.base.TopologyListener)
 
-    def invalidated(self, node: Node, key: bytes, now: float) -> None:
+    def invalidated(self, key: bytes, now: float) -> None:
         for index, prefix in enumerate(self._prefixes):
             if key.startswith(prefix):
                 room = self.rooms.get(key[len(prefix) :].decode(errors="replace"))
@@ -316,12 +308,12 @@ class LockManager:
                     room.invalidated(index, now)
 
     def suspect(self, node: Node, cause: LossReason | None) -> None:
-        now = self.now()
+        now = self.clock()
         for room, index in self._keys_on(node):
             room.invalidated(index, now, cause)
 
     def clock_was_set(self, node: Node) -> None:
-        now = self.now()
+        now = self.clock()
         for room in {room: None for room, _ in self._keys_on(node)}:  # once, though it may have several keys there
             room.clock_was_set(now)
 
@@ -329,19 +321,19 @@ class LockManager:
         return any(not room.empty for room in self.rooms.values())
 
     def reconnected(self, node: Node) -> None:
-        now = self.now()
+        now = self.clock()
         for room, index in self._keys_on(node):
             room.reconnected(index, now)
 
     def gone(self, node: Node) -> None:
-        now = self.now()
+        now = self.clock()
         for room, index in self._keys_on(node):
             room.gone(index, now)
 
-    def shut_out(self, node: Node) -> None:
-        now = self.now()
+    def lasting_failure(self) -> None:
+        now = self.clock()
         for room in list(self.rooms.values()):
-            room.shut_out(now)
+            room.lasting_failure(now)
 
     def disconnected(self, node: Node) -> None:
         if self.life.connected:
@@ -355,8 +347,8 @@ class LockManager:
 
     def moved(self, room: Room[Any], index: int) -> None:
         node = self.topology.home(room, index)
-        if node is not None and node.connection is not None:  # else the room is told when it is connected
-            room.reconnected(index, self.now())
+        if node is not None and node.connection is not None:  # else the room is notified when it is connected
+            room.reconnected(index, self.clock())
 
     def _keys_on(self, node: Node) -> list[tuple[Room[Waiter], int]]:
         """The rooms that have a key on that server, and which one that is."""
@@ -372,7 +364,7 @@ class LockManager:
 
     def _woken(self) -> None:
         """The machine was suspended: all timers are late."""
-        now = self.now()
+        now = self.clock()
         rooms = list(self.rooms.values())
         for room in rooms:  # all of them first: they share timers
             self._timers.forget(room)

@@ -44,7 +44,7 @@ class PendingReleases:
         lease.release_waiter = future
         self._until[lease] = until
         if self._timer is None:
-            self._timer = self._loop.call_later(self.patience, self._give_up)
+            self._timer = self._loop.call_later(self.patience, self._time_out)
         return future
 
     async def wait(self, lease: Lease, until: float | None = None) -> asyncio.CancelledError | None:
@@ -81,7 +81,7 @@ class PendingReleases:
             self._timer.cancel()
             self._timer = None
 
-    def _give_up(self, before: float = 0.0) -> None:
+    def _time_out(self, before: float = 0.0) -> None:
         """End the waits that have timed out, if the servers are silent.
 
         :param before: only waits that had timed out by then, which is when this was called last and the servers
@@ -93,6 +93,6 @@ class PendingReleases:
         for lease, until in list(self._until.items()):
             if until > before or not silent:
                 again = max(until - now, self.patience / 4)
-                self._timer = self._loop.call_later(again, self._give_up, now if silent else 0.0)
+                self._timer = self._loop.call_later(again, self._time_out, now if silent else 0.0)
                 break
             self.release_answered(lease)

@@ -9,9 +9,11 @@ from ..core.room import Room
 
 
 class Waiter:
-    """Waits in ``room`` until ``future`` is done, which it is once ``lease`` or ``error`` is set.
+    """Waits in ``room`` until ``future`` is done, which it is once the wait has ended: by ``granted`` or ``fail``.
 
-    The future carries neither of them: a task that is cancelled in that very moment never reads its result.
+    Invariants: ``lease`` without ``error`` is the lease that the task holds now. With ``error``, it is the lease whose
+    release was sent because the wait has ended. The future carries neither of them: a task that is cancelled in that
+    very moment never reads its result.
     """
 
     __slots__ = ("error", "future", "lease", "room")
@@ -22,7 +24,24 @@ class Waiter:
         self.lease: Lease | None = None
         self.error: Exception | None = None
 
-    def done(self) -> None:
-        """Wake up the task, for it to look at ``lease`` and ``error``."""
+    def granted(self, lease: Lease) -> None:
+        """The task has the lock. If it was cancelled meanwhile, it is about to give the lease back."""
+        self.lease = lease
+        lease.scope_ref = None
         if not self.future.done():
             self.future.set_result(None)
+
+    def fail(self, error: Exception, released: Lease | None = None) -> None:
+        """The task does not get the lock.
+
+        :param released: the lease whose release was sent for that
+        """
+        self.error, self.lease = error, released
+        if not self.future.done():
+            self.future.set_result(None)
+
+    def take_error(self) -> Exception:
+        """The error, for the task to raise. It is not kept here: the traceback would lead back, in a cycle."""
+        error, self.error = self.error, None
+        assert error is not None
+        return error

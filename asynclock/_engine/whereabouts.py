@@ -29,7 +29,7 @@ MAX_LEVELS, MAX_KEEPERS = 10, 100  # of references to an object; if there are mo
 MAX_SHARE = 0.1  # of the time, for searches: each goes through all objects of the process
 
 
-class Home:
+class Whereabouts:
     """Where the block of ``scope`` is, once it has been entered. It never moves."""
 
     __slots__ = ("_generator", "_known", "_scope", "_since")

@@ -52,7 +52,8 @@ class Lease:
     - Bit ``i`` of ``may_be_ours`` is set from the moment that a command is sent that may put the token into key
       ``i``, until an answer shows that it is not there or a RELEASE has followed it.
     - Once ``done`` is set, a RELEASE has been sent for every key that may be ours (or will be, by whoever closes
-      the locker), the votes count no more, and late answers change nothing here.
+      the locker), and the votes count no more. Late answers say when the keys of a failed attempt may be free
+      (``free_at``), and why a held lock had been lost before its release (``missed``, ``cause``), and nothing else.
     """
 
     # In an attempt:
@@ -63,14 +64,13 @@ class Lease:
     # Once it is held:
     acquired_at: float
     checked_at: float  # when the request was sent whose answer last showed that a key is still ours
-    scope_ref: Any  # the engine's: who is told of a loss
+    scope_ref: Any  # the engine's: the scope to notify of a loss, and None before there is one
     # Once it is done:
     released_at: float
     releases: int  # keys that a RELEASE was sent for
 
     __slots__ = (
         "acquired_at",
-        "barred",
         "cause",
         "checked_at",
         "confirming",
@@ -84,6 +84,7 @@ class Lease:
         "extending",
         "free_at",
         "in_flight",
+        "lasting_errors",
         "may_be_ours",
         "missed",
         "next_check",
@@ -118,11 +119,11 @@ class Lease:
         #: None: only free keys are taken. Else they are taken whoever has them, and bit i: key i was, and is read
         #: once more before the lock counts as held.
         self.confirming = 0 if forced else None
-        self.unsent = 0  # keys that an attempt in order has not come to yet: the last ones
-        self.silent = False  # servers that have not answered are not waited for any longer
-        self.refused = 0  # bit i: somebody else had key i, or it was gone again at once
+        self.unsent = 0  # keys that an attempt that goes one by one has not requested yet: the last ones
+        self.silent = False  # the attempt waits no longer for servers that have not answered
+        self.refused = 0  # bit i: somebody else had key i, or it was missing as soon as it had been set
         self.free_at: Mapping[int, float] = _NONE  # key -> when it may be free, for keys that refused or failed
-        self.barred = 0  # keys whose servers will give the same answer if they are asked again
+        self.lasting_errors = 0  # keys whose servers fail in a way that retrying cannot help (``ServerError.lasting``)
         self.error: Exception | None = None  # the last one that a server answered with
         # A held lock
         self.extend_at = NEVER  # when it is extended next; NEVER: its first check has not come yet
@@ -138,10 +139,19 @@ class Lease:
         self.missed = 0  # bit i: the RELEASE of key i did not find the token
         self.release_waiter: Any = None  # the engine's: who waits for the release
 
+    @classmethod
+    def ended(cls, room: Room[Any], token: bytes, now: float) -> Lease:
+        """A lease that was released ``now``, and had requested the first key only."""
+        lease = cls(room, token)
+        lease.unsent = room.rules.keys - 1
+        lease.watched = 0
+        lease.end(now)
+        return lease
+
     # Requests
 
     def request(self, index: int, operation: Operation, now: float) -> bool:
-        """Ask for key ``index``. False: its server is not connected, and no answer will come."""
+        """Send a request for key ``index``. False: its server is not connected, and no answer will come."""
         room = self.room
         if not room.port.request(self, index, operation, now):
             return False
@@ -152,7 +162,7 @@ class Lease:
         return True
 
     def request_all(self, operation: Operation, now: float) -> bool:
-        """Ask for every key. Were all servers connected?"""
+        """Send a request for every key. Were all servers connected?"""
         room = self.room
         send = room.port.request
         for index in range(room.rules.keys):
@@ -163,12 +173,40 @@ class Lease:
                 self.not_connected(index)
         return not self.free_at
 
+    def go_one_by_one(self) -> None:
+        """Request the keys one by one, in their order, by ``request_next``."""
+        self.unsent = self.room.rules.keys
+        self.decides = -1
+
+    def request_next(self, now: float) -> None:
+        """Request the next key, unless the answer for another decides; all the rest once one is ours; none once one is
+        refused."""
+        room = self.room
+        while self.unsent and not self.refused:
+            if self.decides >= 0 and self.in_flight[self.decides]:
+                return
+            index = room.rules.keys - self.unsent
+            self.unsent -= 1
+            silent = room.port.silent(room, index, now)
+            if not self.request(index, TAKE_TTL, now):
+                self.not_connected(index)
+            elif not silent and not self.vote_count(now):
+                self.decides = index
+
+    def wait_no_longer(self) -> None:
+        """The answers take too long: request the next key, or decide without the servers that are silent. But an
+        attempt by force waits for all."""
+        if self.unsent:
+            self.decides = -1
+        else:
+            self.silent = not self.forced
+
     def not_connected(self, index: int) -> None:
-        """The server of key ``index`` could not be asked."""
+        """The server of key ``index`` is not connected."""
         self.defer(index, NEVER)
-        if (error := self.room.port.barred(self.room, index)) is not None:
+        if (error := self.room.port.lasting_error(self.room, index)) is not None:
             self.error = error
-            self.barred += 1
+            self.lasting_errors += 1
 
     def confirm(self, now: float) -> None:
         """A majority was taken by force: read it once more, so that the previous holder can see who took its lock.
@@ -205,6 +243,11 @@ class Lease:
         self.releases = self.unreleased = sent
         return sent
 
+    def end(self, now: float) -> None:
+        """The votes count no more. What may be ours stays so until ``release``."""
+        self.done = True
+        self.released_at = now
+
     def extend(self, now: float) -> None:
         """Extend every vote, and try to get the keys back that do not count (only if they are free)."""
         rules = self.room.rules
@@ -212,7 +255,7 @@ class Lease:
         self.extended_at = now
         self.next_check = NEVER  # this is one
         for index in range(rules.keys):
-            if not self.extending >> index & 1:  # a silent server is asked again when it has answered
+            if not self.extending >> index & 1:  # a silent server gets the next one when it has answered
                 self.request(index, EXTEND if self.may_be_ours >> index & 1 else TAKE, now)
 
     def plan_extension(self, now: float) -> None:
@@ -224,11 +267,15 @@ class Lease:
             # extended in the same turn of the event loop for ever.
             self.extend_at = rules.extension(now, 0.5 + self.room.port.chance() / 2)
             self.checked_at = now
-        left = self.deadline - now
-        self.extend_at = min(self.extend_at, self.deadline - min(rules.reserve, left / 2))
+        remaining = self.deadline - now
+        self.extend_at = min(self.extend_at, self.deadline - min(rules.reserve, remaining / 2))
+
+    def extend_by(self, when: float) -> None:
+        """Extend then, at the latest."""
+        self.extend_at = min(self.extend_at, when)
 
     def first_check(self, now: float) -> None:
-        """Have the keys tracked that are not, and read: a change until now caused no invalidation."""
+        """Read the keys that are not tracked yet: from then on they are, but a change before caused no invalidation."""
         for index in range(self.room.rules.keys):
             if self.untracked >> index & 1 and not self.in_flight[index]:
                 self.request(index, READ, now)
@@ -268,9 +315,9 @@ class Lease:
             self.check(index, now)
 
     def verify(self, index: int, now: float) -> None:
-        """The server of key ``index`` is back, with or without the key: look, by extending it."""
+        """The server of key ``index`` is back, with or without the key: check it, by extending it."""
         if self.in_flight[index]:
-            # What is in flight may be older than the change: look again after it.
+            # What is in flight may be older than the change: check again after it.
             self.unverified |= 1 << index
             self.stale |= 1 << index
         elif self.may_be_ours >> index & 1:
@@ -279,7 +326,7 @@ class Lease:
             self.request(index, EXTEND, now)
 
     def verify_all(self, now: float) -> None:
-        """Every key may have been overwritten by this process: look, by extending it."""
+        """This process may have overwritten every key: check them, by extending them."""
         for index in range(self.room.rules.keys):
             if self.may_be_ours >> index & 1:
                 self.unverified |= 1 << index
@@ -305,6 +352,16 @@ class Lease:
             return True
         return sent - self.extended_at < OWN_EXTENSION or sent - self.acquired_at < OWN_SET
 
+    def forget_cause(self) -> None:
+        """No key is missing, unless that is still to be found out."""
+        if not self.unverified and not self.pending():
+            self.cause = None
+
+    def acquired(self, now: float) -> None:
+        """The attempt is won."""
+        self.acquired_at = now
+        self.cause = None
+
     # Answers
 
     def answered(
@@ -326,17 +383,17 @@ class Lease:
         rules = self.room.rules
         if operation is READ:
             self.untracked &= ~(1 << index)
-            # Somebody may have shortened its life; nobody lengthens it by reading. It ends between
-            # sent + ttl and now + ttl, as it was the question that took its time, or the answer.
+            # Another client may have shortened its life; to read it does not lengthen it. It ends between sent + ttl
+            # and now + ttl: that depends on whether the request took the time, or the reply.
             until = self.votes[index]
             if ttl is not None and ttl >= 0:
                 if now + ttl / 1000 < until or not until:
                     self.vote(index, sent + rules.term_of(ttl / 1000))
                 if until and not until < now + ttl / 1000 < until + rules.validity:
-                    self.room.port.doubt_clock(self.room, index)  # or somebody else wants it to end
+                    self.room.port.doubt_clock(self.room, index)  # though another client may have set the expiry
         elif ok:
             until = sent + rules.term
-            if ttl is not None and ttl >= 0:  # somebody may have been quick to shorten it
+            if ttl is not None and ttl >= 0:  # another client may have shortened it already
                 until = min(until, sent + rules.term_of(ttl / 1000))
             # As ``vote``, which would be a call more in every acquisition.
             self.votes[index] = until
@@ -369,8 +426,8 @@ class Lease:
     ) -> LossReason | None:
         """The answer shows that key ``index`` does not hold our token."""
         if found is None and (ok or operation.reads):
-            # Gone as soon as it was there, or before its time. Before the vote is taken back: this may send something,
-            # which lets other threads run, and they must not find a lock that is over and not lost.
+            # Missing as soon as it had been set, or before its time. Before the vote is taken back: this may send
+            # something, which lets other threads run, and they must not find a lock that is over and not lost.
             self.room.port.doubt_clock(self.room, index)
         lost = self.why_lost(index, found, now) if self.votes[index] else None
         self.unverified &= ~(1 << index)
@@ -381,7 +438,7 @@ class Lease:
         return lost
 
     def refuse(self, index: int, sent: float, found: bytes | None, ttl: int | None, now: float) -> None:
-        """Key ``index`` was somebody else's, or is gone: note when it may be free.
+        """Key ``index`` was somebody else's, or is missing: note when it may be free.
 
         The time to live counts from when the request was ``sent``. Then the next attempt, which takes as long to get
         to the server, arrives when the key has expired; and an answer that was read late, since the loop was blocked
@@ -402,6 +459,46 @@ class Lease:
         if not rules.tracking:
             free = min(free, now + rules.extend_interval * (0.5 + chance() / 2))
         self.defer(index, free)
+
+    def refused_late(self, index: int, sent: float, found: bytes | None, ttl: int | None, now: float) -> None:
+        """This answer came after the attempt had failed. It says what to wait for on that server."""
+        if found == self.token:
+            self.defer(index, now)  # our release is on its way, and that change is not worth an attempt
+        else:
+            self.refuse(index, sent, found, ttl, now)
+            self.watched |= 1 << index
+
+    def watch_refusals(self) -> None:
+        """The attempt has failed: a change of these keys makes another one worthwhile."""
+        # Not those that have not answered: what changes there may be our own release.
+        self.watched = sum(1 << index for index in self.free_at if not self.in_flight[index])
+
+    def failed(self, error: Exception | None) -> None:
+        """A request has failed: the connection is lost (``None``), or the server answered with an error."""
+        self.error = error
+
+    def not_taken(self, index: int, again: float) -> None:
+        """That was the request for the vote of key ``index``. Another may succeed ``again``."""
+        self.lasting_errors += getattr(self.error, "lasting", False)
+        self.defer(index, again)
+
+    def release_answered(self, index: int, ok: bool, now: float) -> bool:
+        """The RELEASE of key ``index`` is answered (``ok``: it found the token), or never will be. True: that was the
+        last one."""
+        if not ok:
+            self.missed |= 1 << index
+            if self.votes[index] and self.request(index, READ, now):
+                return False  # the key was lost before: what is in it says why (``missed_because``)
+        self.unreleased -= 1
+        return not self.unreleased
+
+    def is_missed(self, index: int, operation: Operation) -> bool:
+        """Was key ``index`` read to find out why its RELEASE did not find the token?"""
+        return bool(self.missed >> index & 1) and operation is READ
+
+    def missed_because(self, index: int, found: bytes | None) -> None:
+        """... and ``found`` is in it."""
+        self.cause = self.why_lost(index, found, self.released_at)
 
     def unanswered(self, index: int, operation: Operation) -> None:
         """No answer to a request will come."""
@@ -427,7 +524,7 @@ class Lease:
         """Key ``index`` could not be taken, and may be free then."""
         self.free_at = {**self.free_at, index: when}
 
-    def granted(self, now: float) -> int:
+    def vote_count(self, now: float) -> int:
         """How many votes count."""
         return sum(until > now for until in self.votes)
 

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Operation(IntEnum):
-    """One thing that a lease asks of one key, and what is known of it without looking at a server.
+    """One thing that a lease asks of one key, and what is known of it without a server.
 
     An operation that ``reads`` ends by reading the key: the server tracks the key from then on, and the answer is
     newer than any invalidation that came before it. TAKE and TAKE_TTL do not, so a key that they have set counts as

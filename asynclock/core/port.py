@@ -27,8 +27,8 @@ class Port(Protocol[W]):
         is lost with the connection, is kept, and sent before anything else once the server is back.
         """
 
-    def barred(self, room: Room[W], index: int) -> Exception | None:
-        """Why that server will never accept this client, if that is known."""
+    def lasting_error(self, room: Room[W], index: int) -> Exception | None:
+        """Why retrying on that server cannot help (``ServerError.lasting``), if that is known."""
 
     def silent(self, room: Room[W], index: int, now: float) -> bool:
         """Have that server's answers been missing for ``try_next_after``?"""
@@ -54,8 +54,8 @@ class Port(Protocol[W]):
         """A random number in [0, 1)."""
 
     def doubt_clock(self, room: Room[W], index: int) -> None:
-        """A key is gone before its time, or ends at an unexpected time: perhaps the server's clock was set. Find out;
-        if so, call ``room.clock_was_set`` for all of its keys."""
+        """A key is missing before its time, or ends at an unexpected time: perhaps the server's clock was set. Find
+        out; if so, call ``room.clock_was_set`` for all of its keys."""
 
     def granted(self, waiter: W, lease: Lease) -> None:
         """The waiter has the lock."""

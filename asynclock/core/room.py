@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, Generic, TypeVar
 
-from .contention import Contention
+from .contention import Contention, Watch
 from .handoff import LocalHandoffs
 from .lease import Lease
 from .operations import FORCE, READ, RELEASE, TAKE, TAKE_TTL, Operation
@@ -27,13 +27,14 @@ class Room(Generic[W]):
     - An attempt for the queue goes on when its waiter leaves, as long as another is there.
     - While the queue is not empty, something is due that comes back to it: the holder's release or loss, the
       attempt's answers, ``wake`` at a finite time, or the reconnect of a server.
-    - A first attempt asks for all keys at once. Once others are known to want them too, attempts go in order: whoever
-      gets the first key asks for the rest, whoever is refused the first one stops there. So contenders do not split
-      the votes among them.
+    - A first attempt asks for all keys at once. Once others are known to want them too, an attempt goes one by one, in
+      the order of the keys: whoever gets the first key requests the rest, whoever is refused the first one stops there.
+      So contenders do not split the votes among them.
     """
 
     __slots__ = (
         "attempt",
+        "batch",
         "contention",
         "due",
         "forces",
@@ -48,20 +49,26 @@ class Room(Generic[W]):
         "queue",
         "retries",
         "rules",
-        "slot",
         "timer",
         "wake",
     )
 
-    def __init__(self, name: str, rules: Rules, port: Port[W], keys: tuple[bytes, ...] = ()) -> None:
+    def __init__(
+        self, name: str, rules: Rules, port: Port[W], keys: tuple[bytes, ...] = (), places: tuple[int, ...] = ()
+    ) -> None:
+        """
+        :param keys: what the keys are called on their servers
+        :param places: for each key, what leads to its server (``Topology.places``)
+        """
         self.name = name
         self.rules = rules
         self.port = port
-        self.keys = keys  # the engine's, like the four that follow
-        self.places: tuple[int, ...] = ()
-        self.timer: Any = None
-        self.slot = NEVER
-        self.due = NEVER  # by when the engine looks at ``wake`` again
+        self.keys = keys
+        self.places = places
+        # Whoever wakes the room (``_engine.timers.Timers``) owns these:
+        self.timer: Any = None  # of its own
+        self.batch = NEVER  # when it is woken with others
+        self.due = NEVER  # by when ``wake`` is looked at again
         self.holder: Lease | None = None
         self.attempt: Lease | None = None
         self.queue: OrderedDict[W, None] = OrderedDict()
@@ -83,7 +90,7 @@ class Room(Generic[W]):
                 if self.holder is None and self.attempt is None and not self.forces:
                     self._attempt(now)
                 return
-            if self.contention.outdated(now):
+            if not self.contention.wanted_again(now):
                 self.contention = None
             self._next(now)
 
@@ -124,41 +131,39 @@ class Room(Generic[W]):
         self._next(now)
         return abandoned
 
-    def release(self, lease: Lease, now: float) -> bool:
-        """The scope releases the lock. True: ``release_answered`` will be called for it."""
+    def release(self, lease: Lease, now: float) -> None:
+        """The scope releases the lock: to the next who waits here, or to the servers."""
         if lease is not self.holder:
-            if not lease.may_be_ours:
-                return False
-            self._release(lease, now)  # ``close`` took it from its scope, and left its keys
-            return True
-        rules = self.rules
+            if lease.may_be_ours:
+                self._release(lease, now)  # ``close`` took it from its scope, and left its keys
+            return
         contention = self.contention
-        if self.queue and not self.forces and self.handoffs.take(lease, now, rules):
+        if self.queue and not self.forces and self.handoffs.take(lease, now, self.rules):
+            rules = self.rules
             if rules.handoffs and not lease.unverified and lease.deadline - now > rules.reserve / 2:
                 waiter, _ = self.queue.popitem(last=False)
                 self.port.granted(waiter, lease)
-                return False
+                return
             if contention is None and rules.tracking:  # a waiter that polls would not find it free in between
                 self.holder = None
                 self._release(lease, now)
                 self._attempt(now)  # right behind the release
-                self.handoffs.lease = self.attempt
-                return True
+                self.handoffs.go_on_with(self.attempt)
+                return
         self.holder = None
-        if self.queue or (contention is not None and contention.contended):
+        if self.queue or (contention is not None and contention.expected):
             if contention is None:
                 contention = self.contention = Contention()
             contention.hold_back(lease)
             self._release(lease, now)
-            if not self.forces and contention.watches(rules):
-                self._watch(contention, lease.token, now)  # right behind the release
+            if not self.forces:
+                contention.watch_if_worth_it(self, lease.token, now)  # right behind the release
         else:
             self._release(lease, now)
         if self.queue or self.forces:
             self._next(now)
         elif self.attempt is None:
             self._forget(now)
-        return True
 
     def close(self, now: float) -> list[W]:
         """The locker closes: take the lock from its scope, which keeps the keys until ``release``, and give up every
@@ -171,7 +176,7 @@ class Room(Generic[W]):
         self.attempt = self.no_wait = None
         if self.holder is not None:
             lease, self.holder = self.holder, None
-            lease.done = True
+            lease.end(now)
             self.port.lost(lease, LossReason.CLOSED, None)
         self._forget_if_empty(now)
         return waiters
@@ -214,20 +219,20 @@ class Room(Generic[W]):
         ttl: int | None,
         now: float,
     ) -> None:
-        """The lease is over. Some answers are still useful."""
+        """The lease is done. Some answers are still useful."""
         lease.unanswered(index, operation)
-        if lease.missed >> index & 1 and operation is READ:
-            lease.cause = lease.why_lost(index, found, lease.released_at)
+        if lease.is_missed(index, operation):
+            lease.missed_because(index, found)
             self.released(lease, index, True, now)
-        elif self.contention is not None and lease is self.contention.watch:
-            self._watched(self.contention, lease, sent, found, ttl, now)
+        elif self.contention is not None and (watch := self.contention.watch) is not None and lease is watch.probe:
+            self._watched(self.contention, watch, sent, found, ttl, now)
         elif lease is self.last_failed and self.attempt is None and self.queue:
             self._refused_late(lease, index, sent, found, ttl, now)
 
     def verified(self, lease: Lease) -> None:
         """Every key of ``lease`` that may have changed has been read, and is ours."""
         if lease is self.holder:
-            self.retries.failures = 0
+            self.retries.servers_work()
 
     def failed(self, lease: Lease, index: int, operation: Operation, error: Exception | None, now: float) -> None:
         """The request has failed: the connection is lost (``None``), or the server answered with an error."""
@@ -236,43 +241,36 @@ class Room(Generic[W]):
             return
         lease.unanswered(index, operation)
         if lease.done:
-            if lease.missed >> index & 1 and operation is READ:
+            if lease.is_missed(index, operation):
                 self.released(lease, index, True, now)
             return
-        lease.error = error
+        lease.failed(error)
         if operation.acquires:
-            lease.barred += getattr(error, "lasting", False)
-            lease.defer(index, NEVER if error is None else now + self._backoff())
+            lease.not_taken(index, NEVER if error is None else now + self._backoff())
         elif error is not None and lease is self.holder:
             self._plan_extension(lease, now)
             # The vote counts until its time is over: try again well before that, and soon if the
             # key is known to have changed.
-            left = lease.deadline - now
+            remaining = lease.deadline - now
             if operation is READ or lease.stale >> index & 1:
                 again = self._backoff()
             else:
-                again = max(self.rules.try_next_after, left / 4)
-            lease.extend_at = min(lease.extend_at, now + min(again, left / 2))
+                again = max(self.rules.try_next_after, remaining / 4)
+            lease.extend_by(now + min(again, remaining / 2))
         self._judge(lease, None, index, now)
 
     def released(self, lease: Lease, index: int, ok: bool, now: float) -> None:
         """The RELEASE of key ``index`` is answered (``ok``: it found the token), or never will be."""
-        if not ok:
-            lease.missed |= 1 << index
-            if lease.votes[index] and lease.request(index, READ, now):
-                return  # the key was lost before: what is in it says why, and the answer comes back here
-        lease.unreleased -= 1
-        if lease.unreleased:
-            return
-        if self.contention is not None:
-            self._heard(lease, now)
-        self.port.release_answered(lease)
+        if lease.release_answered(index, ok, now):
+            if self.contention is not None:
+                self._release_answered(lease, now)
+            self.port.release_answered(lease)
 
     def invalidated(self, index: int, now: float, cause: LossReason | None = None) -> None:
         """The server says that key ``index`` has changed since it was read."""
         if self.attempt is not None:
             self.attempt.suspect(index, cause, now)
-            self.retries.invalidated = True
+            self.retries.invalidated()
             if index in self.attempt.free_at:
                 self.attempt.defer(index, now)
         if self.holder is not None:
@@ -280,7 +278,7 @@ class Room(Generic[W]):
         elif self._waits_for(index):
             self._key_has_changed(index, now)
         elif not index and self.contention is not None and self.contention.watch is not None:
-            self._taken(self.contention.watch, now)
+            self.contention.watch.key_changed(now)  # an attempt now might be faster than those who wait for its release
 
     def reconnected(self, index: int, now: float) -> None:
         """The server of key ``index`` is back, with or without the key, and tracks nothing yet."""
@@ -309,13 +307,14 @@ class Room(Generic[W]):
         elif self.holder is not None:
             self.first_check(self.holder, now)  # its expiry is read then
 
-    def shut_out(self, now: float) -> None:
-        """A server refuses this client for good: whoever waits for it must be told."""
+    def lasting_failure(self, now: float) -> None:
+        """A server refuses this client, and retrying cannot help: an attempt fails those who wait, if that server is
+        needed."""
         if self.queue and self.holder is None and self.attempt is None and not self._holds_back_for_release():
             self._attempt(now)
 
     def gone(self, index: int, now: float) -> None:
-        """The server of key ``index`` refuses new connections."""
+        """The server of key ``index`` is gone: it refuses new connections."""
         for lease in (self.attempt, self.holder):
             if lease is not None and lease.votes[index]:
                 lease.vote(index, 0.0)
@@ -350,17 +349,15 @@ class Room(Generic[W]):
                 self._judge(lease, None, None, now)
         elif self.attempt is not None:
             if self.attempt.unsent:
-                self.attempt.decides = -1
                 self._wake_at(now + self.rules.try_next_after)
-            else:
-                self.attempt.silent = not self.attempt.forced
+            self.attempt.wait_no_longer()
             self._decide(now)
         elif self.last_failed is not None:
-            # Not in order: a first key that never becomes free would keep us from a majority of the others.
-            self._attempt(now, in_order=False)
+            # Not one by one: a first key that never becomes free would keep us from a majority of the others.
+            self._attempt(now, one_by_one=False)
         else:
             if self.contention is not None:
-                self.contention.over()
+                self.contention.stop_holding_back()
             self._next(now)
 
     # Whose turn it is
@@ -385,18 +382,20 @@ class Room(Generic[W]):
         elif (
             self.contention is not None
             and self.no_wait is None
-            and (again := self.contention.back_at(now, self.rules)) > now
+            and (again := self.contention.held_back_until(now, self.rules)) > now
         ):
             self._wake_at(again)
         else:
             self._attempt(now)
 
     def _force(self, now: float) -> None:
+        """Begin an attempt for the first in ``forces``."""
         self.attempt = lease = Lease(self, self.port.token(True), forced=True)
         lease.request_all(FORCE, now)
         self._decide(now)
 
-    def _attempt(self, now: float, in_order: bool = True) -> None:
+    def _attempt(self, now: float, one_by_one: bool = True) -> None:
+        """Begin an attempt for the first in ``queue``: one by one if that is better, unless it must not be."""
         self.last_failed = None
         lease = self.attempt = Lease(self, self.port.token(False))
         if self.rules.keys > 1:
@@ -405,35 +404,20 @@ class Room(Generic[W]):
             self.wake = NEVER
         contended = False
         if self.contention is not None:
-            self.contention.watch = None  # whatever it says comes too late
-            contended = self.contention.contended > 0
-        if contended and in_order and self.rules.keys > 1 and self.no_wait is None:
-            lease.unsent = self.rules.keys
-            lease.decides = -1
+            self.contention.stop_watching()
+            contended = self.contention.expected > 0
+        if contended and one_by_one and self.rules.keys > 1 and self.no_wait is None:
+            lease.go_one_by_one()
             self._decide(now)
         elif not lease.request_all(TAKE_TTL if contended else TAKE, now):
             self._decide(now)
-
-    def _request_in_order(self, lease: Lease, now: float) -> None:
-        """Request the next key, unless the answer for another decides; all the rest once one is ours; none once one is
-        refused."""
-        while lease.unsent and not lease.refused:
-            if lease.decides >= 0 and lease.in_flight[lease.decides]:
-                return
-            index = self.rules.keys - lease.unsent
-            lease.unsent -= 1
-            silent = self.port.silent(self, index, now)
-            if not lease.request(index, TAKE_TTL, now):
-                lease.not_connected(index)
-            elif not silent and not lease.granted(now):
-                lease.decides = index
 
     def _decide(self, now: float) -> None:
         """Has the attempt been won or lost, by the answers until now?"""
         lease, rules = self.attempt, self.rules
         assert lease is not None
         if lease.unsent:
-            self._request_in_order(lease, now)
+            lease.request_next(now)
         if now < lease.deadline:  # a majority is ours
             if lease.confirming is not None:
                 if not lease.confirming:
@@ -454,7 +438,7 @@ class Room(Generic[W]):
             return
         pending = lease.pending()
         if (
-            lease.granted(now) + pending + lease.unsent < rules.majority
+            lease.vote_count(now) + pending + lease.unsent < rules.majority
             or (lease.unsent and lease.refused)
             or (lease.silent and pending <= rules.keys - rules.majority)
         ):
@@ -471,7 +455,7 @@ class Room(Generic[W]):
             self._release(lease, now)
             self._force(now)
             return
-        self.retries.at_once = 0
+        self.retries.pause()
         # If too few servers are connected, that holds for all who force: they get the same answer.
         unreachable = sum(until == NEVER for until in lease.free_at.values())
         waiters = list(self.forces)[: None if unreachable > self.rules.keys - self.rules.majority else 1]
@@ -484,11 +468,12 @@ class Room(Generic[W]):
         self._next(now)
 
     def _give_up(self, lease: Lease, now: float) -> None:
-        """The attempt has failed: give back what it got, and tell who waits for nothing else."""
+        """The attempt has failed: release what it got. Then tell those for whom another attempt is no use, and plan it
+        for the others."""
         self.attempt = None
         self._release(lease, now)
         refused = lease.refused_by_others(self.rules)
-        if lease.barred > self.rules.keys - self.rules.majority:
+        if lease.lasting_errors > self.rules.keys - self.rules.majority:
             waiters = list(self.queue)
             self.queue.clear()
             self.no_wait = None
@@ -508,17 +493,17 @@ class Room(Generic[W]):
         if refused:
             if self.contention is None:
                 self.contention = Contention()
-            self.contention.refused()
+            self.contention.lost_race()
         if refused and not known:
             # The first attempt did not read how long the holder has left. Do so, while trying again.
-            self._attempt(now, in_order=False)
+            self._attempt(now, one_by_one=False)
         else:
             self._try_again(lease, now)
 
     def _try_again(self, lease: Lease, now: float) -> None:
-        """The attempt has failed, and others wait: try again at once, or when another attempt may do better."""
-        for index, asked in enumerate(lease.in_flight):
-            if asked:  # silent
+        """The attempt has failed, and tasks wait: try again at once, or when another attempt may do better."""
+        for index, requests in enumerate(lease.in_flight):
+            if requests:  # silent
                 lease.defer(index, now + self._backoff())
         again = possible_at(lease, self.rules, now)
         pause = 0.0
@@ -534,28 +519,25 @@ class Room(Generic[W]):
             again = self._after_a_pause(now)
             if pause:  # but not beyond the time at which the key expires
                 again = min(now + pause, max(again, lease.expires))
-        self.retries.at_once = 0
+        self.retries.pause()
         self.last_failed = lease
-        # Not those that have not answered: what changes there may be our own release.
-        lease.watched = sum(1 << index for index in lease.free_at if not lease.in_flight[index])
+        lease.watch_refusals()
         self._wake_at(again)
 
     def _install(self, lease: Lease, waiter: W, now: float) -> None:
         """The lease is won: hold it on behalf of ``waiter``."""
         self.holder = lease
-        self.retries.at_once = self.retries.failures = 0
+        lease.acquired(now)
+        if self.retries.counts:
+            self.retries.reset()
         self.last_failed = None
-        lease.acquired_at = now
-        handoffs = self.handoffs
         if self.contention is None:
-            if lease is not handoffs.lease:
-                handoffs.allowance = self.rules.first_handoffs
-        elif self.contention.won():
-            handoffs.allowance = self.rules.handoffs
+            self.handoffs.acquired(lease, self.rules)
+        elif self.contention.acquired():
+            self.handoffs.limit(self.rules)
         else:
             self.contention = None
-            handoffs.grow(self.rules)
-        lease.cause = None
+            self.handoffs.grow(self.rules)
         if lease.untracked:
             self.wake = NEVER  # until the first check
             self.port.first_check_soon(self, lease)
@@ -565,44 +547,26 @@ class Room(Generic[W]):
 
     # While others have their chance
 
-    def _watch(self, contention: Contention, ours: bytes, now: float) -> None:
-        """Have the first key tracked: whoever has had it and released it has had the lock."""
-        lease = contention.watch = Lease(self, ours)
-        lease.unsent = self.rules.keys - 1
-        lease.done = True
-        lease.released_at = now
-        lease.watched = 0  # an invalidation before the answer may be our own release
-        lease.request(0, READ, now)  # its answer comes to ``_watched``
-
-    def _taken(self, lease: Lease, now: float) -> None:
-        """The key has changed: somebody took it. An attempt now might be faster than those who wait for its release."""
-        if lease.in_flight[0]:
-            lease.stale = 1
-        elif lease.watched:
-            lease.refused = 1
-            lease.request(0, READ, now)
-
     def _watched(
-        self, contention: Contention, lease: Lease, sent: float, found: bytes | None, ttl: int | None, now: float
+        self, contention: Contention, watch: Watch, sent: float, found: bytes | None, ttl: int | None, now: float
     ) -> None:
-        """What became of the first key."""
-        if found == lease.token:
-            contention.watch = None  # our release is still on its way
+        """The first key was read: has somebody had a turn?"""
+        probe = watch.probe
+        if found == probe.token:
+            contention.stop_watching()  # our release is still on its way
             return
-        if found is None and not lease.refused:
-            lease.watched, lease.stale = 1, 0  # nobody has it yet
+        if not watch.answered(found):
             return
-        contention.met(found)
-        contention.over()
+        contention.met_rival(found)
+        contention.stop_holding_back()
         if self.attempt is not None or self.holder is not None or not self.queue:
             return
-        if found is None or lease.stale:
+        if found is None or watch.changed_since:
             self._attempt(now)  # somebody had it, and released it
         else:
-            self.last_failed = lease
-            lease.refuse(0, sent, found, ttl, now)
-            lease.watched = 1
-            self._wake_at(possible_at(lease, self.rules, now))
+            self.last_failed = probe  # as if it had tried to take the key
+            probe.refused_late(0, sent, found, ttl, now)
+            self._wake_at(possible_at(probe, self.rules, now))
 
     # What becomes of a lease
 
@@ -615,8 +579,7 @@ class Room(Generic[W]):
                 self._lose(lease, lost or LossReason.EXPIRED, index, now)
                 self._next(now)
             else:
-                if not lease.unverified and not lease.pending():
-                    lease.cause = None
+                lease.forget_cause()
                 if lost is not None:
                     lease.plan_extension(now)  # an older vote decides now
                 self._wake_at(min(lease.extend_at, lease.next_check, lease.deadline))
@@ -630,15 +593,16 @@ class Room(Generic[W]):
 
     def _release(self, lease: Lease, now: float) -> None:
         if not lease.release(now):
-            self._heard(lease, now)
+            self._release_answered(lease, now)
             self.port.release_answered(lease)
 
-    def _heard(self, lease: Lease, now: float) -> None:
+    def _release_answered(self, lease: Lease, now: float) -> None:
         """Every RELEASE is answered, or never will be: now the pause begins that gives others a turn."""
         contention = self.contention
-        waited_for = contention is not None and contention.heard(lease, now, self.rules)
-        if contention is not None and waited_for and self.queue and self.holder is None and self.attempt is None:
-            self._wake_at(contention.back_at(now, self.rules))
+        if contention is None or not contention.release_answered(lease, now, self.rules):
+            return
+        if self.queue and self.holder is None and self.attempt is None:
+            self._wake_at(contention.held_back_until(now, self.rules))
 
     def _plan_extension(self, lease: Lease, now: float) -> None:
         lease.plan_extension(now)
@@ -657,7 +621,7 @@ class Room(Generic[W]):
         """A key that refused the last attempt may have changed. Try again, now or after ``Port.pause``."""
         lease = self.last_failed
         assert lease is not None
-        self.retries.invalidated = True
+        self.retries.invalidated()
         when = lease.released_at + self.port.pause(self, index, now)
         if when > now:
             lease.defer(index, min(when, lease.free_at[index]))
@@ -679,19 +643,15 @@ class Room(Generic[W]):
             # are enough.
             blocked = any(when > now for key, when in lease.free_at.items() if key < index)
             enough = not lease.unsent and enough_free_at(lease, self.rules, now) <= now
-            self._attempt(now, in_order=not (blocked and enough))
+            self._attempt(now, one_by_one=not (blocked and enough))
         else:
             self._wake_at(possible_at(lease, self.rules, now))
 
     def _refused_late(
         self, lease: Lease, index: int, sent: float, found: bytes | None, ttl: int | None, now: float
     ) -> None:
-        """This answer comes after the attempt was lost. It tells what to wait for on that server."""
-        if found == lease.token:
-            lease.defer(index, now)  # our release is on its way, and that change is not worth an attempt
-        else:
-            lease.refuse(index, sent, found, ttl, now)
-            lease.watched |= 1 << index
+        """This answer comes after the attempt has failed. It says what to wait for on that server."""
+        lease.refused_late(index, sent, found, ttl, now)
         again = possible_at(lease, self.rules, now)
         if again <= now:
             again = self._after_a_pause(now)
@@ -724,12 +684,15 @@ class Room(Generic[W]):
             self._forget(now)
 
     def _forget(self, now: float) -> None:
-        self.last_failed = self.handoffs.lease = None
-        self.retries.at_once = self.retries.failures = 0
+        self.last_failed = None
+        if self.handoffs.lease is not None:
+            self.handoffs.end()
+        if self.retries.counts:
+            self.retries.reset()
         self.wake = NEVER
         if self.contention is not None:
-            if self.contention.contended:
-                self.contention.leave(now)
+            if self.contention.expected:
+                self.contention.idle(now)
             else:
                 self.contention = None
 
@@ -738,7 +701,7 @@ class Room(Generic[W]):
     @property
     def contended(self) -> bool:
         """Are others expected to want the lock?"""
-        return self.contention is not None and self.contention.contended > 0
+        return self.contention is not None and self.contention.expected > 0
 
     def _holds_back_for_release(self) -> bool:
-        return self.contention is not None and self.contention.waits
+        return self.contention is not None and self.contention.awaits_release

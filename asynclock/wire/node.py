@@ -40,7 +40,7 @@ LASTED = 1.0  # seconds after which a session has lasted: the next attempt to co
 class Listener(Protocol):
     """Is notified of what happens to a server."""
 
-    def invalidated(self, node: Node, key: bytes, now: float) -> None:
+    def invalidated(self, key: bytes, now: float) -> None:
         """The server has pushed an invalidation: this key has changed, or may have."""
 
     def suspect(self, node: Node, cause: LossReason | None) -> None:
@@ -55,11 +55,11 @@ class Listener(Protocol):
     def gone(self, node: Node) -> None:
         """Disconnected, a new connection was refused, and the grace period is over."""
 
-    def shut_out(self, node: Node) -> None:
-        """Disconnected, and the server refuses this client for good (``node.trouble``)."""
+    def lasting_failure(self) -> None:
+        """Disconnected, and the server refuses this client in a way that retrying cannot help (``Node.trouble``)."""
 
     def disconnected(self, node: Node) -> None:
-        """The connection is lost. ``reconnected``, ``gone`` or ``shut_out`` may follow."""
+        """The connection is lost. ``reconnected``, ``gone`` or ``lasting_failure`` may follow."""
 
     def in_use(self) -> bool:
         """Does any task hold a lock, or wait for one?"""
@@ -224,7 +224,7 @@ class Node:
         if isinstance(error, GoneError):
             self._grace.refused(self._gone)
         if error.lasting:
-            self._listener.shut_out(self)
+            self._listener.lasting_failure()
 
     def _gone(self) -> None:
         self._listener.gone(self)
@@ -358,7 +358,7 @@ class Node:
             self.session.connection.send(get, ReadAgain(request), replies, self.now())
 
     def freed(self, key: bytes, now: float) -> None:
-        self._listener.invalidated(self, unbulk(key), now)
+        self._listener.invalidated(unbulk(key), now)
 
     def demoted(self, why: str = "the server has become a read-only replica") -> None:
         """The server is no longer the primary. Drop the connection: the connector finds the new primary."""
@@ -380,7 +380,7 @@ class Node:
             for key in keys:
                 if type(key) is not bytes:
                     raise unexpected("a key in an invalidation", key)
-                self._listener.invalidated(self, key, now)
+                self._listener.invalidated(key, now)
 
     def _flushed(self) -> None:
         self._listener.suspect(self, LossReason.FLUSHED)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from asynclock.core.contention import MIN_HOLD_BACK, REMEMBERED, Contention
+from asynclock.core.contention import MIN_HOLD_BACK, REMEMBERED_ACQUISITIONS, Contention
 from asynclock.core.lease import Lease
 from asynclock.core.operations import Operation
 from asynclock.core.retry import MAX_AT_ONCE
@@ -382,10 +382,10 @@ def test_a_released_lease_passes_to_the_next_task_here_as_often_as_allowed() -> 
     waiters = [str(number) for number in range(FIRST_HANDOFFS + 2)]
     bench.join(*waiters)
     for _ in range(FIRST_HANDOFFS + 1):
-        assert not bench.room.release(lease, bench.now)
+        assert not bench.release(lease)
     assert bench.of("granted") == waiters[:-1]
     assert bench.asks == []
-    assert bench.room.release(lease, bench.now)
+    assert bench.release(lease)
     assert bench.asks == [(Operation.RELEASE, 0), (Operation.READ, 0)]
 
 
@@ -394,9 +394,9 @@ def test_a_released_lease_passes_on_for_a_limited_time() -> None:
     lease = bench.hold()
     bench.join("one", "two")
     bench.wait(0.04)
-    assert not bench.room.release(lease, bench.now)
+    assert not bench.release(lease)
     bench.wait(0.02)
-    assert bench.room.release(lease, bench.now)
+    assert bench.release(lease)
 
 
 def given_back_at_the_bound() -> Bench:
@@ -404,7 +404,7 @@ def given_back_at_the_bound() -> Bench:
     bench = Bench(handoffs=2)
     lease = bench.hold()
     bench.join(*(f"first {number}" for number in range(FIRST_HANDOFFS)), *"abcdef")
-    while not bench.room.release(lease, bench.now):
+    while not bench.release(lease):
         pass
     assert len(bench.of("granted")) == FIRST_HANDOFFS
     bench.answer(Operation.RELEASE)
@@ -422,17 +422,17 @@ def test_each_time_that_nobody_takes_the_chance_the_lease_passes_on_twice_as_oft
         assert lease is not None
         bench.join(*(f"{often} {number}" for number in range(often + 1)))
         for _ in range(often):
-            assert not bench.room.release(lease, bench.now)
-        assert bench.room.release(lease, bench.now)
+            assert not bench.release(lease)
+        assert bench.release(lease)
         bench.answer(Operation.RELEASE)
         bench.answer(Operation.READ, found=None, ttl=-2)
     bench.wait(MIN_HOLD_BACK)
     bench.answer(Operation.TAKE)
     lease = bench.room.holder
     assert lease is not None
-    assert not bench.room.release(lease, bench.now)
+    assert not bench.release(lease)
     bench.wait(0.06)
-    assert bench.room.release(lease, bench.now)  # the time is bounded in any case
+    assert bench.release(lease)  # the time is bounded in any case
 
 
 def test_where_somebody_took_it_the_bound_is_the_same_again() -> None:
@@ -443,7 +443,7 @@ def test_where_somebody_took_it_the_bound_is_the_same_again() -> None:
     bench.answer(Operation.TAKE_TTL)
     lease = bench.room.holder
     assert lease is not None
-    while not bench.room.release(lease, bench.now):
+    while not bench.release(lease):
         pass
     assert bench.of("granted") == ["a", "b", "c"]
 
@@ -465,10 +465,10 @@ def test_without_hand_off_nobody_is_held_back_for_until_somebody_was_met() -> No
     for often in (FIRST_HANDOFFS, 2 * FIRST_HANDOFFS, 4 * FIRST_HANDOFFS):
         bench.join(*(f"{often} {number}" for number in range(often + 1)))
         for _ in range(often):
-            assert bench.room.release(lease, bench.now)
+            assert bench.release(lease)
             token, lease = lease.token, taken_again(bench)
             assert lease.token != token
-        assert bench.room.release(lease, bench.now)
+        assert bench.release(lease)
         assert bench.asks == [(Operation.RELEASE, 0), (Operation.READ, 0)]
         bench.answer(Operation.RELEASE)
         bench.answer(Operation.READ, found=None, ttl=-2)
@@ -480,7 +480,7 @@ def test_without_hand_off_nobody_is_held_back_for_until_somebody_was_met() -> No
     since = bench.now
     while bench.asks != [(Operation.RELEASE, 0), (Operation.READ, 0)]:
         bench.wait(0.02)
-        assert bench.room.release(lease, bench.now)
+        assert bench.release(lease)
         if bench.asks[-1] == (Operation.TAKE, 0):
             lease = taken_again(bench)
     assert bench.now - since == pytest.approx(0.06)  # the time is bounded in any case
@@ -498,7 +498,7 @@ def test_without_hand_off_whoever_was_met_has_a_chance_after_each_turn() -> None
         bench.answer(Operation.TAKE_TTL)
         lease = bench.room.holder
         assert lease is not None
-        assert bench.room.release(lease, bench.now)
+        assert bench.release(lease)
         assert bench.asks == [(Operation.RELEASE, 0), (Operation.READ, 0)]
         bench.answer(Operation.RELEASE)
         bench.answer(Operation.READ, found=OTHER, ttl=3000)
@@ -508,7 +508,7 @@ def test_who_is_refused_what_it_takes_again_has_met_somebody() -> None:
     bench = Bench()
     lease = bench.hold()
     bench.join("a", "b")
-    bench.room.release(lease, bench.now)
+    bench.release(lease)
     bench.answer(Operation.RELEASE)
     bench.answer(Operation.TAKE, found=OTHER)
     bench.answer(Operation.TAKE_TTL, found=OTHER, ttl=3000)
@@ -516,7 +516,7 @@ def test_who_is_refused_what_it_takes_again_has_met_somebody() -> None:
     bench.answer(Operation.TAKE_TTL)
     lease = bench.room.holder
     assert lease is not None
-    bench.room.release(lease, bench.now)
+    bench.release(lease)
     assert bench.asks == [(Operation.RELEASE, 0), (Operation.READ, 0)]
 
 
@@ -525,7 +525,7 @@ def test_a_lock_whose_server_is_gone_is_not_taken_again_but_waited_for() -> None
     lease = bench.hold()
     bench.join("a")
     bench.drop(0)
-    assert bench.room.release(lease, bench.now)
+    assert bench.release(lease)
     assert bench.kept == [(0, lease.token)]
     assert bench.asks == []
     bench.reconnect(0)
@@ -537,7 +537,7 @@ def test_whoever_leaves_a_lock_that_is_taken_again_gives_it_back() -> None:
     bench = Bench()
     lease = bench.hold()
     bench.join("a")
-    bench.room.release(lease, bench.now)
+    bench.release(lease)
     assert bench.room.leave("a", bench.now) is not None
     assert bench.asks == [(Operation.RELEASE, 0), (Operation.TAKE, 0), (Operation.RELEASE, 0)]
     assert bench.room.empty
@@ -547,7 +547,7 @@ def test_who_polls_would_not_find_a_lock_free_that_is_taken_again_at_once() -> N
     bench = Bench(tracking=False)
     lease = bench.hold()
     bench.join("a")
-    bench.room.release(lease, bench.now)
+    bench.release(lease)
     assert bench.asks == [(Operation.RELEASE, 0)]
 
 
@@ -556,14 +556,14 @@ def test_a_lease_in_doubt_or_near_its_end_does_not_pass_on() -> None:
     lease = bench.hold()
     bench.join("one")
     bench.room.invalidated(0, bench.now)
-    assert bench.room.release(lease, bench.now)
+    assert bench.release(lease)
     assert bench.asks == [(Operation.READ, 0), (Operation.RELEASE, 0), (Operation.TAKE, 0)]
     bench = Bench(handoffs=10, handoff_time=NEVER)
     lease = bench.hold()
     bench.join("one")
     lease.extend_at = NEVER
     bench.wait(4.0)
-    assert bench.room.release(lease, bench.now)
+    assert bench.release(lease)
     assert bench.asks[-2:] == [(Operation.RELEASE, 0), (Operation.TAKE, 0)]
 
 
@@ -576,17 +576,17 @@ def test_a_lease_that_is_looked_at_for_the_first_time_or_extended_passes_on() ->
     assert lease is not None
     bench.room.first_check(lease, bench.now)
     assert bench.asks == [(Operation.READ, 0)]
-    assert not bench.room.release(lease, bench.now)
+    assert not bench.release(lease)
     bench.answer(Operation.READ, ttl=5000)
     bench.wait(bench.when - bench.now)
     assert bench.asks == [(Operation.EXTEND, 0)]
-    assert not bench.room.release(lease, bench.now)
+    assert not bench.release(lease)
     bench.room.invalidated(0, bench.now)  # that answer may be older than the change: in doubt until one more
     bench.answer(Operation.EXTEND)
     assert bench.asks == [(Operation.READ, 0)]
     assert lease.unverified
     bench.answer(Operation.READ, ttl=5000)
-    assert not bench.room.release(lease, bench.now)
+    assert not bench.release(lease)
     assert bench.of("granted") == ["holder", "one", "two", "three"]
 
 
@@ -600,7 +600,7 @@ def test_a_lease_whose_server_was_away_is_in_doubt_until_it_has_answered(again: 
     assert bench.asks == [(Operation.EXTEND, 0)]
     if again:
         bench.answer(Operation.EXTEND)
-    assert bench.room.release(lease, bench.now) is not again
+    assert bench.release(lease) is not again
 
 
 def test_after_the_bound_the_process_holds_back_for_others() -> None:
@@ -670,8 +670,8 @@ def test_who_comes_back_after_the_turn_of_the_others_does_not_hold_back() -> Non
     bench = Bench()
     lease = bench.hold()
     bench.room.contention = Contention()
-    bench.room.contention.met()
-    bench.room.release(lease, bench.now)
+    bench.room.contention.met_rival()
+    bench.release(lease)
     assert bench.asks == [(Operation.RELEASE, 0), (Operation.READ, 0)]
     bench.answer(Operation.RELEASE)
     bench.answer(Operation.READ, found=None, ttl=-2)
@@ -711,7 +711,7 @@ def test_what_others_do_is_not_asked_where_that_would_not_end_the_holding_back(b
     lease = bench.hold()
     bench.join("next")
     bench.room.contention = Contention()
-    bench.room.contention.met(OTHER)
+    bench.room.contention.met_rival(OTHER)
     bench.give_back(lease)
     assert {operation for operation, _ in bench.asks} == {Operation.RELEASE}
 
@@ -724,7 +724,7 @@ def test_who_does_not_hold_back_itself_is_given_no_more_than_its_turn(majority: 
     lease = own_turn(bench)
     for _ in range(3):
         bench.join("me again")
-        bench.room.release(lease, bench.now)
+        bench.release(lease)
         assert (Operation.READ, 0) in bench.asks
         for index in range(bench.rules.keys):
             bench.answer(Operation.RELEASE, index)
@@ -776,9 +776,9 @@ def test_among_many_the_holding_back_takes_its_time() -> None:
     lease = bench.room.holder
     assert lease is not None
     assert bench.room.contention is not None
-    bench.room.contention.met(OTHER)
+    bench.room.contention.met_rival(OTHER)
     bench.join("next")
-    bench.room.release(lease, bench.now)
+    bench.release(lease)
     assert bench.asks == [(Operation.RELEASE, 0)]
 
 
@@ -800,8 +800,8 @@ def shared_lock() -> Bench:
     lease = bench.room.holder
     assert lease is not None
     assert bench.room.contention is not None
-    bench.room.contention.met(OTHER)
-    bench.room.release(lease, bench.now)
+    bench.room.contention.met_rival(OTHER)
+    bench.release(lease)
     bench.told.clear()
     return bench
 
@@ -835,11 +835,11 @@ def test_who_does_not_wait_does_not_hold_back() -> None:
 def test_others_are_forgotten_when_they_have_not_been_met_for_a_while() -> None:
     bench = shared_lock()
     bench.answer(Operation.RELEASE)
-    for _ in range(REMEMBERED):
+    for _ in range(REMEMBERED_ACQUISITIONS):
         bench.wait(0.1)
         bench.join("again")
         bench.answer(bench.asks[0][0])
-        bench.room.release(bench.room.holder, bench.now)
+        bench.release(bench.room.holder)
         bench.answer(Operation.RELEASE)
     bench.join("again")
     assert bench.asks == [(Operation.TAKE, 0)]
@@ -850,7 +850,7 @@ def test_a_lock_that_is_given_back_at_once_is_never_looked_at() -> None:
     bench.join("me")
     bench.answer(Operation.TAKE)
     assert bench.of("granted") == ["me"]
-    bench.room.release(bench.room.holder, bench.now)
+    bench.release(bench.room.holder)
     bench.answer(Operation.RELEASE)
     bench.look()
     assert bench.asks == []

@@ -48,7 +48,7 @@ def test_a_lease_counts_until_the_vote_that_makes_the_majority_ends(majority: in
         lease.vote(index, data.draw(st.sampled_from([0.0, 1.0, 2.0, 3.5])))
         assert lease.deadline == sorted(lease.votes, reverse=True)[majority - 1]
         now = data.draw(st.sampled_from([0.5, 1.0, 3.0, 4.0]))
-        assert (lease.granted(now) >= majority) == (now < lease.deadline)
+        assert (lease.vote_count(now) >= majority) == (now < lease.deadline)
 
 
 @given(majority=st.integers(1, 3), times=st.dictionaries(st.integers(0, 4), st.sampled_from([1.0, 2.0, 3.0, NEVER])))

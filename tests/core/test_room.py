@@ -21,7 +21,7 @@ def test_an_uncontended_lock_is_one_round_trip_each_way() -> None:
     bench.answer(Operation.TAKE)
     lease = bench.room.holder
     assert bench.told == [("granted", "me")]
-    assert bench.room.release(lease, bench.now)
+    assert bench.release(lease)
     assert bench.asks == [(Operation.RELEASE, 0)]
     assert bench.settles == []
     bench.answer(Operation.RELEASE)
@@ -34,15 +34,15 @@ def test_an_uncontended_lock_is_one_round_trip_each_way() -> None:
 def test_a_lease_is_released_once_and_by_its_holder_only() -> None:
     bench = Bench()
     lease = bench.hold()
-    assert bench.room.release(lease, bench.now)
-    assert not bench.room.release(lease, bench.now)
+    assert bench.release(lease)
+    assert not bench.release(lease)
     assert bench.asks == [(Operation.RELEASE, 0)]
 
 
 def test_a_release_that_finds_somebody_else_says_so() -> None:
     bench = Bench()
     lease = bench.hold()
-    bench.room.release(lease, bench.now)
+    bench.release(lease)
     bench.answer(Operation.RELEASE, found=OTHER)
     assert lease.lost_unnoticed(1)
 
@@ -348,9 +348,9 @@ def test_a_waiter_is_told_that_the_server_will_not_have_it_any_more() -> None:
     bench = Bench()
     bench.refuse()
     bench.down.add(0)
-    bench.bars = Trouble(lasting=True)
-    bench.room.shut_out(bench.now)
-    assert bench.told == [("failed", "me", bench.bars)]
+    bench.lasting = Trouble(lasting=True)
+    bench.room.lasting_failure(bench.now)
+    assert bench.told == [("failed", "me", bench.lasting)]
     assert bench.room.empty
 
 
@@ -366,8 +366,8 @@ def test_close_sends_everybody_away() -> None:
     assert bench.told == [("lost", LossReason.CLOSED, None)]
     assert bench.room.empty
     assert bench.asks == [(Operation.FORCE, 0), (Operation.RELEASE, 0)]
-    assert bench.room.release(lease, bench.now)
-    assert not bench.room.release(lease, bench.now)
+    assert bench.release(lease)
+    assert not bench.release(lease)
     assert bench.asks == [(Operation.FORCE, 0), (Operation.RELEASE, 0), (Operation.RELEASE, 0)]
     assert bench.when == NEVER
 
@@ -376,9 +376,9 @@ def test_the_room_says_once_that_nobody_is_there() -> None:
     bench = Bench(handoffs=5)
     lease = bench.hold()
     bench.join("next")
-    bench.room.release(lease, bench.now)
+    bench.release(lease)
     assert not bench.room.empty
-    bench.room.release(lease, bench.now)
+    bench.release(lease)
     bench.answer(Operation.RELEASE)
     assert bench.room.empty
 

@@ -22,7 +22,7 @@ def test_all_keys_are_asked_at_once_and_two_answers_are_enough() -> None:
     bench.answer(Operation.TAKE, 0)
     assert bench.told == [("granted", "me")]
     bench.answer(Operation.TAKE, 1)
-    assert bench.room.holder.granted(bench.now) == 3
+    assert bench.room.holder.vote_count(bench.now) == 3
 
 
 def test_the_deadline_is_that_of_the_second_longest_vote() -> None:
@@ -193,7 +193,7 @@ def test_one_lost_vote_is_tolerated_and_taken_again_at_the_next_extension() -> N
     assert bench.asks == [(Operation.EXTEND, 0), (Operation.TAKE, 1), (Operation.EXTEND, 2)]
     for operation, index in bench.asks:
         bench.answer(operation, index)
-    assert lease.granted(bench.now) == 3
+    assert lease.vote_count(bench.now) == 3
     assert bench.of("lost") == []
 
 
@@ -314,10 +314,10 @@ def test_a_vote_of_a_server_that_is_back_with_the_key_counts_again() -> None:
     lease = bench.hold()
     bench.drop(0)
     bench.room.gone(0, bench.now)
-    assert lease.granted(bench.now) == 2
+    assert lease.vote_count(bench.now) == 2
     bench.reconnect(0)
     bench.answer(Operation.EXTEND, 0)
-    assert lease.granted(bench.now) == 3
+    assert lease.vote_count(bench.now) == 3
     assert bench.told == []
 
 
@@ -369,7 +369,7 @@ def test_two_lasting_errors_do() -> None:
 def test_a_release_that_finds_fewer_keys_than_a_holder_has_says_so() -> None:
     bench = Bench(2)
     lease = bench.hold()
-    bench.room.release(lease, bench.now)
+    bench.release(lease)
     bench.answer(Operation.RELEASE, 0)
     bench.answer(Operation.RELEASE, 1, found=None)
     assert not lease.lost_unnoticed(2)
@@ -384,7 +384,7 @@ def test_a_release_that_finds_fewer_keys_than_a_holder_has_says_so() -> None:
 def test_a_connection_that_breaks_while_it_is_asked_why_a_release_found_nothing_ends_the_wait_for_it() -> None:
     bench = Bench()
     lease = bench.hold()
-    bench.room.release(lease, bench.now)
+    bench.release(lease)
     bench.answer(Operation.RELEASE, 0, found=None)
     assert bench.settles == [] and bench.asks == [(Operation.READ, 0)]
     bench.drop(0)
@@ -424,7 +424,7 @@ def test_the_more_often_others_were_quicker_the_longer_is_held_back() -> None:
     bench.room.invalidated(0, bench.now)
     for index in range(3):
         bench.answer(Operation.TAKE_TTL, index)
-    bench.room.release(bench.room.holder, bench.now)
+    bench.release(bench.room.holder)
     bench.wait(0.001)
     for index in range(3):
         bench.answer(Operation.RELEASE, index)

@@ -160,7 +160,7 @@ class Client:
                 return Expiry("PXAT", round((clock.at_most(now) + validity) * 1000) + 1, clock.measured)
         return Expiry("PX", round(validity * 1000))
 
-    def barred(self, room: Room[Task], index: int) -> Exception | None:
+    def lasting_error(self, room: Room[Task], index: int) -> Exception | None:
         problem = self.problems[self.homes[index]]
         return problem if problem is not None and problem.lasting else None
 
@@ -325,7 +325,7 @@ class Client:
             self.problems[home] = server.trouble if server.up else Trouble()
             if server.up and server.trouble.lasting:
                 for room in list(self.rooms.values()):
-                    room.shut_out(now)
+                    room.lasting_failure(now)
             self.world.at(now + 0.01 + self.world.random.random() * 0.5, self._reconnect, home)
         elif server.stalled > now:
             self.world.at(server.stalled, self._reconnect, home)

@@ -35,7 +35,7 @@ class Bench:
         self.told: list[tuple[Any, ...]] = []
         self.settles: list[bytes] = []  # tokens whose release was answered
         self.down: set[int] = set()  # indexes of keys whose server is not connected
-        self.bars: Exception | None = None  # why those servers will never be connected
+        self.lasting: Exception | None = None  # why those servers will never be connected
         self.kept: list[tuple[int, bytes]] = []  # releases for the servers that are down
         self.hung: set[int] = set()  # indexes of keys whose server is silent
         self.luck = 0.0
@@ -71,15 +71,21 @@ class Bench:
             self.answer(Operation.TAKE_TTL, index, OTHER, ttl)
         self.sent.clear()
 
+    def release(self, lease: Lease) -> bool:
+        """Release ``lease``. Was it released to the servers, other than handed off or released before?"""
+        ours = lease.may_be_ours
+        self.room.release(lease, self.now)
+        return ours != 0 and lease.may_be_ours == 0
+
     def give_back(self, lease: Lease) -> None:
         """Release ``lease`` to the servers: it has been handed off in this process for as long as allowed."""
         self.wait(1.1 * self.rules.handoff_time)
-        assert self.room.release(lease, self.now)
+        assert self.release(lease)
 
     def expect_others(self) -> None:
         """Make the room expect contention: another process was faster before."""
         self.room.contention = Contention()
-        self.room.contention.refused()
+        self.room.contention.lost_race()
 
     def look(self) -> None:
         """Do the first checks that are due. They find the keys as they should be."""
@@ -166,8 +172,8 @@ class Bench:
         self.sent.append(Sent(lease, index, operation, now))
         return True
 
-    def barred(self, room: Room[str], index: int) -> Exception | None:
-        return self.bars if index in self.down else None
+    def lasting_error(self, room: Room[str], index: int) -> Exception | None:
+        return self.lasting if index in self.down else None
 
     def silent(self, room: Room[str], index: int, now: float) -> bool:
         return index in self.hung

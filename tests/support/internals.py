@@ -115,7 +115,7 @@ def busy(locker: Locker) -> list[str]:
 def lose(locker: Locker, name: str) -> None:
     """Take the lock from its holder in this turn of the event loop, as if the server of its first key were gone."""
     if (room := locker._manager.rooms.get(name)) is not None:
-        room.gone(0, locker._manager.now())
+        room.gone(0, locker._manager.clock())
 
 
 def lease(scope: LockScope) -> Lease | None:
@@ -125,7 +125,7 @@ def lease(scope: LockScope) -> Lease | None:
 def votes(scope: LockScope) -> list[float]:
     """For each key that the scope counts on: for how many seconds it still does."""
     lease = scope._lease
-    return [] if lease is None else [until - scope._manager.now() for until in lease.votes if until]
+    return [] if lease is None else [until - scope._manager.clock() for until in lease.votes if until]
 
 
 def let_go_of_locker(scope: LockScope) -> None:
