@@ -35,10 +35,11 @@ COMPILED = (
     "asynclock/wire/requests.py",
     # From a task to its lease, and back.
     "asynclock/_engine/first_check.py",
+    "asynclock/_engine/held.py",
     "asynclock/_engine/pending_releases.py",
     "asynclock/_engine/timers.py",
     "asynclock/_engine/waiter.py",
-    "asynclock/acquisition.py",
+    "asynclock/acquiring.py",
 )
 # --no-site-packages: the result does not depend on what happens to be installed.
 OPTIONS = ("--config-file=", "--no-site-packages", "--ignore-missing-imports", "--follow-imports=silent")

@@ -11,7 +11,8 @@ import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
 
 from ._engine.manager import LockManager
-from .acquisition import Acquisition, acquire
+from .acquiring import acquire
+from .acquisition import Acquisition
 from .core.room import Room
 from .options import Seconds, check_options
 from .scope import LockScope

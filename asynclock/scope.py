@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import warnings
 import weakref
-from asyncio import _get_running_loop, current_task
+from asyncio import current_task
 from collections.abc import Coroutine
 from contextvars import Context
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from ._engine.block import Block, being_left
-from ._engine.manager import LockManager
-from ._engine.whereabouts import Whereabouts, may_be_used_by_others
-from .core.lease import Lease
+from ._engine.held import Held, HeldByScope
+from ._engine.whereabouts import may_be_used_by_others
 from .core.room import Room
 from .core.rules import LossReason
-from .errors import ConfigurationError, LockLostError
+from .errors import ConfigurationError
 
 T = TypeVar("T")
 
 
-class Loss(NamedTuple):
-    """What is known of a loss."""
-
-    reason: LossReason
-    detail: str
-
-
-class LockScope:
+class LockScope(Held):
     """A held lock. ``Locker.acquire`` and ``with_context`` return it; do not make one yourself.
 
     Inside ``async with scope:`` it works like :class:`asyncio.TaskGroup`: the end of the block waits for the tasks
@@ -46,48 +36,7 @@ class LockScope:
     ``asyncio.run_coroutine_threadsafe(scope.release(), loop)``.
     """
 
-    # Invariants: _lease is set while the lock is held, as far as is known here. Three things end that: _on_lost,
-    # _end (by a release or the end of the block), and __del__. _loss is set before _lease is unset: a thread that
-    # finds no lease may ask why. There is a _block as soon as there is something to stop or to wait for.
-
-    __slots__ = (
-        "__weakref__",
-        "_baseline",
-        "_block",
-        "_exiting",
-        "_lease",
-        "_locker",
-        "_loss",
-        "_manager",
-        "_parent",
-        "_room",
-        "_unreleased",
-        "_waiting",
-        "name",
-    )
-
-    def __init__(
-        self,
-        locker: object,
-        manager: LockManager,
-        room: Room[Any],
-        lease: Lease,
-        task: asyncio.Task[Any] | None = None,
-    ) -> None:
-        """:param task: has entered the block"""
-        self.name = room.name
-        self._locker = locker  # kept as long as this is: a locker that nobody has is closed
-        self._manager = manager
-        self._room = room
-        self._lease: Lease | None = lease
-        self._loss: Loss | None = None
-        self._unreleased: Lease | None = None  # to be given back when the block is left, since the locker was closed
-        self._waiting: list[asyncio.Future[None]] | None = None  # in wait_lost
-        self._parent = task
-        self._baseline = 0 if task is None else task.cancelling()  # when it entered the block
-        self._exiting = False
-        self._block: Block | None = None
-        lease.scope_ref = _Holder(self)
+    __slots__ = ("__weakref__",)
 
     def __repr__(self) -> str:
         state = (
@@ -174,17 +123,6 @@ class LockScope:
             manager.give_back(self._room, lease, now)
             await self._wait_for_release(lease, now)
 
-    async def _wait_for_release(self, lease: Lease, now: float) -> None:
-        """Wait for the answer to a release that was sent ``now``."""
-        pending_releases = self._manager.pending_releases
-        cancelled = await pending_releases.wait(lease, now + pending_releases.patience)
-        self._find_out(lease)
-        try:
-            if cancelled is not None:
-                raise cancelled
-        finally:
-            del cancelled  # no cycle through its traceback
-
     def cancel(self) -> None:
         """Cancel the body and the tasks, and release the lock. The block then ends silently, without an exception.
 
@@ -204,7 +142,7 @@ class LockScope:
             if lease is not None:
                 self._manager.give_back(self._room, lease, self._manager.clock())
             return
-        self._get_block().stop(_HeldLock(self))
+        self._get_block().stop(HeldByScope(self))
 
     def create_task(
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
@@ -252,130 +190,7 @@ class LockScope:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        lease, manager = self._lease, self._manager
-        if (
-            error is None
-            and lease is not None
-            and self._block is None
-            and _get_running_loop() is manager.life.serving is not None
-            and (now := manager.clock()) < lease.deadline
-        ):
-            # Nothing to stop and no task to wait for: just give the lock back.
-            self._exiting = True
-            self._end()
-            self._room.release(lease, now)
-            if lease.unreleased:
-                try:
-                    await manager.pending_releases.begin(lease, now + manager.pending_releases.patience)
-                except asyncio.CancelledError:
-                    await self._wait_for_release(lease, now)
-                    raise
-            if lease.missed:
-                self._find_out(lease)
-            if self._loss is not None:
-                raise self._error()
-            return None
-        if isinstance(error, GeneratorExit):
-            return self._closed()
-        if self._can_send():
-            self._check_here()
-        self._exiting = True
-        try:
-            return await self._get_block().leave(_HeldLock(self), error)
-        except GeneratorExit:
-            self._closed()
-            raise
-
-    def _closed(self) -> bool:
-        """The coroutine or generator that the block is in is being closed: nothing can be awaited any more."""
-        self._exiting = True
-        if not self._can_send():
-            self._end()
-        elif self._here():
-            self._get_block().close(_HeldLock(self))
-        elif self._block is not None:
-            self._manager.life.call_soon(functools.partial(self._block.close, _HeldLock(self)))
-        elif (lease := self._end()) is not None:
-            self._manager.dropped(self._room, lease)
-        return False
-
-    def _why_stopped(self) -> str:
-        return being_left(self.name) if self._loss is None else f"lock {self.name!r} was lost: {self._loss.reason}"
-
-    def _error(self) -> LockLostError:
-        if self._loss is not None:
-            return LockLostError(self.name, *self._loss)
-        return LockLostError(self.name, LossReason.RELEASED if self._lease is None else LossReason.EXPIRED, "")
-
-    # State: see the invariants above
-
-    def _on_lost(self, reason: LossReason, detail: str) -> None:
-        """The lock is no longer this scope's: stop everything, and send nothing about it any more."""
-        if reason is LossReason.CLOSED:
-            self._unreleased = self._lease
-        self._loss = Loss(reason, detail)
-        self._lease = None
-        self._wake()
-        if self._parent is not None:
-            self._get_block().abort(self._why_stopped())
-
-    def _check(self) -> None:
-        """Find out whether the lock has expired while the loop could not (it was blocked, the machine suspended)."""
-        lease = self._lease
-        if lease is not None and self._manager.clock() >= lease.deadline and self._here():
-            self._manager.time_is_over(self._room)
-
-    def _over(self) -> bool:
-        lease = self._lease
-        return lease is None or self._manager.life.forked or self._manager.clock() >= lease.deadline
-
-    def _here(self) -> bool:
-        """Does this run in the locker's event loop?"""
-        try:
-            return asyncio.get_running_loop() is self._manager.life.loop
-        except RuntimeError:
-            return False
-
-    def _check_here(self) -> None:
-        if not self._here():
-            raise self._elsewhere()
-
-    def _elsewhere(self) -> ConfigurationError:
-        return ConfigurationError(
-            f"lock {self.name!r}: its scope belongs to the event loop of its locker, which does not run here; "
-            "ask that loop to call it, with loop.call_soon_threadsafe or asyncio.run_coroutine_threadsafe"
-        )
-
-    def _can_send(self) -> bool:
-        """Can the lock still be given back? Not if the loop is closed, or this is the child of a fork."""
-        return self._manager.life.can_send
-
-    def _find_out(self, lease: Lease) -> None:
-        """Had the lock been lost before it was released, as the answer shows?"""
-        if self._manager.lost_unnoticed(lease):
-            self._loss = Loss(lease.cause or LossReason.DELETED, "found when it was released")
-
-    def _end(self) -> Lease | None:
-        """The scope gives the lock up. Returns the lease, to be released."""
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            lease.scope_ref = None
-            if self._waiting is not None:
-                self._wake()
-        return lease
-
-    def _get_block(self) -> Block:
-        """The block, now that there is something to stop or to wait for."""
-        if self._block is None:
-            assert self._parent is not None
-            self._block = Block(self.name, self._parent, self._baseline, Whereabouts(self))
-        return self._block
-
-    def _wake(self) -> None:
-        for future in self._waiting or ():
-            if not future.done():
-                future.set_result(None)
-        self._waiting = None
+        return await self._leave(error)
 
     def __del__(self) -> None:
         lease = self._lease
@@ -389,45 +204,7 @@ class LockScope:
             )
 
 
-class _HeldLock:
-    """What the block may do with the lock of its scope: ``_engine.block.HeldLock``."""
-
-    __slots__ = ("_scope",)
-
-    def __init__(self, scope: LockScope) -> None:
-        self._scope = scope
-
-    @property
-    def lost(self) -> bool:
-        return self._scope._loss is not None
-
-    def error(self) -> LockLostError:
-        return self._scope._error()
-
-    def why_stopped(self) -> str:
-        return self._scope._why_stopped()
-
-    def send_release(self) -> Lease | None:
-        """Returns the lease whose release is worth waiting for."""
-        scope = self._scope
-        lease = scope._end()
-        give_back = lease or scope._unreleased
-        if give_back is not None and scope._can_send():
-            scope._manager.give_back(scope._room, give_back, scope._manager.clock())
-        return lease
-
-    async def give_back(self) -> asyncio.CancelledError | None:
-        scope = self._scope
-        scope._check()
-        lease = self.send_release()
-        if lease is None:
-            return None
-        cancelled = await scope._manager.pending_releases.wait(lease)
-        scope._find_out(lease)
-        return cancelled
-
-
-class _Holder(weakref.ref[LockScope]):
+class ScopeRef(weakref.ref[LockScope]):
     """A weak reference, so that a scope that nobody has is released: ``_engine.holder.Holder``."""
 
     __slots__ = ()

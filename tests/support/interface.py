@@ -30,7 +30,9 @@ def interface() -> dict[str, Any]:
         value = getattr(asynclock, name)
         if not inspect.isclass(value):
             continue
-        found[name] = described(value) | {"bases": [base.__name__ for base in value.__mro__ if base.__module__ != "abc"]}
+        found[name] = described(value) | {
+            "bases": [base.__name__ for base in value.__mro__ if base.__module__ != "abc"]
+        }
         for attribute in sorted(dir(value)):
             if attribute in vars(object) or (attribute.startswith("_") and not attribute.startswith("__a")):
                 continue
