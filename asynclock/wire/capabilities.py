@@ -46,21 +46,21 @@ async def probe(
     connector: Connector,
     call: Call,
     options: Options,
-    clock: ServerClock,
-    now: Callable[[], float],
+    clock: Callable[[], float],
+    server_clock: ServerClock,
     *,
     uptime: bool = False,
     redirect: Redirect | None = None,
 ) -> Capabilities:
     """Ask a connected server what it is, switch tracking on, and try every command.
 
-    :param clock: receives the server's time
+    :param server_clock: receives the server's time
     :param uptime: also ask when the server was started
     :param redirect: the connection that receives the invalidations without RESP3
     :raises ServerError: a permission is missing; the server is read-only, loading, or of an unknown kind
     """
     server, protocol = connector.label, connector.protocol
-    sent = now()
+    sent = clock()
     # Without RESP3 the server may not know HELLO, and some proxies close the connection at it.
     identify = "HELLO" if protocol == 3 else "INFO"
     identity: Any = _NO_ANSWER
@@ -71,7 +71,7 @@ async def probe(
         asked = [call(packed(b"HELLO") if identify == "HELLO" else INFO), call(_TIME)]
         about_keys = [call(question) for question in noloop.QUESTIONS] if options.client_side_caching else []
         identity, time = [await reply for reply in asked]
-        received = now()
+        received = clock()
         if about_keys:
             report = noloop.parse_report([await reply for reply in about_keys])
         if identify == "INFO" and is_error(identity) and not is_error(hello := await call(packed(b"HELLO"))):
@@ -112,14 +112,14 @@ async def probe(
         pxat = False  # nothing else needs the server's time
     else:
         try:
-            clock.observe(sent, seconds_of(time), received)
+            server_clock.observe(sent, seconds_of(time), received)
         except ValueError:
             raise ServerError(server, f"answered TIME with {connector.redact(time)}", lasting=True) from None
 
     uptime = uptime and mode != "cluster"  # there, another node has taken over the keys of a node that restarts
-    silent = options.no_loop_tracking
-    if silent is None:
-        silent = report.noloop_is_safe and (kind != "redis" or version >= NOLOOP_SINCE)
+    use_noloop = options.no_loop_tracking
+    if use_noloop is None:
+        use_noloop = report.noloop_is_safe and (kind != "redis" or version >= NOLOOP_SINCE)
     key = f"{options.key_prefix}:0:".encode()
     value = b"asynclock:probe"
     probes: dict[str, bytes] = {
@@ -136,7 +136,7 @@ async def probe(
     if connector.plain:
         probes = {name: probes[name] for name in ("GET", "PTTL", "SET")}
     if options.client_side_caching:
-        probes = {"CLIENT TRACKING": tracking_on(redirect, noloop=silent), **probes}
+        probes = {"CLIENT TRACKING": tracking_on(redirect, noloop=use_noloop), **probes}
     if connector.client_name is not None and not connector.plain:  # an error does not matter
         probes["CLIENT SETNAME"] = packed(b"CLIENT", b"SETNAME", connector.client_name.encode())
     if options.min_replicas:
@@ -144,7 +144,7 @@ async def probe(
     if uptime:
         probes["INFO"] = INFO
     replies = await _all(call, probes)
-    started, run_id = _started(connector, replies["INFO"], now(), options) if uptime else (None, "")
+    started, run_id = _started(connector, replies["INFO"], clock(), options) if uptime else (None, "")
     if mode == "cluster":
         # Another node may own the key: then the command exists and is allowed, but was not run.
         replies = {name: None if _elsewhere(reply) else reply for name, reply in replies.items()}
@@ -173,7 +173,7 @@ async def probe(
         evalsha = await _scripts(connector, call, key, mode)
     connector.set_up_done()
     return Capabilities(
-        noloop=silent and options.client_side_caching,
+        noloop=use_noloop and options.client_side_caching,
         report=report,
         pxat=can.get("SET PXAT", False),
         set_ifeq=can.get("SET IFEQ", False),

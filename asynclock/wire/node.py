@@ -90,7 +90,7 @@ class Node:
         self.connector = connector
         self.label = connector.label  #: behind Sentinels it changes with the server
         self.options = options
-        self.now = clock
+        self.clock = clock
         self._listener = listener
         self.alone = False  #: set from outside: it must not be part of a cluster, since the other servers are not
 
@@ -172,7 +172,7 @@ class Node:
             session = await Session.open(
                 self.connector,
                 self.options,
-                self.now,
+                self.clock,
                 self.pace,
                 uptime=self._quarantine.enabled,
                 on_push=self._pushed,
@@ -267,7 +267,7 @@ class Node:
 
         :param asking: the key's slot is still being moved to this node (ASK)
         """
-        now = self.now()
+        now = self.clock()
         session = self.session
         if session is None:
             request.fail(ServerError(self.label, "the key has moved there, and it is not connected yet"), now, self)
@@ -279,7 +279,7 @@ class Node:
         session = self.session
         if session is None or session.connection.full:
             return False
-        self._send(session, OwedRelease(self, key, token, until), self.now())
+        self._send(session, OwedRelease(self, key, token, until), self.clock())
         return True
 
     def _send(self, session: Session, request: Request | OwedRelease, now: float, asking: bool = False) -> None:
@@ -355,7 +355,7 @@ class Node:
             get, replies = packed(b"GET", unbulk(request.key)), 1
             if request.asking:
                 get, replies = _ASKING + get, 2
-            self.session.connection.send(get, ReadAgain(request), replies, self.now())
+            self.session.connection.send(get, ReadAgain(request), replies, self.clock())
 
     def freed(self, key: bytes, now: float) -> None:
         self._listener.invalidated(self, unbulk(key), now)
@@ -427,7 +427,7 @@ class Node:
         self._lost_session = session
         self._grace.lost()
         # A session that did not last counts as an attempt that failed.
-        if self.now() - session.since > LASTED:
+        if self.clock() - session.since > LASTED:
             self._backoff.reset()
             pause = 0.0
         else:
