@@ -109,7 +109,7 @@ async def test_a_timer_makes_one_call_and_none_after_it_was_stopped() -> None:
     await until(lambda: len(calls) == 2)
     timer.start(0.002, call, "stopped")
     loop.call_later(0.001, timer.stop)
-    time.sleep(0.01)  # noqa: ASYNC251  # the loop is late: when it runs the first, the time of both has come
+    time.sleep(0.01)  # noqa: ASYNC251 - the loop is late: when it runs the first, the time of both has come
     await asyncio.sleep(0.02)
     timer.stop()
     assert calls == ["first", "again"] and not timer.running

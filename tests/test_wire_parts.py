@@ -72,10 +72,10 @@ def test_a_shortage_of_memory_passes_for_a_while() -> None:
     memory = MemoryShortage()
     now = 100.0
     while now < 100.0 + GIVE_UP_AFTER:
-        assert memory.may_pass(now)
+        assert memory.is_temporary(now)
         now += NEW_AFTER / 2
-    assert not memory.may_pass(now)
-    assert memory.may_pass(now + NEW_AFTER + 1)  # another one
+    assert not memory.is_temporary(now)
+    assert memory.is_temporary(now + NEW_AFTER + 1)  # another one
 
 
 class Wire:

@@ -68,12 +68,12 @@ async def probe(
     received = sent
     report = noloop.EvictionReport()
     if not connector.plain:
-        asked = [call(packed(b"HELLO") if identify == "HELLO" else INFO), call(_TIME)]
-        about_keys = [call(question) for question in noloop.QUESTIONS] if options.client_side_caching else []
-        identity, time = [await reply for reply in asked]
+        basics = [call(packed(b"HELLO") if identify == "HELLO" else INFO), call(_TIME)]
+        eviction_replies = [call(question) for question in noloop.QUESTIONS] if options.client_side_caching else []
+        identity, time = [await reply for reply in basics]
         received = clock()
-        if about_keys:
-            report = noloop.parse_report([await reply for reply in about_keys])
+        if eviction_replies:
+            report = noloop.parse_report([await reply for reply in eviction_replies])
         if identify == "INFO" and is_error(identity) and not is_error(hello := await call(packed(b"HELLO"))):
             identify, identity = "HELLO", hello  # INFO may need a permission that is missing, HELLO needs none
         for command, reply in ((identify, identity), ("TIME", time)):
@@ -82,15 +82,15 @@ async def probe(
     if is_error(identity):
         identity = _NO_ANSWER  # the probes below show what it can do
     try:
-        about = {} if identity is _NO_ANSWER else _about(identity, protocol)
-        if identity is not _NO_ANSWER and not about:
+        fields = {} if identity is _NO_ANSWER else _fields(identity, protocol)
+        if identity is not _NO_ANSWER and not fields:
             raise ValueError("no fields")
-        kind, mode, version = _identity(about, sure=identify == "HELLO" and identity is not _NO_ANSWER)
+        kind, mode, version = _identity(fields, sure=identify == "HELLO" and identity is not _NO_ANSWER)
     except (AttributeError, KeyError, ValueError, TypeError, IndexError):
         raise ServerError(
             server, f"not a Redis or Valkey server: {identify} answered {connector.redact(identity)}", lasting=True
         ) from None
-    if redirect is not None and None is not redirect.run_id != about.get(b"run_id", redirect.run_id):
+    if redirect is not None and redirect.run_id not in (None, fields.get(b"run_id", redirect.run_id)):
         # On that server, the id belongs to another client. (A retry may reach one server with both connections.)
         raise ServerError(
             server,
@@ -220,10 +220,10 @@ def _started(connector: Connector, info: Any, now: float, options: Options) -> t
             )
             return None, ""
         raise refused(connector, "INFO", info)
-    about = _about(info, 2)
+    fields = _fields(info, 2)
     try:
         # The server subtracts two times that are truncated to whole seconds: up to 1 s too much.
-        return now - max(0, int(about[b"uptime_in_seconds"]) - 1), about[b"run_id"].decode()
+        return now - max(0, int(fields[b"uptime_in_seconds"]) - 1), fields[b"run_id"].decode()
     except (KeyError, ValueError):
         raise ServerError(connector.label, "INFO has no uptime_in_seconds; set restart_quarantine=False") from None
 
@@ -239,12 +239,12 @@ def _elsewhere(reply: Any) -> bool:
 def run_id(info: Any) -> bytes | None:
     """The run_id of the server process, from the reply to INFO; None: there is none."""
     try:
-        return _about(info, 2).get(b"run_id")
+        return _fields(info, 2).get(b"run_id")
     except (TypeError, ValueError):
         return None
 
 
-def _about(reply: Any, protocol: int) -> dict[bytes, bytes]:
+def _fields(reply: Any, protocol: int) -> dict[bytes, bytes]:
     """The fields in the reply to HELLO or INFO: a map, a flat list of names and values, or lines."""
     if isinstance(reply, bytes):
         return dict(line.split(b":", 1) for line in reply.splitlines() if b":" in line)
@@ -253,26 +253,26 @@ def _about(reply: Any, protocol: int) -> dict[bytes, bytes]:
     return dict(zip(reply[::2], reply[1::2], strict=True))
 
 
-def _identity(about: dict[bytes, bytes], *, sure: bool) -> tuple[str, str, tuple[int, ...]]:
+def _identity(fields: dict[bytes, bytes], *, sure: bool) -> tuple[str, str, tuple[int, ...]]:
     """The kind of server, its mode, and its version, from the reply to HELLO or INFO. A proxy that answers INFO itself
     may omit fields, or use other names.
 
     :param sure: the fields are mandatory
     :raises KeyError, ValueError, AttributeError: one is missing
     """
-    kind = about.get(b"server", about.get(b"server_name", b"redis")).decode()
-    mode = _first_of(about, b"mode", b"server_mode", b"redis_mode", default=None if sure else b"standalone").decode()
-    number = _first_of(about, b"version", b"valkey_version", b"redis_version", default=None if sure else b"0")
+    kind = fields.get(b"server", fields.get(b"server_name", b"redis")).decode()
+    mode = _first_of(fields, b"mode", b"server_mode", b"redis_mode", default=None if sure else b"standalone").decode()
+    number = _first_of(fields, b"version", b"valkey_version", b"redis_version", default=None if sure else b"0")
     found = _NUMBER.match(number.decode())
     if found is None and sure:
         raise ValueError("no version")
     return kind, mode, tuple(int(part) for part in found[0].split(".")) if found is not None else (0,)
 
 
-def _first_of(about: dict[bytes, bytes], *names: bytes, default: bytes | None) -> bytes:
+def _first_of(fields: dict[bytes, bytes], *names: bytes, default: bytes | None) -> bytes:
     for name in names:
-        if name in about:
-            return about[name]
+        if name in fields:
+            return fields[name]
     if default is None:
         raise KeyError(names[0])
     return default

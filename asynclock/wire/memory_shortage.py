@@ -28,8 +28,8 @@ class MemoryShortage:
         self._since = self._last = float("-inf")  # the first and the last OOM of the latest shortage
         self._timer = Timer()
 
-    def may_pass(self, now: float) -> bool:
-        """The server has answered OOM. Is a retry worthwhile?"""
+    def is_temporary(self, now: float) -> bool:
+        """The server has answered OOM. Is a retry worthwhile, since it may have memory again soon?"""
         if now > self._last + NEW_AFTER:
             self._since = now
         self._last = now

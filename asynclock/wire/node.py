@@ -92,7 +92,9 @@ class Node:
         self.options = options
         self.clock = clock
         self._listener = listener
-        self.alone = False  #: set from outside: it must not be part of a cluster, since the other servers are not
+        self.no_cluster = (
+            False  #: set by ``connect``: it must not be part of a cluster, since the other servers are not
+        )
 
         # The life of the node: start, connect, lose, reconnect, close.
         self.session: Session | None = None
@@ -181,7 +183,7 @@ class Node:
             )
         finally:
             self.label = self.connector.label
-        if self.alone and session.capabilities.mode == "cluster":
+        if self.no_cluster and session.capabilities.mode == "cluster":
             session.connection.abort()
             raise ServerError(
                 self.label,
@@ -328,10 +330,10 @@ class Node:
         return f"{self.options.key_prefix}:{index}:{room.name}"
 
     def error_of(self, command: str, room: Room[Any], index: int, reply: Any, now: float) -> ServerError | None:
-        session, passes = self.session, True
+        session, temporary = self.session, True
         if session is not None and str(reply).startswith(NO_MEMORY):
-            passes = session.memory.may_pass(now)
-        return error_of(self.label, command, self.key_text(room, index), reply, self.redact(reply), passes=passes)
+            temporary = session.memory.is_temporary(now)
+        return error_of(self.label, command, self.key_text(room, index), reply, self.redact(reply), temporary=temporary)
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         return self._listener.redirected(request, error)

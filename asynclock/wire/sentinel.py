@@ -22,7 +22,7 @@ from redis.exceptions import AuthenticationError, ResponseError
 from ..errors import ConfigurationError, GoneError, ServerError
 from .connector import UNUSED_OPTIONS, Connector, is_failure, passwords
 from .limited_parser import LimitedParser
-from .lookup import connecting
+from .lookup import with_own_lookup
 
 ANSWER_TIMEOUT = 1.0  # seconds for a Sentinel to answer
 AFTER_MAJORITY = 0.05  # seconds to wait for the others once a majority has answered: every failover needs a majority
@@ -294,7 +294,7 @@ def _own(sentinel: redis.Redis) -> redis.Redis:
     # In RESP2 the answers have lists and strings only.
     kwargs |= {"retry": Retry(NoBackoff(), 0), "decode_responses": True, "protocol": 2}
     kwargs.setdefault("parser_class", LimitedParser)
-    return redis.Redis.from_pool(redis.ConnectionPool(connecting(pool.connection_class), **kwargs))
+    return redis.Redis.from_pool(redis.ConnectionPool(with_own_lookup(pool.connection_class), **kwargs))
 
 
 def _address_of(sentinel: redis.Redis) -> str:
