@@ -39,7 +39,7 @@ class Redirect(NamedTuple):
     """The connection that receives the invalidations without RESP3."""
 
     id: int
-    run_id: bytes | None  # of the server at its other end; None: the server does not say
+    run_id: bytes | None  # of the server that it has reached; None: the server does not say
 
 
 async def probe(

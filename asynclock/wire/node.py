@@ -34,7 +34,7 @@ log.addHandler(logging.NullHandler())  # silent unless the application sets logg
 _ASKING = packed(b"ASKING")
 FIRST_PAUSE = 0.01  # seconds between attempts to reconnect; then twice as long, up to
 MAX_PAUSE = 0.1  # ... or more, where the validity allows it, but never more than ``Connector.max_pause``
-LASTED = 1.0  # seconds after which a session has lasted: the next attempt to connect has no pause before it
+LASTED = 1.0  # seconds: after the loss of a session that lived longer, the reconnect starts without a pause
 
 
 class Listener(Protocol):
@@ -124,7 +124,7 @@ class Node:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Of a server that is connected."""
+        """What the connected server can do."""
         return Capabilities() if self.session is None else self.session.capabilities
 
     @property
