@@ -16,6 +16,8 @@ from asynclock.wire.expiry import ExpiryClock
 from asynclock.wire.flushes import Flushes
 from asynclock.wire.grace import Grace
 from asynclock.wire.memory_shortage import GIVE_UP_AFTER, NEW_AFTER, MemoryShortage
+from asynclock.wire.owed import BATCH, OwedReleases
+from asynclock.wire.quarantine import Quarantine
 
 pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
 
@@ -76,6 +78,87 @@ def test_a_shortage_of_memory_passes_for_a_while() -> None:
         now += NEW_AFTER / 2
     assert not memory.is_temporary(now)
     assert memory.is_temporary(now + NEW_AFTER + 1)  # another one
+
+
+@pytest.mark.asyncio
+async def test_a_restarted_server_gives_no_votes_until_the_old_ones_are_over() -> None:
+    now, validity = 100.0, 1 / 16
+    ends: list[str] = []
+    quarantine = Quarantine(lambda: now, validity, enabled=True)
+
+    def connected(run_id: str, started: float | None) -> bool:
+        quarantine.connected("here", run_id, started, lambda: ends.append(run_id))
+        return bool(quarantine.until)
+
+    assert not connected("a", now - 1)
+    assert not connected("a", None) and not connected("", None)  # reconnected; the server does not say
+    assert quarantine.trouble("here") is None
+    assert connected("b", now - 1000)  # another process, whatever it says about its uptime: its clock may have been set
+    assert quarantine.until == now + validity
+    assert "just started" in str(quarantine.trouble("here"))
+    now += validity / 2
+    assert connected("b", None)  # reconnected meanwhile
+    assert quarantine.until == 100.0 + validity
+    await asyncio.sleep(4 * validity)
+    assert ends == ["b"] and not quarantine.until
+    now += validity
+    assert not connected("b", None)
+    assert connected("c", None)
+    quarantine.stop()
+    await asyncio.sleep(2 * validity)
+    assert ends == ["b"]
+    first = Quarantine(lambda: now, validity, enabled=True)
+    first.connected("here", "a", now - validity / 2, lambda: None)  # at the first connection, only the uptime can tell
+    assert first.until == now + validity / 2
+    first.stop()
+
+
+@pytest.mark.asyncio
+async def test_a_release_is_owed_until_the_server_has_run_it_or_the_key_has_expired() -> None:
+    now, up = 100.0, False
+    sent: list[tuple[bytes, bytes, float]] = []
+
+    def send(key: bytes, token: bytes, until: float) -> bool:
+        if up:
+            sent.append((key, token, until))
+        return up
+
+    owed = OwedReleases(lambda: now, 5.0, send)
+    owed.owe(b"a", b"1")
+    owed.send_all()
+    assert not sent
+    up = True
+    owed.send_all()
+    owed.send_all()  # it is in flight
+    assert sent == [(b"a", b"1", 105.0)]
+    owed.owe(*sent.pop())  # the connection was lost before the reply
+    owed.send_all()
+    owed.refused(*sent.pop())
+    await asyncio.sleep(0.1)  # 0.02 s after the refusal
+    assert sent == [(b"a", b"1", 105.0)]
+    waiting = asyncio.ensure_future(owed.wait_empty())
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    owed.accepted()
+    await asyncio.wait_for(waiting, 0.5)  # less than MAX_WAIT
+    sent.clear()
+    owed.owe(b"b", b"2")
+    owed.send_all()
+    now += 6
+    owed.refused(*sent.pop())  # the key has expired meanwhile
+    for number in range(BATCH + 1):
+        owed.refused(b"%d" % number, b"3")
+    await asyncio.sleep(0.1)
+    assert len(sent) == BATCH  # the server may refuse them all
+    owed.accepted()  # but it does not
+    await asyncio.sleep(0.05)
+    assert len(sent) == BATCH + 1
+    owed.owe(b"c", b"4")
+    assert owed.take() == [(b"c", b"4")] and not owed.take()
+    owed.refused(b"d", b"5")
+    owed.close()
+    await asyncio.sleep(0.1)
+    assert len(sent) == BATCH + 1
 
 
 class Wire:
