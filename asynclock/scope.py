@@ -378,7 +378,7 @@ class LockScope:
         if self._manager.lost_unnoticed(lease):
             self._loss = Loss(
                 lease.cause or LossReason.DELETED,
-                "noticed only when it was released, so it may have been lost some time before",
+                "noticed only when the lock was released: lost at some time since it was acquired or last extended",
             )
 
     def _end(self) -> Lease | None:

@@ -1,10 +1,12 @@
 """Background work: tasks that repeat a step (``Loop``), periodic checks (``Ticker``), and calls that are made once
 (``Timer``).
 
-Every task that lives as long as a connection or a locker is a ``Loop``, and every periodic check a ``Ticker``. They
-survive exceptions and run until they are closed. When a step raises, the exception is logged once, and the step is
-retried: a lock must not be lost because of foreign code (a credential provider, redis-py, the resolver) or a malformed
-reply. (The timers of ``_engine/`` that wake rooms, waiters and scopes are not among these: they are set for each lock.)
+Tasks that run as long as a node or a topology are a ``Loop``, and checks of a connection or of the machine are a
+``Ticker``. They survive exceptions and run until they are closed. When a step raises, the exception is logged once, and
+the step is retried: a lock must not be lost because of foreign code (a credential provider, redis-py, the resolver) or
+a malformed reply.
+
+Not all timers are here: ``_engine/`` sets its own, for rooms and for callers that wait.
 """
 
 from __future__ import annotations
