@@ -28,7 +28,7 @@ import asynclock
 from asynclock import AcquireTimeoutError, ConfigurationError, Locker, LockScope, ServerError
 from asynclock.testing import Proxy, Server, TLSFront
 from asynclock.testing.ports import HeldPort
-from asynclock.wire import connector
+from asynclock.wire import connector, lookup
 from tests.support import internals
 from tests.support.helpers import AT_ONCE, body, key, until
 from tests.support.interceptor import Interceptor
@@ -732,6 +732,23 @@ async def test_a_look_up_that_hangs(server: Server, monkeypatch: pytest.MonkeyPa
     await until(lambda: not threads())
     async with Locker(urls[1]) as locker, locker.with_context("job") as scope:
         assert scope.held
+
+
+@pytest.mark.asyncio
+async def test_a_socket_that_is_connected_to_itself_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens there, and the kernel may give the client that very port."""
+    port, socket_of_python = HeldPort(), socket.socket
+
+    def bound(*arguments: Any) -> socket.socket:
+        sock = socket_of_python(*arguments)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port.number))
+        return sock
+
+    with contextlib.closing(port), monkeypatch.context() as patch:
+        patch.setattr(lookup.socket, "socket", bound)
+        with pytest.raises(ConnectionRefusedError):
+            await lookup.connect("127.0.0.1", port.number, 1.0)
 
 
 @pytest.mark.asyncio

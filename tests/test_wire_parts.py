@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import hiredis
 import pytest
 
 from asynclock.core.clock import ServerClock
 from asynclock.core.pace import FLUSHES, Pace
 from asynclock.wire.backoff import Backoff
-from asynclock.wire.commands import px
+from asynclock.wire.commands import OK, Capabilities, bulk, px
 from asynclock.wire.credentials import Credentials, Rotation
 from asynclock.wire.expiry import ExpiryClock
 from asynclock.wire.flushes import Flushes
 from asynclock.wire.grace import Grace
+from asynclock.wire.markers import GUESSES, Markers
 from asynclock.wire.memory_shortage import GIVE_UP_AFTER, NEW_AFTER, MemoryShortage
 from asynclock.wire.owed import BATCH, OwedReleases
 from asynclock.wire.quarantine import Quarantine
@@ -198,6 +200,31 @@ async def test_an_expiry_is_in_the_servers_time_once_that_is_known() -> None:
     wire.closed.set_result(None)
     expiry.ask()
     assert len(wire.waiting) == 3
+
+
+@pytest.mark.asyncio
+async def test_a_marker_is_used_until_its_slot_moves() -> None:
+    wire: Any = Wire()
+    markers = Markers("asynclock", Capabilities())
+    moved = hiredis.ReplyError("MOVED 1 127.0.0.1:1")
+
+    def write(*replies: Any) -> int:
+        """How many markers were written, of which the first get these replies."""
+        wire.waiting.clear()
+        markers.write(wire, [bulk(b"asynclock:0:job")], 100.0)
+        writes = wire.waiting[::2]  # each is deleted at once
+        for expects, reply in zip(writes, replies, strict=False):
+            expects.reply(reply, (), 100.0)
+        return len(writes)
+
+    assert write(moved, OK, moved) > GUESSES
+    assert markers.written and not markers.elsewhere
+    assert write(OK) == write(moved) == 1
+    assert not markers.written and markers.elsewhere
+    markers.forget()
+    assert write(moved, hiredis.ReplyError("NOPERM no"), moved) > GUESSES
+    assert not markers.written and not markers.elsewhere
+    assert str(markers.refusal) == "NOPERM no"
 
 
 def test_new_credentials_go_to_the_connection_in_use_or_to_the_next_one() -> None:
