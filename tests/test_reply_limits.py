@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from asynclock.wire.limited_parser import _LimitedReader
 from asynclock.wire.reply_limits import MAX_ELEMENTS, MAX_REPLY, ReplyLimits
-from asynclock.wire.violations import ViolationError
+from asynclock.wire.violations import ViolationError, unexpected
 
 MORE = object()
 
@@ -170,3 +170,8 @@ def test_what_redis_py_reads_while_it_connects_is_limited_too() -> None:
     connecting.feed(b"*%d\r\n" % (2 * MAX_ELEMENTS))
     with pytest.raises(ViolationError, match="elements"):
         connecting.gets()
+
+
+def test_a_violation_shows_the_type_of_a_reply_and_not_its_content() -> None:
+    assert str(unexpected("the answer to GET", b"s3cret")) == "malformed reply: the answer to GET was a string"
+    assert "s3cret" not in str(unexpected("the answer to GET", {"s3cret"}))
