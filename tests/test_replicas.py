@@ -158,7 +158,7 @@ async def test_an_address_that_leads_to_two_servers(pair: list[Server], server: 
     """As during a failover: a WAIT on one of them says nothing about writes to the other."""
     async with TwoServers(pair[0].port, server.port) as balancer:
         with pytest.raises(ServerError, match=r"two servers; is a failover under way\? \(min_replicas\)") as caught:
-            await Locker(balancer.url, min_replicas=1).acquire("job")
+            await Locker(balancer.url, min_replicas=1).acquire("job", timeout=2)
         assert not caught.value.lasting
 
 
