@@ -94,7 +94,8 @@ class LockLostError(AsyncLockError):
 
     :ivar name: the name of the lock
     :ivar reason: why, a :class:`LossReason`
-    :ivar detail: the key and server that caused the loss, or what is wrong with the server; empty if neither applies
+    :ivar detail: the key and server that caused the loss, what is wrong with the server, or that the loss was noticed
+        late; empty if none of these applies
     """
 
     def __init__(self, name: str, reason: LossReason, detail: str = "") -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from asynclock import Locker, LockLostError, LossReason, ServerError
 from asynclock.testing import Proxy, Server
-from asynclock.wire.background import CANCELLED_PAUSE, Loop, Ticker
+from asynclock.wire.background import CANCELLED_PAUSE, Loop, Ticker, Timer
 from asynclock.wire.connector import Connector
 from asynclock.wire.watchdog import max_silence
 from tests.support import internals
@@ -90,6 +90,29 @@ async def test_a_ticker_goes_on_after_whatever_is_raised(caplog: pytest.LogCaptu
     await asyncio.sleep(0.01)
     assert len(looks) == count
     assert len(caplog.records) == 1
+
+
+@pytest.mark.asyncio
+async def test_a_timer_makes_one_call_and_none_after_it_was_stopped() -> None:
+    calls: list[str] = []
+    loop, timer = asyncio.get_running_loop(), Timer()
+
+    def call(what: str) -> None:
+        calls.append(what)
+        assert not timer.running
+        if what == "first":
+            timer.start(0.001, call, "again")
+
+    timer.start(0.001, call, "replaced")
+    timer.start(0.001, call, "first")
+    assert timer.running
+    await until(lambda: len(calls) == 2)
+    timer.start(0.002, call, "stopped")
+    loop.call_later(0.001, timer.stop)
+    time.sleep(0.01)  # noqa: ASYNC251 - the loop is late: when it runs the first, the time of both has come
+    await asyncio.sleep(0.02)
+    timer.stop()
+    assert calls == ["first", "again"] and not timer.running
 
 
 @pytest.mark.asyncio

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import gc
 import os
+import re
 import resource
 import socket
 import ssl
@@ -18,19 +19,46 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis._parsers as redis_parsers
 import redis.asyncio as redis
 import trustme
 from redis.credentials import CredentialProvider
 
+import asynclock
 from asynclock import AcquireTimeoutError, ConfigurationError, Locker, LockScope, ServerError
 from asynclock.testing import Proxy, Server, TLSFront
 from asynclock.testing.ports import HeldPort
+from asynclock.wire import connector, lookup
 from tests.support import internals
 from tests.support.helpers import AT_ONCE, body, key, until
 from tests.support.interceptor import Interceptor
 from tests.support.internals import drop, trouble, up
 
 pytestmark = [pytest.mark.every_python, pytest.mark.redis_py]
+
+
+def test_the_list_of_redis_pys_private_names_is_complete() -> None:
+    """What the docstring of ``connector.py`` lists is used there, and nothing else of redis-py's is used anywhere."""
+    private = {
+        name
+        for file in [*Path(redis.__file__).parent.glob("*.py"), *Path(redis_parsers.__file__).parent.glob("*.py")]
+        for name in re.findall(r"\b(?:self\.|def )(_[a-z]\w*)", file.read_text())
+    }
+    listed = {
+        file: set(re.findall(r"``(_\w+)``", names))
+        for file, names in re.findall(r"^- ``(\w+\.py)``: (.*)", connector.__doc__ or "", re.MULTILINE)
+    }
+    package = Path(asynclock.__file__).parent
+    assert len(listed) == 4
+    for file, names in listed.items():
+        assert names <= private
+        assert all(name in (package / "wire" / file).read_text() for name in names), file
+    for path in package.rglob("*.py"):
+        text = path.read_text()
+        if re.search(r"^(import|from) redis", text, re.MULTILINE):
+            used = re.findall(r"""(?<!\bself)(?<!\bcls)\.(_[a-z]\w*)|getattr\(\w+, "(_\w+)""", text)
+            foreign = {name for names in used for name in names if name} & private - {"_buffer"}  # asyncio's, see there
+            assert foreign <= (listed.get(path.name, set()) if path.parent.name == "wire" else set()), path
 
 
 @pytest.mark.asyncio
@@ -704,6 +732,23 @@ async def test_a_look_up_that_hangs(server: Server, monkeypatch: pytest.MonkeyPa
     await until(lambda: not threads())
     async with Locker(urls[1]) as locker, locker.with_context("job") as scope:
         assert scope.held
+
+
+@pytest.mark.asyncio
+async def test_a_socket_that_is_connected_to_itself_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens there, and the kernel may give the client that very port."""
+    port, socket_of_python = HeldPort(), socket.socket
+
+    def bound(*arguments: Any) -> socket.socket:
+        sock = socket_of_python(*arguments)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port.number))
+        return sock
+
+    with contextlib.closing(port), monkeypatch.context() as patch:
+        patch.setattr(lookup.socket, "socket", bound)
+        with pytest.raises(ConnectionRefusedError):
+            await lookup.connect("127.0.0.1", port.number, 1.0)
 
 
 @pytest.mark.asyncio

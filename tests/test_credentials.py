@@ -174,6 +174,21 @@ async def test_new_credentials_without_a_reconnect(users: Server, protocol: int,
 
 @streaming
 @pytest.mark.asyncio
+async def test_new_credentials_for_the_connection_that_waits_for_replicas(users: Server) -> None:
+    provider = Streaming()
+    client = client_of(users, provider)
+    async with Locker(client, min_replicas=1) as locker:
+        with pytest.raises(ServerError, match="min_replicas"):  # there are none
+            await locker.try_acquire("job")
+        before = users_of(users)
+        assert list(before.values()) == ["app", "app"]
+        await provider.announce("next")
+        await until(lambda: users_of(users) == dict.fromkeys(before, "next"))
+    await client.aclose()
+
+
+@streaming
+@pytest.mark.asyncio
 async def test_deleted_while_the_subscriber_logs_in(users: Server) -> None:
     """RESP2: whatever was not told in that moment is found all the same."""
     provider = Streaming()

@@ -4,11 +4,9 @@ that a search finds every public name."""
 from __future__ import annotations
 
 import ast
-import asyncio
 import importlib.util
 import inspect
 import re
-import shlex
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -216,27 +214,3 @@ def test_pages_fetch_nothing_from_elsewhere() -> None:
     for page in PAGES:
         assert "```mermaid" not in page.read_text()  # the theme would load it from a CDN
         assert not re.search(r"!\[[^]]*\]\(https?:", page.read_text())
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("tracking", [True, False])
-async def test_the_least_privileged_user_can_lock(server: Server, kind: str, tracking: bool) -> None:
-    delifeq, scripts = blocks(DOCS / "deployments" / "tls-and-acl.md", "sh")
-    _cli, *command = shlex.split((delifeq if kind == "valkey-9.1" else scripts).replace("\\\n", " "))
-    if not tracking:
-        command = [word for word in command if not word.startswith("+client")]
-    assert command[:3] == ["ACL", "SETUSER", "locks"]
-    server.execute(*command)
-    try:
-        url = f"redis://locks:secret@127.0.0.1:{server.port}/0"
-        async with Locker(url, key_validity=0.6, client_side_caching=tracking) as locker:
-            scope = await locker.acquire("job")
-            taken = await locker.force_acquire("job")
-            await scope.wait_lost()
-            assert scope.lost_reason == "taken over"
-            await asyncio.sleep(0.8)  # longer than a key lives that is not extended
-            assert taken.held
-            await taken.release()
-            assert server.execute("EXISTS", "asynclock:0:job") == 0
-    finally:
-        server.execute("ACL", "DELUSER", "locks")

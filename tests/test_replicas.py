@@ -18,6 +18,7 @@ from asynclock.wire.commands import bulk
 from asynclock.wire.markers import tag_of
 from tests.support import internals
 from tests.support.helpers import AT_ONCE, body, key, until
+from tests.support.interceptor import TwoServers
 
 SOON = {"repl-diskless-sync": "yes", "repl-diskless-sync-delay": "0"}
 # The second: a busy machine's server is late to say so.
@@ -150,6 +151,15 @@ async def test_more_replicas_than_there_are(pair: list[Server]) -> None:
         with pytest.raises(ServerError, match=r"1 of 2 replicas have key 'asynclock:0:job' within 300 ms"):
             await locker.try_acquire("job")
         await until(lambda: keys(primary) == [])
+
+
+@pytest.mark.asyncio
+async def test_an_address_that_leads_to_two_servers(pair: list[Server], server: Server) -> None:
+    """As during a failover: a WAIT on one of them says nothing about writes to the other."""
+    async with TwoServers(pair[0].port, server.port) as balancer:
+        with pytest.raises(ServerError, match=r"two servers; is a failover under way\? \(min_replicas\)") as caught:
+            await Locker(balancer.url, min_replicas=1).acquire("job", timeout=2)
+        assert not caught.value.lasting
 
 
 @pytest.mark.asyncio

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asynclock.wire.limited_parser import _LimitedReader
 from asynclock.wire.reply_limits import MAX_ELEMENTS, MAX_REPLY, ReplyLimits
-from asynclock.wire.violations import ViolationError
+from asynclock.wire.violations import ViolationError, unexpected
 
 MORE = object()
 
@@ -152,3 +153,25 @@ def test_a_slot_for_each_range_and_a_replica_for_each() -> None:
     for piece in cut(many(b"*", [many(b"*", [b":1\r\n", b":1\r\n", node, node])] * 16384), 1):
         fed.feed(piece)
     assert len(fed.replies) == 1
+
+
+def test_what_redis_py_reads_while_it_connects_is_limited_too() -> None:
+    connecting = _LimitedReader(hiredis.Reader())
+    connecting.feed(b"+OK\r\n$%d\r\n" % (4 * MAX_REPLY))
+    assert connecting.gets() == b"OK"
+    size = 0
+    with pytest.raises(ViolationError, match="16 MB"):
+        while size < 2 * MAX_REPLY:
+            assert connecting.gets() is False
+            connecting.feed(b"x" * (1 << 20))
+            size += 1 << 20
+    assert size > MAX_REPLY - (2 << 20)
+    connecting = _LimitedReader(hiredis.Reader())
+    connecting.feed(b"*%d\r\n" % (2 * MAX_ELEMENTS))
+    with pytest.raises(ViolationError, match="elements"):
+        connecting.gets()
+
+
+def test_a_violation_shows_the_type_of_a_reply_and_not_its_content() -> None:
+    assert str(unexpected("the answer to GET", b"s3cret")) == "malformed reply: the answer to GET was a string"
+    assert "s3cret" not in str(unexpected("the answer to GET", {"s3cret"}))

@@ -19,7 +19,7 @@ from asynclock.testing import Server
 from asynclock.wire.watchdog import max_silence
 from tests.support import internals
 from tests.support.helpers import AT_ONCE, Body, body, key, until
-from tests.support.interceptor import Interceptor
+from tests.support.interceptor import Interceptor, TwoServers
 
 pytestmark = pytest.mark.redis_py
 
@@ -40,18 +40,6 @@ class NoHello(Interceptor):
             return None
         self.refused += 1
         return self.refusal
-
-
-class TwoServers(Interceptor):
-    """Every second connection goes to the other server, as behind a load balancer."""
-
-    def __init__(self, port: int, other: int) -> None:
-        super().__init__(port)
-        self._other = other
-
-    def _accept(self, commands: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
-        super()._accept(commands, client)
-        self.target_port, self._other = self._other, self.target_port
 
 
 @pytest_asyncio.fixture(params=["protocol=2", "no HELLO"])

@@ -544,6 +544,20 @@ async def test_a_sentinels_credential_provider_whose_work_is_cancelled(sentinels
 
 
 @pytest.mark.asyncio
+async def test_a_primary_that_the_sentinels_have_replaced_is_left_though_it_is_up(sentinels: Sentinels) -> None:
+    async with Locker(sentinels.url, key_validity=30) as locker:
+        scope = await locker.acquire("job")
+        connector, before = internals.connector(locker), internals.node(locker).connection
+        assert isinstance(connector, SentinelConnector) and connector._current is not None
+        assert await connector.replaced() is None
+        connector._current = connector._current._replace(port=1)  # as if it had connected to that one
+        assert await connector.replaced() == f"127.0.0.1:{sentinels.primary.port}"
+        await until(lambda: internals.node(locker).connection not in (None, before), topology.CHECK_EVERY + 1 + AT_ONCE)
+        assert scope.held and at(locker, sentinels.primary)
+        await scope.release()
+
+
+@pytest.mark.asyncio
 async def test_a_client_that_the_application_has(sentinels: Sentinels) -> None:
     manager = Sentinel(sentinels.addresses)
     client = manager.master_for("mymaster", db=3, client_name="mine", socket_connect_timeout=2)

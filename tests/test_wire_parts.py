@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import hiredis
 import pytest
 
 from asynclock.core.clock import ServerClock
 from asynclock.core.pace import FLUSHES, Pace
 from asynclock.wire.backoff import Backoff
-from asynclock.wire.commands import px
+from asynclock.wire.commands import OK, Capabilities, bulk, px
 from asynclock.wire.credentials import Credentials, Rotation
 from asynclock.wire.expiry import ExpiryClock
 from asynclock.wire.flushes import Flushes
 from asynclock.wire.grace import Grace
+from asynclock.wire.markers import GUESSES, Markers
 from asynclock.wire.memory_shortage import GIVE_UP_AFTER, NEW_AFTER, MemoryShortage
+from asynclock.wire.owed import BATCH, OwedReleases
+from asynclock.wire.quarantine import Quarantine
 
 pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
 
@@ -72,10 +76,92 @@ def test_a_shortage_of_memory_passes_for_a_while() -> None:
     memory = MemoryShortage()
     now = 100.0
     while now < 100.0 + GIVE_UP_AFTER:
-        assert memory.may_pass(now)
+        assert memory.is_temporary(now)
         now += NEW_AFTER / 2
-    assert not memory.may_pass(now)
-    assert memory.may_pass(now + NEW_AFTER + 1)  # another one
+    assert not memory.is_temporary(now)
+    assert memory.is_temporary(now + NEW_AFTER + 1)  # another one
+
+
+@pytest.mark.asyncio
+async def test_a_restarted_server_gives_no_votes_until_the_old_ones_are_over() -> None:
+    now, validity = 100.0, 1 / 16
+    ends: list[str] = []
+    quarantine = Quarantine(lambda: now, validity, enabled=True)
+
+    def connected(run_id: str, started: float | None) -> bool:
+        quarantine.connected("here", run_id, started, lambda: ends.append(run_id))
+        return bool(quarantine.until)
+
+    assert not connected("a", now - 1)
+    assert not connected("a", None) and not connected("", None)  # reconnected; the server does not say
+    assert quarantine.trouble("here") is None
+    assert connected("b", now - 1000)  # another process, whatever it says about its uptime: its clock may have been set
+    assert quarantine.until == now + validity
+    assert "just started" in str(quarantine.trouble("here"))
+    now += validity / 2
+    assert connected("b", None)  # reconnected meanwhile
+    assert quarantine.until == 100.0 + validity
+    await asyncio.sleep(4 * validity)
+    assert ends == ["b"] and not quarantine.until
+    now += validity
+    assert not connected("b", None)
+    assert connected("c", None)
+    quarantine.stop()
+    await asyncio.sleep(2 * validity)
+    assert ends == ["b"]
+    first = Quarantine(lambda: now, validity, enabled=True)
+    first.connected("here", "a", now - validity / 2, lambda: None)  # at the first connection, only the uptime can tell
+    assert first.until == now + validity / 2
+    first.stop()
+
+
+@pytest.mark.asyncio
+async def test_a_release_is_owed_until_the_server_has_run_it_or_the_key_has_expired() -> None:
+    now, up = 100.0, False
+    sent: list[tuple[bytes, bytes, float]] = []
+
+    def send(key: bytes, token: bytes, until: float) -> bool:
+        if up:
+            sent.append((key, token, until))
+        return up
+
+    owed = OwedReleases(lambda: now, 5.0, send)
+    owed.owe(b"a", b"1")
+    owed.send_all()
+    assert not sent
+    up = True
+    owed.send_all()
+    owed.send_all()  # it is in flight
+    assert sent == [(b"a", b"1", 105.0)]
+    owed.owe(*sent.pop())  # the connection was lost before the reply
+    owed.send_all()
+    owed.refused(*sent.pop())
+    await asyncio.sleep(0.1)  # 0.02 s after the refusal
+    assert sent == [(b"a", b"1", 105.0)]
+    waiting = asyncio.ensure_future(owed.wait_empty())
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    owed.accepted()
+    await asyncio.wait_for(waiting, 0.5)  # less than MAX_WAIT
+    sent.clear()
+    owed.owe(b"b", b"2")
+    owed.send_all()
+    now += 6
+    owed.refused(*sent.pop())  # the key has expired meanwhile
+    for number in range(BATCH + 1):
+        owed.refused(b"%d" % number, b"3")
+    await asyncio.sleep(0.1)
+    assert len(sent) == BATCH  # the server may refuse them all
+    owed.accepted()  # but it does not
+    await asyncio.sleep(0.05)
+    assert len(sent) == BATCH + 1
+    owed.owe(b"c", b"4")
+    assert owed.take() == [(b"c", b"4")] and not owed.take()
+    owed.refused(b"d", b"5")
+    owed.close()
+    owed.owe(b"e", b"6")  # as a connection that is lost after that does
+    await asyncio.sleep(0.1)
+    assert len(sent) == BATCH + 1 and not owed.take()
 
 
 class Wire:
@@ -114,6 +200,31 @@ async def test_an_expiry_is_in_the_servers_time_once_that_is_known() -> None:
     wire.closed.set_result(None)
     expiry.ask()
     assert len(wire.waiting) == 3
+
+
+@pytest.mark.asyncio
+async def test_a_marker_is_used_until_its_slot_moves() -> None:
+    wire: Any = Wire()
+    markers = Markers("asynclock", Capabilities())
+    moved = hiredis.ReplyError("MOVED 1 127.0.0.1:1")
+
+    def write(*replies: Any) -> int:
+        """How many markers were written, of which the first get these replies."""
+        wire.waiting.clear()
+        markers.write(wire, [bulk(b"asynclock:0:job")], 100.0)
+        writes = wire.waiting[::2]  # each is deleted at once
+        for expects, reply in zip(writes, replies, strict=False):
+            expects.reply(reply, (), 100.0)
+        return len(writes)
+
+    assert write(moved, OK, moved) > GUESSES
+    assert markers.written and not markers.elsewhere
+    assert write(OK) == write(moved) == 1
+    assert not markers.written and markers.elsewhere
+    markers.forget()
+    assert write(moved, hiredis.ReplyError("NOPERM no"), moved) > GUESSES
+    assert not markers.written and not markers.elsewhere
+    assert str(markers.refusal) == "NOPERM no"
 
 
 def test_new_credentials_go_to_the_connection_in_use_or_to_the_next_one() -> None:

@@ -182,7 +182,10 @@ class Held:
     def _find_out(self, lease: Lease) -> None:
         """Had the lock been lost before it was released, as the answer shows?"""
         if self._manager.lost_unnoticed(lease):
-            self._loss = Loss(lease.cause or LossReason.DELETED, "found when it was released")
+            self._loss = Loss(
+                lease.cause or LossReason.DELETED,
+                "noticed only when the lock was released: lost at some time since it was acquired or last extended",
+            )
 
     def _end(self) -> Lease | None:
         """The scope gives the lock up. Returns the lease, to be released."""

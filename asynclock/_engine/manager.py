@@ -337,7 +337,7 @@ class LockManager:
 
     def disconnected(self, node: Node) -> None:
         if self.life.connected:
-            self.topology.disconnected(node)
+            self.topology.disconnected()
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         return self.topology.redirected(request, error)

@@ -9,9 +9,9 @@
                     proxy.freeze()                         # the network goes silent
                     await do_something()                   # cancelled at the lock's deadline
 
-To make the server itself fail, call ``server.kill()``, ``server.pause()`` or ``server.restart()``. A
+To make the server fail, call ``server.kill()``, ``server.pause()`` or ``server.restart()``. A
 :class:`Cluster` moves slots and roles on command. :class:`Sentinels` are a primary, its replicas and the
-Sentinels that watch them. ``Server(environment=clock_off(+3600))`` has a clock that is an hour ahead, a
+Sentinels that watch them. The clock of ``Server(environment=clock_off(+3600))`` is an hour ahead, a
 :class:`Clock` jumps on command, and a :class:`TLSFront` adds TLS to a server.
 """
 

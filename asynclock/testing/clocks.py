@@ -59,7 +59,7 @@ class Clock(Started):
         :param seconds: how far it is ahead of the real time from now on; negative: behind
         :raises RuntimeError: called before :meth:`start`
         """
-        # In one step: a half-written one would be read too.
+        # Replaced in one step, since the processes may read it at any time.
         new = self._file.with_suffix(".new")
         new.write_text(f"{seconds:+.3f}")
         new.replace(self._file)
@@ -80,7 +80,7 @@ def _environment() -> dict[str, str]:
     return {
         "LD_PRELOAD": _library(),
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "DONT_FAKE_MONOTONIC": "1",  # as older ones call it
+        "DONT_FAKE_MONOTONIC": "1",  # its name in older versions
     }
 
 
@@ -88,14 +88,14 @@ def _environment() -> dict[str, str]:
 def _library() -> str:
     if sys.platform != "linux":
         raise RuntimeError("a server with a wrong clock needs Linux")
-    package = find_spec("libfaketime")  # found, not imported: that changes the process that does it
+    package = find_spec("libfaketime")  # found, not imported: importing it changes this process
     places = [
         Path(place) / "vendor/libfaketime/src" for place in (package and package.submodule_search_locations) or ()
     ]
     places += Path(_DEBIAN).glob("*/faketime")
     found = [str(place / "libfaketime.so.1") for place in places if (place / "libfaketime.so.1").is_file()]
     for path in found:
-        # The loader passes over what it cannot load, and says so.
+        # The loader ignores a library that it cannot load, and prints a warning.
         loaded = subprocess.run(["/bin/true"], env={"LD_PRELOAD": path}, capture_output=True, check=False)
         if loaded.returncode == 0 and not loaded.stderr:
             return path

@@ -11,7 +11,7 @@ from .ports import BUS_OFFSET, HeldPort
 from .servers import Server
 from .started import Started
 
-_START_LIMIT = 20.0  # seconds, as all here
+_START_LIMIT = 20.0  # seconds, like the next two
 _CHANGE_LIMIT = 15.0
 _POLL = 0.02
 _MIGRATE_LIMIT = 5000  # milliseconds
@@ -27,8 +27,8 @@ class Cluster(Started):
     :param config: lines of ``valkey.conf`` for all nodes. ``cluster-node-timeout`` is 1.5 s by default: a node that
         is silent for that long counts as failed, and its replica takes over within another second or two
 
-    The methods ignore nodes that are killed or paused until these are back. All of them block. Those that wait raise
-    ``TimeoutError``, whose message shows how the nodes then saw the cluster, and a server's error is raised as
+    The methods ignore nodes that are killed or paused, until these are back. All of them block. If waiting takes too
+    long, they raise ``TimeoutError``, whose message shows how each node saw the cluster. A server's error is raised as
     ``RuntimeError``.
     """
 
@@ -47,7 +47,7 @@ class Cluster(Started):
             "cluster-enabled": "yes",
             "cluster-announce-ip": "127.0.0.1",
             "cluster-node-timeout": "1500",
-            "cluster-migration-barrier": "100",  # so many replicas a primary keeps: each stays where it is
+            "cluster-migration-barrier": "100",  # a primary with fewer replicas gives none away: each stays where it is
             "repl-diskless-sync": "yes",
             "repl-diskless-sync-delay": "0",
         } | dict(config or {})
@@ -76,7 +76,8 @@ class Cluster(Started):
         for number, primary in enumerate(primaries):
             start, end = (SLOTS * (number + step) // len(primaries) for step in (0, 1))
             primary.execute("CLUSTER", "ADDSLOTS", *range(start, end))
-            primary.execute("CLUSTER", "SET-CONFIG-EPOCH", number + 1)  # or they find out that theirs collide
+            # Else all have the same epoch, and it takes a while until they have settled that.
+            primary.execute("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         for number, server in enumerate(self.servers):
             for other in self.servers[:number]:
                 server.execute("CLUSTER", "MEET", "127.0.0.1", other.port)
@@ -143,19 +144,19 @@ class Cluster(Started):
     def failover(self, replica: Server, force: bool = False) -> None:
         """Make the replica a primary, and wait until all running nodes know both roles.
 
-        Without ``force`` the two nodes change roles together, and this waits first until both know their present
-        ones. On Redis it also waits if this call made the same replica a primary before: until that is four times
-        the node timeout ago.
+        Without ``force`` the two nodes agree to change roles, so this first waits until both know their present ones.
+        On Redis, if this call has made the same replica a primary before, it also waits until that was four times the
+        node timeout ago.
 
         :param force: do it without the primary's consent
         :raises ValueError: the node is a primary
         """
         id, old_id = self._ids[replica], self._myself(replica).primary_id
         if old_id == "-":
-            raise ValueError(f"{replica.url} is not a replica")
+            raise ValueError(f"{replica.url} is no replica")
         old = next(server for server in self.servers if self._ids[server] == old_id)
         if not force:
-            # A primary passes over a request of a node that it does not yet know as its replica.
+            # A primary ignores this request of a node that it does not know as its replica yet.
             self._wait(lambda: follows(replica) and self._agree([old], id, old_id), _CHANGE_LIMIT)
         self._wait_for_fresh_election(replica)
         replica.execute("CLUSTER", "FAILOVER", *(["FORCE"] if force else []))
@@ -200,7 +201,7 @@ class Cluster(Started):
         left = source.execute("CLUSTER", "COUNTKEYSINSLOT", slot)
         if left != 0:
             raise RuntimeError(f"{source.url} still has {left!r} keys of slot {slot}")
-        # The new owner first: the slot is never without one. It spreads the news, too.
+        # The new owner first, so that the slot always has one. It also tells the other nodes.
         for server in (to, source):
             server.execute("CLUSTER", "SETSLOT", slot, "NODE", self._ids[to])
         self._wait(lambda: self._agree_on_owner(slot, to), _CHANGE_LIMIT)
@@ -223,7 +224,7 @@ class Cluster(Started):
         self._wait(is_done, _CHANGE_LIMIT)
         self._wait(lambda: self._agree_on_owner(slot, to), _CHANGE_LIMIT)
 
-    # -- how ---------------------------------------------------------------------------------------------
+    # -- helpers -----------------------------------------------------------------------------------------
 
     @property
     def _awake(self) -> list[Server]:
@@ -265,15 +266,15 @@ class Cluster(Started):
         return len(owners) == 1
 
     def _wait_for_fresh_election(self, replica: Server) -> None:
-        """Redis counts the votes that a node won with again, if it stands again before they are outdated. So it
-        claims the slots with the epoch of that time, which no one believes by now."""
+        """In a second election of the same node, Redis still counts the votes of the first one until they are
+        outdated. The node then claims the slots with the epoch of the first election, and the others ignore it."""
         outdated = self._elections.get(replica, -math.inf) + 4 * int(self._config["cluster-node-timeout"]) / 1000
         if b"server_name:valkey" not in raw(replica.execute("INFO", "server")):
             time.sleep(max(0.0, outdated + 0.2 - time.monotonic()))
         self._elections[replica] = time.monotonic()
 
     def _agree(self, asked: Sequence[Server], id: str, primary_id: str) -> bool:
-        """All who are asked take this node for that one's replica, or (``-``) for a primary with slots."""
+        """Do all these servers see the node as a replica of ``primary_id``, or (``-``) as a primary with slots?"""
         nodes = [node for server in asked for node in view(server) if node.id == id]
         return len(nodes) == len(asked) and all(
             node.primary_id == primary_id and (node.slots or primary_id != "-") for node in nodes
@@ -291,14 +292,12 @@ class Cluster(Started):
                 views = "\n".join(
                     f"{server.port}:\n{text(server.execute('CLUSTER', 'NODES'))}" for server in self._awake
                 )
-                raise TimeoutError(
-                    f"the cluster has not reached the expected state within {seconds} s. Its nodes report\n{views}"
-                )
+                raise TimeoutError(f"the cluster did not get there within {seconds} s. How its nodes see it:\n{views}")
             time.sleep(_POLL)
 
 
 def _hold_ports() -> tuple[HeldPort, HeldPort]:
-    """A node's port, and the one of its cluster bus: not every version can have that elsewhere."""
+    """A node's port, and that of its cluster bus. (Not every version can choose another port for the bus.)"""
     while True:
         port = HeldPort()
         try:

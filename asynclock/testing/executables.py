@@ -26,7 +26,7 @@ KINDS: dict[str, Kind] = {
 
 
 def find_executable(kind: str) -> str:
-    """The path of the server of this kind; the path or name of an executable is a kind too.
+    """The path of a server: one of :data:`KINDS`, or the name or path of an executable.
 
     :raises RuntimeError: its package is not installed; the message says which
     :raises ValueError: there is no such kind
@@ -49,5 +49,5 @@ def major_version(executable: str) -> int:
     text = subprocess.run([executable, "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"v=(\d+)", text)
     if found is None:
-        raise RuntimeError(f"{executable} is not a Redis or Valkey server: it calls itself {text!r}")
+        raise RuntimeError(f"{executable} is no Redis or Valkey server: its --version is {text!r}")
     return int(found[1])

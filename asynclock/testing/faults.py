@@ -1,4 +1,4 @@
-"""The faults of a connection at this moment, what has been seen on it, and what the faults do to the bytes."""
+"""The faults that a proxy applies, what it has counted, and the filters that apply them to the bytes."""
 
 import re
 from collections import Counter
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from .resp import PUSH, FrameSplitter
 
 _COMMAND = re.compile(rb"(?:\*\d+\r\n\$\d+\r\n)?([\w.|-]+)")
-_ENOUGH_FOR_A_NAME = 64
+_ENOUGH_FOR_A_NAME = 64  # bytes
 
 
 @dataclass(eq=False)
@@ -27,7 +27,7 @@ class Faults:
     """Drop RESP3 push frames from the server."""
 
     swallow_replies: bool = False
-    """Pass requests on, and drop everything that comes back, pushes too. Only whole frames are dropped."""
+    """Pass requests on, and drop everything that the server sends, pushes too. Only whole frames are dropped."""
 
     frozen: bool = field(default=False, init=False)
     """Nothing passes in either direction. Set by ``Proxy.freeze()``."""
@@ -58,7 +58,7 @@ class CommandCounter:
 
 
 class ReplyFilter:
-    """Passes on the replies that are not to be swallowed. A frame that has begun to pass passes whole."""
+    """Drops replies and pushes as the faults say. A frame whose beginning was passed on is passed on whole."""
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults

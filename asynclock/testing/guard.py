@@ -7,9 +7,9 @@ import tempfile
 import weakref
 from pathlib import Path
 
-# A shell that lives a moment longer than this process. It reads the server's pid in lines, and sees the end
-# of its input however this process ends, SIGKILL included. PR_SET_PDEATHSIG would be simpler, but it needs
-# code between fork and exec, and strikes when the *thread* that started the server ends.
+# A shell that lives a moment longer than this process. It reads the server's pid from its input, and its input ends
+# however this process ends, also by SIGKILL. PR_SET_PDEATHSIG would be simpler, but it needs code between fork and
+# exec, and kills the server when the *thread* that started it ends.
 _SCRIPT = """
 pid=
 while read -r line && [ "$line" != end ]; do pid=$line; done
@@ -40,7 +40,7 @@ class Guard:
         self.close = weakref.finalize(self, _end, self._shell, os.getpid())
 
     def watch(self, pid: int | None) -> None:
-        """Watch this process group, and no longer the one before."""
+        """Watch this process group instead of the last one. None: watch none."""
         _tell(self._shell, str(pid or ""))
 
 

@@ -1,7 +1,7 @@
 """A connection through the proxy: two sockets, and the bytes that flow between them, each direction by itself.
 
-It uses sockets and the loop's readiness callbacks, no tasks and no transports. So a reset is done when the call
-returns, delayed bytes stay in the kernel as on a real network, and there is nothing to wait for at the end.
+It uses sockets and the event loop's readiness callbacks, no tasks and no transports. So a reset has happened when the
+call returns, delayed bytes stay in the kernel as on a real network, and there is nothing to wait for at the end.
 """
 
 import asyncio
@@ -46,19 +46,19 @@ class Link:
         return self.forgotten or self.faults.frozen
 
     def update(self) -> None:
-        """Does what the faults allow now: connect, flow, or stand still."""
+        """Apply the faults as they are now: connect, pass bytes on, or hold them back."""
         if not self._connecting and not self.frozen:
             self._connect()
         for flow in self._flows:
             flow.update()
 
     def deliver(self) -> None:
-        """Whatever waits for its time is due."""
+        """Pass on what is delayed, at once."""
         for flow in self._flows:
             flow.deliver()
 
     def close(self, *, reset: bool) -> None:
-        """With RST or with FIN, on both sides. Idempotent."""
+        """Close both sides, with RST or with FIN. Idempotent."""
         if self._on_close is None:
             return
         self._on_close(self)
@@ -118,15 +118,16 @@ class _Flow:
         self._target = target
         self._passed_on = passed_on
         self._to_client = to_client
-        self._carried = 0.0  # when a slow wire has carried all that was put on it
-        self._queue: deque[tuple[float, bytes]] = deque()  # when due, and what; no bytes: the source's end
+        self._carried = 0.0  # when a slow network (``rate``) has carried everything that was read so far
+        # When each piece is due, and its bytes; no bytes: the source has ended.
+        self._queue: deque[tuple[float, bytes]] = deque()
         self._reading = False
         self._read_all = False
-        self._blocked = False  # the target takes no more just now
+        self._blocked = False  # the kernel takes no more bytes for the target now
         self._next_write: asyncio.Handle | None = None
 
     def update(self) -> None:
-        """Reads or does not, as things are now, and writes what may be written."""
+        """Start or stop reading, and write what is due."""
         read = self._link.connected and not (self._link.frozen or self._blocked or self._read_all)
         if read and not self._reading:
             self._loop.add_reader(self._source, self._read)
@@ -136,7 +137,7 @@ class _Flow:
         self._write()
 
     def deliver(self) -> None:
-        """Whatever waits for its time is due."""
+        """Pass on what is delayed, at once."""
         self._carried = 0.0
         self._queue = deque((0.0, data) for _, data in self._queue)
         if self._next_write is not None:
@@ -145,7 +146,7 @@ class _Flow:
         self._write()
 
     def stop(self) -> None:
-        """The link closes, and takes care of the sockets."""
+        """The link closes. It closes the sockets itself."""
         self._reading = False
         if self._next_write is not None:
             self._next_write.cancel()
@@ -163,7 +164,7 @@ class _Flow:
         if passed_on or self._read_all:
             due = self._loop.time() + self._faults.delay
             if self._faults.rate:
-                # What is on the wire already goes first.
+                # It queues behind what is in transit already.
                 due = self._carried = max(due, self._carried) + len(passed_on) / self._faults.rate
             if self._queue:
                 due = max(due, self._queue[-1][0])  # the delay may have become less
@@ -204,7 +205,7 @@ class _Flow:
             self._loop.add_writer(self._target, self._unblock)
             self.update()
         elif split:
-            # With a turn of the loop in between, a client on this loop reads each piece by itself.
+            # One turn of the loop later, so that a client on this loop reads each piece by itself.
             self._next_write = self._loop.call_soon(self._skip_turn)
 
     def _end(self) -> None:

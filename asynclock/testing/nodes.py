@@ -1,4 +1,4 @@
-"""Hash slots, and what a cluster's node thinks of itself and the others."""
+"""Hash slots, and what a node of a cluster reports about itself and the others."""
 
 import binascii
 from typing import NamedTuple
@@ -17,7 +17,7 @@ def slot_of(key: str | bytes) -> int:
 
 
 class Node(NamedTuple):
-    """A line of ``CLUSTER NODES``: what the node that was asked thinks of one."""
+    """A line of ``CLUSTER NODES``: one node, as the node that answers sees it."""
 
     id: str
     port: int
@@ -36,7 +36,7 @@ class Node(NamedTuple):
             flags=frozenset(flags.split(",")),
             primary_id=primary_id,
             epoch=int(epoch),
-            # "12", "3-7"; "[12->-…]" is one on the move, which its owner lists among its own as well.
+            # "12", "3-7"; "[12->-…]" is a slot that is being moved, which its owner lists among its slots as well.
             slots=tuple((int(a), int(b or a)) for a, _, b in (s.partition("-") for s in slots if s[0] != "[")),
         )
 
@@ -45,7 +45,7 @@ class Node(NamedTuple):
 
 
 def view(server: Server) -> list[Node]:
-    """All nodes, as this one sees them."""
+    """All nodes, as this server sees them."""
     return [Node.parse(line) for line in text(server.execute("CLUSTER", "NODES")).splitlines()]
 
 
@@ -54,7 +54,7 @@ def follows(replica: Server) -> bool:
 
 
 def migrations(server: Server) -> list[dict[str, str]]:
-    """The migrations that a node of Valkey 9 remembers, running or over."""
+    """The slot migrations that a Valkey 9 node remembers, running or finished."""
     found = server.execute("CLUSTER", "GETSLOTMIGRATIONS")
     assert isinstance(found, list)
     result = []

@@ -6,16 +6,16 @@ import sys
 BUS_OFFSET = 10000
 """A cluster node also listens on a port that is higher by this much."""
 
-_HIGHEST = 65535 - BUS_OFFSET  # higher ones would not serve for a node
+_HIGHEST = 65535 - BUS_OFFSET  # above that, a node has no room for its bus port
 
 
 class HeldPort:
     """A port that is bound, but not listened on, until ``close()``.
 
-    On Linux, a server that sets ``SO_REUSEADDR`` (Redis and Valkey do) can listen on it meanwhile, and the kernel
-    gives it to nobody else: neither to a ``bind`` to port 0 nor to an outgoing connection. So a server that was
-    killed gets its port back, and a client that keeps reconnecting to it does not end up connected to itself. On
-    other systems a free port is found, but not reserved.
+    On Linux, a server that sets ``SO_REUSEADDR`` (as Redis and Valkey do) can listen on it meanwhile, and the kernel
+    does not use it for anything else: neither for a ``bind`` to port 0 nor for an outgoing connection. So a server that
+    was killed gets its port back, and a client that keeps reconnecting does not end up connected to itself. On other
+    systems a free port is found, but not reserved.
 
     :raises OSError: ``number`` is given, and in use
     """

@@ -17,8 +17,8 @@ class Proxy(Faults):
 
     :param target_port: the server's port
 
-    Faults are methods, which are done when they return, and attributes such as ``delay``. The end of a connection
-    is passed on as it came: FIN as FIN, RST as RST. A server that is unavailable shows as RST too.
+    Faults are methods, which take effect before they return, and attributes such as ``delay``. The end of a connection
+    is passed on unchanged: FIN as FIN, RST as RST. If the server is unavailable, clients get RST as well.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -69,7 +69,7 @@ class Proxy(Faults):
             link.close(reset=True)
 
     def cut(self) -> None:
-        """End all connections with FIN, on both sides. Bytes that are still held back (``delay``) are lost."""
+        """End all connections with FIN, on both sides. Bytes still in transit (``delay``) are lost."""
         for link in list(self._links):
             link.close(reset=False)
 
@@ -88,25 +88,25 @@ class Proxy(Faults):
             asyncio.get_running_loop().add_reader(self._listener, self._accept_one, self._listener)
 
     def freeze(self) -> None:
-        """Pass nothing on, not even the end of a connection. New connections are accepted, and silent."""
+        """Pass nothing on, not even the end of a connection. New connections are accepted, but get no answer."""
         self.frozen = True
         self._update_links()
 
     def thaw(self) -> None:
-        """Undo :meth:`freeze`: everything that was held up is passed on, in order."""
+        """Undo :meth:`freeze`: everything that was held back is passed on, in order."""
         self.frozen = False
         self._update_links()
 
     def forget(self) -> None:
-        """Pass nothing more on over the present connections, not even their ends, as if a NAT or a load balancer had
-        forgotten them. New connections work. Lasts until :meth:`reset` or :meth:`cut`."""
+        """Pass nothing on over the connections that are open now, not even their ends, as if a NAT or a load balancer
+        had forgotten them. New connections work. Lasts until :meth:`reset` or :meth:`cut`."""
         for link in self._links:
             link.forgotten = True
         self._update_links()
 
     def deliver(self) -> None:
-        """Deliver now what is held back, whatever ``delay`` and ``rate`` were when it was sent. Lowering these
-        affects only what is sent later."""
+        """Deliver what is in transit now, whatever ``delay`` and ``rate`` were when it was sent. Lowering these only
+        affects what is sent later."""
         for link in list(self._links):
             link.deliver()
 

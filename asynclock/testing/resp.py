@@ -25,7 +25,7 @@ def read_reply(stream: BinaryIO) -> Reply:
     """
     line = stream.readline()
     if not line.endswith(b"\n"):
-        raise ConnectionError("the server closed the connection in place of a reply")
+        raise ConnectionError("the server closed the connection instead of replying")
     kind, rest = line[:1], line[1:-2]
     match kind:
         case b"+":
@@ -59,24 +59,24 @@ class Part(NamedTuple):
 class FrameSplitter:
     """Cuts a stream of RESP2 or RESP3, in either direction, at the boundaries of its top-level frames.
 
-    Bytes are passed on as they come, not kept until their frame is complete; only attributes (``|``) before a
-    frame's value wait until its type is known. Bytes that are not RESP come out unchanged, cut at any place or none.
-    Streamed strings and aggregates (``$?``, ``*?``) are treated as that: no server sends them.
+    Bytes are passed on as they arrive, not kept until their frame is complete. Only attributes (``|``) before a frame's
+    value are kept until its type is known. Bytes that are not RESP come out unchanged, cut anywhere or nowhere. So do
+    streamed strings and aggregates (``$?``, ``*?``), which no server sends.
     """
 
     def __init__(self) -> None:
-        self._values = 0  # of this frame, still to begin; nested ones count, so no stack is needed
-        self._line = b""  # the header line of the current value, as far as it came
-        self._body = 0  # bytes still to come of the current string
+        self._values = 0  # values of this frame that have not begun; nested ones are counted too, so no stack is needed
+        self._line = b""  # the header line of the current value, as far as it has arrived
+        self._body = 0  # bytes of the current string that have not arrived
         self._kind = 0  # type byte of the frame's value; 0: unknown
         self._held = b""  # the frame's bytes from before the type was known
-        self._lost = False
+        self._not_resp = False
 
     def feed(self, data: bytes) -> list[Part]:
-        """The frames and pieces of frames in ``data``: together they are ``data``."""
+        """Cut ``data`` into frames and pieces of frames."""
         parts = []
         start = pos = 0
-        while pos < len(data) and not self._lost:
+        while pos < len(data) and not self._not_resp:
             if self._body:
                 step = min(self._body, len(data) - pos)
                 self._body -= step
@@ -112,16 +112,16 @@ class FrameSplitter:
         self._line = b""
         self._values -= 1
         if kind not in (b"$", b"!", b"=", b"*", b"~", b">", b"%", b"|"):
-            return  # the line is all: a simple type, or an inline command
+            return  # the line is the whole value: a simple type, or an inline command
         try:
             size = int(rest)
         except ValueError:
-            self._lost = True
+            self._not_resp = True
             self._kind = self._kind or kind[0]
             self._values = 1
             return
         if kind == b"|":
-            self._values += 2 * size + 1  # an attribute is no value: the one it belongs to follows
+            self._values += 2 * size + 1  # an attribute is no value: the value that it belongs to follows
         elif size < 0:
             return  # RESP2's null
         elif kind in (b"$", b"!", b"="):

@@ -10,15 +10,16 @@ from .nodes import follows, raw, text
 from .servers import Server
 from .started import Started
 
-_CHANGE_LIMIT = 20.0  # seconds, as all here
+_CHANGE_LIMIT = 20.0  # seconds, like the next one
 _POLL = 0.02
 
-# Sentinel's own rhythms are 10 s, 2 s and 1 s, and 30 s of doing nothing after a hiccup: minutes of a test.
-# A replica is good for a primary only if it has told of itself within five pings, and is asked once a second.
+# Sentinel's default periods are 10 s, 2 s and 1 s, and it does nothing for 30 s after a hiccup (TILT): tests would take
+# minutes. A replica can replace a primary only if it has answered INFO within the last five ping periods, and while the
+# primary is down it gets INFO once a second.
 _RHYTHM = ("INFO-PERIOD", 200, "ASK-PERIOD", 100, "PING-PERIOD", 400, "TILT-PERIOD", 1000)
 _MEETING = ("PUBLISH-PERIOD", 100)
-# A Sentinel that has heard of no failover for four such periods turns a new primary into a replica again. The one
-# that leads the failover looks once a second whether it is through.
+# A Sentinel that has not been told of a failover for four such periods turns a new primary into a replica again. The
+# one that leads the failover checks once a second whether it is complete.
 _MET = ("PUBLISH-PERIOD", 500)
 
 
@@ -29,14 +30,14 @@ class Sentinels(Started):
     :param kind: one of :data:`KINDS`, or the name or path of an executable: Valkey, or Redis 7.0 or later
     :param replicas: number of replicas
     :param sentinels: number of Sentinels
-    :param name: under which the Sentinels know the primary
+    :param name: the name by which the Sentinels know the primary
     :param config: lines of ``valkey.conf`` for the servers; the replicas and the Sentinels use its ``requirepass`` too
     :param sentinel_config: lines of ``sentinel.conf`` for the Sentinels
 
     A primary that is silent for 0.7 s counts as down, and another one replaces it about a second later.
 
-    The methods ignore servers and Sentinels that are killed or paused until these are back. All of them block, and
-    those that wait raise ``TimeoutError``.
+    The methods ignore servers and Sentinels that are killed or paused, until these are back. All of them block. If
+    waiting takes too long, they raise ``TimeoutError``.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Sentinels(Started):
         address = f"127.0.0.1 {first.port}"
         for _ in range(replicas):
             self._add(self.servers, self._config | {"replicaof": address})
-        # "monitor" comes before all that speaks of the name.
+        # The file needs "monitor" before any other line with the name.
         monitor = {f"sentinel monitor {self.name}": f"{address} {sentinels // 2 + 1}"}
         for _ in range(sentinels):
             self._add(self.sentinels, monitor | self._sentinel_config, sentinel=True)
@@ -130,7 +131,7 @@ class Sentinels(Started):
         def is_over() -> bool:
             if self._is_over(old):
                 return True
-            if set(self._answers()) == {old}:  # not begun, or accepted and broken off: for want of a good replica
+            if set(self._answers()) == {old}:  # not begun, or begun and aborted because no replica was fit
                 try:
                     self._awake_sentinels[0].execute("SENTINEL", "FAILOVER", self.name)
                 except RuntimeError as error:
@@ -195,13 +196,13 @@ class Sentinels(Started):
         if not all(follows(server) for server in self.servers if server.port in replicas):
             return False
         return all(
-            replicas <= self._well(sentinel, "SLAVES")
-            and sentinels - {sentinel.port} <= self._well(sentinel, "SENTINELS")
+            replicas <= self._healthy(sentinel, "SLAVES")
+            and sentinels - {sentinel.port} <= self._healthy(sentinel, "SENTINELS")
             for sentinel in self._awake_sentinels
         )
 
-    def _well(self, sentinel: Server, what: str) -> set[int]:
-        """The ports of the replicas, or of the other Sentinels, that this one sees in good health."""
+    def _healthy(self, sentinel: Server, what: str) -> set[int]:
+        """The ports of the replicas, or of the other Sentinels, that this Sentinel sees as healthy."""
         found = sentinel.execute("SENTINEL", what, self.name)
         assert isinstance(found, list)
         ports = set()
@@ -217,17 +218,17 @@ class Sentinels(Started):
     def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
 
-        def is_so() -> bool:
+        def is_met() -> bool:
             try:
                 return condition()
             except ConnectionError:
-                return False  # a Sentinel that gives a server another role ends its connections, ours too
+                return False  # a Sentinel that changes the role of a server ends all its connections
 
-        while not is_so():
+        while not is_met():
             if time.monotonic() > deadline:
                 logs = "\n".join(f"{sentinel.port}:\n{sentinel.log[-1000:]}" for sentinel in self.sentinels)
                 raise TimeoutError(
-                    f"the Sentinels have not reached the expected state within {seconds} s. Their logs end\n{logs}"
+                    f"the Sentinels did not get there within {seconds} s. The ends of their logs:\n{logs}"
                 )
             time.sleep(_POLL)
 

@@ -19,7 +19,7 @@ from .started import Started
 
 __all__ = ["KINDS", "Server"]
 
-_START_LIMIT = 10.0  # seconds, as all here
+_START_LIMIT = 10.0  # seconds, like the next two
 _STOP_LIMIT = 5.0
 _EXECUTE_LIMIT = 5.0
 _PORT_TRIES = 5
@@ -40,7 +40,7 @@ class Server(Started):
     :param sentinel: start it as a Sentinel
     :param environment: environment variables for its process, on top of those of this process
 
-    All methods block, mostly for milliseconds: call slow ones (:meth:`start`, :meth:`restart`) outside the event
+    All methods block, mostly for milliseconds: call slow ones (:meth:`start`, :meth:`restart`) outside of the event
     loop, or with ``asyncio.to_thread``. After :meth:`stop` or :meth:`kill`, :meth:`start` brings the server back on
     the same port with the same data directory; :meth:`close` removes the directory.
     """
@@ -79,9 +79,7 @@ class Server(Started):
         if self.running:
             return
         if not hasattr(os, "killpg"):
-            raise RuntimeError(
-                "asynclock.testing starts no servers on Windows; test against a server that already runs"
-            )
+            raise RuntimeError("asynclock.testing starts no servers on Windows; test against one that is there")
         executable = find_executable(self._kind)
         is_first = self._guard is None  # a restart keeps the port, and the file
         self._guard = self._guard or Guard()
@@ -97,7 +95,7 @@ class Server(Started):
             why = "it does not answer" if code is None else f"exit code {code}"
             log = "\n".join(self.log.splitlines()[-15:])
             self.kill()
-            # Someone may have found the port free just before we did, and be quicker.
+            # Another process may have taken the free port before the server did. Then try another one.
             if not (tries_left and code and "Address already in use" in log):
                 raise RuntimeError(f"{executable} did not start on port {self._port}: {why}. Its log ends\n{log}")
             self._release_port()
@@ -149,7 +147,7 @@ class Server(Started):
         pid = self.pid
         self._signal(signal.SIGSTOP)
         if sys.platform == "linux":
-            # Only now is it certain. WNOWAIT leaves the news there, for a second pause() to find.
+            # Wait until it has stopped. WNOWAIT does not consume the event, so a second pause() sees it too.
             os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
         self._paused = True
 
@@ -182,7 +180,7 @@ class Server(Started):
     def unix_url(self) -> str:
         """``unix://PATH``. :raises RuntimeError: the server was made without ``unix_socket=True``, or never started"""
         if not self._unix_socket or self._guard is None:
-            raise RuntimeError("there is no unix socket: make Server(unix_socket=True), and start() it")
+            raise RuntimeError("no unix socket: it takes Server(unix_socket=True) and start()")
         return f"unix://{self._guard.directory}/server.sock"
 
     @property
@@ -233,7 +231,7 @@ class Server(Started):
             try:
                 self._held_port = HeldPort(self._port or 0)
             except OSError as error:
-                raise RuntimeError(f"port {self._port} of 127.0.0.1 cannot be used: {error}") from error
+                raise RuntimeError(f"port {self._port} of 127.0.0.1 is not free: {error}") from error
             self._port = self._held_port.number
 
     def _release_port(self) -> None:
@@ -253,7 +251,7 @@ class Server(Started):
             "loglevel": "notice",
         }
         if major_version(executable) >= 7:
-            settings["enable-debug-command"] = "yes"  # older ones do not know it: DEBUG needs no leave there
+            settings["enable-debug-command"] = "yes"  # older ones do not know this setting, and allow DEBUG anyway
         if self._unix_socket:
             settings["unixsocket"] = f'"{file.parent}/server.sock"'
         nothing = '""'
@@ -261,8 +259,8 @@ class Server(Started):
         file.write_text("".join(lines))
 
     def _launch(self, executable: str, guard: Guard) -> subprocess.Popen[bytes]:
-        # The log is its output, so that what it says before it has read its configuration is there too.
-        # A session of its own keeps the terminal's Ctrl-C away, and makes one group of it and its forks.
+        # The log is its output, so it also has what the server prints before it has read its configuration.
+        # A session of its own keeps the terminal's Ctrl-C away, and makes one process group of it and its forks.
         with (guard.directory / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [executable, str(guard.directory / "server.conf"), *(["--sentinel"] if self._sentinel else [])],
@@ -284,12 +282,12 @@ class Server(Started):
         return False
 
     def _answers(self, pid: int) -> bool:
-        """Itself, that is: whoever else has snatched the port would answer too."""
+        """Does this very process answer? Another one may have taken the port."""
         try:
             self.execute("PING")
             info = self.execute("INFO", "server")
         except RuntimeError as error:
-            return not str(error).startswith("LOADING")  # a password it wants, say, is an answer
+            return not str(error).startswith("LOADING")  # another error, such as a missing password, is an answer
         except OSError:
             return False
         return isinstance(info, bytes) and f"process_id:{pid}\r\n".encode() in info

@@ -1,4 +1,4 @@
-"""Things that run from ``start()`` to ``close()``, or for the length of a ``with`` block."""
+"""What runs from ``start()`` to ``close()``, or during a ``with`` block."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -6,7 +6,7 @@ from typing import Self
 
 
 class Started(ABC):
-    """A start that fails half-way is cleaned up too."""
+    """Base class. If ``start`` fails half-way in a ``with``, ``close`` cleans up."""
 
     @abstractmethod
     def start(self) -> None: ...

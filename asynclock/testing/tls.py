@@ -14,7 +14,7 @@ from typing import Self
 from .ports import HeldPort
 
 _CHUNK = 65536
-_SHUTDOWN_LIMIT = 1.0  # seconds for the client's half of TLS's own farewell
+_SHUTDOWN_LIMIT = 1.0  # seconds for the client to answer the TLS close_notify
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, for 0 seconds
 
 
@@ -25,8 +25,8 @@ class TLSFront:
     :param context: the server's side of TLS: its certificate, and whether clients need one
         (``context.verify_mode = ssl.CERT_REQUIRED``)
 
-    The end of a connection is passed on: closed as closed, broken as broken. If the server is unavailable, the
-    connection breaks. A :class:`Proxy` in front of this harms the encrypted bytes, one behind it the plain ones.
+    The end of a connection is passed on: FIN as FIN, RST as RST. If the server is unavailable, the client gets RST. The
+    faults of a :class:`Proxy` in front of this affect the encrypted bytes, those of one behind it the plain ones.
 
     It runs in a thread of its own, so it serves any event loop, and code without one.
     """
@@ -82,7 +82,7 @@ class TLSFront:
 
     async def _accept(self, listener: socket.socket, started: threading.Event) -> None:
         loop = asyncio.get_running_loop()
-        # What goes wrong on a connection is its client's to see: a handshake that fails, say.
+        # Failures of one connection, such as a failed handshake, show on the client's side. Do not log them here.
         loop.set_exception_handler(lambda loop, context: None)
         me = asyncio.current_task()
         assert me is not None
@@ -94,7 +94,7 @@ class TLSFront:
             task = asyncio.create_task(self._serve(client))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
-            # mypy infers no lambda with a default; the name is the loop's, which goes on to the next
+            # ``client=client``: the next round of the loop rebinds the name. mypy infers no lambda with a default
             task.add_done_callback(lambda task, client=client: client.close())  # type: ignore[misc]
 
     async def _serve(self, client: socket.socket) -> None:
@@ -115,7 +115,7 @@ class TLSFront:
                 asyncio.create_task(_pass_on(server_reader, writer)),
             ]
             try:
-                # TLS has no half-closed connections: either end is the end.
+                # TLS has no half-closed connections: if one direction ends, both do.
                 done, _ = await asyncio.wait(flows, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 for flow in flows:
@@ -127,9 +127,9 @@ class TLSFront:
                 each.close()
             for each in writers:
                 await each.wait_closed()
-        except OSError:  # broken on one side: so on the other
+        except OSError:  # one side was reset: reset the other
             for each in writers:
-                with contextlib.suppress(OSError):  # that side has no socket any more
+                with contextlib.suppress(OSError):  # that side is closed already
                     each.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         finally:
             for each in writers:

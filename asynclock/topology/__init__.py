@@ -2,8 +2,7 @@
 
 from .base import Topology
 from .cluster import Cluster
-from .fixed import Fixed
 from .opening import connect
 from .servers import Servers, cluster_client
 
-__all__ = ["Cluster", "Fixed", "Servers", "Topology", "cluster_client", "connect"]
+__all__ = ["Cluster", "Servers", "Topology", "cluster_client", "connect"]

@@ -17,12 +17,16 @@ Address = tuple[str, int]
 class TopologyListener(Listener, Protocol):
     """Is notified when servers or slots change: the lock manager."""
 
-    def all_rooms(self) -> Collection[Room[Any]]: ...
+    def all_rooms(self) -> Collection[Room[Any]]:
+        """One room for each name that is held, acquired or waited for in this process."""
+
     def moved(self, room: Room[Any], index: int) -> None:
         """Another server stores key ``index`` now. Invalidations may have been missed during the move."""
 
 
 class Topology(Protocol):
+    """Where the keys of a locker are, and the connections to their servers."""
+
     @property
     def majority(self) -> int:
         """How many keys of a name a holder must have."""
@@ -43,8 +47,8 @@ class Topology(Protocol):
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         """As ``wire.node.Listener.redirected``."""
 
-    def disconnected(self, node: Node) -> None:
-        """The connection to that server is lost."""
+    def disconnected(self) -> None:
+        """The connection to one of the servers is lost."""
 
     def drop(self) -> bool:
         """Flush and close every connection, as far as possible without waiting. True: ``aclose`` has work left."""

@@ -108,7 +108,7 @@ class Cluster:
         node.resend(request, asking=word == "ASK")
         return True
 
-    def disconnected(self, node: Node) -> None:
+    def disconnected(self) -> None:
         self.refresh_soon()
 
     def refresh_soon(self) -> None:
@@ -126,7 +126,7 @@ class Cluster:
     async def discover(self) -> None:
         """Get the slots from a seed, connect to every owner, and wait until those that answer soon are connected.
 
-        :raises ServerError: none is
+        :raises ServerError: no owner can be connected to
         """
         await self._ask_for_slots()
         tries = [node.first for node in self._nodes.values()]
@@ -326,7 +326,7 @@ class Cluster:
         return any(more) or bool(tasks)
 
     async def aclose(self) -> None:
-        # A pending release may have to be redirected. Silent servers are not waited for.
+        # A pending release may have to be redirected. But do not wait for a silent server.
         until = self._clock() + NODE_TIMEOUT
         while self._clock() < until and any(self._busy(node) for node in self._nodes.values()):
             await asyncio.sleep(0.001)

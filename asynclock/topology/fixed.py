@@ -47,7 +47,7 @@ class Fixed:
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         return False
 
-    def disconnected(self, node: Node) -> None: ...
+    def disconnected(self) -> None: ...
 
     def drop(self) -> bool:
         more = [node.drop() for node in self.nodes]

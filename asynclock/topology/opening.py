@@ -54,15 +54,15 @@ async def connect(
             monitored = any(isinstance(connector, SentinelConnector) for connector in connectors)
             topology = (Monitored if monitored else Fixed)(nodes, options.key_majority)
             for node in nodes:
-                node.alone = True
+                node.no_cluster = True
             _warn_of_one_server_twice(connected)
         elif len(clusters) == len(connected):
             topology = cluster = Cluster(nodes, options, listener, clock, remap)
             await cluster.discover()
         else:
-            alone = next(node for node in connected if node not in clusters)
+            other = next(node for node in connected if node not in clusters)
             raise ConfigurationError(
-                f"servers: {clusters[0].label} is part of a cluster and {alone.label} is not; "
+                f"servers: {clusters[0].label} is part of a cluster and {other.label} is not; "
                 "give a cluster's nodes, or independent servers"
             )
     except BaseException:

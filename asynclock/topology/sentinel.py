@@ -31,8 +31,8 @@ _FORM = "redis+sentinel://[user:password@]host:port,host:port/name of the primar
 
 
 class Monitored(Fixed):
-    """Fixed servers, some of them behind Sentinels. An old primary that is cut off from its Sentinels may stay up for
-    long beside the new one, so its connection is dropped as soon as the Sentinels name another primary."""
+    """Fixed servers, some of them behind Sentinels. An old primary that is cut off from its Sentinels may stay up long
+    after the new one has taken over, so its connection is dropped as soon as the Sentinels name another primary."""
 
     def __init__(self, nodes: Sequence[Node], majority: int | None) -> None:
         super().__init__(nodes, majority)
@@ -83,15 +83,15 @@ def client_of(url: str) -> tuple[redis.Redis, Sentinel]:
         raise _wrong("a special character in user name or password is not percent-encoded")
     for text in (userinfo, *path):
         urls.decoded(text)
-    urls.check_options(query, said=["host", "port", *(["db"] if database else [])])
+    urls.check_options(query, given=["host", "port", *(["db"] if database else [])])
     plain = f"{urls.PLAIN[scheme.lower().removesuffix('+sentinel')]}://{userinfo}{at}localhost/{database}"
     plain += query and f"?{query}"
     try:
         options = tls.options_of(plain)
     except (ValueError, TypeError):
         raise _wrong("user, password or an option is wrong: redis-py would not accept it in redis://") from None
-    for ours in ("host", "port"):
-        options.pop(ours, None)
+    for where in ("host", "port"):
+        options.pop(where, None)
     if options.pop("connection_class", None) is SSLConnection:
         options["ssl"] = True
     of_sentinels = {k: v for k, v in options.items() if k.startswith(("socket_", "ssl"))}

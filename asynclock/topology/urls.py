@@ -61,7 +61,7 @@ def checked(url: str) -> str:
         if host:
             raise wrong("there is a host before the path of a socket; write unix:///path")
         decoded(path)
-        check_options(query, said=("path",))
+        check_options(query, given=("path",))
         return f"unix://{place}" + (query and f"?{query}")
     found = _HOST.fullmatch(host)
     if found is None:
@@ -71,8 +71,8 @@ def checked(url: str) -> str:
         raise wrong("the port is not between 1 and 65535")
     if not DATABASE.fullmatch(path):
         raise wrong("the database is not a number")
-    said = [*(["host"] if host else []), *(["port"] if found["port"] else []), *(["db"] if path.strip("/") else [])]
-    check_options(query, said=said)
+    given = [*(["host"] if host else []), *(["port"] if found["port"] else []), *(["db"] if path.strip("/") else [])]
+    check_options(query, given=given)
     return f"{plain}://{place}" + (query and f"?{query}")
 
 
@@ -94,11 +94,11 @@ def check_host(host: str) -> None:
         raise wrong("the host name has a character that is not allowed (for several servers, give a list of URLs)")
 
 
-def check_options(query: str, said: Collection[str]) -> None:
-    """:param said: options that the URL has given before the ``?``
+def check_options(query: str, given: Collection[str]) -> None:
+    """:param given: options that the URL has given before the ``?``
     :raises ConfigurationError: redis-py would ignore an option, or misread it
     """
-    known = set(said)
+    known = set(given)
     for option in filter(None, query.split("&")):
         name, _, value = option.partition("=")
         shown = f"the option {name}" if _NAME.fullmatch(name) else "an option"

@@ -1,8 +1,12 @@
-"""Background work that survives exceptions and runs until it is closed.
+"""Background work: tasks that repeat a step (``Loop``), periodic checks (``Ticker``), and calls that are made once
+(``Timer``).
 
-Every task and timer that lives as long as a connection or a locker is one of these two. When a step raises, the
-exception is logged once, passed to ``on_error``, and the step is retried: a lock must not be lost because of foreign
-code (a credential provider, redis-py, the resolver) or a malformed reply.
+Tasks that run as long as a node or a topology are a ``Loop``, and checks of a connection or of the machine are a
+``Ticker``. They survive exceptions and run until they are closed. When a step raises, the exception is logged once, and
+the step is retried: a lock must not be lost because of foreign code (a credential provider, redis-py, the resolver) or
+a malformed reply.
+
+Not all timers are here: ``_engine/`` sets its own, for rooms and for callers that wait.
 """
 
 from __future__ import annotations
@@ -10,12 +14,49 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import TypeVarTuple
 
 log = logging.getLogger("asynclock")
 
 CANCELLED_PAUSE = 0.5  # seconds from a foreign cancellation until the loop restarts; by then, a program that ends has
 FIRST_PAUSE = 0.01  # seconds until a step that raised is retried; doubles at each failure, up to
 MAX_PAUSE = 1.0
+
+_Arguments = TypeVarTuple("_Arguments")
+
+
+class Timer:
+    """Makes one call later, unless it is stopped before.
+
+    Invariant: ``_handle`` is set from ``start`` until the call begins, or until ``stop``. After ``stop`` the call is
+    never made, even if its time has come and the event loop is late. So an owner that stops its timers when it closes
+    needs no other check.
+    """
+
+    __slots__ = ("_handle",)
+
+    def __init__(self) -> None:
+        self._handle: asyncio.TimerHandle | None = None
+
+    @property
+    def running(self) -> bool:
+        """Is a call due?"""
+        return self._handle is not None
+
+    def start(self, seconds: float, callback: Callable[[*_Arguments], object], *arguments: *_Arguments) -> None:
+        """Call ``callback`` in ``seconds``. If another call is due, this one replaces it."""
+        self.stop()
+        self._handle = asyncio.get_running_loop().call_later(seconds, self._call, callback, arguments)
+
+    def stop(self) -> None:
+        """Do not make the call. Does nothing if none is due."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _call(self, callback: Callable[[*_Arguments], object], arguments: tuple[*_Arguments]) -> None:
+        self._handle = None  # first: the callback may start the timer again
+        callback(*arguments)
 
 
 class Loop:
@@ -36,12 +77,12 @@ class Loop:
         self._step = step
         self._on_error = on_error
         self._task: asyncio.Task[None] | None = None
-        self._restart: asyncio.TimerHandle | None = None  # set after somebody else has cancelled the task
+        self._restart = Timer()  # runs after somebody else has cancelled the task
         self._closed = False
 
     @property
     def running(self) -> bool:
-        return self._restart is not None or (self._task is not None and not self._task.done())
+        return self._restart.running or (self._task is not None and not self._task.done())
 
     def start(self, pause: float = 0.0) -> None:
         """Run the first step in ``pause`` seconds. Does nothing if the loop runs already, or is closed."""
@@ -63,7 +104,7 @@ class Loop:
                     raise
                 if task.cancelling():
                     # The application cancels every task, perhaps because it ends. If it goes on, so does the loop.
-                    self._restart = asyncio.get_running_loop().call_later(CANCELLED_PAUSE, self._restart_now)
+                    self._restart.start(CANCELLED_PAUSE, self.start)
                     raise
                 # Nobody has cancelled this task, but something that it awaited.
                 error: Exception = RuntimeError(f"what it waited for was cancelled by somebody else {cancelled}")
@@ -77,19 +118,10 @@ class Loop:
             self._on_error(error)
             del error  # no reference cycle through its traceback
 
-    def _restart_now(self) -> None:
-        self._restart = None
-        self.start()
-
-    def _stop_restart(self) -> None:
-        self._closed = True
-        if self._restart is not None:
-            self._restart.cancel()
-            self._restart = None
-
     def drop(self) -> bool:
         """Stop for good, as far as possible without waiting. True: ``aclose`` has work left."""
-        self._stop_restart()
+        self._closed = True
+        self._restart.stop()
         if not self.running:
             return False
         assert self._task is not None
@@ -98,7 +130,8 @@ class Loop:
 
     async def aclose(self) -> None:
         """Stop for good: cancel the task, and wait until it has ended."""
-        self._stop_restart()
+        self._closed = True
+        self._restart.stop()
         while self.running:
             assert self._task is not None
             self._task.cancel()
@@ -122,7 +155,8 @@ class Ticker:
         self._look: Callable[[], float | None] | None = look
         self._usual = usual
         self._known = ""
-        self._timer = asyncio.get_running_loop().call_later(usual, self._tick)
+        self._timer = Timer()
+        self._timer.start(usual, self._tick)
 
     @property
     def running(self) -> bool:
@@ -130,7 +164,7 @@ class Ticker:
 
     def stop(self) -> None:
         """Stop for good."""
-        self._timer.cancel()
+        self._timer.stop()
         self._look = None  # no reference cycle with its owner
 
     def _tick(self) -> None:
@@ -145,5 +179,4 @@ class Ticker:
                 log.exception("asynclock: %s failed; retrying", self._name)
         finally:
             if self._look is not None:
-                after = self._usual if pause is None else pause
-                self._timer = asyncio.get_running_loop().call_later(after, self._tick)
+                self._timer.start(self._usual if pause is None else pause, self._tick)

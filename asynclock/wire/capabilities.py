@@ -39,88 +39,150 @@ class Redirect(NamedTuple):
     """The connection that receives the invalidations without RESP3."""
 
     id: int
-    run_id: bytes | None  # of the server at its other end; None: the server does not say
+    run_id: bytes | None  # of the server that it has reached; None: the server does not say
 
 
 async def probe(
     connector: Connector,
     call: Call,
     options: Options,
-    clock: ServerClock,
-    now: Callable[[], float],
+    clock: Callable[[], float],
+    server_clock: ServerClock,
     *,
     uptime: bool = False,
     redirect: Redirect | None = None,
 ) -> Capabilities:
     """Ask a connected server what it is, switch tracking on, and try every command.
 
-    :param clock: receives the server's time
+    :param server_clock: receives the server's time
     :param uptime: also ask when the server was started
     :param redirect: the connection that receives the invalidations without RESP3
     :raises ServerError: a permission is missing; the server is read-only, loading, or of an unknown kind
     """
-    server, protocol = connector.label, connector.protocol
-    sent = now()
-    # Without RESP3 the server may not know HELLO, and some proxies close the connection at it.
-    identify = "HELLO" if protocol == 3 else "INFO"
-    identity: Any = _NO_ANSWER
-    time: Any = _NO_ANSWER
-    received = sent
-    report = noloop.EvictionReport()
-    if not connector.plain:
-        asked = [call(packed(b"HELLO") if identify == "HELLO" else INFO), call(_TIME)]
-        about_keys = [call(question) for question in noloop.QUESTIONS] if options.client_side_caching else []
-        identity, time = [await reply for reply in asked]
-        received = now()
-        if about_keys:
-            report = noloop.parse_report([await reply for reply in about_keys])
-        if identify == "INFO" and is_error(identity) and not is_error(hello := await call(packed(b"HELLO"))):
-            identify, identity = "HELLO", hello  # INFO may need a permission that is missing, HELLO needs none
-        for command, reply in ((identify, identity), ("TIME", time)):
-            if _is_not_now(reply):
-                raise refused(connector, command, reply)
-    if is_error(identity):
-        identity = _NO_ANSWER  # the probes below show what it can do
-    try:
-        about = {} if identity is _NO_ANSWER else _about(identity, protocol)
-        if identity is not _NO_ANSWER and not about:
-            raise ValueError("no fields")
-        kind, mode, version = _identity(about, sure=identify == "HELLO" and identity is not _NO_ANSWER)
-    except (AttributeError, KeyError, ValueError, TypeError, IndexError):
-        raise ServerError(
-            server, f"not a Redis or Valkey server: {identify} answered {connector.redact(identity)}", lasting=True
-        ) from None
-    if redirect is not None and None is not redirect.run_id != about.get(b"run_id", redirect.run_id):
+    server = connector.label
+    first = await _first_answers(connector, call, options, clock)
+    if redirect is not None and None not in (redirect.run_id, first.run_id) and redirect.run_id != first.run_id:
         # On that server, the id belongs to another client. (A retry may reach one server with both connections.)
         raise ServerError(
             server,
             "two connections reached two servers; RESP2 needs an address that leads to one server, "
             "or client_side_caching=False",
         )
-    if mode == "sentinel":
+    if first.mode == "sentinel":
         raise ServerError(
             server,
             "is a Sentinel, which keeps no keys; use redis+sentinel://HOST:PORT,.../NAME, with the primary's name",
             lasting=True,
         )
-    pxat = options.fallback_setpx is not True
+    time_is_known = _observe_time(connector, first, options, server_clock)
+    use_noloop = options.no_loop_tracking
+    if use_noloop is None:
+        use_noloop = first.report.noloop_is_safe and (first.kind != "redis" or first.version >= NOLOOP_SINCE)
+    uptime = uptime and first.mode != "cluster"  # there, another node has taken over the keys of a node that restarts
+
+    key = f"{options.key_prefix}:0:".encode()
+    probes = _probes(connector, options, key, pxat=time_is_known and options.fallback_setpx is not True)
+    if options.client_side_caching:
+        probes = {"CLIENT TRACKING": tracking_on(redirect, noloop=use_noloop), **probes}
+    if uptime:
+        probes["INFO"] = INFO
+    replies = await _all(call, probes)
+    started, run_id = _started(connector, replies["INFO"], clock(), options) if uptime else (None, "")
+    can = _what_works(connector, options, first, replies)
+
+    delete = next((name.encode() for name in ("DELIFEQ", "DELEX") if can.get(name)), b"EVAL")
+    evalsha = False
+    if delete == b"EVAL" or not can.get("SET IFEQ"):
+        evalsha = await _scripts(connector, call, key, first.mode)
+    connector.set_up_done()
+    return Capabilities(
+        noloop=use_noloop and options.client_side_caching,
+        report=first.report,
+        pxat=can.get("SET PXAT", False),
+        set_ifeq=can.get("SET IFEQ", False),
+        delete=delete,
+        evalsha=evalsha,
+        mode=first.mode,
+        started=started,
+        run_id=run_id,
+    )
+
+
+class _FirstAnswers(NamedTuple):
+    """What a server says of itself."""
+
+    kind: str  # "redis", "valkey", ...
+    mode: str  # "standalone", "cluster", "sentinel"
+    version: tuple[int, ...]
+    run_id: bytes | None
+    time: Any  # the reply to TIME, or _NO_ANSWER
+    sent: float  # when TIME was sent
+    received: float  # ... and when its reply was there
+    report: noloop.EvictionReport
+
+
+async def _first_answers(
+    connector: Connector, call: Call, options: Options, clock: Callable[[], float]
+) -> _FirstAnswers:
+    """Ask who it is, what time it is, and whether it evicts keys.
+
+    :raises ServerError: not now (it is loading, say), or it is no Redis or Valkey server
+    """
+    # Without RESP3 the server may not know HELLO, and some proxies close the connection at it.
+    identify = "HELLO" if connector.protocol == 3 else "INFO"
+    identity: Any = _NO_ANSWER
+    time: Any = _NO_ANSWER
+    sent = received = clock()
+    report = noloop.EvictionReport()
+    if not connector.plain:
+        basics = [call(packed(b"HELLO") if identify == "HELLO" else INFO), call(_TIME)]
+        eviction_replies = [call(question) for question in noloop.QUESTIONS] if options.client_side_caching else []
+        identity, time = [await reply for reply in basics]
+        received = clock()
+        if eviction_replies:
+            report = noloop.parse_report([await reply for reply in eviction_replies])
+        if identify == "INFO" and is_error(identity) and not is_error(hello := await call(packed(b"HELLO"))):
+            identify, identity = "HELLO", hello  # INFO may need a permission that is missing, HELLO needs none
+        for command, reply in ((identify, identity), ("TIME", time)):
+            if _is_not_now(reply):
+                raise refused(connector, command, reply)
+    if is_error(identity):
+        identity = _NO_ANSWER  # the probes show what it can do
+    try:
+        fields = {} if identity is _NO_ANSWER else _fields(identity, connector.protocol)
+        if identity is not _NO_ANSWER and not fields:
+            raise ValueError("no fields")
+        kind, mode, version = _identity(fields, sure=identify == "HELLO" and identity is not _NO_ANSWER)
+    except (AttributeError, KeyError, ValueError, TypeError, IndexError):
+        raise ServerError(
+            connector.label,
+            f"not a Redis or Valkey server: {identify} answered {connector.redact(identity)}",
+            lasting=True,
+        ) from None
+    return _FirstAnswers(kind, mode, version, fields.get(b"run_id"), time, sent, received, report)
+
+
+def _observe_time(connector: Connector, first: _FirstAnswers, options: Options, server_clock: ServerClock) -> bool:
+    """Set ``server_clock``. False: the server does not tell its time, which only PXAT needs.
+
+    :raises ServerError: the options ask for PXAT, and the time is unknown; or it is malformed
+    """
+    server, time = connector.label, first.time
     if time is _NO_ANSWER or is_error(time):
         if options.fallback_setpx is False:
             if time is not _NO_ANSWER:
                 raise refused(connector, "TIME", time)
             raise ServerError(server, "may close the connection at TIME; leave fallback_setpx=False out", lasting=True)
-        pxat = False  # nothing else needs the server's time
-    else:
-        try:
-            clock.observe(sent, seconds_of(time), received)
-        except ValueError:
-            raise ServerError(server, f"answered TIME with {connector.redact(time)}", lasting=True) from None
+        return False
+    try:
+        server_clock.observe(first.sent, seconds_of(time), first.received)
+    except ValueError:
+        raise ServerError(server, f"answered TIME with {connector.redact(time)}", lasting=True) from None
+    return True
 
-    uptime = uptime and mode != "cluster"  # there, another node has taken over the keys of a node that restarts
-    silent = options.no_loop_tracking
-    if silent is None:
-        silent = report.noloop_is_safe and (kind != "redis" or version >= NOLOOP_SINCE)
-    key = f"{options.key_prefix}:0:".encode()
+
+def _probes(connector: Connector, options: Options, key: bytes, *, pxat: bool) -> dict[str, bytes]:
+    """Every command that a lock may need, by name: on a key that does not exist, so that nothing changes."""
     value = b"asynclock:probe"
     probes: dict[str, bytes] = {
         "GET": packed(b"GET", key),
@@ -135,54 +197,43 @@ async def probe(
         del probes["SET PXAT"]
     if connector.plain:
         probes = {name: probes[name] for name in ("GET", "PTTL", "SET")}
-    if options.client_side_caching:
-        probes = {"CLIENT TRACKING": tracking_on(redirect, noloop=silent), **probes}
     if connector.client_name is not None and not connector.plain:  # an error does not matter
         probes["CLIENT SETNAME"] = packed(b"CLIENT", b"SETNAME", connector.client_name.encode())
     if options.min_replicas:
         probes["WAIT"] = packed(b"WAIT", b"0", b"1")  # for 0 replicas: returns at once
-    if uptime:
-        probes["INFO"] = INFO
-    replies = await _all(call, probes)
-    started, run_id = _started(connector, replies["INFO"], now(), options) if uptime else (None, "")
-    if mode == "cluster":
+    return probes
+
+
+def _what_works(
+    connector: Connector, options: Options, first: _FirstAnswers, replies: dict[str, Any]
+) -> dict[str, bool]:
+    """For each probe that was sent, whether the command works.
+
+    :raises ServerError: a lock needs one that does not, or a permission is missing
+    """
+    cluster = first.mode == "cluster"
+    if cluster:
         # Another node may own the key: then the command exists and is allowed, but was not run.
         replies = {name: None if _elsewhere(reply) else reply for name, reply in replies.items()}
-
     for must in ("CLIENT TRACKING", "GET", "PTTL", "SET", "WAIT"):
         if is_error(replies.get(must)):
             raise refused(connector, must, replies[must])
     can = {name: not is_error(reply) for name, reply in replies.items()}
-    if mode == "cluster":  # a node may redirect a SET before it parses the options: go by the version
+    if cluster:  # a node may redirect a SET before it parses the options: go by the version
         if "SET PXAT" in can:
-            can["SET PXAT"] = can["SET PXAT"] and version >= PXAT_SINCE
-        can["SET IFEQ"] = can.get("SET IFEQ", False) and kind == "valkey" and version >= IFEQ_SINCE
+            can["SET PXAT"] = can["SET PXAT"] and first.version >= PXAT_SINCE
+        can["SET IFEQ"] = can.get("SET IFEQ", False) and first.kind == "valkey" and first.version >= IFEQ_SINCE
     for may in ("SET PXAT", "SET IFEQ", "DELIFEQ", "DELEX"):
         # "Unknown command" and "syntax error" mean that the server cannot do it. NOPERM leaves that open.
         if not can.get(may, True) and str(replies[may]).startswith("NOPERM") and may != "DELEX":
             raise refused(connector, may, replies[may])
     if options.fallback_setpx is False and "SET PXAT" in can and not can["SET PXAT"]:
         raise ServerError(
-            server,
+            connector.label,
             f"does not know SET ... PXAT ({connector.redact(replies['SET PXAT'])}); leave fallback_setpx=False out",
             lasting=True,
         )
-    delete = next((name.encode() for name in ("DELIFEQ", "DELEX") if can.get(name)), b"EVAL")
-    evalsha = False
-    if delete == b"EVAL" or not can.get("SET IFEQ"):
-        evalsha = await _scripts(connector, call, key, mode)
-    connector.set_up_done()
-    return Capabilities(
-        noloop=silent and options.client_side_caching,
-        report=report,
-        pxat=can.get("SET PXAT", False),
-        set_ifeq=can.get("SET IFEQ", False),
-        delete=delete,
-        evalsha=evalsha,
-        mode=mode,
-        started=started,
-        run_id=run_id,
-    )
+    return can
 
 
 def tracking_on(redirect: Redirect | None, *, noloop: bool) -> bytes:
@@ -220,10 +271,10 @@ def _started(connector: Connector, info: Any, now: float, options: Options) -> t
             )
             return None, ""
         raise refused(connector, "INFO", info)
-    about = _about(info, 2)
+    fields = _fields(info, 2)
     try:
         # The server subtracts two times that are truncated to whole seconds: up to 1 s too much.
-        return now - max(0, int(about[b"uptime_in_seconds"]) - 1), about[b"run_id"].decode()
+        return now - max(0, int(fields[b"uptime_in_seconds"]) - 1), fields[b"run_id"].decode()
     except (KeyError, ValueError):
         raise ServerError(connector.label, "INFO has no uptime_in_seconds; set restart_quarantine=False") from None
 
@@ -239,12 +290,12 @@ def _elsewhere(reply: Any) -> bool:
 def run_id(info: Any) -> bytes | None:
     """The run_id of the server process, from the reply to INFO; None: there is none."""
     try:
-        return _about(info, 2).get(b"run_id")
+        return _fields(info, 2).get(b"run_id")
     except (TypeError, ValueError):
         return None
 
 
-def _about(reply: Any, protocol: int) -> dict[bytes, bytes]:
+def _fields(reply: Any, protocol: int) -> dict[bytes, bytes]:
     """The fields in the reply to HELLO or INFO: a map, a flat list of names and values, or lines."""
     if isinstance(reply, bytes):
         return dict(line.split(b":", 1) for line in reply.splitlines() if b":" in line)
@@ -253,26 +304,26 @@ def _about(reply: Any, protocol: int) -> dict[bytes, bytes]:
     return dict(zip(reply[::2], reply[1::2], strict=True))
 
 
-def _identity(about: dict[bytes, bytes], *, sure: bool) -> tuple[str, str, tuple[int, ...]]:
+def _identity(fields: dict[bytes, bytes], *, sure: bool) -> tuple[str, str, tuple[int, ...]]:
     """The kind of server, its mode, and its version, from the reply to HELLO or INFO. A proxy that answers INFO itself
     may omit fields, or use other names.
 
     :param sure: the fields are mandatory
     :raises KeyError, ValueError, AttributeError: one is missing
     """
-    kind = about.get(b"server", about.get(b"server_name", b"redis")).decode()
-    mode = _first_of(about, b"mode", b"server_mode", b"redis_mode", default=None if sure else b"standalone").decode()
-    number = _first_of(about, b"version", b"valkey_version", b"redis_version", default=None if sure else b"0")
+    kind = fields.get(b"server", fields.get(b"server_name", b"redis")).decode()
+    mode = _first_of(fields, b"mode", b"server_mode", b"redis_mode", default=None if sure else b"standalone").decode()
+    number = _first_of(fields, b"version", b"valkey_version", b"redis_version", default=None if sure else b"0")
     found = _NUMBER.match(number.decode())
     if found is None and sure:
         raise ValueError("no version")
     return kind, mode, tuple(int(part) for part in found[0].split(".")) if found is not None else (0,)
 
 
-def _first_of(about: dict[bytes, bytes], *names: bytes, default: bytes | None) -> bytes:
+def _first_of(fields: dict[bytes, bytes], *names: bytes, default: bytes | None) -> bytes:
     for name in names:
-        if name in about:
-            return about[name]
+        if name in fields:
+            return fields[name]
     if default is None:
         raise KeyError(names[0])
     return default

@@ -177,11 +177,13 @@ def pxat(milliseconds: int) -> bytes:
     return b"$4\r\nPXAT\r\n" + bulk(b"%d" % milliseconds)
 
 
-def error_of(server: str, command: str, key: str, reply: Any, shown: str, *, passes: bool = True) -> ServerError | None:
+def error_of(
+    server: str, command: str, key: str, reply: Any, shown: str, *, temporary: bool = True
+) -> ServerError | None:
     """The error to raise for an error reply; None: WRONGTYPE, which only means that the key has somebody else's value.
 
     :param shown: the reply, redacted
-    :param passes: False: not temporary, although errors of its kind can be
+    :param temporary: False: a retry cannot help, although it may after other errors of this kind
     """
     if "WRONGTYPE" in str(reply):
         return None
@@ -189,7 +191,7 @@ def error_of(server: str, command: str, key: str, reply: Any, shown: str, *, pas
     problem = f"refused {command} on key {key!r}: {shown}"
     if word in _REMEDIES:
         problem += f"; {_REMEDIES[word]}"
-    return ServerError(server, problem, lasting=word not in TEMPORARY or not passes)
+    return ServerError(server, problem, lasting=word not in TEMPORARY or not temporary)
 
 
 _REMEDIES = {

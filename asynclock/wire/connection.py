@@ -252,6 +252,7 @@ class Connection:
             self.abort(error)
 
     def _unsolicited(self, reply: Any, now: float) -> None:
+        """No request waits for this reply. (On a RESP2 connection that has subscribed it is a message.)"""
         raise hiredis.ProtocolError("a reply without a request")
 
     def pause_writing(self) -> None:
@@ -283,9 +284,6 @@ class Connection:
         self.slow = False
         if self._on_drained is not None:
             self._on_drained()
-
-    def eof_received(self) -> bool:
-        return False  # close
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._out.clear()

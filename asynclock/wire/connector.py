@@ -1,8 +1,12 @@
 """Connects to a server with redis-py, which does TLS, unix sockets, authentication, ``HELLO 3`` or RESP2, ``SELECT``.
 
-The only users of redis-py's private names are this module (``Connection._writer``, ``_reader`` and ``_parser``),
-``limited_parser.py`` (``_reader`` and ``_stream`` of the parser) and ``lookup.py`` (``_connect`` and
-``_connection_arguments``). ``tests/test_connector.py`` runs with the oldest and the newest redis-py that is supported.
+Private names of redis-py are used in these files only. ``tests/test_connector.py`` checks the list, and runs with the
+oldest and the newest redis-py that is supported.
+
+- ``connector.py``: ``_writer``, ``_reader`` and ``_parser`` of a connection
+- ``limited_parser.py``: ``_reader`` and ``_stream`` of a parser
+- ``lookup.py``: ``_reader``, ``_connect`` and ``_connection_arguments`` of a connection
+- ``sentinel.py``: ``_force_master_ip`` of a ``Sentinel``
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from .. import _version
 from ..errors import ConfigurationError, GoneError, ServerError
 from . import credentials, tls
 from .limited_parser import LimitedParser
-from .lookup import Connects, connecting
+from .lookup import Connects, with_own_lookup
 from .redaction import redacted
 from .violations import ViolationError
 
@@ -55,12 +59,12 @@ UNUSED_OPTIONS = (
 
 
 # These keep redis-py from sending CLIENT SETINFO.
-_SILENT: dict[str, Any] = (
+_NO_CLIENT_INFO: dict[str, Any] = (
     {"driver_info": None}
     if "driver_info" in inspect.signature(AbstractConnection.__init__).parameters
     else {"lib_name": None, "lib_version": None}
 )
-_ABOUT_ITSELF = ("driver_info", "lib_name", "lib_version")
+_CLIENT_INFO = ("driver_info", "lib_name", "lib_version")
 
 
 class _Resp3RefusedError(Exception):
@@ -101,7 +105,7 @@ class Connector:
         self.protocol = 2 if str(protocol) == "2" else 3
         self.plain = False
         self._pool = pool
-        self._class: type[redis.Connection] = connecting(connection_class)
+        self._class: type[redis.Connection] = with_own_lookup(connection_class)
         self._kwargs = kwargs
         self._timeout: float = kwargs.get("socket_connect_timeout") or CONNECT_TIMEOUT
         self._resp3_at = float("inf") if self.protocol == 2 else 0.0  # when to try RESP3 (time.monotonic)
@@ -225,8 +229,8 @@ class Connector:
         :raises ServerError: no file can be opened now
         """
         kwargs = {**self._kwargs, **more, "protocol": protocol}
-        if protocol == 2 and not any(word in kwargs for word in _ABOUT_ITSELF):
-            kwargs |= _SILENT  # some proxies close the connection at CLIENT, which they do not know
+        if protocol == 2 and not any(word in kwargs for word in _CLIENT_INFO):
+            kwargs |= _NO_CLIENT_INFO  # some proxies close the connection at CLIENT, which they do not know
         try:
             return self._class(**kwargs)
         except OSError as error:  # redis-py may open a file
@@ -248,15 +252,15 @@ class Connector:
                 await connection.connect()  # type: ignore[no-untyped-call]  # redis-py's own gap
                 if protocol == 2:
                     await self._read_greeting(connection)
-            there, reader = connection._writer, connection._reader
-            if there is not None and not hasattr(getattr(there, "transport", None), "set_protocol"):
+            opened, reader = connection._writer, connection._reader
+            if opened is not None and not hasattr(getattr(opened, "transport", None), "set_protocol"):
                 raise ConfigurationError(
                     f"servers: {self.label}: connections of {_name_of(self._class)} have no transport that can be "
                     "taken over; give a URL, or a client with one of redis-py's connection classes"
                 )
-            if there is None or there.transport.is_closing() or (reader is not None and reader.at_eof()):
+            if opened is None or opened.transport.is_closing() or (reader is not None and reader.at_eof()):
                 raise GoneError(self.label, "the connection was closed at once")  # a new protocol would not notice it
-            writer = there
+            writer = opened
         except BaseException as error:
             if not is_failure(error):
                 raise

@@ -26,15 +26,25 @@ class ExpiryClock:
     times a second at most. If the clock was set, ``on_set`` has every key written anew.
 
     State: ``_argument`` is cached for the millisecond ``_millisecond`` (-1: nothing is cached), and dropped when
-    ``_clock`` changes. ``_asked``: a TIME is pending.
+    ``_server_clock`` changes. ``_asked``: a TIME is pending.
     """
 
-    __slots__ = ("_argument", "_asked", "_clock", "_connection", "_millisecond", "_px", "_pxat", "_validity", "on_set")
+    __slots__ = (
+        "_argument",
+        "_asked",
+        "_connection",
+        "_millisecond",
+        "_px",
+        "_pxat",
+        "_server_clock",
+        "_validity",
+        "on_set",
+    )
 
-    def __init__(self, connection: Connection, clock: ServerClock, validity: float, *, pxat: bool) -> None:
+    def __init__(self, connection: Connection, server_clock: ServerClock, validity: float, *, pxat: bool) -> None:
         """:param pxat: does the server know SET ... PXAT?"""
         self._connection = connection
-        self._clock = clock
+        self._server_clock = server_clock
         self._validity = validity
         self._px = px(round(validity * 1000))
         self._pxat = pxat
@@ -50,11 +60,11 @@ class ExpiryClock:
             self._millisecond = millisecond
             self._argument = self._px
             if self._pxat:
-                clock = self._clock
-                if not self._asked and clock.due(now):
+                server_clock = self._server_clock
+                if not self._asked and server_clock.due(now):
                     self.ask()
-                if clock.usable(now):
-                    then = clock.at_most((millisecond + 1) / 1000) + self._validity
+                if server_clock.usable(now):
+                    then = server_clock.at_most((millisecond + 1) / 1000) + self._validity
                     self._argument = pxat(math.ceil(then * 1000))
         return self._argument
 
@@ -75,12 +85,12 @@ class ExpiryClock:
                 seconds = seconds_of(reply)
             except ValueError:
                 raise unexpected("the answer to TIME", reply) from None
-            if self._clock.observe(sent, seconds, now) and self.on_set is not None:
+            if self._server_clock.observe(sent, seconds, now) and self.on_set is not None:
                 self.on_set()
 
     def doubt(self) -> None:
         """The server's clock may have been set: use ``PX`` until it is read again."""
-        self._clock.forget()
+        self._server_clock.forget()
         self._millisecond = -1
         if self._pxat and not self._asked:
             self.ask()
@@ -89,13 +99,13 @@ class ExpiryClock:
 class _Time:
     """Waits for the reply to TIME."""
 
-    __slots__ = ("_clock", "_sent")
+    __slots__ = ("_expiry", "_sent")
 
-    def __init__(self, clock: ExpiryClock, sent: float) -> None:
-        self._clock = clock
+    def __init__(self, expiry: ExpiryClock, sent: float) -> None:
+        self._expiry = expiry
         self._sent = sent
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
-        self._clock.answered(self._sent, reply, now)
+        self._expiry.answered(self._sent, reply, now)
 
     def dropped(self) -> None: ...

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from ..core.pace import Pace
+from .background import Timer
 
 
 class Flushes:
@@ -13,7 +13,7 @@ class Flushes:
 
     A server does not say which database was flushed, so each report makes asynclock check every lock on the server.
 
-    Invariant: every flush has been reported after it happened, or ``_timer`` is set and will report it, or the
+    Invariant: every flush has been reported after it happened, or ``_timer`` is running and will report it, or the
     connection was lost meanwhile (``stop``), and then every lock is checked after the reconnect. (``Pace`` counts
     flushes over all connections to a server.)
     """
@@ -22,25 +22,19 @@ class Flushes:
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = Timer()
 
     def flushed(self, now: float, report: Callable[[], None]) -> None:
         """A database was flushed: call ``report``, now or later."""
-        if self._timer is not None:
+        if self._timer.running:
             return
         seconds = self._pace.flushed(now)
         if seconds:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._report, report)
+            self._timer.start(seconds, report)
         else:
             # Not in a later turn: replies that follow in the same read show that keys are gone, but not why.
             report()
 
     def stop(self) -> None:
         """Drop the pending report."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _report(self, report: Callable[[], None]) -> None:
-        self._timer = None
-        report()
+        self._timer.stop()

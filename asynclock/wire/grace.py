@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+
+from .background import Timer
 
 
 class Grace:
@@ -13,7 +14,7 @@ class Grace:
     since the disconnect is over. A server that is merely silent is not gone, since it may still have its keys.
 
     Invariant: ``_lost_at`` is set from the disconnect until the server counts as gone, is connected again, or the node
-    closes; ``_timer`` is only set while ``_lost_at`` is. So "gone" is reported at most once for each disconnect.
+    closes; ``_timer`` only runs while ``_lost_at`` is set. So "gone" is reported at most once for each disconnect.
     """
 
     __slots__ = ("_clock", "_lost_at", "_seconds", "_timer")
@@ -22,7 +23,7 @@ class Grace:
         self._seconds = seconds
         self._clock = clock
         self._lost_at: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = Timer()
 
     def lost(self) -> None:
         """The connection is lost; the grace period begins."""
@@ -30,20 +31,18 @@ class Grace:
 
     def refused(self, on_gone: Callable[[], None]) -> None:
         """A new connection was refused. Call ``on_gone`` when the grace period ends, or now if it has ended."""
-        if self._lost_at is None or self._timer is not None:
+        if self._lost_at is None or self._timer.running:
             return
         left = self._lost_at + self._seconds - self._clock()
         if left <= 0:
             self._end(on_gone)
         else:
-            self._timer = asyncio.get_running_loop().call_later(left, self._end, on_gone)
+            self._timer.start(left, self._end, on_gone)
 
     def stop(self) -> None:
         """The server is connected again, or the node closes."""
         self._lost_at = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.stop()
 
     def _end(self, on_gone: Callable[[], None]) -> None:
         self.stop()

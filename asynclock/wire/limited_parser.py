@@ -31,13 +31,13 @@ class _LimitedReader:
 
     def __init__(self, reader: Any) -> None:
         self._reader = reader
-        self._headers = ReplyLimits(reader)
+        self._limits = ReplyLimits(reader)
         self._pieces: Iterator[bytes] = iter(())
         self._more = reader.gets()  # what it returns when it needs more bytes
         self.has_data = reader.has_data
 
     def feed(self, data: bytes) -> None:
-        self._pieces = self._headers.pieces(data)
+        self._pieces = self._limits.pieces(data)
 
     def gets(self, *args: Any) -> Any:
         """:raises ViolationError: the reply exceeds a limit"""
@@ -46,6 +46,6 @@ class _LimitedReader:
             if piece is None:
                 return reply
             self._reader.feed(piece)
-            self._headers.more(len(piece))
-        self._headers.size = 0
+            self._limits.more(len(piece))
+        self._limits.size = 0
         return reply

@@ -23,7 +23,7 @@ import redis.asyncio as redis
 MAX_THREADS = 16  # look-ups at the same time; others wait
 
 # These say nothing about the server: this machine cannot even try the address.
-_NO_WAY = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENETUNREACH)
+_CANNOT_TRY = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENETUNREACH)
 
 _Found = list[tuple[Any, ...]]  # what socket.getaddrinfo returns
 _Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[_Found]"]
@@ -104,7 +104,7 @@ async def addresses(host: str) -> _Found:
     return await _lookups.ask(host)
 
 
-async def connected(host: str, port: int, seconds: float) -> socket.socket:
+async def connect(host: str, port: int, seconds: float) -> socket.socket:
     """Connect to the first address of ``host`` that accepts. Each address gets its share of ``seconds``.
 
     :raises OSError: none accepts. A ``ConnectionError`` only if every address that could be tried refused or reset
@@ -137,7 +137,7 @@ async def connected(host: str, port: int, seconds: float) -> socket.socket:
         except BaseException:
             sock.close()
             raise
-    tried = [problem for problem in problems if problem.errno not in _NO_WAY] or problems
+    tried = [problem for problem in problems if problem.errno not in _CANNOT_TRY] or problems
     raise next((problem for problem in tried if not isinstance(problem, ConnectionError)), tried[0])
 
 
@@ -152,7 +152,7 @@ class Connects:
     received: asyncio.StreamReader | None = None  #: kept because redis-py drops it, unread, on errors
 
     async def _connect(self) -> None:
-        self._connected = await connected(self.host, int(self.port), self.socket_connect_timeout or 60.0)
+        self._connected = await connect(self.host, int(self.port), self.socket_connect_timeout or 60.0)
         try:
             await super()._connect()  # type: ignore[misc]  # redis-py's
             self.received = self._reader
@@ -174,7 +174,7 @@ class Connects:
 _classes: dict[type, type] = {}
 
 
-def connecting(kind: type[Any]) -> type[Any]:
+def with_own_lookup(kind: type[Any]) -> type[Any]:
     """``kind`` with ``Connects``; ``kind`` itself if its ``_connect`` is not redis-py's (as for unix sockets)."""
     if getattr(kind, "_connect", None) is not redis.Connection._connect:
         return kind

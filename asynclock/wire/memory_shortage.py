@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+
+from .background import Timer
 
 GIVE_UP_AFTER = 5.0  # seconds of shortage after which waiters get a ServerError
 NEW_AFTER = 3.0  # seconds without an OOM after which the next one starts a new shortage
@@ -18,17 +19,17 @@ class MemoryShortage:
     - Held locks are kept: ``SET ... IFEQ`` needs memory for the value, ``PEXPIRE`` does not. So extensions use a script
       with ``PEXPIRE`` for ``SET_AGAIN`` seconds. Not for ever: it costs more, and some users may not run scripts.
 
-    Invariant: while ``_timer`` is set, extensions avoid SET; when it fires, they use SET again.
+    Invariant: while ``_timer`` is running, extensions avoid SET; when it fires, they use SET again.
     """
 
     __slots__ = ("_last", "_since", "_timer")
 
     def __init__(self) -> None:
         self._since = self._last = float("-inf")  # the first and the last OOM of the latest shortage
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = Timer()
 
-    def may_pass(self, now: float) -> bool:
-        """The server has answered OOM. Is a retry worthwhile?"""
+    def is_temporary(self, now: float) -> bool:
+        """The server has answered OOM. Is a retry worthwhile, since it may have memory again soon?"""
         if now > self._last + NEW_AFTER:
             self._since = now
         self._last = now
@@ -36,15 +37,9 @@ class MemoryShortage:
 
     def avoid_set(self, until: Callable[[], None]) -> None:
         """Extensions avoid SET from now on. ``until`` is called when they may use it again."""
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(SET_AGAIN, self._over, until)
+        if not self._timer.running:
+            self._timer.start(SET_AGAIN, until)
 
     def stop(self) -> None:
         """The connection is lost or closed."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _over(self, until: Callable[[], None]) -> None:
-        self._timer = None
-        until()
+        self._timer.stop()

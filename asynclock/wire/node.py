@@ -34,7 +34,7 @@ log.addHandler(logging.NullHandler())  # silent unless the application sets logg
 _ASKING = packed(b"ASKING")
 FIRST_PAUSE = 0.01  # seconds between attempts to reconnect; then twice as long, up to
 MAX_PAUSE = 0.1  # ... or more, where the validity allows it, but never more than ``Connector.max_pause``
-LASTED = 1.0  # seconds after which a session has lasted: the next attempt to connect has no pause before it
+LASTED = 1.0  # seconds: after the loss of a session that lived longer, the reconnect starts without a pause
 
 
 class Listener(Protocol):
@@ -90,9 +90,11 @@ class Node:
         self.connector = connector
         self.label = connector.label  #: behind Sentinels it changes with the server
         self.options = options
-        self.now = clock
+        self.clock = clock
         self._listener = listener
-        self.alone = False  #: set from outside: it must not be part of a cluster, since the other servers are not
+        self.no_cluster = (
+            False  #: set by ``connect``: it must not be part of a cluster, since the other servers are not
+        )
 
         # The life of the node: start, connect, lose, reconnect, close.
         self.session: Session | None = None
@@ -122,7 +124,7 @@ class Node:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Of a server that is connected."""
+        """What the connected server can do."""
         return Capabilities() if self.session is None else self.session.capabilities
 
     @property
@@ -172,7 +174,7 @@ class Node:
             session = await Session.open(
                 self.connector,
                 self.options,
-                self.now,
+                self.clock,
                 self.pace,
                 uptime=self._quarantine.enabled,
                 on_push=self._pushed,
@@ -181,7 +183,7 @@ class Node:
             )
         finally:
             self.label = self.connector.label
-        if self.alone and session.capabilities.mode == "cluster":
+        if self.no_cluster and session.capabilities.mode == "cluster":
             session.connection.abort()
             raise ServerError(
                 self.label,
@@ -267,7 +269,7 @@ class Node:
 
         :param asking: the key's slot is still being moved to this node (ASK)
         """
-        now = self.now()
+        now = self.clock()
         session = self.session
         if session is None:
             request.fail(ServerError(self.label, "the key has moved there, and it is not connected yet"), now, self)
@@ -279,7 +281,7 @@ class Node:
         session = self.session
         if session is None or session.connection.full:
             return False
-        self._send(session, OwedRelease(self, key, token, until), self.now())
+        self._send(session, OwedRelease(self, key, token, until), self.clock())
         return True
 
     def _send(self, session: Session, request: Request | OwedRelease, now: float, asking: bool = False) -> None:
@@ -328,10 +330,10 @@ class Node:
         return f"{self.options.key_prefix}:{index}:{room.name}"
 
     def error_of(self, command: str, room: Room[Any], index: int, reply: Any, now: float) -> ServerError | None:
-        session, passes = self.session, True
+        session, temporary = self.session, True
         if session is not None and str(reply).startswith(NO_MEMORY):
-            passes = session.memory.may_pass(now)
-        return error_of(self.label, command, self.key_text(room, index), reply, self.redact(reply), passes=passes)
+            temporary = session.memory.is_temporary(now)
+        return error_of(self.label, command, self.key_text(room, index), reply, self.redact(reply), temporary=temporary)
 
     def redirected(self, request: Request | OwedRelease, error: str) -> bool:
         return self._listener.redirected(request, error)
@@ -355,7 +357,7 @@ class Node:
             get, replies = packed(b"GET", unbulk(request.key)), 1
             if request.asking:
                 get, replies = _ASKING + get, 2
-            self.session.connection.send(get, ReadAgain(request), replies, self.now())
+            self.session.connection.send(get, ReadAgain(request), replies, self.clock())
 
     def freed(self, key: bytes, now: float) -> None:
         self._listener.invalidated(unbulk(key), now)
@@ -427,7 +429,7 @@ class Node:
         self._lost_session = session
         self._grace.lost()
         # A session that did not last counts as an attempt that failed.
-        if self.now() - session.since > LASTED:
+        if self.clock() - session.since > LASTED:
             self._backoff.reset()
             pause = 0.0
         else:

@@ -5,7 +5,7 @@ treats it as that client's write. With NOLOOP that client gets no push. Nor is t
 also misses that another client takes the key. So NOLOOP is used only with servers that evict nothing, and while their
 tracking table has room. Other servers also push this client's own writes, which costs one push for each extension.
 
-Both can change during a connection, so the server is asked every ``CHECK_EVERY`` seconds.
+Both can change during a connection, so the check is repeated every ``CHECK_EVERY`` seconds.
 """
 
 from __future__ import annotations

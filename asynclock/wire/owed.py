@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from itertools import islice
 
+from .background import Timer
 from .backoff import Backoff
 
 FIRST_PAUSE = 0.02  # seconds after a refusal until the release is retried; doubles each time, up to
@@ -22,7 +23,7 @@ class OwedReleases:
 
     Invariant: a key that may still have the token of an ended lease is in ``_until``, or its release is in flight, or
     the server has refused it for longer than the key lives. While the server is connected and ``_until`` has keys,
-    ``_timer`` is set, or a release is in flight whose reply comes back here. While it is not connected, the next
+    ``_timer`` is running, or a release is in flight whose reply comes back here. While it is not connected, the next
     session calls ``send_all``.
     """
 
@@ -36,7 +37,7 @@ class OwedReleases:
         self._send = send
         self._until: dict[tuple[bytes, bytes], float] = {}  # (key, token) -> when the key has expired
         self._backoff = Backoff(FIRST_PAUSE, MAX_PAUSE)
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = Timer()
         self._in_flight = 0  # releases that were sent and are not answered
         self._empty: asyncio.Future[None] | None = None  # what ``wait_empty`` waits for
         self._closed = False
@@ -62,8 +63,8 @@ class OwedReleases:
             self._check_empty()
             return
         self.owe(key, token, until)
-        if self._timer is None:
-            self._try_in(self._backoff.next())
+        if not self._timer.running:
+            self._timer.start(self._backoff.next(), self._try, BATCH)
 
     def accepted(self) -> None:
         """The server has run one of the releases: retry the others now."""
@@ -71,9 +72,7 @@ class OwedReleases:
         self._check_empty()
         self._backoff.reset()
         if self._until and not self._closed:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._try_in(0.0)
+            self._timer.start(0.0, self._try, BATCH)
 
     def moved_to(self, other: OwedReleases) -> None:
         """A release that was in flight here was redirected to another node of the cluster."""
@@ -83,7 +82,7 @@ class OwedReleases:
 
     def send_all(self) -> None:
         """The server is connected again: send them all."""
-        self._stop()
+        self._timer.stop()
         self._backoff.reset()
         self._try(len(self._until))
 
@@ -99,27 +98,18 @@ class OwedReleases:
 
     def take(self) -> list[tuple[bytes, bytes]]:
         """Remove and return the (key, token) pairs that are not released yet. The caller has to release them."""
-        self._stop()
+        self._timer.stop()
         owed, self._until = self._until, {}
         return list(owed)
 
     def close(self) -> None:
         """Give up: the remaining keys expire by themselves."""
         self._closed = True
-        self._stop()
+        self._timer.stop()
         self._until.clear()
         self._send = lambda key, token, until: False  # no reference cycle with its owner
 
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _try_in(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._try, BATCH)
-
     def _try(self, limit: int) -> None:
-        self._timer = None
         for (key, token), until in list(islice(self._until.items(), limit)):
             if not self._send(key, token, until):
                 return  # not connected: ``send_all`` follows

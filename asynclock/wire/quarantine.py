@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 from collections.abc import Callable
 
 from ..errors import ServerError
+from .background import Timer
 
 log = logging.getLogger("asynclock")
 
@@ -19,7 +19,7 @@ class Quarantine:
     must have expired. It was restarted if its ``run_id`` differs from that of the last connection. The uptime that it
     reports is used only at the first connection: it comes from a wall clock, which may have been set.
 
-    Invariant: while ``until`` is in the future, ``_timer`` is set, and calls ``on_end``.
+    Invariant: while ``until`` is in the future, ``_timer`` is running, and will call ``on_end``.
     """
 
     def __init__(self, clock: Callable[[], float], validity: float, *, enabled: bool) -> None:
@@ -29,7 +29,7 @@ class Quarantine:
         self._validity = validity
         self._run_id = ""
         self._restarted = -math.inf  # when the current ``run_id`` replaced another one
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = Timer()
 
     def connected(self, label: str, run_id: str, started: float | None, on_end: Callable[[], None]) -> None:
         """:param started: the latest possible start according to the server, on the client's clock; None: unknown"""
@@ -42,7 +42,7 @@ class Quarantine:
         if left > 0:
             log.info("asynclock: %s was just started, and gives no votes for %.1f s", label, left)
             self.until = now + left
-            self._timer = asyncio.get_running_loop().call_later(left, self._end, on_end)
+            self._timer.start(left, self._end, on_end)
 
     def trouble(self, label: str) -> ServerError | None:
         """The error for new acquisitions during the quarantine; None: it is over."""
@@ -56,9 +56,7 @@ class Quarantine:
 
     def stop(self) -> None:
         self.until = 0.0
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.stop()
 
     def _end(self, on_end: Callable[[], None]) -> None:
         self.stop()

@@ -22,6 +22,7 @@ from typing import Any
 
 from ..errors import ServerError
 from ..options import Options
+from .background import Timer
 from .commands import Capabilities, is_error, packed, unbulk
 from .connection import Connection
 from .connector import Connector
@@ -81,7 +82,7 @@ class Replicas:
         self._covered: list[tuple[float, Request]] = []
         self._queued: list[tuple[float, Request]] = []
         self._wait = _Wait.NONE
-        self._timer: asyncio.TimerHandle | None = None  # for a WAIT that is not answered in time
+        self._timer = Timer()  # for a WAIT that is not answered in time
         self._trouble: tuple[float, ServerError] | None = None  # the last failure, and until when to report it
 
     @classmethod
@@ -166,7 +167,7 @@ class Replicas:
         self._markers.write(self._side, [request.key for _, request in self._covered], now)
         self._side.send(packed(b"WAIT", b"%d" % self._wanted, b"%d" % milliseconds), _Count(self), 1, now)
         self._loop.call_soon(self._left)  # right after the connection has written that
-        self._timer = self._loop.call_later(milliseconds / 1000 + NUDGE_AFTER, self._late)
+        self._timer.start(milliseconds / 1000 + NUDGE_AFTER, self._late)
 
     def _left(self) -> None:
         if self._wait is _Wait.LEAVING:
@@ -176,8 +177,7 @@ class Replicas:
         """The reply to WAIT."""
         if type(reply) is not int and not is_error(reply):
             raise unexpected("the answer to WAIT", reply)
-        assert self._timer is not None
-        self._timer.cancel()
+        self._timer.stop()
         self._wait = _Wait.NONE
         covered, self._covered = self._covered, []
         confirmed: list[tuple[float, Request]] = []
@@ -232,11 +232,11 @@ class Replicas:
     def _late(self) -> None:
         """An idle server checks the timeout of WAIT only every 100 ms, but also at each command: send it one."""
         self._nudge()
-        self._timer = self._loop.call_later(max(self._patience / 2, MIN_MARGIN), self._overdue)
+        self._timer.start(max(self._patience / 2, MIN_MARGIN), self._overdue)
 
     def _overdue(self) -> None:
         self._wait = _Wait.OVERDUE
-        self._timer = self._loop.call_later(self._silence, self._give_up)
+        self._timer.start(self._silence, self._give_up)
         self._fail_all(self._overdue_text())
 
     def _overdue_text(self) -> str:
@@ -255,8 +255,7 @@ class Replicas:
     def drop(self) -> None:
         """The main connection is lost, or the node closes. Fail all requests."""
         self._wait = _Wait.DROPPED
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.stop()
         self._side.abort()
         self._fail_all(_LOST)
 

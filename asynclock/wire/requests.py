@@ -38,7 +38,7 @@ class Sender(Protocol):
     options: Options
 
     @property
-    def now(self) -> Callable[[], float]: ...
+    def clock(self) -> Callable[[], float]: ...
 
     @property
     def owed(self) -> OwedReleases: ...
@@ -142,7 +142,7 @@ class Request:
     def dropped(self) -> None:
         if self.operation is RELEASE:
             self.node.owed.owe(self.key, self.token)
-        self.lease.room.failed(self.lease, self.index, self.operation, None, self.node.now())
+        self.lease.room.failed(self.lease, self.index, self.operation, None, self.node.clock())
 
     def _conclude(self, replies: list[Any], now: float) -> None:
         operation, node = self.operation, self.node
@@ -216,12 +216,12 @@ class Request:
         """Enough replicas have the write, and the key now has ``value``."""
         ok = value == self.lease.token
         self.lease.room.answered(
-            self.lease, self.index, self.operation, self.sent, ok, value, self.ttl if ok else None, self.node.now()
+            self.lease, self.index, self.operation, self.sent, ok, value, self.ttl if ok else None, self.node.clock()
         )
 
     def unconfirmed(self, error: ServerError) -> None:
         """Too few replicas have the write, or it is unknown how many."""
-        self.lease.room.failed(self.lease, self.index, self.operation, error, self.node.now())
+        self.lease.room.failed(self.lease, self.index, self.operation, error, self.node.clock())
 
 
 def _value(reply: Any) -> bytes | None:

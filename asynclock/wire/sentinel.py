@@ -1,6 +1,6 @@
-"""Connects to the server that the Sentinels name as the primary. They are asked at each connect.
+"""Connects to the server that the Sentinels name as the primary, and asks them at each connect.
 
-All are asked at once, so that a Sentinel that hangs costs little. The configuration with the highest epoch wins, since
+It asks all at once, so that a Sentinel that hangs costs little. The configuration with the highest epoch wins, since
 the epoch counts the failovers. A Sentinel that is cut off from the others, perhaps together with an old primary, goes
 on naming that primary.
 """
@@ -22,7 +22,7 @@ from redis.exceptions import AuthenticationError, ResponseError
 from ..errors import ConfigurationError, GoneError, ServerError
 from .connector import UNUSED_OPTIONS, Connector, is_failure, passwords
 from .limited_parser import LimitedParser
-from .lookup import connecting
+from .lookup import with_own_lookup
 
 ANSWER_TIMEOUT = 1.0  # seconds for a Sentinel to answer
 AFTER_MAJORITY = 0.05  # seconds to wait for the others once a majority has answered: every failover needs a majority
@@ -173,7 +173,7 @@ class SentinelConnector(Connector):
             return None
         epoch = max(view.epoch for view in views)
         if self._current is not None and epoch < self._current.epoch and 2 * len(views) <= len(self._sentinels):
-            return None  # an older epoch is believed from a majority only: then the Sentinels were set up anew
+            return None  # only a majority can make an older epoch credible: the Sentinels were set up anew
         newest = [view for view in views if view.epoch == epoch]
         return next((view for view in newest if view.up), newest[0])
 
@@ -199,8 +199,8 @@ class SentinelConnector(Connector):
                     elif answer is not None:
                         problems.append(answer)
                 if views:
-                    most = 2 * len(pending) < len(self._sentinels)
-                    until = min(until, loop.time() + (patience if most else max(patience, AFTER_FIRST)))
+                    majority = 2 * len(pending) < len(self._sentinels)
+                    until = min(until, loop.time() + (patience if majority else max(patience, AFTER_FIRST)))
         finally:
             while pending:
                 for task in pending:
@@ -294,7 +294,7 @@ def _own(sentinel: redis.Redis) -> redis.Redis:
     # In RESP2 the answers have lists and strings only.
     kwargs |= {"retry": Retry(NoBackoff(), 0), "decode_responses": True, "protocol": 2}
     kwargs.setdefault("parser_class", LimitedParser)
-    return redis.Redis.from_pool(redis.ConnectionPool(connecting(pool.connection_class), **kwargs))
+    return redis.Redis.from_pool(redis.ConnectionPool(with_own_lookup(pool.connection_class), **kwargs))
 
 
 def _address_of(sentinel: redis.Redis) -> str:

@@ -120,7 +120,7 @@ class Session:
         on_push: OnPush,
     ) -> Session:
         """:raises ConnectionResetError: the connection was lost meanwhile"""
-        silence, clock = max_silence(options), ServerClock(options.key_validity)
+        silence, server_clock = max_silence(options), ServerClock(options.key_validity)
         invalidations: Invalidations | None = None
         if connector.protocol == 2 and options.client_side_caching:
             invalidations = await Invalidations.open(connector, connection, on_push, silence)
@@ -128,12 +128,12 @@ class Session:
             connector,
             connection.call,
             options,
-            clock,
             connection.clock,
+            server_clock,
             redirect=None if invalidations is None else invalidations.redirect,
             uptime=uptime,
         )
-        expiry = ExpiryClock(connection, clock, options.key_validity, pxat=capabilities.pxat)
+        expiry = ExpiryClock(connection, server_clock, options.key_validity, pxat=capabilities.pxat)
         replicas: Replicas | None = None
         if options.min_replicas:
             replicas = await Replicas.open(connector, connection, capabilities, options, expiry.ask, silence)

@@ -10,7 +10,7 @@ from redis.asyncio.connection import SSLConnection, parse_url
 
 # X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH; Python has no names for them.
 _ANOTHER_NAME = (62, 64)
-# How a server asks for a client certificate, in the words of OpenSSL for TLS 1.3 and 1.2.
+# OpenSSL's error names when a server requires a client certificate, in TLS 1.3 and 1.2.
 _NO_CERTIFICATE = ("CERTIFICATE_REQUIRED", "HANDSHAKE_FAILURE", "BAD_CERTIFICATE", "UNKNOWN_CA")
 
 

@@ -41,7 +41,7 @@ class Watchdog:
         self._silence = silence
         self._was_dead = self._was_late = False
         self._late_at: float | None = None  # when a check last found replies late; None: never
-        self._ticker = Ticker(f"looking after the connection to {label}", self._check, silence / 2)
+        self._ticker = Ticker(f"watching the connection to {label}", self._check, silence / 2)
 
     def stop(self) -> None:
         self._ticker.stop()

@@ -25,7 +25,7 @@ from .sentinels import SentinelCase
 from .target import Case
 
 # Cases at the same time. They share an event loop: with 100 of them, in asyncio's debug mode on a busy machine,
-# connecting took so long that it timed out and was retried, for seconds.
+# connecting took so long that it timed out and started again, for seconds.
 AT_ONCE = 20
 TOLD = 30  # last commands, with their replies, in a report
 _VARYING = re.compile(r"'[0-9a-z]+'|\d+(\.\d+)*")

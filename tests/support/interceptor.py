@@ -163,6 +163,18 @@ class Interceptor:
                 link.client.write(reply if instead is None else instead)
 
 
+class TwoServers(Interceptor):
+    """Every second connection goes to the other server, as behind a load balancer."""
+
+    def __init__(self, port: int, other: int) -> None:
+        super().__init__(port)
+        self._other = other
+
+    def _accept(self, commands: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        super()._accept(commands, client)
+        self.target_port, self._other = self._other, self.target_port
+
+
 class _Link:
     """One client's connection."""
 
