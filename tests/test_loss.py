@@ -358,7 +358,7 @@ async def test_a_loss_just_before_the_release_is_told(server: Server) -> None:
     """Without a push in time, the release itself finds that the key was somebody else's."""
     async with Proxy(server.port) as proxy, Locker(proxy.url) as locker:
         proxy.swallow_pushes = True
-        with pytest.raises(LockLostError, match="when it was released"):
+        with pytest.raises(LockLostError, match="when the lock was released"):
             async with locker.with_context("job"):
                 server.execute("SET", key("job"), "mine")
         assert server.execute("GET", key("job")) == b"mine"

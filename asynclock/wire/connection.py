@@ -285,6 +285,9 @@ class Connection:
         if self._on_drained is not None:
             self._on_drained()
 
+    def eof_received(self) -> bool:
+        return False  # close
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._out.clear()
         self._earlier.clear()
