@@ -105,18 +105,24 @@ async def acquire(
         if seconds:
             timer = loop.call_later(max(0.0, until - now), manager.time_out, waiter, seconds)
         enter(room, waiter, now)
+        stopped: BaseException | None = None
         try:
             await waiter.future
         except BaseException as error:
+            stopped = error
+        if timer is not None:
+            timer.cancel()
+        if stopped is not None:
             # Cancelled before the lock was granted, or in the same turn of the event loop: give back what there is.
-            # Or the coroutine is being closed (GeneratorExit), and cannot await anything.
+            # Or the coroutine is being closed (GeneratorExit), and cannot await anything. This is not in the handler:
+            # compiled code does not know what to raise again there, once it has awaited something.
             lease = manager.leave(waiter)
-            if lease is not None and isinstance(error, asyncio.CancelledError):
+            if lease is not None and isinstance(stopped, asyncio.CancelledError):
                 await manager.pending_releases.wait(lease)
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
+            try:
+                raise stopped
+            finally:
+                del stopped  # no cycle through its traceback
         lease = waiter.lease
         if waiter.error is not None:
             if lease is not None and (cancelled := await manager.pending_releases.wait(lease)) is not None:

@@ -91,11 +91,17 @@ class Held:
             self._end()
             self._room.release(lease, now)
             if lease.unreleased:
+                cancelled: asyncio.CancelledError | None = None
                 try:
                     await manager.pending_releases.begin(lease, now + manager.pending_releases.patience)
-                except asyncio.CancelledError:
+                except asyncio.CancelledError as error_meanwhile:
+                    cancelled = error_meanwhile
+                if cancelled is not None:  # not in the handler: see ``acquiring.acquire``
                     await self._wait_for_release(lease, now)
-                    raise
+                    try:
+                        raise cancelled
+                    finally:
+                        del cancelled  # no cycle through its traceback
             if lease.missed:
                 self._find_out(lease)
             if self._loss is not None:

@@ -24,6 +24,9 @@ def described(value: Any) -> dict[str, Any]:
     return found
 
 
+NOT_FOR_CALLERS = {"Acquisition", "LockScope"}  # nobody makes one
+
+
 def interface() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in asynclock.__all__:
@@ -33,6 +36,8 @@ def interface() -> dict[str, Any]:
         found[name] = described(value) | {
             "bases": [base.__name__ for base in value.__mro__ if base.__module__ != "abc"]
         }
+        if name in NOT_FOR_CALLERS:
+            del found[name]["signature"]
         for attribute in sorted(dir(value)):
             if attribute in vars(object) or (attribute.startswith("_") and not attribute.startswith("__a")):
                 continue
