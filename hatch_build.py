@@ -39,7 +39,6 @@ COMPILED = (
     "asynclock/_engine/pending_releases.py",
     "asynclock/_engine/timers.py",
     "asynclock/_engine/waiter.py",
-    "asynclock/acquiring.py",
 )
 # --no-site-packages: the result does not depend on what happens to be installed.
 OPTIONS = ("--config-file=", "--no-site-packages", "--ignore-missing-imports", "--follow-imports=silent")

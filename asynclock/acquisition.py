@@ -1,15 +1,27 @@
-"""Acquisition: a lock that is acquired and released by ``async with``."""
+"""Acquiring a lock: from the arguments of a call to a scope."""
 
 from __future__ import annotations
 
+import asyncio
+from asyncio import current_task
+from collections.abc import Callable
+from threading import get_ident
 from types import CoroutineType, TracebackType
 from typing import Any
 
-from .acquiring import Entry, acquire
-from .scope import LockScope
+from ._engine.holder import Holder
+from ._engine.manager import LockManager
+from ._engine.waiter import Waiter
+from .core.room import Room
+from .core.rules import NEVER
+from .errors import AcquireTimeoutError, AlreadyHeldError, ConfigurationError, NotLockedError, ServerError
+from .options import Seconds, check_name, check_timeout
+from .scope import LockScope, ScopeRef
+
+Enter = Callable[[Room[Waiter], Waiter, float], None]  # Room.join, Room.try_join or Room.force
 
 
-class Acquisition(Entry):
+class Acquisition:
     """A lock that ``async with`` acquires on entry and releases on exit: returned by :meth:`Locker.with_context`,
     :meth:`Locker.try_with_context` and :meth:`Locker.force_with_context`.
 
@@ -21,7 +33,18 @@ class Acquisition(Entry):
     :class:`LockScope`.
     """
 
-    __slots__ = ()
+    __slots__ = ("_enter", "_locker", "_manager", "_name", "_scope", "_timeout")
+
+    _scope: LockScope
+
+    def __init__(
+        self, locker: object, manager: LockManager, name: str, enter: Enter, timeout: Seconds | None = None
+    ) -> None:
+        self._locker: object | None = locker  # until it is used
+        self._manager = manager
+        self._name = name
+        self._enter = enter
+        self._timeout = timeout
 
     # Not coroutines themselves, which saves one to be resumed through. Pyright wants a context manager to return
     # CoroutineType, as an async def does; to mypy that is any Coroutine.
@@ -32,4 +55,98 @@ class Acquisition(Entry):
     def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> CoroutineType[Any, Any, bool | None]:
-        return self._scope._leave(error)  # type: ignore[return-value]  # as above
+        return self._scope.__aexit__(kind, error, traceback)  # type: ignore[return-value]  # as above
+
+
+async def acquire(
+    locker: object,
+    manager: LockManager,
+    name: str,
+    enter: Enter,
+    timeout: Seconds | None = None,
+    context: Acquisition | None = None,
+) -> LockScope:
+    """As ``Locker.acquire``.
+
+    :param locker: the Locker of ``manager``. It is closed once nobody has a reference to it: this keeps one, and so
+        does the scope.
+    :param enter: how to enter the room
+    :param context: its block is entered, too
+    """
+    if context is not None:
+        if context._locker is None:
+            raise RuntimeError("this context manager was used before; call with_context() again")
+        context._locker = None
+    life = manager.life
+    loop = life.serving
+    now = manager.clock()
+    seconds, until = None, NEVER
+    if timeout is not None:
+        seconds = check_timeout(timeout)
+        if seconds:
+            until = now + seconds
+        else:
+            enter = Room.try_join
+    if type(name) is not str:
+        check_name(name)
+    # Is this a task of the locker's loop? asyncio.get_running_loop() would make a system call in Python 3.11.
+    task = None if loop is None or life.thread != get_ident() else current_task(loop)
+    if task is None:
+        check_name(name)
+        try:
+            async with asyncio.timeout(seconds or None):
+                await manager.ready()
+        except ConfigurationError:
+            if context is not None:
+                context._locker = locker  # not used yet: it can be entered in another event loop
+            raise
+        except TimeoutError:
+            assert seconds is not None
+            why = ServerError(manager.where(), "has not answered yet")
+            raise AcquireTimeoutError(name, seconds, str(why)) from why
+        loop, task = life.loop, current_task()
+        now = manager.clock()
+    assert loop is not None and task is not None
+    while True:
+        room = manager.rooms[name]
+        waiter = Waiter(room, loop.create_future())
+        timer = None
+        if room.holder is not None and enter is Room.join:
+            holder: Holder | None = room.holder.scope_ref
+            if holder is not None and holder.only_ended_by(task):
+                raise AlreadyHeldError(name)
+        if seconds:
+            timer = loop.call_later(max(0.0, until - now), manager.time_out, waiter, seconds)
+        enter(room, waiter, now)
+        try:
+            await waiter.future
+        except BaseException as error:
+            # Cancelled before the lock was granted, or in the same turn of the event loop: give back what there is.
+            # Or the coroutine is being closed (GeneratorExit), and cannot await anything.
+            lease = manager.leave(waiter)
+            if lease is not None and isinstance(error, asyncio.CancelledError):
+                await manager.pending_releases.wait(lease)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        lease = waiter.lease
+        if waiter.error is not None:
+            if lease is not None and (cancelled := await manager.pending_releases.wait(lease)) is not None:
+                raise cancelled
+            if seconds == 0 and isinstance(waiter.error, NotLockedError):
+                raise AcquireTimeoutError(name, 0.0, waiter.error.why)
+            raise waiter.take_error()
+        assert lease is not None
+        now = manager.clock()
+        if not lease.done:
+            if now >= lease.deadline:
+                room.woken(now)  # the event loop was blocked until then
+            if not lease.done:
+                scope = LockScope(locker, manager, room, lease, None if context is None else task)
+                lease.scope_ref = ScopeRef(scope)
+                if context is not None:
+                    context._scope = scope
+                return scope
+        # Lost before this task could run: the caller never had it. Try again.
+        manager.check_open()

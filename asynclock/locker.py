@@ -11,8 +11,7 @@ import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
 
 from ._engine.manager import LockManager
-from .acquiring import acquire
-from .acquisition import Acquisition
+from .acquisition import Acquisition, acquire
 from .core.room import Room
 from .options import Seconds, check_options
 from .scope import LockScope

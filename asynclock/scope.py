@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from ._engine.held import Held, HeldByScope
 from ._engine.whereabouts import may_be_used_by_others
+from .core.lease import Lease
 from .core.room import Room
 from .core.rules import LossReason
 from .errors import ConfigurationError
@@ -123,6 +124,17 @@ class LockScope(Held):
             manager.give_back(self._room, lease, now)
             await self._wait_for_release(lease, now)
 
+    async def _wait_for_release(self, lease: Lease, now: float) -> None:
+        """Wait for the answer to a release that was sent ``now``."""
+        pending_releases = self._manager.pending_releases
+        cancelled = await pending_releases.wait(lease, now + pending_releases.patience)
+        self._find_out(lease)
+        try:
+            if cancelled is not None:
+                raise cancelled
+        finally:
+            del cancelled  # no cycle through its traceback
+
     def cancel(self) -> None:
         """Cancel the body and the tasks, and release the lock. The block then ends silently, without an exception.
 
@@ -190,7 +202,30 @@ class LockScope(Held):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        return await self._leave(error)
+        lease = self._leave_at_once() if error is None else None
+        if lease is not None:
+            if lease.unreleased:
+                pending_releases = self._manager.pending_releases
+                try:
+                    await pending_releases.begin(lease, lease.released_at + pending_releases.patience)
+                except asyncio.CancelledError:
+                    await self._wait_for_release(lease, lease.released_at)
+                    raise
+            if lease.missed:
+                self._find_out(lease)
+            if self._loss is not None:
+                raise self._error()
+            return None
+        if isinstance(error, GeneratorExit):
+            return self._closed()
+        if self._can_send():
+            self._check_here()
+        self._exiting = True
+        try:
+            return await self._get_block().leave(HeldByScope(self), error)
+        except GeneratorExit:
+            self._closed()
+            raise
 
     def __del__(self) -> None:
         lease = self._lease

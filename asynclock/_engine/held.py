@@ -76,47 +76,18 @@ class Held:
 
     # Leaving the block
 
-    async def _leave(self, error: BaseException | None) -> bool | None:
-        """As ``LockScope.__aexit__``."""
+    def _leave_at_once(self) -> Lease | None:
+        """Give the lock back, if there is nothing to stop and no task to wait for. Returns the lease then."""
         lease, manager = self._lease, self._manager
-        if (
-            error is None
-            and lease is not None
-            and self._block is None
-            and _get_running_loop() is manager.life.serving is not None
-            and (now := manager.clock()) < lease.deadline
-        ):
-            # Nothing to stop and no task to wait for: just give the lock back.
-            self._exiting = True
-            self._end()
-            self._room.release(lease, now)
-            if lease.unreleased:
-                cancelled: asyncio.CancelledError | None = None
-                try:
-                    await manager.pending_releases.begin(lease, now + manager.pending_releases.patience)
-                except asyncio.CancelledError as error_meanwhile:
-                    cancelled = error_meanwhile
-                if cancelled is not None:  # not in the handler: see ``acquiring.acquire``
-                    await self._wait_for_release(lease, now)
-                    try:
-                        raise cancelled
-                    finally:
-                        del cancelled  # no cycle through its traceback
-            if lease.missed:
-                self._find_out(lease)
-            if self._loss is not None:
-                raise self._error()
+        if lease is None or self._block is not None:
             return None
-        if isinstance(error, GeneratorExit):
-            return self._closed()
-        if self._can_send():
-            self._check_here()
+        life, now = manager.life, manager.clock()
+        if life.serving is None or _get_running_loop() is not life.serving or now >= lease.deadline:
+            return None
         self._exiting = True
-        try:
-            return await self._get_block().leave(HeldByScope(self), error)
-        except GeneratorExit:
-            self._closed()
-            raise
+        self._end()
+        self._room.release(lease, now)
+        return lease
 
     def _closed(self) -> bool:
         """The coroutine or generator that the block is in is being closed: nothing can be awaited any more."""
@@ -130,17 +101,6 @@ class Held:
         elif (lease := self._end()) is not None:
             self._manager.dropped(self._room, lease)
         return False
-
-    async def _wait_for_release(self, lease: Lease, now: float) -> None:
-        """Wait for the answer to a release that was sent ``now``."""
-        pending_releases = self._manager.pending_releases
-        cancelled = await pending_releases.wait(lease, now + pending_releases.patience)
-        self._find_out(lease)
-        try:
-            if cancelled is not None:
-                raise cancelled
-        finally:
-            del cancelled  # no cycle through its traceback
 
     # State: see the invariants above
 
