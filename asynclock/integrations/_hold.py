@@ -1,0 +1,100 @@
+"""A lock that is held for a request: how it is acquired, and which errors are about it."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+
+from starlette.requests import HTTPConnection
+
+from ..errors import AcquireTimeoutError, AsyncLockError, LockLostError, NotLockedError, ServerError
+from ..locker import Locker
+from ..options import Seconds, check_timeout
+from ..scope import LockScope
+from ._answers import Answers, claim
+from ._exchange import Exchange, add_handlers
+
+
+async def acquire(locker: Locker, name: str, timeout: Seconds | None) -> LockScope:
+    """As ``Locker.acquire``, but a server that is down is told at once, and not after ``timeout``."""
+    seconds = check_timeout(timeout)
+    if seconds == 0:
+        return await locker.acquire(name, timeout=0)
+    loop = asyncio.get_running_loop()
+    until = None if seconds is None else loop.time() + seconds
+    try:
+        async with asyncio.timeout_at(until) as limit:
+            return await locker.try_acquire(name)
+    except NotLockedError:
+        left = None if until is None else max(0.0, round(until - loop.time(), 3))
+        return await locker.acquire(name, timeout=left)
+    except TimeoutError as error:
+        if isinstance(error, AsyncLockError) or not limit.expired():
+            raise
+        assert seconds is not None
+        why = ServerError(repr(locker), "has not answered yet")
+        raise AcquireTimeoutError(name, seconds, str(why)) from why
+
+
+class Hold:
+    """The block in which a request holds a lock: what ``Locks.hold`` returns."""
+
+    __slots__ = ("_answers", "_connection", "_exchange", "_locker", "_name", "_scope", "_timeout")
+
+    _scope: LockScope
+    _exchange: Exchange
+
+    def __init__(
+        self, locker: Locker, answers: Answers, connection: HTTPConnection, name: str, timeout: Seconds | None
+    ) -> None:
+        self._locker = locker
+        self._answers = answers
+        self._connection = connection
+        self._name = name
+        self._timeout = timeout
+
+    async def __aenter__(self) -> LockScope:
+        exchange = self._exchange = Exchange.of(self._connection)
+        exchange.check_free(self._name, self._answers)
+        add_handlers(self._connection)
+        try:
+            scope = await acquire(self._locker, self._name, self._timeout)
+            # No await that suspends from here on: a scope that nobody enters is never left.
+            self._scope = await scope.__aenter__()
+        except AsyncLockError as error:
+            claim(error, self._answers)
+            raise
+        exchange.add(scope, self._answers)
+        return scope
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        scope = self._scope
+        try:
+            suppressed = await scope.__aexit__(kind, error, traceback)
+        except LockLostError as loss:
+            self._claim(loss)
+            raise
+        finally:
+            self._exchange.remove(scope)
+        if isinstance(error, LockLostError):  # the body has called check()
+            self._claim(error)
+        elif (
+            isinstance(error, ExceptionGroup)
+            and scope.lost_reason is not None
+            and error.split(self._is_ours)[1] is None
+        ):
+            try:
+                scope.check()
+            except LockLostError as loss:  # tasks of the body have called check(), and that is all that went wrong
+                self._claim(loss)
+                raise loss from error
+        return suppressed
+
+    def _is_ours(self, error: BaseException) -> bool:
+        return isinstance(error, LockLostError) and error.name == self._scope.name
+
+    def _claim(self, error: LockLostError) -> None:
+        if self._is_ours(error):
+            claim(error, self._answers)
