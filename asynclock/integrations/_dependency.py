@@ -17,15 +17,11 @@ from ..locker import Locker
 from ..scope import LockScope
 from ._hold import Hold
 from ._names import RouteNames
-from ._routes import dependant_of, ends_outside, uses
+from ._routes import LockOrderWarning, dependant_of, ends_outside, uses
 
 log = logging.getLogger("asynclock")
 
 TakeLock = Callable[[HTTPConnection, str], Hold]
-
-
-class LockOrderWarning(UserWarning):
-    """A dependency with ``yield`` ends when the lock is released already: what it commits then, nothing protects."""
 
 
 class LockDependency:
@@ -38,19 +34,21 @@ class LockDependency:
         self,
         name: NameTemplate | Callable[..., Any],
         take: TakeLock,
-        key: tuple[object, ...],
+        owner: object,
+        timeout: object,
         harmless: Collection[Any],
     ) -> None:
         """
         :param name: with values of the request, or a dependency that returns it
         :param take: makes the block
-        :param key: what an equal one has
+        :param owner: the ``Locks``
         :param harmless: dependencies that may end outside
         """
         self._name = name
         self._take = take
-        self._key = key
         self._harmless = harmless
+        self.owner = owner
+        self._key = (owner, name.text if isinstance(name, NameTemplate) else name, timeout)
         self._routes: dict[int, tuple[Any, RouteNames | None]] = {}  # by id() of their trees, which are kept with it
         self.text = name.text if isinstance(name, NameTemplate) else f"named by {called(name)}"
         self.__name__ = f"lock {self.text!r}"
@@ -122,7 +120,7 @@ def each_name(call: Any) -> str:
 
 def depends_on_lock(dependant: Any, of: object) -> bool:
     """Does the route depend on a lock of these ``Locks``?"""
-    return any(isinstance(use.call, LockDependency) and use.call._key[0] is of for use in uses(dependant))
+    return any(isinstance(use.call, LockDependency) and use.call.owner is of for use in uses(dependant))
 
 
 class LockerDependency(params.Depends):

@@ -150,8 +150,8 @@ class Guard:
                 raise
             if exchange.replaced:
                 return
-            if exchange.ended:
-                tell(scope, ours)  # nothing is wrong with what the client has got: leave it its connection
+            if exchange.ended:  # a background task. Nothing is wrong with what the client has got
+                tell(scope, ours, always=True)
                 return
             if ours is error:
                 raise
@@ -198,7 +198,7 @@ def response(error: AsyncLockError, answers: Answers) -> Response:
     return JSONResponse(answers.body(error, status), status, answers.headers())
 
 
-def tell(scope: Scope, error: AsyncLockError) -> None:
+def tell(scope: Scope, error: AsyncLockError, *, always: bool = False) -> None:
     """The log is told what clients are not: which lock, and which server."""
-    if outcome(error) is not Outcome.BUSY:
+    if always or outcome(error) is not Outcome.BUSY:
         log.warning("asynclock: %s %s: %s", scope.get("method", "WEBSOCKET"), scope["path"], error)

@@ -80,14 +80,10 @@ class Hold:
             self._exchange.remove(scope)
         if isinstance(error, LockLostError):  # the body has called check()
             self._claim(error)
-        elif (
-            isinstance(error, ExceptionGroup)
-            and scope.lost_reason is not None
-            and error.split(self._is_ours)[1] is None
-        ):
+        elif isinstance(error, ExceptionGroup) and error.split(self._is_ours)[1] is None:
             try:
                 scope.check()
-            except LockLostError as loss:  # tasks of the body have called check(), and that is all that went wrong
+            except LockLostError as loss:  # tasks of the body have called check(), and nothing else went wrong
                 self._claim(loss)
                 raise loss from error
         return suppressed

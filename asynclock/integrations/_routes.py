@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 from starlette.types import Scope
 
 
+class LockOrderWarning(UserWarning):
+    """A dependency with ``yield`` ends when the lock is released already: what it commits then, nothing protects."""
+
+
 def dependant_of(scope: Scope) -> Any:
     """FastAPI's tree of what the route depends on, or None: the request is in no route of FastAPI."""
     return getattr(_route(scope), "dependant", None)
@@ -75,9 +79,8 @@ def ends_outside(
     before = True
     scope = next(use.scope for use in order.values() if use.call == lock)
     for key, use in order.items():
-        if use.call == lock:
-            before = False
-        elif use.ends and key in free and not (use.call in harmless or is_lock(use.call)):
-            if (before and use.scope == scope) or (use.scope, scope) == ("request", "function"):
-                found.append(use.call)
+        before = before and use.call != lock
+        ends_later = (before and use.scope == scope) or (use.scope == "request" and scope == "function")
+        if use.ends and ends_later and key in free and not (use.call in harmless or is_lock(use.call)):
+            found.append(use.call)
     return found

@@ -23,6 +23,7 @@ from ..scope import LockScope
 from ._answers import ANSWERED, Answers, default_body
 from ._exchange import Guard, answer
 from ._hold import Hold
+from ._routes import LockOrderWarning, routes_of
 
 if TYPE_CHECKING:
     from fastapi import params
@@ -32,8 +33,7 @@ try:
 except ImportError:  # Starlette alone
     fastapi = None  # type: ignore[assignment]  # a module otherwise
 else:
-    from ._dependency import LockDependency, LockerDependency, LockOrderWarning, depends_on_lock
-    from ._routes import routes_of
+    from ._dependency import LockDependency, LockerDependency, depends_on_lock
 
 __all__ = ["LockOrderWarning", "Locks"]
 
@@ -83,14 +83,12 @@ class Locks:
         self._timeout = timeout
         self._harmless = tuple(harmless)
         self._open: dict[asyncio.AbstractEventLoop, tuple[Locker, int]] = {}  # and how many lifespans use it
-        if isinstance(servers, Locker):
-            if options:
-                raise ConfigurationError(f"{', '.join(options)}: give these to your Locker, and not to Locks")
-            self._given: Locker | None = servers
-        else:
-            self._given = None
-            self._make = lambda: Locker(servers, **options)
-            self._make()  # so that what is wrong with it is found now
+        self._servers = servers
+        self._options = options
+        if not isinstance(servers, Locker):
+            self._make(servers)  # so that what is wrong with it is found now
+        elif options:
+            raise ConfigurationError(f"{', '.join(options)}: give these to your Locker, and not to Locks")
         self._locker_dependency = self._current if fastapi is None else LockerDependency(self._current)
 
     # In endpoints
@@ -99,7 +97,7 @@ class Locks:
         self,
         name: str | Callable[..., Any],
         *,
-        timeout: Seconds | None | _Default = _DEFAULT,
+        timeout: Seconds | _Default | None = _DEFAULT,
         scope: Literal["function", "request"] = "function",
     ) -> params.Depends:
         """A dependency that holds a lock: ``Annotated[LockScope, locks.lock("user:{user_id}")]``, or in
@@ -117,25 +115,23 @@ class Locks:
             raise ConfigurationError("locks.lock() needs FastAPI; with Starlette alone, use locks.hold()")
         if scope not in ("function", "request"):
             raise ConfigurationError(f"scope={scope!r}: must be 'function' or 'request'")
-        seconds = self._seconds(timeout)
         named: Any = name
         if isinstance(named, fastapi.params.Depends):
             named = named.dependency
         if isinstance(named, str):
             named = NameTemplate(named)
         elif not callable(named):
-            raise ConfigurationError(
-                f"the name of a lock must be a str, or a dependency that returns one, not {named!r}"
-            )
+            raise ConfigurationError(f"the name of a lock must be a str or a dependency that returns one: {named!r}")
+        if not isinstance(timeout, _Default):
+            check_timeout(timeout)
 
         def take(connection: HTTPConnection, name: str) -> Hold:
-            return Hold(self._here(), self._answers, connection, name, seconds)
+            return Hold(self._here(), self._answers, connection, name, self._seconds(timeout))
 
-        key = (self, named.text if isinstance(named, NameTemplate) else named, seconds)
-        return fastapi.params.Depends(LockDependency(named, take, key, self._harmless), scope=scope)
+        return fastapi.params.Depends(LockDependency(named, take, self, timeout, self._harmless), scope=scope)
 
     def hold(
-        self, connection: HTTPConnection, name: str, *, timeout: Seconds | None | _Default = _DEFAULT
+        self, connection: HTTPConnection, name: str, *, timeout: Seconds | _Default | None = _DEFAULT
     ) -> AbstractAsyncContextManager[LockScope]:
         """``async with locks.hold(request, "user:7") as scope:`` holds a lock in the block, in Starlette or in the body
         of an endpoint.
@@ -160,15 +156,18 @@ class Locks:
         """For ``responses=`` of routes, routers and applications: what is answered without the lock, for OpenAPI."""
         return self._answers.responses()
 
-    def _seconds(self, timeout: Seconds | None | _Default) -> Seconds | None:
-        return self._timeout if isinstance(timeout, _Default) else check_timeout(timeout)
+    def _seconds(self, timeout: Seconds | _Default | None) -> Seconds | None:
+        return self._timeout if isinstance(timeout, _Default) else timeout
+
+    def _make(self, servers: Any) -> Locker:
+        return Locker(servers, **self._options)
 
     async def _current(self) -> Locker:
         return self._here()
 
     def _here(self) -> Locker:
-        if self._given is not None:
-            return self._given
+        if isinstance(self._servers, Locker):
+            return self._servers
         found = self._open.get(asyncio.get_running_loop())
         if found is None:
             raise ConfigurationError(
@@ -212,11 +211,11 @@ class Locks:
     @asynccontextmanager
     async def _lifespan(self) -> AsyncIterator[None]:
         """One locker for an event loop, however many applications in it use the locks."""
-        if self._given is not None:
+        if isinstance(self._servers, Locker):
             yield
             return
         loop = asyncio.get_running_loop()
-        locker, users = self._open.get(loop) or (self._make(), 0)
+        locker, users = self._open.get(loop) or (self._make(self._servers), 0)
         self._open[loop] = locker, users + 1
         try:
             yield
