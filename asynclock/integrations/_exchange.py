@@ -24,18 +24,31 @@ _KEY = "asynclock"  # in the ASGI scope
 class Exchange:
     """One request, or one WebSocket, from the side of the server.
 
-    Invariants: a flag is set before its message is passed on. After ``ended`` (of a response) or ``closed`` (of a
-    WebSocket) nothing of ours is sent. A scope is in ``_held`` while its block is entered, and no longer.
+    Invariants: a flag is set before its message is passed on. Nothing of ours is sent after ``ended``. A scope is in
+    ``_held`` while its block is entered, and no longer. ``_broken`` is set when the block of a dependency was left by a
+    loss, and unset when that is answered: what is sent while it is set is the rest of a response that was begun before.
     """
 
-    __slots__ = ("_connected", "_held", "_opened", "_receive", "_scope", "_send", "begun", "ended", "replaced")
+    __slots__ = (
+        "_broken",
+        "_connected",
+        "_held",
+        "_opened",
+        "_receive",
+        "_scope",
+        "_send",
+        "begun",
+        "ended",
+        "replaced",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.begun = False  #: a response has begun
-        self.ended = False  #: it has been sent completely, or the WebSocket is closed
+        self.ended = False  #: it has been sent completely; or the WebSocket is closed
         self.replaced = False  #: the response of the application was replaced by ours
         self._connected = False  # the application has been told that a WebSocket wants to connect
         self._opened = False  # and has accepted it
+        self._broken: tuple[AsyncLockError, Answers] | None = None
         self._held: list[tuple[LockScope, Answers, asyncio.Task[Any] | None]] = []
         self._scope, self._receive, self._send = scope, receive, send
 
@@ -64,7 +77,18 @@ class Exchange:
     def remove(self, scope: LockScope) -> None:
         self._held = [each for each in self._held if each[0] is not scope]
 
-    def _loss(self) -> tuple[LockLostError, Answers] | None:
+    def lost(self, error: AsyncLockError, answers: Answers) -> None:
+        """A dependency has ended with a loss. A BaseHTTPMiddleware would end a response that has begun as if it were
+        whole, before it passes the error on."""
+        handlers, _ = self._scope.get("starlette.exception_handlers", ({}, {}))
+        answered = handlers.get(LockLostError) is not answer  # by the application itself, as far as can be known
+        if self._scope["type"] == "http" and not self.ended and (self.begun or not answered):
+            self._broken = error, answers
+
+    def answered(self) -> None:
+        self._broken = None
+
+    def _loss(self) -> tuple[AsyncLockError, Answers] | None:
         for scope, answers, _ in self._held:
             if scope.lost_reason is not None:
                 try:
@@ -85,7 +109,7 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        loss = self._loss() if self._held else None
+        loss = self._loss() if self._held else self._broken
         kind = message["type"]
         if loss is not None:
             if kind == "http.response.start":
@@ -107,7 +131,7 @@ class Exchange:
                 self.ended = True
         await self._send(message)
 
-    async def _replace(self, error: LockLostError, answers: Answers) -> None:
+    async def _replace(self, error: AsyncLockError, answers: Answers) -> None:
         """Nothing has been sent yet: send the answer to ``error``, and stop the application."""
         self.replaced = True
         tell(self._scope, error)
@@ -184,11 +208,11 @@ async def answer(connection: HTTPConnection, error: Exception) -> Response | Non
     if answers is None:
         raise error  # of another locker, and for the application to handle
     assert isinstance(error, AsyncLockError)
-    if connection.scope["type"] != "websocket":
-        tell(connection.scope, error)
-        return response(error, answers)
-    exchange = Exchange.of(connection)
     tell(connection.scope, error)
+    exchange = Exchange.of(connection)
+    exchange.answered()
+    if connection.scope["type"] != "websocket":
+        return response(error, answers)
     await exchange.close(answers.close_code, answers.reason(error))
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
+from typing import Any
 
 from starlette.requests import HTTPConnection
 
@@ -39,19 +40,28 @@ async def acquire(locker: Locker, name: str, timeout: Seconds | None) -> LockSco
 class Hold:
     """The block in which a request holds a lock: what ``Locks.hold`` returns."""
 
-    __slots__ = ("_answers", "_connection", "_exchange", "_locker", "_name", "_scope", "_timeout")
+    __slots__ = ("_answers", "_connection", "_depended_on", "_exchange", "_locker", "_name", "_scope", "_timeout")
 
     _scope: LockScope
     _exchange: Exchange
 
     def __init__(
-        self, locker: Locker, answers: Answers, connection: HTTPConnection, name: str, timeout: Seconds | None
+        self,
+        locker: Locker,
+        answers: Answers,
+        connection: HTTPConnection,
+        name: str,
+        timeout: Seconds | None,
+        *,
+        depended_on: bool = False,
     ) -> None:
+        """:param depended_on: by FastAPI, so that a loss is the end of the request"""
         self._locker = locker
         self._answers = answers
         self._connection = connection
         self._name = name
         self._timeout = timeout
+        self._depended_on = depended_on
 
     async def __aenter__(self) -> LockScope:
         exchange = self._exchange = Exchange.of(self._connection)
@@ -80,7 +90,7 @@ class Hold:
             self._exchange.remove(scope)
         if isinstance(error, LockLostError):  # the body has called check()
             self._claim(error)
-        elif isinstance(error, ExceptionGroup) and error.split(self._is_ours)[1] is None:
+        elif isinstance(error, ExceptionGroup) and self._all_ours(error):
             try:
                 scope.check()
             except LockLostError as loss:  # tasks of the body have called check(), and nothing else went wrong
@@ -91,6 +101,11 @@ class Hold:
     def _is_ours(self, error: BaseException) -> bool:
         return isinstance(error, LockLostError) and error.name == self._scope.name
 
+    def _all_ours(self, group: ExceptionGroup[Any]) -> bool:
+        return group.split(lambda error: self._is_ours(error))[1] is None  # Python 3.11 takes functions only
+
     def _claim(self, error: LockLostError) -> None:
         if self._is_ours(error):
             claim(error, self._answers)
+            if self._depended_on:
+                self._exchange.lost(error, self._answers)

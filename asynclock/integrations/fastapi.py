@@ -126,7 +126,7 @@ class Locks:
             check_timeout(timeout)
 
         def take(connection: HTTPConnection, name: str) -> Hold:
-            return Hold(self._here(), self._answers, connection, name, self._seconds(timeout))
+            return Hold(self._here(), self._answers, connection, name, self._seconds(timeout), depended_on=True)
 
         return fastapi.params.Depends(LockDependency(named, take, self, timeout, self._harmless), scope=scope)
 
