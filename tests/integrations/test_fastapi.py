@@ -358,7 +358,7 @@ async def test_statuses_body_and_retry_after_are_configurable(server: Server) ->
 
     locks = Locks(
         server.url,
-        timeout=timedelta(milliseconds=50),
+        timeout=timedelta(seconds=0.3),
         busy_status=409,
         lost_status=500,
         unavailable_status=502,
