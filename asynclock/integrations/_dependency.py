@@ -129,6 +129,14 @@ class LockerDependency(params.Depends):
     def __init__(self, current: Callable[[], Awaitable[Locker]]) -> None:
         super().__init__(dependency=current)
 
+    # A ``Depends`` cannot be hashed in every version, but a dependency must be.
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
     async def __call__(self) -> Locker:
         assert self.dependency is not None
         locker: Locker = await self.dependency()

@@ -18,6 +18,7 @@ from uuid import UUID
 import httpx
 import pytest
 from fastapi import APIRouter, BackgroundTasks, Cookie, Depends, FastAPI, Header, HTTPException, Query, Request
+from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
 from asynclock import (
@@ -31,7 +32,7 @@ from asynclock import (
 )
 from asynclock.integrations.fastapi import Locks
 from asynclock.testing import Server
-from tests.integrations.web import TestClient, answered, client_of, locked, steal, take
+from tests.integrations.web import answered, client_of, locked, steal, take
 from tests.support.helpers import AT_ONCE, until
 
 pytestmark = [pytest.mark.every_python, pytest.mark.asyncio]

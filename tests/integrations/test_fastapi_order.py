@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from fastapi.testclient import TestClient
 
 from asynclock import LockScope
 from asynclock.integrations.fastapi import LockOrderWarning, Locks
 from asynclock.testing import Server
-from tests.integrations.web import TestClient, client_of
+from tests.integrations.web import client_of
 
 pytestmark = [pytest.mark.every_python, pytest.mark.asyncio]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,12 +11,6 @@ from starlette.applications import Starlette
 
 from asynclock.testing import Server
 from tests.support.helpers import key
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it would rather have another HTTP client
-    from starlette.testclient import TestClient, WebSocketDenialResponse
-
-__all__ = ["TestClient", "WebSocketDenialResponse", "client_of", "locked", "steal", "take"]
 
 
 @contextlib.asynccontextmanager
