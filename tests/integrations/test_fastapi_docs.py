@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 
 from asynclock.testing import Server
 from tests.integrations.web import answered, client_of, take
@@ -17,10 +15,7 @@ from tests.support.helpers import ROOT
 pytestmark = [pytest.mark.serverless, pytest.mark.asyncio]
 
 
-async def test_the_page_is_right(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.chdir(tmp_path)  # for its database
+async def test_the_page_is_right(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     names: dict[str, Any] = {}
     for code in re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/fastapi.md").read_text(), re.DOTALL | re.MULTILINE):
         exec(compile(code.replace("redis://127.0.0.1:6379", server.url), "fastapi.md", "exec"), names)
@@ -38,7 +33,4 @@ async def test_the_page_is_right(
     async with client_of(names["site"]) as client:
         assert (await client.post("/users/7/pay")).json() == {"held": True}
     await asyncio.to_thread(names["use_it"])
-    async with names["sessions"]() as session:
-        assert (await session.execute(text("SELECT 1"))).scalar() == 1
-        await names["sessions"].kw["bind"].dispose()
     assert [record.getMessage() for record in caplog.records if record.name == "asynclock"] == []
