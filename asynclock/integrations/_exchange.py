@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from contextlib import AsyncExitStack
 from typing import Any
 
 from starlette.requests import HTTPConnection
@@ -35,6 +36,7 @@ class Exchange:
         "_held",
         "_opened",
         "_receive",
+        "_responding",
         "_scope",
         "_send",
         "begun",
@@ -48,6 +50,7 @@ class Exchange:
         self.replaced = False  #: the response of the application was replaced by ours
         self._connected = False  # the application has been told that a WebSocket wants to connect
         self._opened = False  # and has accepted it
+        self._responding = False  # the endpoint has returned
         self._broken: tuple[AsyncLockError, Answers] | None = None
         self._held: list[tuple[LockScope, Answers, asyncio.Task[Any] | None]] = []
         self._scope, self._receive, self._send = scope, receive, send
@@ -77,12 +80,19 @@ class Exchange:
     def remove(self, scope: LockScope) -> None:
         self._held = [each for each in self._held if each[0] is not scope]
 
+    def watch(self) -> None:
+        """Notice when FastAPI's endpoint has returned: what is sent from then on is its response."""
+        stack = self._scope.get("fastapi_function_astack")
+        if isinstance(stack, AsyncExitStack):
+            stack.push(self._returned)
+
+    def _returned(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._responding = self._responding or error is None
+
     def lost(self, error: AsyncLockError, answers: Answers) -> None:
         """A dependency has ended with a loss. A BaseHTTPMiddleware would end a response that has begun as if it were
         whole, before it passes the error on."""
-        handlers, _ = self._scope.get("starlette.exception_handlers", ({}, {}))
-        answered = handlers.get(LockLostError) is not answer  # by the application itself, as far as can be known
-        if self._scope["type"] == "http" and not self.ended and (self.begun or not answered):
+        if self._scope["type"] == "http" and (self.begun or self._responding) and not self.ended:
             self._broken = error, answers
 
     def answered(self) -> None:
@@ -117,7 +127,10 @@ class Exchange:
             elif kind != "websocket.close":
                 # What is raised here comes out of the application, and makes the server close the connection, though
                 # an endpoint may have swallowed its cancellation, and send on.
-                raise loss[0]
+                try:
+                    raise loss[0]
+                finally:
+                    del loss  # no cycle through its traceback
             error, answers = loss  # an endpoint closes it in a ``finally``, or swallows the cancellation
             message = {**message, "code": answers.close_code, "reason": answers.reason(error)}
         match kind:
@@ -138,6 +151,13 @@ class Exchange:
         await response(error, answers)(self._scope, self._receive, self._send)
         raise error
 
+    def over(self) -> None:
+        """The server has nothing more to do with it. A task that still runs may keep it, but no cycle does."""
+        self._scope = {key: self._scope.get(key) for key in ("type", "method", "path")}
+        self._receive, self._send = _gone, _refuse
+        self._broken = None
+        self.ended = True
+
     async def close(self, code: int, reason: str) -> None:
         """Close the WebSocket. A script in a browser learns the code only if it was accepted before."""
         if self.ended:
@@ -153,6 +173,14 @@ class Exchange:
             if not self.ended:
                 self.ended = True
                 await self._send({"type": "websocket.close", "code": code, "reason": reason})
+
+
+async def _gone() -> Message:
+    return {"type": "http.disconnect"}
+
+
+async def _refuse(message: Message) -> None:
+    raise OSError("the request is over, and its client has gone")
 
 
 class Guard:
@@ -180,6 +208,8 @@ class Guard:
             if ours is error:
                 raise
             raise ours from None
+        finally:
+            exchange.over()
 
 
 def _ours(error: Exception, exchange: Exchange) -> AsyncLockError | None:

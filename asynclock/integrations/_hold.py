@@ -40,7 +40,17 @@ async def acquire(locker: Locker, name: str, timeout: Seconds | None) -> LockSco
 class Hold:
     """The block in which a request holds a lock: what ``Locks.hold`` returns."""
 
-    __slots__ = ("_answers", "_connection", "_depended_on", "_exchange", "_locker", "_name", "_scope", "_timeout")
+    __slots__ = (
+        "_answers",
+        "_connection",
+        "_depended_on",
+        "_exchange",
+        "_locker",
+        "_name",
+        "_scope",
+        "_timeout",
+        "_used",
+    )
 
     _scope: LockScope
     _exchange: Exchange
@@ -62,9 +72,15 @@ class Hold:
         self._name = name
         self._timeout = timeout
         self._depended_on = depended_on
+        self._used = False
 
     async def __aenter__(self) -> LockScope:
+        if self._used:
+            raise RuntimeError("this context manager was used before; call hold() again")
+        self._used = True
         exchange = self._exchange = Exchange.of(self._connection)
+        if self._depended_on:
+            exchange.watch()
         exchange.check_free(self._name, self._answers)
         add_handlers(self._connection)
         try:

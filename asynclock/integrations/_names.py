@@ -60,8 +60,8 @@ class RouteNames:
         raise RequestValidationError(errors)
 
     def _missing(self, name: str) -> dict[str, Any]:
-        why = f"needed for lock {self._template.text!r}; nothing in this route declares {name!r}"
-        return {"type": "missing", "loc": ("query", name), "msg": f"Field required: {why}", "input": None}
+        why = f"lock {self._template.text!r} needs it, and no path, query, header or cookie parameter is declared so"
+        return {"type": "missing", "loc": ("query", name), "msg": f"Field required ({why})", "input": None}
 
 
 def _find(dependant: Any, name: str) -> Declared | None:

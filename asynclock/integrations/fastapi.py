@@ -57,7 +57,7 @@ class Locks:
     :param close_code: for WebSockets, in all these cases
     :param body: called with the error and the status; returns what is sent as JSON
     :param harmless: dependencies with ``yield`` that have nothing to do with what locks protect: they may end after
-        the release, without a :class:`LockOrderWarning`
+        the release, without a ``LockOrderWarning``
     :param options: for ``Locker``
     :raises ConfigurationError: an option is wrong
 

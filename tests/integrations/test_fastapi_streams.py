@@ -9,15 +9,15 @@ from typing import Annotated, Any
 import httpx
 import pytest
 import websockets
-from fastapi import FastAPI, WebSocket
-from fastapi.responses import StreamingResponse
+from fastapi import Depends, FastAPI, HTTPException, WebSocket
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.applications import Starlette
 from starlette.endpoints import WebSocketEndpoint
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.routing import WebSocketRoute
 
-from asynclock import LockScope
-from asynclock.integrations.fastapi import Locks
+from asynclock import LockLostError, LockScope
+from asynclock.integrations.fastapi import LockOrderWarning, Locks
 from asynclock.testing import Server
 from tests.integrations.web import answered, client_of, locked, steal, take
 from tests.support.apps import raw, serve_asgi
@@ -260,3 +260,55 @@ async def test_the_close_code_is_configurable(server: Server) -> None:
             with pytest.raises(websockets.ConnectionClosed):
                 await socket.recv()
             assert socket.close_code == 4423
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_response_that_a_middleware_holds_back_is_not_sent_after_the_loss(
+    locks: Locks, server: Server, streams: bool
+) -> None:
+    """It has begun inside, and not outside yet."""
+    app = FastAPI()
+    locks.install(app)
+    made: list[AsyncGenerator[bytes, None]] = []
+
+    async def rows() -> AsyncGenerator[bytes, None]:
+        yield b"row\n"
+        yield b"that was all\n"
+
+    @app.get("/")
+    async def endpoint(lock: Annotated[LockScope, locks.lock("anna", scope="request")]) -> StreamingResponse:
+        made.append(rows())
+        return StreamingResponse(made[-1])
+
+    @app.middleware("http")
+    async def slow(request: Any, call_next: Any) -> Any:
+        response = await call_next(request)
+        steal(server, "anna")
+        await asyncio.sleep(0.2)  # for the endpoint's task to end with the loss
+        return response if streams else JSONResponse("instead")
+
+    async with client_of(app) as client:
+        answered(await client.get("/"), 503)
+    await made[0].aclose()
+
+
+async def test_a_dependency_outside_may_make_something_else_of_a_loss(locks: Locks, server: Server) -> None:
+    app = FastAPI()
+    locks.install(app)
+
+    async def conflict() -> AsyncIterator[None]:
+        try:
+            yield
+        except LockLostError:
+            raise HTTPException(409, "somebody else was faster") from None
+
+    @app.get("/")
+    async def endpoint(
+        about: Annotated[None, Depends(conflict)], lock: Annotated[LockScope, locks.lock("anna", scope="request")]
+    ) -> None:
+        steal(server, "anna")
+        await asyncio.sleep(30)
+
+    async with client_of(app) as client:
+        with pytest.warns(LockOrderWarning, match="conflict"):
+            assert (await client.get("/")).status_code == 409
