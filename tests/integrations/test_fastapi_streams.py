@@ -149,6 +149,35 @@ async def test_a_stream_that_is_busy_is_423(locks: Locks, server: Server) -> Non
         answered(await client.get("/"), 423)
 
 
+@pytest.mark.parametrize("scope", ["request", "function"])
+async def test_server_sent_events(locks: Locks, server: Server, scope: Any) -> None:
+    """FastAPI runs the endpoint in a task beside that of the request."""
+    sse = pytest.importorskip("fastapi.sse", reason="this version of FastAPI has none")
+    app = FastAPI()
+    locks.install(app)
+    ended: list[BaseException] = []
+
+    @app.get("/", response_class=sse.EventSourceResponse)
+    async def endpoint(lock: Annotated[LockScope, locks.lock("anna", scope=scope)]) -> AsyncIterator[bool]:
+        try:
+            while True:
+                yield locked(server, "anna")
+                await asyncio.sleep(0.01)
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    async with serve_asgi(app) as port:
+        async with raw(port, GET) as connection:
+            await connection.until(b"data: true" if scope == "request" else b"data: false")
+            if scope == "request":
+                steal(server, "anna")
+                received = await connection.rest(AT_ONCE)
+                assert received.count(b"HTTP/1.") == 1
+                assert not received.endswith(b"0\r\n\r\n")
+                assert [type(error) for error in ended] == [asyncio.CancelledError]
+
+
 # WebSockets
 
 
