@@ -129,7 +129,7 @@ class LockerDependency(params.Depends):
     def __init__(self, current: Callable[[], Awaitable[Locker]]) -> None:
         super().__init__(dependency=current)
 
-    # A ``Depends`` cannot be hashed in every version, but a dependency must be.
+    # A dependency must have a hash. A ``Depends`` has none in some versions of FastAPI.
 
     def __eq__(self, other: object) -> bool:
         return self is other

@@ -80,9 +80,9 @@ class Exchange:
     def remove(self, scope: LockScope) -> None:
         self._held = [each for each in self._held if each[0] is not scope]
 
-    def watch(self) -> None:
+    def watch(self, connection: HTTPConnection) -> None:
         """Notice when FastAPI's endpoint has returned: what is sent from then on is its response."""
-        stack = self._scope.get("fastapi_function_astack")
+        stack = connection.scope.get("fastapi_function_astack")
         if isinstance(stack, AsyncExitStack):
             stack.push(self._returned)
 
@@ -119,7 +119,7 @@ class Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        loss = self._loss() if self._held else self._broken
+        loss = self._broken or (self._loss() if self._held else None)
         kind = message["type"]
         if loss is not None:
             if kind == "http.response.start":

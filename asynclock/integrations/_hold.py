@@ -80,7 +80,7 @@ class Hold:
         self._used = True
         exchange = self._exchange = Exchange.of(self._connection)
         if self._depended_on:
-            exchange.watch()
+            exchange.watch(self._connection)
         exchange.check_free(self._name, self._answers)
         add_handlers(self._connection)
         try:
@@ -115,7 +115,8 @@ class Hold:
         return suppressed
 
     def _is_ours(self, error: BaseException) -> bool:
-        return isinstance(error, LockLostError) and error.name == self._scope.name
+        scope = self._scope  # another locker may have a lock of that name, and lose it
+        return isinstance(error, LockLostError) and error.name == scope.name and scope.lost_reason is not None
 
     def _all_ours(self, group: ExceptionGroup[Any]) -> bool:
         return group.split(lambda error: self._is_ours(error))[1] is None  # Python 3.11 takes functions only

@@ -27,9 +27,9 @@ def _route(scope: Scope) -> Any:
 
 
 def routes_of(app: Any) -> list[Any]:
-    """All routes of an application, those of included routers too, as far as they are FastAPI's."""
-    try:
-        from fastapi.routing import iter_route_contexts  # FastAPI 0.13x and later
+    """All routes of an application, those of included routers too."""
+    try:  # versions that share a route, as above
+        from fastapi.routing import iter_route_contexts
     except ImportError:
         return list(app.routes)
     return list(iter_route_contexts(app.routes))

@@ -411,10 +411,18 @@ async def test_errors_of_other_lockers_are_the_applications_own(locks: Locks, se
         async with locker.with_context("job", timeout=0):
             """Somebody else holds it."""
 
+    @app.get("/same-name")
+    async def same_name(lock: Annotated[LockScope, locks.lock("anna")]) -> None:
+        async with Locker(server.url, key_prefix="other") as other, other.with_context("anna"):
+            server.execute("DEL", "other:0:anna")
+            await asyncio.sleep(30)
+
     take(server, "job")
     async with client_of(app) as client:
         with pytest.raises(AcquireTimeoutError, match="job"):
             await client.get("/foreign")
+        with pytest.raises(LockLostError, match="other:0:anna"):
+            await client.get("/same-name")
     assert not locked(server, "anna")
 
 
