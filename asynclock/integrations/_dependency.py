@@ -86,6 +86,15 @@ class LockDependency:
             if dependant is not None:
                 self._check_order(connection, dependant)
             names = RouteNames(self._name, dependant) if isinstance(self._name, NameTemplate) else None
+            if names is not None and (missing := names.undeclared(connection)):
+                log.warning(
+                    "asynclock: %s %s: %s needs a value that no parameter of the route is called by: %s; it is taken "
+                    "from the query, headers or cookies as it is sent. Declare it, or correct the name",
+                    connection.scope.get("method", "WEBSOCKET"),
+                    connection.scope["path"],
+                    self.__name__,
+                    ", ".join(missing),
+                )
             known = self._routes[id(dependant)] = dependant, names
         return known[1]
 

@@ -1,40 +1,19 @@
-"""A lock that is held for a request: how it is acquired, and which errors are about it."""
+"""A lock that is held for a request, and which errors are about it."""
 
 from __future__ import annotations
 
-import asyncio
 from types import TracebackType
 from typing import Any
 
 from starlette.requests import HTTPConnection
 
-from ..errors import AcquireTimeoutError, AsyncLockError, LockLostError, NotLockedError, ServerError
+from ..errors import AsyncLockError, LockLostError
 from ..locker import Locker
-from ..options import Seconds, check_timeout
+from ..options import Seconds
 from ..scope import LockScope
+from ._acquire import acquire
 from ._answers import Answers, claim
 from ._exchange import Exchange, add_handlers
-
-
-async def acquire(locker: Locker, name: str, timeout: Seconds | None) -> LockScope:
-    """As ``Locker.acquire``, but a server that is down is told at once, and not after ``timeout``."""
-    seconds = check_timeout(timeout)
-    if seconds == 0:
-        return await locker.acquire(name, timeout=0)
-    loop = asyncio.get_running_loop()
-    until = None if seconds is None else loop.time() + seconds
-    try:
-        async with asyncio.timeout_at(until) as limit:
-            return await locker.try_acquire(name)
-    except NotLockedError:
-        left = None if until is None else max(0.0, round(until - loop.time(), 3))
-        return await locker.acquire(name, timeout=left)
-    except TimeoutError as error:
-        if isinstance(error, AsyncLockError) or not limit.expired():
-            raise
-        assert seconds is not None
-        why = ServerError(repr(locker), "has not answered yet")
-        raise AcquireTimeoutError(name, seconds, str(why)) from why
 
 
 class Hold:

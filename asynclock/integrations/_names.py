@@ -33,6 +33,10 @@ class RouteNames:
         self._template = template
         self._declared = {name: _find(dependant, name) for name in template.fields}
 
+    def undeclared(self, connection: HTTPConnection) -> list[str]:
+        """The names of values that the route neither declares nor has in its path: one may be mistyped."""
+        return [name for name, found in self._declared.items() if found is None and name not in connection.path_params]
+
     def of(self, connection: HTTPConnection) -> str:
         """:raises RequestValidationError: a value is missing or wrong; answered with 422, a WebSocket closed"""
         values: dict[str, object] = {}

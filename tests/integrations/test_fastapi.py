@@ -115,7 +115,7 @@ async def test_a_name_has_values_of_the_request_as_the_endpoint_declares_them(lo
         assert await name("/dependency?user=07") == "7"
 
 
-async def test_a_value_that_nobody_declares_is_looked_for(locks: Locks) -> None:
+async def test_a_value_that_nobody_declares_is_looked_for(locks: Locks, caplog: pytest.LogCaptureFixture) -> None:
     app = app_of(locks)
 
     @app.get("/{user}", dependencies=[locks.lock("{user}:{x_tenant}:{day}:{session}")])
@@ -142,6 +142,8 @@ async def test_a_value_that_nobody_declares_is_looked_for(locks: Locks) -> None:
         assert [each["loc"] for each in missing.json()["detail"]] == [["query", "x_tenant"], ["query", "session"]]
         assert "no path, query, header or cookie parameter is declared so" in missing.text
     assert len(seen) == 3
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "is called by: x_tenant, day, session; it is taken from the query" in record.getMessage()
 
 
 async def test_a_wrong_value_is_422_as_if_there_was_no_lock(locks: Locks, server: Server) -> None:
