@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Never
+from typing import Any, Never, ParamSpec, TypeVar
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
@@ -15,6 +15,10 @@ from .acquisition import Acquisition, acquire
 from .core.room import Room
 from .options import Seconds, check_options
 from .scope import LockScope
+from .synchronized import synchronized
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Locker:
@@ -145,6 +149,30 @@ class Locker:
     def force_with_context(self, name: str) -> Acquisition:
         """As :meth:`with_context`, with :meth:`force_acquire`."""
         return Acquisition(self, self._manager, name, Room.force)
+
+    # Around functions
+
+    def synchronized(
+        self, name: str, *, timeout: Seconds | None = None
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, T]]], Callable[P, Coroutine[Any, Any, T]]]:
+        """Decorate a coroutine function or method: each call of it acquires the lock as :meth:`with_context`, runs, and
+        releases it::
+
+            @locker.synchronized("report:{day}", timeout=10)
+            async def write_report(day: date, *, draft: bool = False) -> Path: ...
+
+        A lost lock cancels the call, which then raises :class:`LockLostError`. A call from inside of another one with
+        the same name raises :class:`AlreadyHeldError`.
+
+        :param name: of the lock; arguments of the function in braces are filled in as by ``str.format``
+            (``{day:%Y-%m-%d}``, ``{self.id}``), with defaults applied
+        :param timeout: seconds to wait, as in :meth:`acquire`
+        :raises ConfigurationError: at decoration: the name needs a value that is not an argument of the function, or
+            this is not a coroutine function
+
+        A call raises as :meth:`acquire`, and as leaving a :class:`LockScope`.
+        """
+        return synchronized(self, name, timeout)
 
     # Opening and closing
 
