@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Never, ParamSpec, TypeVar
 
@@ -13,6 +13,7 @@ from redis.asyncio.cluster import RedisCluster
 from ._engine.manager import LockManager
 from .acquisition import Acquisition, acquire
 from .core.room import Room
+from .leader import lead
 from .options import Seconds, check_options
 from .scope import LockScope
 from .synchronized import synchronized
@@ -173,6 +174,28 @@ class Locker:
         A call raises as :meth:`acquire`, and as leaving a :class:`LockScope`.
         """
         return synchronized(self, name, timeout)
+
+    # Leading
+
+    async def lead(self, name: str, run: Callable[[LockScope], Awaitable[T]]) -> T:
+        """Run ``run(scope)`` while this process holds the lock, and return what it returns. Of all processes that lead
+        with one name, one works and the others wait to take over.
+
+        A loss cancels ``run``; then this contends again, after a pause of up to 5 s that grows from 0.1 s if losses
+        come one after the other. If the servers are away, it tries again in the same way, also when it connects for
+        the first time. If ``run`` calls :meth:`LockScope.cancel`, it steps down, and this contends again.
+
+        Cancelled, it cancels ``run``, and gives the lock back as soon as ``run`` has ended.
+
+        :param run: a coroutine function; it may be called many times
+        :raises LockerClosedError: the locker is closed
+        :raises ServerError: a server refuses for good (:attr:`ServerError.lasting`)
+        :raises ConfigurationError: as :meth:`acquire`, and ``run`` cannot be called
+
+        An exception of ``run``, or of a task of its scope, comes out as from the block of a :class:`LockScope`, and
+        nothing is run again.
+        """
+        return await lead(self, name, run)
 
     # Opening and closing
 

@@ -171,6 +171,20 @@ def synchronizing(locker: Locker) -> None:
     del using, not_a_coroutine_function, a_generator
 
 
+async def leading(locker: Locker) -> None:
+    async def run(scope: LockScope) -> int:
+        return 1
+
+    class Scheduler:
+        async def run(self, scope: LockScope) -> None: ...
+
+    assert_type(await locker.lead("x", run), int)
+    assert_type(await locker.lead("x", lambda scope: run(scope)), int)
+    assert_type(await locker.lead("x", Scheduler().run), None)
+    await locker.lead("x", run(await locker.acquire("x")))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await locker.lead("x", lambda: run)  # type: ignore[arg-type, misc]  # pyright: ignore[reportArgumentType]
+
+
 class Locks(Protocol):
     """What a service may ask for, to be given something else in its tests."""
 
