@@ -189,7 +189,7 @@ class Locker:
 
         :param run: a coroutine function; it may be called many times
         :raises LockerClosedError: the locker is closed
-        :raises ServerError: a server refuses for good (:attr:`ServerError.lasting`)
+        :raises ServerError: a server refuses for good: the error is ``lasting``
         :raises ConfigurationError: as :meth:`acquire`, and ``run`` cannot be called
 
         An exception of ``run``, or of a task of its scope, comes out as from the block of a :class:`LockScope`, and

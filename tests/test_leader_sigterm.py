@@ -1,4 +1,4 @@
-"""SIGTERM: the recipes of docs/leader.md as real processes, and how long the next holder waits."""
+"""SIGTERM: the recipes of docs/ as real processes, and how long the next holder waits."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ from tests.support.helpers import AT_ONCE, key, until
 pytestmark = [pytest.mark.serverless, pytest.mark.asyncio, pytest.mark.one_loop]
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "leader.md").read_text()
 VALIDITY = 5.0  # seconds: the default
 HANDLED = "asyncio.get_running_loop().add_signal_handler"
 
 
-def recipe(heading: str, language: str = "python") -> str:
+def recipe(heading: str, language: str = "python", page: str = "leader.md") -> str:
     """The code of a section."""
-    section = re.split(r"^###? ", PAGE, flags=re.MULTILINE)
+    section = re.split(r"^###? ", (ROOT / "docs" / page).read_text(), flags=re.MULTILINE)
     (text,) = (each for each in section if each.startswith(f"{heading}\n"))
     found = re.search(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert found, heading
@@ -185,6 +184,48 @@ async def test_uvicorn_with_a_request_that_does_not_end(
         writer = await open_request(port)
         await leads(server, process)
         assert 1 <= await next_holder(locker, process.pid, request) < 1.5 + AT_ONCE
+        await ended(process)
+        writer.close()
+
+
+# aiohttp
+
+
+async def test_aiohttp_gives_the_lock_of_its_leader_back(
+    server: Server, locker: Locker, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    code = recipe("When the process ends", page="aiohttp.md").replace("port=8080", f"port={free_port()}")
+    async with started(script(server, tmp_path, code), tmp_path) as process:
+        await leads(server, process)
+        assert await next_holder(locker, process.pid, request) < AT_ONCE
+        output = await ended(process)
+        assert process.returncode == 0, output
+        assert "Traceback" not in output, output
+
+
+async def test_aiohttp_with_a_request_that_does_not_end(
+    server: Server, locker: Locker, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    port = free_port()
+    endless = """
+async def endless(request: web.Request) -> web.Response:
+    await asyncio.sleep(600)
+    return web.Response()
+
+
+def make_app() -> web.Application:
+    app = web.Application()
+    app.router.add_get("/endless", endless)
+"""
+    code = recipe("When the process ends", page="aiohttp.md").replace(
+        "def make_app() -> web.Application:\n    app = web.Application()\n", endless
+    )
+    code = code.replace("port=8080", f"port={port}").replace("shutdown_timeout=20", "shutdown_timeout=1")
+    async with started(script(server, tmp_path, code), tmp_path) as process:
+        writer = await open_request(port)
+        await leads(server, process)
+        waited = await next_holder(locker, process.pid, request)
+        assert 1 <= waited < 2.5 + AT_ONCE  # aiohttp waits, cancels the handler, and waits again
         await ended(process)
         writer.close()
 

@@ -1,0 +1,1 @@
+"""Web frameworks and other libraries. Each module needs the library whose name it has; nothing else imports it."""
