@@ -31,9 +31,6 @@ async def lead(locker: Locker, name: str, run: Callable[[LockScope], Awaitable[T
     stopped, though it may look as if it had returned, and leads again; unless somebody else has cancelled it, too.
     """
     _check(run)
-    task = asyncio.current_task()
-    assert task is not None
-    cancelled_before = task.cancelling()
     backoff = Backoff(FIRST_PAUSE, MAX_PAUSE)
     told = ""  # the last trouble that was logged
     while True:
@@ -47,6 +44,9 @@ async def lead(locker: Locker, name: str, run: Callable[[LockScope], Awaitable[T
                 told = str(error)
             await asyncio.sleep(backoff.next())
             continue
+        task = asyncio.current_task()
+        assert task is not None
+        cancelled_before = task.cancelling()
         told = ""
         log.info("asynclock: leading, with lock %r", name)
         since = clock()

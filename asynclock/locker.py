@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
@@ -13,6 +14,7 @@ from redis.asyncio.cluster import RedisCluster
 from ._engine.manager import LockManager
 from .acquisition import Acquisition, acquire
 from .core.room import Room
+from .errors import ConfigurationError
 from .leader import lead
 from .options import Seconds, check_options
 from .scope import LockScope
@@ -204,7 +206,8 @@ class Locker:
         try:
             await self._manager.ready()
         except BaseException:
-            await self.aclose()
+            with contextlib.suppress(ConfigurationError):  # it is another event loop's: the first error says so
+                await self.aclose()
             raise
         return self
 
