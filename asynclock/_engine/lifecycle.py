@@ -10,7 +10,6 @@ from threading import get_ident
 
 from ..errors import ConfigurationError, LockerClosedError
 
-
 NEW_LOOPS = "asyncio.run() and async_to_sync() start a new one each time; synchronous code uses asynclock.sync.Locker"
 NO_LOOP = "use asynclock.sync.Locker in synchronous code and, with trio, in a thread (trio.to_thread.run_sync)"
 

@@ -1,1 +1,1 @@
-"""Web frameworks and other libraries. Each module needs the library whose name it has; nothing else imports it."""
+"""asynclock in other libraries and frameworks. Each module needs the extra of its name: ``asynclock[fastapi]``."""

@@ -15,17 +15,15 @@ import contextlib
 import functools
 import inspect
 import logging
-import math
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
 import redis.asyncio as redis
-from aiohttp import WSCloseCode, hdrs, web
+from aiohttp import hdrs, web
 from redis.asyncio.cluster import RedisCluster
 
 from .._engine.templates import NameTemplate
@@ -34,14 +32,13 @@ from ..errors import (
     AlreadyHeldError,
     AsyncLockError,
     ConfigurationError,
-    LockerClosedError,
-    LockLostError,
     NotLockedError,
     ServerError,
 )
 from ..locker import Locker
 from ..options import Seconds, check_timeout
 from ..scope import LockScope
+from ._answers import ANSWERED, Answers, Outcome, default_body, outcome
 
 __all__ = ["LOCKER", "SCOPE", "locked", "setup"]
 
@@ -61,7 +58,6 @@ SCOPE: RequestKey[LockScope] = RequestKey("asynclock.scope", LockScope)
 
 ANSWER = 2.0  # seconds for the servers to answer one attempt, before they count as unreachable
 HANG_UP = 1.0  # seconds for a WebSocket's client to answer that it is closed
-WITHOUT = (AcquireTimeoutError, NotLockedError, LockLostError, LockerClosedError, ServerError)  # what is answered here
 
 
 # Setting it up
@@ -71,12 +67,13 @@ def setup(
     app: web.Application,
     servers: Locker | str | redis.Redis | RedisCluster | Sequence[str | redis.Redis],
     *,
-    timeout: Seconds | None = 1.0,
+    timeout: Seconds | None = 10.0,
     busy_status: int = 423,
     lost_status: int = 503,
     unavailable_status: int = 503,
     retry_after: Seconds | None = 1,
-    body: Callable[[web.Request, AsyncLockError], object] | None = None,
+    close_code: int = 1013,
+    body: Callable[[AsyncLockError, int], Any] = default_body,
     **options: Any,
 ) -> Locker:
     """Give the application, and all its sub-applications, a :class:`Locker`: ``app[LOCKER]``. Nothing is sent until the
@@ -90,7 +87,8 @@ def setup(
     :param unavailable_status: of the answer if the servers of the locks are unreachable or refuse, also during the
         wait, or the locker is closed
     :param retry_after: seconds, for the header ``Retry-After`` of these answers; ``None``: no header
-    :param body: of these answers, from the request and the error: a ``str``, or what becomes JSON
+    :param close_code: for WebSockets, in all these cases
+    :param body: called with the error and the status; returns what is sent as JSON
     :param options: of the :class:`Locker`
     :raises ConfigurationError: an option is wrong, or the application has a locker already
 
@@ -99,25 +97,8 @@ def setup(
     """
     if LOCKER in app:
         raise ConfigurationError(f"{app!r} has a locker already: {app[LOCKER]!r}")
-    for option, status in (
-        ("busy_status", busy_status),
-        ("lost_status", lost_status),
-        ("unavailable_status", unavailable_status),
-    ):
-        if isinstance(status, bool) or not isinstance(status, int) or not 400 <= status <= 599:
-            raise ConfigurationError(f"{option}={status!r}: must be a status of HTTP from 400 to 599")
-    try:
-        after = check_timeout(retry_after)
-    except ConfigurationError:
-        raise ConfigurationError(f"retry_after={retry_after!r}: must be 0 or more seconds, or None") from None
-    answers = _Answers(
-        timeout=check_timeout(timeout),
-        busy_status=busy_status,
-        lost_status=lost_status,
-        unavailable_status=unavailable_status,
-        headers={} if after is None else {"Retry-After": str(math.ceil(after))},
-        body=_detail if body is None else body,
-    )
+    answers = Answers(busy_status, lost_status, unavailable_status, retry_after, close_code, body)
+    settings = _Settings(check_timeout(timeout), answers)
     if isinstance(servers, Locker):
         if options:
             raise ConfigurationError(f"{', '.join(options)}: give options to the Locker itself")
@@ -125,7 +106,7 @@ def setup(
     else:
         locker = Locker(servers, **options)
     app[LOCKER] = locker
-    app[_ANSWERS] = answers
+    app[_SETTINGS] = settings
     app.on_response_prepare.append(_begins)
 
     async def close_in_the_end(app: web.Application) -> AsyncIterator[None]:
@@ -192,8 +173,8 @@ def locked(
         @functools.wraps(handler)
         async def under_the_lock(*args: P.args, **kwargs: P.kwargs) -> web.StreamResponse:
             request = _request_of(args, what)
-            answers = request.config_dict.get(_ANSWERS)
-            if answers is None:
+            settings = request.config_dict.get(_SETTINGS)
+            if settings is None:
                 raise ConfigurationError(
                     f"locked() on {what}: its application has no locker; "
                     "call asynclock.integrations.aiohttp.setup(app, 'redis://...') on it, or on the one above it"
@@ -202,17 +183,17 @@ def locked(
             response: web.StreamResponse | None = None
             try:
                 named = await _name_of(request, template, key)
-                wait = answers.timeout if isinstance(seconds, EllipsisType) else seconds
+                wait = settings.timeout if isinstance(seconds, EllipsisType) else seconds
                 async with await _acquire(request, named, wait) as scope:
-                    held = _Held(scope)
+                    held = _Held(scope, settings.answers)
                     with held.by(request):
                         response = await handler(*args, **kwargs)
-            except WITHOUT as error:
+            except ANSWERED as error:
                 if held is not None and held.begun is not None:
                     _tell(request, error)
                     await held.break_off(request)  # also for a loss that showed only at the release
                     return held.begun
-                return await answers.refuse(request, error)
+                return await _refuse(request, error, settings.answers)
             if response is None:
                 raise RuntimeError(
                     f"{what} has returned no response, or has called cancel() of its scope before it did"
@@ -282,53 +263,26 @@ async def _attempt(locker: Locker, name: str) -> LockScope:
 # Answers without the lock
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Answers:
+class _Settings(NamedTuple):
     """What ``setup`` was told."""
 
     timeout: float | None
-    busy_status: int
-    lost_status: int
-    unavailable_status: int
-    headers: Mapping[str, str]
-    body: Callable[[web.Request, AsyncLockError], object]
-
-    async def refuse(self, request: web.Request, error: AsyncLockError) -> web.StreamResponse:
-        """Nothing has been answered yet."""
-        status = self.unavailable_status
-        if _is_busy(error):
-            status = self.busy_status
-        else:
-            _tell(request, error)
-            if isinstance(error, LockLostError):
-                status = self.lost_status
-        said = self.body(request, error)
-        offered = [each.strip() for each in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
-        websocket = web.WebSocketResponse(protocols=offered, timeout=HANG_UP)
-        if websocket.can_prepare(request):
-            # Scripts in a browser learn the code of a WebSocket that is closed, but no status of one that is refused.
-            await websocket.prepare(request)
-            await websocket.close(code=WSCloseCode.TRY_AGAIN_LATER, message=_detail(request, error)["detail"].encode())
-            return websocket
-        if isinstance(said, str):
-            return web.Response(text=said, status=status, headers=self.headers)
-        return web.json_response(said, status=status, headers=self.headers)
+    answers: Answers
 
 
-def _is_busy(error: AsyncLockError) -> bool:
-    """Has somebody else the lock? If not, nobody is known to have it: the servers went away meanwhile, say."""
-    return isinstance(error, NotLockedError) or (
-        isinstance(error, AcquireTimeoutError) and not isinstance(error.__cause__, ServerError)
-    )
-
-
-def _detail(request: web.Request, error: AsyncLockError) -> dict[str, str]:
-    """Without names of locks and servers, which are not for clients."""
-    if _is_busy(error):
-        return {"detail": "another request has the lock; try again later"}
-    if isinstance(error, LockLostError):
-        return {"detail": "the lock was lost; try again later"}
-    return {"detail": "no lock can be acquired now; try again later"}
+async def _refuse(request: web.Request, error: AsyncLockError, answers: Answers) -> web.StreamResponse:
+    """Nothing has been answered yet."""
+    if outcome(error) is not Outcome.BUSY:
+        _tell(request, error)
+    offered = [each.strip() for each in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
+    websocket = web.WebSocketResponse(protocols=offered, timeout=HANG_UP)
+    if websocket.can_prepare(request):
+        # Scripts in a browser learn the code of a WebSocket that is closed, but no status of one that is refused.
+        await websocket.prepare(request)
+        await websocket.close(code=answers.close_code, message=answers.reason(error).encode())
+        return websocket
+    status = answers.status(error)
+    return web.json_response(answers.body(error, status), status=status, headers=answers.headers())
 
 
 def _tell(request: web.Request, error: AsyncLockError) -> None:
@@ -347,10 +301,11 @@ class _Held:
     friendly ``close()``, is not to make a whole answer of a broken one.
     """
 
-    __slots__ = ("_watch", "begun", "scope")
+    __slots__ = ("_answers", "_watch", "begun", "scope")
 
-    def __init__(self, scope: LockScope) -> None:
+    def __init__(self, scope: LockScope, answers: Answers) -> None:
         self.scope = scope
+        self._answers = answers
         self.begun: web.StreamResponse | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -379,29 +334,28 @@ class _Held:
     async def break_off(self, request: web.Request) -> None:
         assert self.begun is not None and self._watch is not None
         await self._watch
-        await _break_off(request, self.begun)
+        await self._break_off(request, self.begun)
 
     async def _break_off_when_lost(self, request: web.Request, response: web.StreamResponse) -> None:
         if await self.scope.wait_lost() is not None:
-            await _break_off(request, response)
+            await self._break_off(request, response)
+
+    async def _break_off(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Close a WebSocket, and cut the connection under any other response. Twice does no harm."""
+        if isinstance(response, web.WebSocketResponse) and response.prepared:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HANG_UP):
+                    await response.close(code=self._answers.close_code, message=Outcome.LOST.value.encode())
+            if request.transport is not None:
+                request.transport.abort()
+        else:
+            _cut(request)
 
 
 async def _begins(request: web.Request, response: web.StreamResponse) -> None:
     """``on_response_prepare``: a response is about to begin."""
     for held in request.get(_HELD, ()):
         held.begins(request, response)
-
-
-async def _break_off(request: web.Request, response: web.StreamResponse) -> None:
-    """Close a WebSocket with 1013, and cut the connection under any other response. Twice does no harm."""
-    if isinstance(response, web.WebSocketResponse) and response.prepared:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(HANG_UP):
-                await response.close(code=WSCloseCode.TRY_AGAIN_LATER, message=b"the lock was lost")
-        if request.transport is not None:
-            request.transport.abort()
-    else:
-        _cut(request)
 
 
 def _cut(request: web.Request) -> None:
@@ -417,6 +371,6 @@ def _cut(request: web.Request) -> None:
     transport.abort()
 
 
-_ANSWERS: web.AppKey[_Answers] = web.AppKey("asynclock.answers", _Answers)
+_SETTINGS: web.AppKey[_Settings] = web.AppKey("asynclock.settings", _Settings)
 _HELD: RequestKey[tuple[_Held, ...]] = RequestKey("asynclock.held", tuple)
 _NEEDS = "_asynclock_name"  # an attribute of decorated handlers: the template of the lock's name

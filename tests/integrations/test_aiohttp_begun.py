@@ -62,9 +62,9 @@ async def locked_socket(request: web.Request) -> web.StreamResponse:
     return websocket
 
 
-def app_of(server: Server, handler: Any) -> web.Application:
+def app_of(server: Server, handler: Any, **options: Any) -> web.Application:
     app = web.Application()
-    setup(app, server.url)
+    setup(app, server.url, **options)
     app.router.add_get("/users/{user_id}", handler)
     inner = web.Application()
     inner.router.add_get("/users/{user_id}", handler)
@@ -161,9 +161,9 @@ async def connected(port: int) -> AsyncIterator[aiohttp.ClientWebSocketResponse]
         yield socket
 
 
-async def check_closed(socket: aiohttp.ClientWebSocketResponse) -> None:
+async def check_closed(socket: aiohttp.ClientWebSocketResponse, code: int = 1013) -> None:
     message = await socket.receive(timeout=5)
-    assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, 1013), message
+    assert (message.type, message.data) == (aiohttp.WSMsgType.CLOSE, code), message
     assert message.extra
 
 
@@ -185,3 +185,13 @@ async def test_so_is_one_that_gets_no_lock(busy: str, server: Server, other: Loc
         async with connected(port) as socket:
             await check_closed(socket)
         await until(lambda: server.execute("DBSIZE") == 1)
+
+
+async def test_the_code_is_that_of_setup(server: Server, other: Locker) -> None:
+    async with serve_aiohttp(app_of(server, locked_socket, close_code=4001)) as port:
+        async with other.with_context("user:7"), connected(port) as socket:
+            await check_closed(socket, 4001)
+        async with connected(port) as socket:
+            await until(lambda: server.execute("EXISTS", key("user:7")))
+            server.execute("DEL", key("user:7"))
+            await check_closed(socket, 4001)

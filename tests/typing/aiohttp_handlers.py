@@ -56,7 +56,7 @@ async def no_response(request: web.Request) -> str:
     return ""
 
 
-def body(request: web.Request, error: AsyncLockError) -> dict[str, str]:
+def body(error: AsyncLockError, status: int) -> dict[str, str]:
     return {"error": str(error)}
 
 
