@@ -55,7 +55,8 @@ def aiohttp_with(handler: Handler) -> Serve:
 
 
 def fastapi_with(endpoint: Callable[..., object], *, websocket: bool = False) -> Serve:
-    app = FastAPI(lifespan=fastapi_app.lifespan, exception_handlers=fastapi_app.app.exception_handlers)
+    app = FastAPI(lifespan=fastapi_app.lifespan)
+    fastapi_app.locks.install(app)
     (app.websocket if websocket else app.get)("/{account}")(endpoint)
     return lambda: serve_asgi(app)
 
@@ -157,7 +158,7 @@ async def test_a_client_that_does_not_read_keeps_no_handler(
             yield bytes(1 << 20)
 
     async def endpoint(account: str, lock: AccountLockUntilSent) -> StreamingResponse:
-        return StreamingResponse(fastapi_app.while_locked(lock, rows()))
+        return StreamingResponse(rows())
 
     async def handler(request: web.Request, lock: LockScope) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -186,7 +187,7 @@ async def test_a_stream_that_swallows_the_cancellation_is_broken_off_all_the_sam
         yield "that was all\n"
 
     async def endpoint(account: str, lock: AccountLockUntilSent) -> StreamingResponse:
-        return StreamingResponse(fastapi_app.while_locked(lock, rows()))
+        return StreamingResponse(rows())
 
     async with running(fastapi_with(endpoint), server) as client, client.raw(GET) as connection:
         await connection.until(b"row")
@@ -287,7 +288,7 @@ async def test_a_loss_that_shows_when_the_stream_was_sent_adds_nothing_to_it_fas
         async def takes_it_away() -> None:
             client.take_away("anna")
 
-        response = StreamingResponse(fastapi_app.while_locked(lock, rows()))
+        response = StreamingResponse(rows())
         response.background = BackgroundTasks()
         response.background.add_task(takes_it_away)
         return response
@@ -357,7 +358,9 @@ async def test_background_tasks_run_under_a_lock_until_sent_only(until_sent: boo
         await until(lambda: not client.locked("anna"))
 
 
-async def test_a_background_task_is_stopped_by_a_loss_and_the_client_hears_nothing_of_it(server: Server) -> None:
+async def test_a_background_task_is_stopped_by_a_loss_and_the_client_hears_nothing_of_it(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     stopped = asyncio.Event()
 
     async def work() -> None:
@@ -371,13 +374,15 @@ async def test_a_background_task_is_stopped_by_a_loss_and_the_client_hears_nothi
 
     async with running(fastapi_with(endpoint), server) as client, client.raw(GET) as connection:
         await connection.until(b"null")
-        received = await lose(client, connection)
-        assert stopped.is_set()
-        assert received.count(b"HTTP/1.") == 1
+        client.take_away("anna")
+        await asyncio.wait_for(stopped.wait(), AT_ONCE)
+        await until(lambda: "GET /anna: lock 'account:anna' was lost" in caplog.text)
+        assert connection.seen.count(b"HTTP/1.") == 1
+        assert "Traceback" not in caplog.text
 
 
-async def test_a_background_task_that_loses_its_lock_costs_the_client_its_next_answer(server: Server) -> None:
-    """What docs/services.md warns of: uvicorn closes the connection, whatever it is used for by then."""
+async def test_a_background_task_that_loses_its_lock_costs_the_client_nothing(server: Server) -> None:
+    """It is the same connection on which the client waits for its next answer by then."""
     asked = asyncio.Event()
 
     async def endpoint(account: str, lock: AccountLockUntilSent, background: BackgroundTasks) -> None:
@@ -391,9 +396,12 @@ async def test_a_background_task_that_loses_its_lock_costs_the_client_its_next_a
         await connection.until(b"null")
         connection.writer.write(GET.replace("anna", "bert").replace("\n", "\r\n").encode() + b"\r\n")
         await asyncio.wait_for(asked.wait(), 5)
-        received = await lose(client, connection)
-        assert received.count(b"HTTP/1.") == 1
+        client.take_away("anna")
+        await until(lambda: client.locked("bert"))
         client.take_away("bert")
+        await connection.until(b"503")
+        assert connection.seen.startswith(b"HTTP/1.1 200 ")
+        assert connection.seen.count(b"HTTP/1.1 503 ") == 1
 
 
 # WebSockets

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from asynclock.testing import Server
 from examples import aiohttp_app, fastapi_app
 from tests.support.helpers import key, until
+from tests.support.internals import locks_on
 
 WORK = 8.0  # seconds of work, in requests that are interrupted
 
@@ -101,10 +102,14 @@ class Client:
 @contextlib.asynccontextmanager
 async def running(serve: str | Serve, server: Server, *, wait: float = 0.1) -> AsyncIterator[Client]:
     """Serve an example app, given by its name, or an app built from their parts."""
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as directory:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory() as directory,
+        locks_on(fastapi_app.locks, server.url, wait),
+    ):
+        patch.setattr(aiohttp_app, "LOCK_URL", server.url)
+        patch.setattr(aiohttp_app, "LOCK_WAIT", wait)
         for module in (fastapi_app, aiohttp_app):
-            patch.setattr(module, "LOCK_URL", server.url)
-            patch.setattr(module, "LOCK_WAIT", wait)
             patch.setattr(module, "DATABASE_URL", f"sqlite+aiosqlite:///{Path(directory, 'accounts.db')}")
         async with (
             (SERVE[serve] if isinstance(serve, str) else serve)() as port,

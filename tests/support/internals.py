@@ -7,6 +7,8 @@ as when a connection is lost, or to replace a method by one that fails.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from asynclock import Locker, LockScope
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from asynclock._engine.manager import LockManager
     from asynclock.core.lease import Lease
     from asynclock.core.room import Room
+    from asynclock.integrations.fastapi import Locks
     from asynclock.options import Options
     from asynclock.topology.servers import Servers
     from asynclock.wire.background import Loop
@@ -131,3 +134,17 @@ def votes(scope: LockScope) -> list[float]:
 def let_go_of_locker(scope: LockScope) -> None:
     """Drop the scope's reference to its locker, which keeps the locker from being collected."""
     scope._locker = None
+
+
+# Integrations
+
+
+@contextlib.contextmanager
+def locks_on(locks: Locks, url: str, timeout: float) -> Iterator[None]:
+    """Let the locks of a module, which were made when it was imported, be on the server of a test."""
+    before = locks._servers, locks._timeout
+    locks._servers, locks._timeout = url, timeout
+    try:
+        yield
+    finally:
+        locks._servers, locks._timeout = before
