@@ -94,6 +94,7 @@ async def acquire(
     if task is None:
         check_name(name)
         try:
+            life.check(manager.label())  # before anything that needs an event loop
             async with asyncio.timeout(seconds or None):
                 await manager.ready()
         except ConfigurationError:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
-from typing import Never
+from typing import Any, Never, ParamSpec, TypeVar
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
@@ -13,8 +14,14 @@ from redis.asyncio.cluster import RedisCluster
 from ._engine.manager import LockManager
 from .acquisition import Acquisition, acquire
 from .core.room import Room
+from .errors import ConfigurationError
+from .leader import lead
 from .options import Seconds, check_options
 from .scope import LockScope
+from .synchronized import synchronized
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Locker:
@@ -152,6 +159,52 @@ class Locker:
         """As :meth:`with_context`, with :meth:`force_acquire`."""
         return Acquisition(self, self._manager, name, Room.force)
 
+    # Around functions
+
+    def synchronized(
+        self, name: str, *, timeout: Seconds | None = None
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, T]]], Callable[P, Coroutine[Any, Any, T]]]:
+        """Decorate a coroutine function or method: each call of it acquires the lock as :meth:`with_context`, runs, and
+        releases it::
+
+            @locker.synchronized("report:{day}", timeout=10)
+            async def write_report(day: date, *, draft: bool = False) -> Path: ...
+
+        A lost lock cancels the call, which then raises :class:`LockLostError`. A call from inside of another one with
+        the same name raises :class:`AlreadyHeldError`.
+
+        :param name: of the lock; arguments of the function in braces are filled in as by ``str.format``
+            (``{day:%Y-%m-%d}``, ``{self.id}``), with defaults applied
+        :param timeout: seconds to wait, as in :meth:`acquire`
+        :raises ConfigurationError: at decoration: the name needs a value that is not an argument of the function, or
+            this is not a coroutine function
+
+        A call raises as :meth:`acquire`, and as leaving a :class:`LockScope`.
+        """
+        return synchronized(self, name, timeout)
+
+    # Leading
+
+    async def lead(self, name: str, run: Callable[[LockScope], Awaitable[T]]) -> T:
+        """Run ``run(scope)`` while this process holds the lock, and return what it returns. Of all processes that lead
+        with one name, one works and the others wait to take over.
+
+        A loss cancels ``run``; then this contends again, after a pause of up to 5 s that grows from 0.1 s if losses
+        come one after the other. If the servers are away, it tries again in the same way, also when it connects for
+        the first time. If ``run`` calls :meth:`LockScope.cancel`, it steps down, and this contends again.
+
+        Cancelled, it cancels ``run``, and gives the lock back as soon as ``run`` has ended.
+
+        :param run: a coroutine function; it may be called many times
+        :raises LockerClosedError: the locker is closed
+        :raises ServerError: a server refuses for good: the error is ``lasting``
+        :raises ConfigurationError: as :meth:`acquire`, and ``run`` cannot be called
+
+        An exception of ``run``, or of a task of its scope, comes out as from the block of a :class:`LockScope`, and
+        nothing is run again.
+        """
+        return await lead(self, name, run)
+
     # Opening and closing
 
     async def __aenter__(self) -> Locker:
@@ -159,7 +212,8 @@ class Locker:
         try:
             await self._manager.ready()
         except BaseException:
-            await self.aclose()
+            with contextlib.suppress(ConfigurationError):  # it is another event loop's: the first error says so
+                await self.aclose()
             raise
         return self
 

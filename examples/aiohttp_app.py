@@ -6,154 +6,48 @@ The second of these answers 423 Locked, after LOCK_WAIT seconds; once the first 
 
     curl -X POST 'http://127.0.0.1:8080/accounts/anna/withdraw?amount=10&seconds=5' &
     sleep 1; curl -iX POST 'http://127.0.0.1:8080/accounts/anna/withdraw?amount=10'
+
+The database is a file of SQLite, accounts.db; DATABASE_URL is another one.
 """
 
 import asyncio
-import contextlib
-import functools
-import logging
 import os
-import socket
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextvars import ContextVar
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from typing import TypeVar
 
-from aiohttp import WSCloseCode, web
+from aiohttp import web
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.schema import CreateTable
 
-from asynclock import (
-    AcquireTimeoutError,
-    Locker,
-    LockerClosedError,
-    LockLostError,
-    LockScope,
-    NotLockedError,
-    ServerError,
-)
+from asynclock.integrations.aiohttp import SCOPE, locked, setup
 
 LOCK_URL = os.environ.get("LOCK_URL", "redis://127.0.0.1:6379")
 LOCK_WAIT = float(os.environ.get("LOCK_WAIT", "1"))  # seconds until 423; 0: at once
-LOCKER = web.AppKey("locker", Locker)
-HANG_UP = 1.0  # seconds for a WebSocket's client to answer that it is closed
+DATABASE_URL = os.environ.get("DATABASE_URL", "sqlite+aiosqlite:///accounts.db")
+SESSIONS: web.AppKey[async_sessionmaker[AsyncSession]] = web.AppKey("sessions", async_sessionmaker)
 
 N = TypeVar("N", int, float)
-log = logging.getLogger(__name__)
-balances: dict[str, int] = {}  # stands for the database; every account begins with 100
 
 
-async def open_locker(app: web.Application) -> AsyncIterator[None]:
-    # One for the process: all requests share its connection, and queue in it for the same account.
-    async with Locker(LOCK_URL) as locker:
-        app[LOCKER] = locker
-        yield
+class Base(DeclarativeBase):
+    pass
 
 
-async def acquire(locker: Locker, name: str) -> LockScope:
-    try:
-        # Ask once before waiting: a server that is down is told at once (ServerError), and not after the wait.
-        return await locker.try_acquire(name)
-    except NotLockedError:
-        return await locker.acquire(name, timeout=LOCK_WAIT)
+class Account(Base):
+    __tablename__ = "accounts"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    balance: Mapped[int]
 
 
-@dataclass
-class Held:
-    """The lock of a request whose handler runs, and what the handler has begun to answer."""
-
-    lock: LockScope
-    begun: web.StreamResponse | None = None
-    watch: asyncio.Task[None] | None = None
-
-
-held_here: ContextVar[Held | None] = ContextVar("held_here", default=None)
-
-
-def one_at_a_time(
-    handler: Callable[[web.Request, LockScope], Awaitable[web.StreamResponse]],
-) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """Hold the account's lock while the handler runs.
-
-    A lost lock cancels the task that entered the scope, which is the handler's: aiohttp runs
-    middlewares, decorators and handlers of a request in one task. A response that the handler
-    returns is sent after the lock was given back, so that every loss is a 503. One that it has begun
-    itself, with ``prepare()``, cannot be taken back, and no other may follow on its connection: it
-    is broken off.
-    """
-
-    @functools.wraps(handler)
-    async def locked(request: web.Request) -> web.StreamResponse:
-        held = None
-        try:
-            async with await acquire(request.app[LOCKER], f"account:{request.match_info['account']}") as lock:
-                held = Held(lock)
-                token = held_here.set(held)
-                try:
-                    response = await handler(request, lock)
-                finally:
-                    held_here.reset(token)
-            return response
-        except (AcquireTimeoutError, LockLostError, LockerClosedError, ServerError) as error:
-            if held is not None and held.begun is not None and held.watch is not None:
-                log.warning("%s: %s", request.path, error)
-                await held.watch
-                await break_off(request, held.begun)  # a loss that showed only at the release
-                return held.begun
-            if isinstance(error, AcquireTimeoutError) and not isinstance(error.__cause__, ServerError):
-                return await refuse(request, 423, "another request works on this account")
-            log.warning("%s: %s", request.path, error)  # names servers and keys: for us, not for the client
-            return await refuse(request, 503, "the lock was lost, or cannot be had now")
-
-    return locked
-
-
-async def refuse(request: web.Request, status: int, detail: str) -> web.StreamResponse:
-    """Nothing has been answered yet."""
-    offered = [each.strip() for each in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
-    websocket = web.WebSocketResponse(protocols=offered, timeout=HANG_UP)
-    if websocket.can_prepare(request):
-        # Scripts in a browser are shown the code of a WebSocket that is closed, but no status of one that is refused.
-        await websocket.prepare(request)
-        await websocket.close(code=WSCloseCode.TRY_AGAIN_LATER, message=detail.encode())
-        return websocket
-    return web.json_response({"detail": detail}, status=status, headers={"Retry-After": "1"})
-
-
-async def watch_begun(request: web.Request, response: web.StreamResponse) -> None:
-    """A response is about to be begun (``on_response_prepare``)."""
-    held = held_here.get()
-    if held is not None:
-        held.begun = response
-        held.watch = asyncio.create_task(break_off_when_lost(request, response, held.lock))
-        if not held.lock.held:  # it is not to be begun any more: a handler has swallowed its cancellation
-            cut(request)
-
-
-async def break_off_when_lost(request: web.Request, response: web.StreamResponse, lock: LockScope) -> None:
-    # At once, before the handler hears of it: what that does in a ``finally``, such as ``write_eof()``
-    # or a friendly ``close()``, is not to make a whole answer of a broken one.
-    if await lock.wait_lost() is not None:
-        await break_off(request, response)
-
-
-async def break_off(request: web.Request, response: web.StreamResponse) -> None:
-    """Close a WebSocket with 1013, and cut the connection under any other response. Twice does no harm."""
-    if isinstance(response, web.WebSocketResponse) and response.prepared:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(HANG_UP):
-                await response.close(code=WSCloseCode.TRY_AGAIN_LATER, message=b"the lock was lost")
-        if request.transport is not None:
-            request.transport.abort()
-    else:
-        cut(request)
-
-
-def cut(request: web.Request) -> None:
-    transport = request.transport
-    if transport is not None and not transport.is_closing():  # else the client has gone
-        # With a reset: HTTP/1.0, which some proxies speak, takes an orderly end for the end of the body.
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
+async def database(app: web.Application) -> AsyncIterator[None]:
+    engine = create_async_engine(DATABASE_URL)
+    async with engine.begin() as connection:
+        # Several processes may start at the same time.
+        await connection.execute(CreateTable(Base.metadata.tables["accounts"], if_not_exists=True))
+    app[SESSIONS] = async_sessionmaker(engine)
+    yield
+    await engine.dispose()
 
 
 def number(request: web.Request, name: str, default: N, low: N, high: N) -> N:
@@ -166,52 +60,60 @@ def number(request: web.Request, name: str, default: N, low: N, high: N) -> N:
     return value
 
 
-@one_at_a_time
-async def withdraw(request: web.Request, lock: LockScope) -> web.Response:
-    account = request.match_info["account"]
+async def withdraw_from(request: web.Request, amount: int, seconds: float = 0.0) -> int:
+    """Under the lock, from the first read to the commit: so nobody overwrites what another has written."""
+    name = request.match_info["account"]
+    async with request.app[SESSIONS].begin() as session:
+        account = await session.get(Account, name)
+        if account is None:
+            account = Account(name=name, balance=100)  # everybody begins with 100
+            session.add(account)
+        balance = account.balance
+        if amount > balance:
+            raise web.HTTPConflict(text=f"the balance is {balance}")
+        await asyncio.sleep(seconds)  # slow work, such as a call to a bank; cancelled if the lock is lost
+        account.balance = balance - amount
+        request[SCOPE].check()  # the last look before the commit: costs nothing, serves after a stretch without await
+    return balance - amount
+
+
+@locked("account:{account}")
+async def withdraw(request: web.Request) -> web.Response:
     amount = number(request, "amount", 10, 1, 1000)
     seconds = number(request, "seconds", 0.1, 0.0, 10.0)
-    balance = balances.get(account, 100)
-    if amount > balance:
-        raise web.HTTPConflict(text=f"the balance is {balance}")
-    await asyncio.sleep(seconds)  # slow work, such as a call to a bank; cancelled if the lock is lost
-    lock.check()  # the last look before the write: costs nothing, and serves after a stretch without await
-    balances[account] = balance - amount
-    return web.json_response({"balance": balances[account]})
+    return web.json_response({"balance": await withdraw_from(request, amount, seconds)})
 
 
-@one_at_a_time
-async def statement(request: web.Request, lock: LockScope) -> web.StreamResponse:
-    """Lines that are sent one by one, while nobody else changes the account."""
-    account = request.match_info["account"]
+@locked("account:{account}")
+async def statement(request: web.Request) -> web.StreamResponse:
+    """Lines that are sent one by one, while nobody else changes the account: so the handler sends them itself."""
     lines = number(request, "lines", 3, 1, 1000)
     seconds = number(request, "seconds", 0.1, 0.0, 10.0)
+    async with request.app[SESSIONS]() as session:
+        account = await session.get(Account, request.match_info["account"])
     response = web.StreamResponse(headers={"Content-Type": "text/plain"})
     await response.prepare(request)
     for line in range(lines):
-        await response.write(f"{line + 1}: {balances.get(account, 100)}\n".encode())
+        await response.write(f"{line + 1}: {100 if account is None else account.balance}\n".encode())
         await asyncio.sleep(seconds)
     await response.write_eof()
     return response
 
 
-@one_at_a_time
-async def teller(request: web.Request, lock: LockScope) -> web.StreamResponse:
+@locked("account:{account}")
+async def teller(request: web.Request) -> web.StreamResponse:
     """A WebSocket that has the account to itself, and withdraws what each message says."""
-    account = request.match_info["account"]
     websocket = web.WebSocketResponse(heartbeat=20)  # a client that is gone without a word must not keep the lock
     await websocket.prepare(request)
     async for message in websocket:
-        lock.check()
-        balances[account] = balances.get(account, 100) - int(message.data)
-        await websocket.send_str(str(balances[account]))
+        await websocket.send_str(str(await withdraw_from(request, int(message.data))))
     return websocket
 
 
 def make_app() -> web.Application:
     app = web.Application()
-    app.cleanup_ctx.append(open_locker)
-    app.on_response_prepare.append(watch_begun)
+    setup(app, LOCK_URL, timeout=LOCK_WAIT)
+    app.cleanup_ctx.append(database)
     app.router.add_post("/accounts/{account}/withdraw", withdraw)
     app.router.add_get("/accounts/{account}/statement", statement)
     app.router.add_get("/accounts/{account}/teller", teller)

@@ -71,7 +71,7 @@ def test_code_is_python_and_uses_what_exists(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_code_runs(page: Path) -> None:
     """Mostly constructors, and what they are given; whole programs have tests of their own."""
-    names: dict[str, Any] = {}  # a block may use what those before it have
+    names: dict[str, Any] = {"__name__": page.stem}  # a block may use what those before it have
     for code in blocks(page, "python"):
         if "asyncio.run" not in code:
             exec(compile(code, str(page), "exec"), names)

@@ -18,7 +18,6 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from asynclock.testing import Server
-from examples import aiohttp_app
 from tests.support.apps import WORK, Client, check_refused, running
 from tests.support.helpers import AT_ONCE, until
 
@@ -83,33 +82,23 @@ async def test_a_loss_during_the_work_is_503_at_once(name: str, server: Server) 
 
 
 @contextlib.contextmanager
-def after_each_write(name: str, do: Callable[[], None]) -> Iterator[None]:
+def after_each_write(do: Callable[[], None]) -> Iterator[None]:
     """Call ``do`` when the app has written a balance, after its last look at the lock."""
-
-    class Balances(dict[str, int]):
-        def __setitem__(self, account: str, balance: int) -> None:
-            super().__setitem__(account, balance)
-            do()
 
     def committed(_: Session) -> None:
         do()
 
-    if name == "aiohttp":
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(aiohttp_app, "balances", Balances())
-            yield
-    else:
-        event.listen(Session, "after_commit", committed)
-        try:
-            yield
-        finally:
-            event.remove(Session, "after_commit", committed)
+    event.listen(Session, "after_commit", committed)
+    try:
+        yield
+    finally:
+        event.remove(Session, "after_commit", committed)
 
 
 @each_app
 async def test_a_loss_that_shows_at_the_release_is_503(name: str, server: Server) -> None:
     async with running(name, server) as client:
-        with after_each_write(name, lambda: client.take_away("anna")):
+        with after_each_write(lambda: client.take_away("anna")):
             check_refused(await client.withdraw("anna"), 503)
 
 

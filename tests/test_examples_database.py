@@ -23,7 +23,8 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
 
-from asynclock import Locker, LockScope
+from asynclock import Locker
+from asynclock.integrations.aiohttp import locked, setup
 from asynclock.integrations.fastapi import LockOrderWarning
 from asynclock.testing import Server
 from examples import aiohttp_app, fastapi_app
@@ -418,24 +419,28 @@ def aiohttp_app_of(*, session_in_middleware: bool) -> Serve:
     async def with_session(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        async with app[sessions_key].begin() as session:
+        async with request.app[sessions_key].begin() as session:
             of_request.set(session)
             return await handler(request)
 
-    @aiohttp_app.one_at_a_time
-    async def handler(request: web.Request, lock: LockScope) -> web.Response:
+    @locked("account:{account}")
+    async def handler(request: web.Request) -> web.Response:
         account = request.match_info["account"]
         if session_in_middleware:
             await take_one(of_request.get(), account)
         else:
-            async with app[sessions_key].begin() as session:
+            async with request.app[sessions_key].begin() as session:
                 await take_one(session, account)
         return web.Response()
 
-    app = web.Application(middlewares=[with_session] if session_in_middleware else [])
-    app.cleanup_ctx.extend([aiohttp_app.open_locker, engine])
-    app.router.add_post("/take/{account}", handler)
-    return lambda: serve_aiohttp(app)
+    def make_app() -> web.Application:
+        app = web.Application(middlewares=[with_session] if session_in_middleware else [])
+        setup(app, aiohttp_app.LOCK_URL, timeout=aiohttp_app.LOCK_WAIT)
+        app.cleanup_ctx.append(engine)
+        app.router.add_post("/take/{account}", handler)
+        return app
+
+    return lambda: serve_aiohttp(make_app())
 
 
 async def test_aiohttp_with_a_session_in_the_handler_loses_no_update(server: Server) -> None:

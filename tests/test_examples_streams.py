@@ -16,6 +16,7 @@ from fastapi import BackgroundTasks, FastAPI, WebSocket
 from fastapi.responses import StreamingResponse
 
 from asynclock import LockScope
+from asynclock.integrations.aiohttp import HANG_UP, LOCKER, SCOPE, locked, setup
 from asynclock.testing import Server
 from examples import aiohttp_app, fastapi_app
 from examples.fastapi_app import AccountLock, AccountLockUntilSent
@@ -39,11 +40,18 @@ Handler = Callable[[web.Request, LockScope], Awaitable[web.StreamResponse]]
 
 def aiohttp_with(handler: Handler) -> Serve:
     """An app with the locks of the example, and one handler."""
-    app = web.Application()
-    app.cleanup_ctx.append(aiohttp_app.open_locker)
-    app.on_response_prepare.append(aiohttp_app.watch_begun)
-    app.router.add_get("/{account}", aiohttp_app.one_at_a_time(handler))
-    return lambda: serve_aiohttp(app)
+
+    @locked("account:{account}")
+    async def under_the_lock(request: web.Request) -> web.StreamResponse:
+        return await handler(request, request[SCOPE])
+
+    def make_app() -> web.Application:
+        app = web.Application()
+        setup(app, aiohttp_app.LOCK_URL, timeout=aiohttp_app.LOCK_WAIT)
+        app.router.add_get("/{account}", under_the_lock)
+        return app
+
+    return lambda: serve_aiohttp(make_app())
 
 
 def fastapi_with(endpoint: Callable[..., object], *, websocket: bool = False) -> Serve:
@@ -299,7 +307,7 @@ async def test_other_errors_after_the_beginning_are_no_second_response_either(se
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(b"row\n")
-        async with request.app[aiohttp_app.LOCKER].with_context("account:anna", timeout=0.05):
+        async with request.app[LOCKER].with_context("account:anna", timeout=0.05):
             raise AssertionError("it is held")
 
     async with running(aiohttp_with(handler), server) as client, client.raw(GET) as connection:
@@ -448,7 +456,7 @@ async def test_nothing_follows_the_close_of_a_websocket(name: str, answers: bool
             connection.writer.write(b"\x88\x82\0\0\0\0" + TRY_AGAIN_LATER)
         elif name == "fastapi":
             connection.writer.write_eof()  # uvicorn waits for an answer until its pings are not answered either
-        received = await connection.rest(aiohttp_app.HANG_UP + AT_ONCE)
+        received = await connection.rest(HANG_UP + AT_ONCE)
         frame = received.partition(b"\r\n\r\n")[2]
         assert frame[:1] == b"\x88"
         assert frame[2:4] == TRY_AGAIN_LATER

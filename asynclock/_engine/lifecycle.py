@@ -10,6 +10,9 @@ from threading import get_ident
 
 from ..errors import ConfigurationError, LockerClosedError
 
+NEW_LOOPS = "asyncio.run() and async_to_sync() start a new one each time; synchronous code uses asynclock.sync.Locker"
+NO_LOOP = "use asynclock.sync.Locker in synchronous code and, with trio, in a thread (trio.to_thread.run_sync)"
+
 
 class State(Enum):
     NEW = "new"  #: not connected
@@ -92,11 +95,17 @@ class Lifecycle:
             raise ConfigurationError(f"{locker} was connected before a fork; make a new Locker in the child process")
         if self.closed:
             raise closed_error(locker)
-        self.check_loop(locker, "make a Locker for each")
+        self.check_loop(locker, f"make a Locker for each event loop, inside of it; {NEW_LOOPS}")
 
     def check_loop(self, locker: str, advice: str) -> None:
-        """:raises ConfigurationError: it belongs to another event loop than the running one"""
-        if self.loop is not None and self.loop is not asyncio.get_running_loop():
+        """:raises ConfigurationError: it belongs to another event loop than the running one, or none runs here"""
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigurationError(
+                f"{locker} needs an event loop of asyncio, and none runs here; {NO_LOOP}"
+            ) from None
+        if self.loop is not None and self.loop is not running:
             raise ConfigurationError(f"{locker} belongs to another event loop; {advice}")
 
     def call_soon(self, call: Callable[[], None]) -> None:

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import redis.asyncio as redis
+from redis import Redis as SyncRedis
+from redis import RedisCluster as SyncRedisCluster
+from redis import Sentinel as SyncSentinel
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import SSLConnection
-from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 
 from ..errors import ConfigurationError, ServerError
 from ..wire import tls
@@ -76,12 +79,28 @@ class Servers:
             else:
                 raise ConfigurationError(
                     "servers: expected a URL, a list of URLs or a redis.asyncio client (Redis, RedisCluster), "
-                    f"not {type(server).__name__}"
+                    f"not {_kind(server)}"
                 )
         remap = clients[0].nodes_manager.address_remap if isinstance(clients[0], RedisCluster) else None
         first = listed[0]
         url = checked(first) if isinstance(first, str) and not is_sentinel_url(first) else None
         return cls(tuple(connectors), clients[0], tuple(ours), url, remap)
+
+
+def _kind(server: object) -> str:
+    """What it is, and what to give instead of it."""
+    kind = type(server)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(server, SyncRedis | SyncRedisCluster):
+        return (
+            f"the synchronous client {name}: give one of redis.asyncio, or its URL; "
+            "for synchronous code, asynclock.sync.Locker takes URLs"
+        )
+    if isinstance(server, Sentinel | SyncSentinel):
+        return f"{name}: give a client of redis.asyncio.Sentinel.master_for, or a redis+sentinel:// URL"
+    if isinstance(server, redis.ConnectionPool):
+        return f"{name}: give redis.asyncio.Redis(connection_pool=pool)"
+    return name
 
 
 def cluster_client(url: str, addresses: Sequence[Address]) -> RedisCluster:

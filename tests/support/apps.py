@@ -109,8 +109,8 @@ async def running(serve: str | Serve, server: Server, *, wait: float = 0.1) -> A
     ):
         patch.setattr(aiohttp_app, "LOCK_URL", server.url)
         patch.setattr(aiohttp_app, "LOCK_WAIT", wait)
-        patch.setattr(fastapi_app, "DATABASE_URL", f"sqlite+aiosqlite:///{Path(directory, 'accounts.db')}")
-        patch.setattr(aiohttp_app, "balances", {})
+        for module in (fastapi_app, aiohttp_app):
+            patch.setattr(module, "DATABASE_URL", f"sqlite+aiosqlite:///{Path(directory, 'accounts.db')}")
         async with (
             (SERVE[serve] if isinstance(serve, str) else serve)() as port,
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Protocol, assert_type
 
 import redis.asyncio as redis
@@ -132,6 +132,57 @@ def value_from_a_block(locker: Locker) -> Awaitable[int]:
             return 1
 
     return work()
+
+
+def synchronizing(locker: Locker) -> None:
+    @locker.synchronized("report:{day}", timeout=timedelta(seconds=1))
+    async def report(day: date, *, draft: bool = False) -> int:
+        return 1
+
+    class Account:
+        number = 1
+
+        @locker.synchronized("account:{self.number}")
+        async def pay(self, amount: int) -> str:
+            return ""
+
+        @classmethod
+        @locker.synchronized("accounts")
+        async def all(cls) -> list[int]:
+            return []
+
+    async def using() -> None:
+        assert_type(await report(date.today(), draft=True), int)
+        assert_type(await Account().pay(5), str)
+        assert_type(await Account.all(), list[int])
+        assert_type(await asyncio.create_task(report(date.today())), int)
+        await report()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+        await report("today")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        await Account().pay("5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    @locker.synchronized("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    def not_a_coroutine_function() -> int:
+        return 1
+
+    @locker.synchronized("x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    async def a_generator() -> AsyncIterator[int]:
+        yield 1
+
+    del using, not_a_coroutine_function, a_generator
+
+
+async def leading(locker: Locker) -> None:
+    async def run(scope: LockScope) -> int:
+        return 1
+
+    class Scheduler:
+        async def run(self, scope: LockScope) -> None: ...
+
+    assert_type(await locker.lead("x", run), int)
+    assert_type(await locker.lead("x", lambda scope: run(scope)), int)
+    assert_type(await locker.lead("x", Scheduler().run), None)
+    await locker.lead("x", run(await locker.acquire("x")))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await locker.lead("x", lambda: run)  # type: ignore[arg-type, misc]  # pyright: ignore[reportArgumentType]
 
 
 class Locks(Protocol):

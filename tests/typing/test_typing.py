@@ -1,4 +1,4 @@
-"""Both type checkers accept what users write, see the same types in it, and refuse what is wrong (api.py).
+"""Both type checkers accept what users write, see the same types in it, and refuse what is wrong (the other files).
 
 This directory is no package: scripts in the one above would take it for the standard library's ``typing``.
 """
@@ -17,6 +17,7 @@ pytestmark = pytest.mark.serverless
 
 ROOT = Path(__file__).parents[2]
 API = Path(__file__).with_name("api.py")
+FILES = sorted(each for each in Path(__file__).parent.glob("*.py") if each != Path(__file__))
 
 
 def mypy(file: Path) -> list[str]:
@@ -52,9 +53,10 @@ def check(command: list[str], directory: Path) -> subprocess.CompletedProcess[st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checker", [mypy, pyright])
-def test_what_users_write(checker: Callable[[Path], list[str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_what_users_write(file: Path, checker: Callable[[Path], list[str]], tmp_path: Path) -> None:
     """As it is: where it says that an error is expected, there has to be one."""
-    done = check(checker(API), tmp_path)
+    done = check(checker(file), tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

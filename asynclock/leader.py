@@ -1,0 +1,97 @@
+"""``Locker.lead``: work that one process does at a time, and another takes over."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from ._engine.clock import clock
+from .errors import ConfigurationError, LockLostError, LossReason, ServerError
+from .scope import LockScope
+from .wire.backoff import Backoff
+
+if TYPE_CHECKING:
+    from .locker import Locker
+
+log = logging.getLogger("asynclock")
+T = TypeVar("T")
+
+# Seconds between a loss, or a server that does not answer, and the next attempt: see Backoff.
+FIRST_PAUSE, MAX_PAUSE = 0.1, 5.0
+
+
+async def lead(locker: Locker, name: str, run: Callable[[LockScope], Awaitable[T]]) -> T:
+    """As ``Locker.lead``.
+
+    ``run`` may return in the very moment of a loss, or swallow the cancellation that tells it of one. What decides is
+    whether the loss had cancelled it by then: if not, its work is complete, and its result counts. If so, it has only
+    stopped, though it may look as if it had returned, and leads again; unless somebody else has cancelled it, too.
+    """
+    _check(run)
+    backoff = Backoff(FIRST_PAUSE, MAX_PAUSE)
+    told = ""  # the last trouble that was logged
+    while True:
+        try:
+            scope = await locker.acquire(name)
+        except ServerError as error:
+            if error.lasting:
+                raise
+            if str(error) != told:
+                log.warning("asynclock: cannot contend for lock %r, still trying: %s", name, error)
+                told = str(error)
+            await asyncio.sleep(backoff.next())
+            continue
+        task = asyncio.current_task()
+        assert task is not None
+        cancelled_before = task.cancelling()
+        told = ""
+        log.info("asynclock: leading, with lock %r", name)
+        since = clock()
+        result: list[T] = []  # empty, or what run has returned
+        stopped = False  # by the loss, before it returned
+        try:
+            async with scope:
+                result.append(await run(scope))
+                stopped = task.cancelling() > cancelled_before
+        except (LockLostError, BaseExceptionGroup) as error:
+            if scope.lost_reason is None or not _is_only_the_loss(error, name):
+                raise
+        if result and (not stopped or task.cancelling() > cancelled_before):
+            if scope.lost_reason is not None:
+                log.warning(
+                    "asynclock: lock %r was lost (%s) when its leader had done its work", name, scope.lost_reason
+                )
+            return result[0]
+        if scope.lost_reason is not None:
+            log.warning(
+                "asynclock: lock %r was lost (%s), its leader was stopped, and contends again", name, scope.lost_reason
+            )
+        if clock() - since > MAX_PAUSE:
+            backoff.reset()
+        if scope.lost_reason is not LossReason.CLOSED:  # then the next attempt says so
+            await asyncio.sleep(backoff.next())
+
+
+def _check(run: object) -> None:
+    """:raises ConfigurationError: it cannot be called"""
+    if inspect.iscoroutine(run):
+        run.close()
+        raise ConfigurationError(
+            f"lead() was given the coroutine of {run.__qualname__}(), which can run only once; "
+            f"give {run.__qualname__} itself"
+        )
+    if not callable(run):
+        raise ConfigurationError(f"lead() needs a coroutine function that takes a LockScope, not {run!r:.80}")
+
+
+def _is_only_the_loss(error: BaseException, name: str) -> bool:
+    """Does this error tell of the loss of the lock, and of nothing else? ``scope.check()`` may have raised it, in the
+    body or in tasks."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_only_the_loss(each, name) for each in error.exceptions)
+    if not isinstance(error, LockLostError) or error.name != name:
+        return False
+    return error.__cause__ is None or _is_only_the_loss(error.__cause__, name)
