@@ -162,15 +162,6 @@ def logs(tree: ast.Module) -> Iterator[tuple[str, str]]:
                 yield {"exception": "ERROR"}.get(level, level.upper()), text
 
 
-@pytest.mark.asyncio
-async def test_the_examples_of_the_page_on_testing_do_what_they_say(server: Server) -> None:
-    names: dict[str, Any] = {}
-    for code in blocks(DOCS / "testing.md", "python"):
-        exec(compile(code, "testing.md", "exec"), names)
-    await names["test_work_stops_when_the_lock_is_lost"](server)
-    await names["silence"](server)
-
-
 @pytest.mark.slow
 @pytest.mark.asyncio
 @pytest.mark.parametrize("example", ["failover_of_a_shard", "failover_of_a_primary"])

@@ -276,6 +276,19 @@ def test_a_loss_that_never_happened_is_an_error_of_its_test(tmp_path: Path) -> N
     assert "lose('reprot', 'deleted', after=0.1) had not happened when the test ended" in result.output
 
 
+def test_the_page_on_testing_is_a_test_file(tmp_path: Path) -> None:
+    """All that stands there in Python, in a file; the fixtures are found as a user's are."""
+    code = "\n\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "testing.md").read_text(), re.DOTALL))
+    assert code.count("def test_") >= 3
+    code += """
+def test_settings(settings, lock_server):
+    assert settings == {"LOCKS_URL": lock_server.url}
+"""
+    Project(tmp_path, STRICT, test_page=code).run("-q").expect(
+        passed=code.count("def test_") + 2
+    )  # one runs three times
+
+
 # What ends in the middle
 
 
