@@ -7,6 +7,7 @@ fixture is asked for.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import ModuleType
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from asynclock import Locker
     from asynclock.testing import LockServer, Proxy
 
+_LOOP_SCOPES = pytest.StashKey[tuple[str, ...]]()  # those of pytest-asyncio, if it is there
 _SERVER = pytest.StashKey["LockServer"]()  # once a test has asked for it
 
 
@@ -96,8 +98,15 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
 
 
 def _in_the_loop_of_the_test(request: pytest.FixtureRequest, what: str) -> Any:
+    config = request.config
     pytest_asyncio = sys.modules.get("pytest_asyncio")
-    if pytest_asyncio is not None and pytest_asyncio.is_async_test(request.node):
+    if config.stash[_LOOP_SCOPES] and pytest_asyncio is not None and pytest_asyncio.is_async_test(request.node):
+        if "anyio_backend" in request.fixturenames:
+            pytest.fail(
+                f"pytest-asyncio runs {request.node.name}, and anyio's plugin runs its async fixtures, in another event "
+                "loop: choose asyncio_mode = strict, or take the mark anyio away",
+                pytrace=False,
+            )
         return request.getfixturevalue(f"_asynclock_{what}_in_{_loop_scope(request.node)}_loop")
     if "anyio_backend" in request.fixturenames:
         backend = request.getfixturevalue("anyio_backend_name")
@@ -110,7 +119,8 @@ def _in_the_loop_of_the_test(request: pytest.FixtureRequest, what: str) -> Any:
         return request.getfixturevalue(f"_asynclock_{what}_with_anyio")
     pytest.fail(
         f"the fixture {what} belongs to the event loop of a test, and {request.node.name} has none: mark an async test "
-        "with @pytest.mark.asyncio (pip install pytest-asyncio) or @pytest.mark.anyio; without one, use lock_server",
+        "with @pytest.mark.asyncio (pip install 'pytest-asyncio>=1.0') or @pytest.mark.anyio; without one, use "
+        "lock_server",
         pytrace=False,
     )
 
@@ -150,12 +160,15 @@ def pytest_configure(config: pytest.Config) -> None:
     for what, opening in _OPENING.items():
         name = f"_asynclock_{what}_with_anyio"
         setattr(fixtures, name, pytest.fixture(opening(), name=name))
+    config.stash[_LOOP_SCOPES] = ()
     if config.pluginmanager.is_registered(sys.modules.get("pytest_asyncio.plugin")):
         import pytest_asyncio  # it is there already
 
+        declare: Any = pytest_asyncio.fixture
+        if "loop_scope" in inspect.signature(declare).parameters:  # else it is older, and is left alone
+            config.stash[_LOOP_SCOPES] = ("function", "class", "module", "package", "session")
         for what, opening in _OPENING.items():
-            for scope in ("function", "class", "module", "package", "session"):
+            for scope in config.stash[_LOOP_SCOPES]:
                 name = f"_asynclock_{what}_in_{scope}_loop"
-                declare: Any = pytest_asyncio.fixture(loop_scope=scope, name=name)
-                setattr(fixtures, name, declare(opening()))
+                setattr(fixtures, name, declare(opening(), loop_scope=scope, name=name))
     config.pluginmanager.register(fixtures, "asynclock-loops")

@@ -397,6 +397,20 @@ def test_trio_is_refused_with_the_remedy(tmp_path: Path) -> None:
     assert "runs on trio: choose the backend with a fixture of your own, anyio_backend" in result.output
 
 
+def test_two_plugins_at_once_are_one_too_many(tmp_path: Path) -> None:
+    """In auto mode, pytest-asyncio runs tests that are marked for anyio, which runs their fixtures all the same."""
+    code = """
+        import pytest
+
+        @pytest.mark.anyio
+        async def test_it(locker):
+            pass
+    """
+    result = Project(tmp_path, AUTO, conftest=IN_ANYIO, test_it=code).run("-q")
+    result.expect(error=1)
+    assert "choose asyncio_mode = strict" in result.output
+
+
 def test_fixtures_of_the_project_win(tmp_path: Path) -> None:
     """As in this repository, which has a locker of its own."""
     conftest = """
@@ -411,3 +425,29 @@ def test_fixtures_of_the_project_win(tmp_path: Path) -> None:
             assert locker == "mine"
     """
     Project(tmp_path, STRICT, conftest=conftest, test_it=code).run("-q").expect(passed=1)
+
+
+def test_a_pytest_asyncio_that_is_too_old_is_left_alone(tmp_path: Path) -> None:
+    """Its users may never have heard of the plugin: their tests must go on to run."""
+    conftest = """
+        import inspect, pytest, pytest_asyncio
+
+        def fixture(function=None, **options):
+            return pytest.fixture(function, **options)
+
+        pytest_asyncio.fixture = fixture
+    """
+    code = """
+        import pytest
+
+        @pytest.mark.asyncio
+        async def test_theirs():
+            pass
+
+        @pytest.mark.asyncio
+        async def test_ours(locker):
+            pass
+    """
+    result = Project(tmp_path, STRICT, conftest=conftest, test_it=code).run("-q")
+    result.expect(passed=1, error=1)
+    assert "pip install 'pytest-asyncio>=1.0'" in result.output

@@ -56,7 +56,7 @@ class LockServer(Server):
         ``expired``, ``flushed``, ``forgotten`` and ``disconnected`` happen to all locks and connections of the server.
 
         :param name: of the lock, with any ``key_prefix`` and ``key_majority``, in database 0
-        :param reason: a :class:`LossReason` or its text: the holder's ``lost_reason`` will be this one
+        :param reason: a ``LossReason`` or its text: the holder's ``lost_reason`` will be this one
         :param after: seconds
         :raises ValueError: there is no such reason, or nothing that happens to a server causes it (``closed``,
             ``released``); the message says what to do instead
@@ -69,7 +69,7 @@ class LockServer(Server):
         return PlannedLoss(self, name, str(reason), cause, float(after))
 
     def hold(self, name: str, **options: Any) -> "Hold":
-        """Hold the lock as another process would, with a :class:`Locker` of its own, until the block is left::
+        """Hold the lock as another process would, with a ``Locker`` of its own, until the block is left::
 
             async with lock_server.hold("report"):        # or with, in a function without async
                 assert (await client.post("/report")).status_code == 423
@@ -79,7 +79,7 @@ class LockServer(Server):
         :param name: of the lock
         :param options: of that locker, if yours has others than the defaults: ``key_prefix="jobs"``
 
-        Entering raises :class:`NotLockedError` if the lock is held already.
+        Entering raises ``NotLockedError`` if the lock is held already.
         """
         return Hold(self, name, options)
 
