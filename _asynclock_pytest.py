@@ -103,7 +103,7 @@ def _in_the_loop_of_the_test(request: pytest.FixtureRequest, what: str) -> Any:
     if config.stash[_LOOP_SCOPES] and pytest_asyncio is not None and pytest_asyncio.is_async_test(request.node):
         if "anyio_backend" in request.fixturenames:
             pytest.fail(
-                f"pytest-asyncio runs {request.node.name}, and anyio's plugin runs its async fixtures, in another event "
+                f"pytest-asyncio runs {request.node.name}, and anyio's plugin its async fixtures, in another event "
                 "loop: choose asyncio_mode = strict, or take the mark anyio away",
                 pytrace=False,
             )

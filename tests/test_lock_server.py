@@ -189,6 +189,17 @@ async def test_with_does_not_wait_in_a_coroutine(lock_server: LockServer) -> Non
 
 
 @pytest.mark.asyncio
+async def test_what_has_begun_when_a_block_ends_happens(lock_server: LockServer) -> None:
+    async with Locker(lock_server.url, key_validity=VALIDITY) as locker:
+        scope = await locker.acquire("job")
+        with lock_server.lose("job", "expired", after=0) as loss:
+            await until(lambda: not lock_server.awake)
+        assert await asyncio.wait_for(scope.wait_lost(), 2 * VALIDITY + AT_ONCE) == "expired"
+        await loss
+        await until(lambda: lock_server.awake)
+
+
+@pytest.mark.asyncio
 async def test_an_error_in_the_block_comes_out_at_once(lock_server: LockServer) -> None:
     since = time.monotonic()
     with pytest.raises(ZeroDivisionError):

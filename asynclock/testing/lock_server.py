@@ -213,9 +213,14 @@ class PlannedLoss(Deed):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if _in_event_loop():
-            begun = self._begun or self._done.done()
+            if error is None and self._begun:
+                # The holder has noticed it already, or will: let it happen, and clear up then.
+                self._left = True
+                self._done.add_done_callback(lambda done: self._end())
+                return
             self._leave()
-            if error is None and not begun:
+            if error is None:
+                self._informed = True
                 raise RuntimeError(f"{self} has not happened when its block ended; 'async with' waits for it")
             return
         try:
