@@ -265,6 +265,14 @@ async def test_somebody_else_holds_it(lock_server: LockServer, form: str) -> Non
             await (await locker.try_acquire("job")).release()
 
 
+def test_a_hold_is_for_one_block(lock_server: LockServer) -> None:
+    hold = lock_server.hold("job")
+    with hold:
+        pass
+    with pytest.raises(RuntimeError, match=r"hold\('job'\) was used before"), hold:
+        pass
+
+
 def test_a_new_test_finds_the_server_empty_and_well(lock_server: LockServer) -> None:
     hold = lock_server.hold("job")
     hold.__enter__()

@@ -219,6 +219,7 @@ def test_the_event_loop_is_that_of_the_test(config: str, tmp_path: Path) -> None
     Project(tmp_path, config, test_scopes=STRICT_TESTS).run("-q").expect(passed=8)
 
 
+@pytest.mark.slow
 def test_an_event_loop_of_the_users_choice(tmp_path: Path) -> None:
     pytest.importorskip("uvloop")
     conftest = """
@@ -230,6 +231,7 @@ def test_an_event_loop_of_the_users_choice(tmp_path: Path) -> None:
     Project(tmp_path, STRICT, conftest=conftest, test_service=STRICT_TESTS).run("-q").expect(passed=14)
 
 
+@pytest.mark.slow
 def test_every_worker_of_xdist_has_a_server_of_its_own(tmp_path: Path) -> None:
     project = Project(tmp_path, STRICT, test_service=STRICT_TESTS, test_workers=PER_WORKER)
     project.run("-q", "-n", "2").expect(passed=28)
@@ -238,6 +240,7 @@ def test_every_worker_of_xdist_has_a_server_of_its_own(tmp_path: Path) -> None:
     assert all(gone(pid) for pid in pids)
 
 
+@pytest.mark.slow
 def test_every_reason_in_the_tests_of_a_user(tmp_path: Path) -> None:
     code = """
         import asyncio
@@ -293,7 +296,7 @@ def test_settings(settings, lock_server):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_pytest_that_is_killed_leaves_no_server(workers: int, tmp_path: Path) -> None:
     code = """
         import os, pathlib, time

@@ -128,6 +128,8 @@ class Deed:
         self._job: Job | None = None
 
     def _start(self) -> None:
+        if self._job is not None:
+            raise RuntimeError(f"{self} was used before: call it again")
         self._server._deeds.add(self)
         self._job = self._server._elsewhere.start(self._live())
         self._job.over.add_done_callback(self._ended)
