@@ -12,7 +12,7 @@ COMMENT = re.compile(r"#: (.+)$")
 FIELD = re.compile(r"(?<=\S)\s+(?=:(?:raises [\w.]+|returns?):)")
 LITERAL = re.compile(r"::\n\n((?:(?: {4}.*)?\n)*(?: {4}.*)?)")
 ROLE = re.compile(r":(?:class|meth|attr|func|data|exc):`~?([\w.]+)`")
-SPAN = re.compile(r"``([^`]+)``")
+SPAN = re.compile(r"(?<!`)``([^`]+)``(?!`)")  # not within the three of a code block
 
 
 class Docstrings(griffe.Extension):

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
+from redis.asyncio import Redis
+from redis.exceptions import LockError
 
 import asynclock
 import asynclock.testing
@@ -88,6 +90,7 @@ def test_links_and_images_lead_somewhere(page: Path) -> None:
 
 
 BUILTIN = ("ValueError", "TimeoutError", "CancelledError", "RuntimeError")
+OTHERS = ("LockError", "LockNotOwnedError", "ExitError")  # of redis-py and dishka
 
 
 @pytest.mark.fast
@@ -99,7 +102,7 @@ def test_names_in_the_text_exist() -> None:
             for attribute in re.findall(rf"`(?:await |async with )?{owner}\.([a-z]\w*)", text):
                 assert hasattr(of, attribute), f"{page.name}: {owner}.{attribute}"
         for name in re.findall(r"`(\w+Error)`", text):
-            assert name in asynclock.__all__ or name in BUILTIN, name
+            assert name in (*asynclock.__all__, *BUILTIN, *OTHERS), f"{page.name}: {name}"
 
 
 @pytest.mark.fast
@@ -161,12 +164,34 @@ def logs(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.asyncio
-async def test_the_examples_of_the_page_on_testing_do_what_they_say(server: Server) -> None:
+async def test_the_snippets_for_those_who_move_do_what_they_return(server: Server) -> None:
     names: dict[str, Any] = {}
-    for code in blocks(DOCS / "testing.md", "python"):
-        exec(compile(code, "testing.md", "exec"), names)
-    await names["test_work_stops_when_the_lock_is_lost"](server)
-    await names["silence"](server)
+    for code in blocks(DOCS / "moving.md", "python"):
+        exec(compile(code, "moving.md", "exec"), names)
+    moved = [name for name in names if name.startswith("after_")]
+    assert len(moved) == 4
+    async with Locker(server.url) as locker, Locker(server.url) as other, Redis.from_url(server.url) as client:
+        for name in moved:
+            assert await names[name](locker) == "done"
+            async with other.with_context("job"):
+                assert await names[name](locker) == "busy"
+
+            async def lose() -> None:
+                server.execute("DEL", "asynclock:0:job")
+                await asyncio.sleep(5)
+
+            names["work"] = lose
+            assert (await names[name](locker)).startswith("lost")
+            names["work"] = nothing
+        assert await names["both"](client, locker) == "done"
+        async with client.lock("job", timeout=5):
+            with pytest.raises(LockError):
+                await names["both"](client, locker)
+    async with names["beside_go"](server.url) as locker, locker.with_context("job"):
+        assert server.execute("EXISTS", *(f"rueidislock:{index}:job" for index in range(3))) == 3
+
+
+async def nothing() -> None: ...
 
 
 @pytest.mark.slow

@@ -91,6 +91,13 @@ def test_execute_speaks_all_of_resp2(server: Server) -> None:
         server.execute("NOTHING")
 
 
+def test_a_transaction_is_one_step(server: Server) -> None:
+    assert server.transaction(("SET", "number", 1), ("INCR", "number"), ("DEL", "number")) == ["OK", 2, 1]
+    with pytest.raises(RuntimeError, match="unknown command"):
+        server.transaction(("SET", "number", 1), ("NOTHING",))
+    assert server.execute("EXISTS", "number") == 0
+
+
 def test_kill_loses_the_keys_and_restart_keeps_the_port() -> None:
     with Server() as server:
         port, pid = server.port, server.pid

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .executables import KINDS, find_executable, major_version
@@ -216,6 +216,18 @@ class Server(Started):
         :raises RuntimeError: the server replied with an error
         :raises OSError: the server is not running, or did not answer within 5 s (``TimeoutError``)
         """
+        return self._execute(command)[0]
+
+    def transaction(self, *commands: Sequence[str | bytes | int | float]) -> list[Reply]:
+        """Run commands in one ``MULTI`` … ``EXEC``, and return their replies: nobody sees the state in between.
+
+        Raises as :meth:`execute`.
+        """
+        replies = self._execute(("MULTI",), *commands, ("EXEC",))[-1]
+        assert isinstance(replies, list)
+        return replies
+
+    def _execute(self, *commands: Sequence[str | bytes | int | float]) -> list[Reply]:
         with (
             socket.create_connection(("127.0.0.1", self.port), _EXECUTE_LIMIT) as connection,
             connection.makefile("rb") as stream,
@@ -223,8 +235,8 @@ class Server(Started):
             if password := self._config.get("requirepass"):
                 connection.sendall(encode_command("AUTH", password))
                 read_reply(stream)
-            connection.sendall(encode_command(*command))
-            return read_reply(stream)
+            connection.sendall(b"".join(encode_command(*command) for command in commands))
+            return [read_reply(stream) for _ in commands]
 
     def _hold_port(self) -> None:
         if self._held_port is None:
