@@ -28,7 +28,8 @@ class Locker:
     """:class:`asynclock.Locker` for threads and scripts: the same options, locks and guarantees, without ``async``.
 
     :param servers: as for :class:`asynclock.Locker`; clients are those of ``redis``, not of ``redis.asyncio``:
-        ``Redis``, also from ``Sentinel.master_for``, or ``RedisCluster``, whose connection settings are used, but not its pool
+        ``Redis``, also from ``Sentinel.master_for``, or ``RedisCluster``, whose connection settings are used, but not
+        its pool
 
     The other parameters are explained at :class:`asynclock.Locker`.
 
@@ -267,8 +268,13 @@ class Acquisition:
     def __enter__(self) -> LockScope:
         if self._scope is not None:
             raise RuntimeError("this context manager was used before; call with_context() again")
-        self._scope = self._acquire()
-        return self._scope.__enter__()
+        try:
+            self._scope = self._acquire()
+            return self._scope.__enter__()
+        except BaseException:  # perhaps interrupted, with the lock held
+            if self._scope is not None:
+                self._scope._abandon()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

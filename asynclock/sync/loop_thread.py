@@ -36,6 +36,32 @@ def refuse_in_event_loop() -> None:
     )
 
 
+class Latch:
+    """Is set once, by any thread, and one thread waits for that.
+
+    To set it never blocks. That of ``threading.Event`` does, for ever, if a signal's handler has raised an exception at
+    the wrong place of a wait; and what blocks the loop loses every lock of the process.
+    """
+
+    __slots__ = ("_lock", "is_set")
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        self.is_set = True
+        with contextlib.suppress(RuntimeError):  # it was set before
+            self._lock.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set, at most ``timeout`` seconds."""
+        if not self.is_set:
+            self._lock.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+        return self.is_set
+
+
 class LoopThread:
     """A thread that runs an event loop, from the first locker that is used until the last one is closed.
 
@@ -57,11 +83,12 @@ class LoopThread:
         self.lockers: set[AsyncLocker] = set()
         self.calls: set[Call[Any]] = set()
         self.ended = False
+        self.exiting = False  # the process ends
         self.forked = False
         self._failure: Exception | None = None
         self._unwanted = False
         self._tasks: set[asyncio.Task[Any]] = set()  # asyncio itself does not keep them
-        self._ready = threading.Event()
+        self._ready = Latch()
         self._thread = threading.Thread(target=self._run, name="asynclock", daemon=True)
         forks.register(self)
         self._thread.start()
@@ -69,7 +96,7 @@ class LoopThread:
             self._ready.wait()
         except BaseException:  # KeyboardInterrupt, or what a signal's handler has raised
             self._unwanted = True
-            if self._ready.is_set():
+            if self._ready.is_set:
                 self.stop()
             raise
         if self._failure is not None:
@@ -79,7 +106,7 @@ class LoopThread:
         try:
             anyio.run(self._serve)
         except Exception as error:
-            if self._ready.is_set():
+            if self._ready.is_set:
                 raise
             self._failure = error
         finally:
@@ -123,6 +150,12 @@ class LoopThread:
     def join(self, timeout: float | None = None) -> None:
         """Wait until the loop has ended."""
         self._thread.join(timeout)
+
+    def end_with_process(self) -> None:
+        """If the process ends, a daemon thread that has waited ends here with it, and not with a traceback. (Should
+        something wait for the thread first, it goes on after a moment.)"""
+        if self.exiting and threading.current_thread().daemon:
+            Latch().wait(2 * AT_EXIT)
 
     def dismiss(self, locker: AsyncLocker) -> bool:
         """The locker is closed. True: it was the last one, and the loop ends soon."""
@@ -185,14 +218,18 @@ class Call(Generic[T]):
         self._value: tuple[T] | None = None
         self._error: Exception | None = None
         self._given_up = False
-        self.over = threading.Event()
+        self.over = Latch()
 
     # In the thread
 
     def start(self) -> None:
-        self._thread.calls.add(self)
-        if not self._thread.post(self._begin) or self._thread.ended:
-            self.end()
+        try:
+            self._thread.calls.add(self)
+            if not self._thread.post(self._begin) or self._thread.ended:
+                self.end()
+        except BaseException:  # interrupted
+            self._thread.calls.discard(self)
+            raise
 
     def result(self) -> T:
         """Start, and wait for the end. Raises what the coroutine raises.
@@ -211,8 +248,11 @@ class Call(Generic[T]):
             undoing.over.wait(UNDO)
             raise
         error, self._error = self._error, None
+        error = error or LockerClosedError("the locker was closed, or the process ends: make a new Locker")
+        if isinstance(error, LockerClosedError):
+            self._thread.end_with_process()
         try:
-            raise error or LockerClosedError("the locker was closed, or the process ends: make a new Locker")
+            raise error
         finally:
             del error  # no cycle through its traceback
 
@@ -283,6 +323,7 @@ def close_all() -> None:
     """The process ends. Daemon threads may still run, others do not."""
     thread = _process.thread
     if thread is not None:
+        thread.exiting = True
         call = Call(thread, thread.close_all)
         call.start()
         call.over.wait(STOP)

@@ -9,7 +9,6 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from ..errors import AlreadyHeldError, LockerClosedError, LockLostError
 from ..locker import Locker as AsyncLocker
 from ..options import Seconds, check_timeout
 from ..scope import LockScope as AsyncScope
-from .loop_thread import Call, LoopThread, refuse_in_event_loop
+from .loop_thread import Call, Latch, LoopThread, refuse_in_event_loop
 
 if TYPE_CHECKING:
     from .locker import Locker
@@ -37,13 +36,13 @@ class LockScope:
     an event loop: :meth:`release`, :meth:`wait_lost`, and the beginning and end of ``with``.
     """
 
-    # Invariants: _open until the scope is released or its block has been left: then nothing is to be given back.
-    # _block is what has entered the scope in the loop, for the block that a thread is inside of.
+    # Invariants: _block is what has entered the scope in the loop, for the block that a thread is inside of. _open is
+    # true until the loop knows that the lock is to be given back. It is unset last: a scope whose release was
+    # interrupted before is released when it is forgotten.
 
     __slots__ = (
         "__weakref__",
         "_block",
-        "_callbacks",
         "_cancelled",
         "_lock",
         "_locker",
@@ -63,8 +62,7 @@ class LockScope:
         self._cancelled = False
         self._block: Block | None = None
         self._lock = threading.RLock()  # a signal's handler may call what it has interrupted
-        self._watch: Call[None] | None = None
-        self._callbacks: deque[Callable[[LossReason], object]] = deque()
+        self._watch: Watch | None = None
 
     def __repr__(self) -> str:
         return f"<asynclock.sync.{repr(self._scope)[1:]}"
@@ -109,7 +107,7 @@ class LockScope:
         seconds = check_timeout(timeout)
         watch = self._watched()
         if not self._cancelled:
-            watch.over.wait(seconds)
+            watch.wait(seconds)
         return None if self._cancelled else self.lost_reason
 
     def on_lost(self, callback: Callable[[LossReason], object] | Callable[[], object]) -> None:
@@ -120,18 +118,18 @@ class LockScope:
 
         :raises ConfigurationError: called in the child of a fork: the lock is the parent's
         """
-        self._callbacks.append(_with_reason(callback))
-        self._watched()
+        watch = self._watched()
+        watch.callbacks.append(_with_reason(callback))
         reason = self.lost_reason
         if reason is not None and not self._cancelled:
-            _tell(self._callbacks, self.name, reason)  # those that came too late for the loop
+            watch.tell(reason)  # it came too late for the loop
 
-    def _watched(self) -> Call[None]:
+    def _watched(self) -> Watch:
         if self._thread.forked:
             self._scope.check()  # raises
         with self._lock:
             if self._watch is None:
-                self._watch = Call(self._thread, partial(_watch, self._scope, self._callbacks))
+                self._watch = Watch(self._thread, self._scope)
                 self._watch.start()
             return self._watch
 
@@ -146,11 +144,11 @@ class LockScope:
         :raises ConfigurationError: an event loop runs in this thread
         """
         refuse_in_event_loop()
-        if self._block is None:
-            self._open = False
         if not self._thread.gone:
             with contextlib.suppress(LockerClosedError):  # just now: then the lock is given back, too
                 Call(self._thread, self._scope.release, lambda _: self._scope.release()).result()
+        if self._block is None:
+            self._open = False
 
     def cancel(self) -> None:
         """Tell the body to stop: from now on :attr:`held` is ``False``, :meth:`check` raises, and :meth:`wait_lost`
@@ -164,12 +162,11 @@ class LockScope:
             return
         self._cancelled = True
         with self._lock:
-            self._callbacks.clear()
             if self._watch is not None:
+                self._watch.callbacks.clear()
                 self._watch.end()
         if self._block is None:
-            self._open = False
-            self._thread.post(self._scope.cancel)
+            self._abandon()
 
     # The block
 
@@ -178,8 +175,13 @@ class LockScope:
         if self._block is not None:
             raise RuntimeError(f"lock {self.name!r}: a scope can be entered once; acquire the lock again")
         self.check()
-        self._block = Block(self._locker._async, self._thread, self._scope)
-        return self
+        try:
+            self._block = Block(self._locker._async, self._thread, self._scope)
+            self._block.enter()
+            return self
+        except BaseException:  # interrupted
+            self._abandon()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -187,25 +189,31 @@ class LockScope:
         if self._thread.forked:  # the block is the parent's, and goes on there
             return None
         refuse_in_event_loop()
-        if self._block is not None:
-            self._open = False
-            self._block.leave()
+        try:
+            if self._block is not None:
+                self._block.leave()
+                self._open = False
+        except BaseException:  # interrupted
+            self._abandon()
+            raise
         if self._cancelled:
             return isinstance(error, LockLostError) and (error.name, error.reason) == (self.name, LossReason.RELEASED)
         if error is None and self.lost_reason is not None:
             self._scope.check()  # raises
         return None
 
-    def __del__(self) -> None:
-        # In any thread, also that of the loop; in a forked child; at the end of the interpreter.
-        if not getattr(self, "_open", False) or self._thread.gone:
-            return
+    def _abandon(self) -> None:
+        """Nobody will release the lock, so do it soon, wherever the call that acquired it has been interrupted."""
         if self._block is not None:
             self._block.leave_soon()
-        elif self._scope.held:
-            self._thread.post(self._scope.cancel)
-        else:
+        self._thread.post(self._scope.cancel)
+        self._open = False
+
+    def __del__(self) -> None:
+        # In any thread, also that of the loop; in a forked child; at the end of the interpreter.
+        if not getattr(self, "_open", False) or self._thread.gone or (self._block is None and not self._scope.held):
             return
+        self._abandon()
         warnings.warn(
             f"the scope of lock {self.name!r} was forgotten without release; use 'with', or call release()",
             ResourceWarning,
@@ -230,18 +238,16 @@ class Block:
         self._excused = False
         self._inside = _here.blocks
         self._of = (locker, scope)  # not the scope of the thread: that is released if it is forgotten
-        self._inside.append(self)
         self._call = Call(thread, self._run)
+
+    def enter(self) -> None:
+        self._inside.append(self)
         self._call.start()
 
     def leave(self) -> None:
-        """Wait until the lock is released. Interrupted, it is released all the same."""
-        try:
-            self.leave_soon()
-            self._call.over.wait()
-        except BaseException:
-            self.leave_soon()
-            raise
+        """Wait until the lock is released."""
+        self.leave_soon()
+        self._call.over.wait()
 
     def leave_soon(self) -> None:
         with contextlib.suppress(ValueError):
@@ -293,22 +299,52 @@ def excuse_own(locker: AsyncLocker) -> None:
         block.excuse(locker)
 
 
-async def _watch(scope: AsyncScope, callbacks: deque[Callable[[LossReason], object]]) -> None:
-    """:param callbacks: threads add to it. A thread that finds the lock lost then calls those that are still there"""
-    reason = await scope.wait_lost()
-    if reason is not None:
-        _tell(callbacks, scope.name, reason)
+class Watch(Call[None]):
+    """Tells threads, and callbacks of the program, that a lock is over.
 
+    Invariant: whoever adds a latch or a callback looks afterwards whether the lock is over, and the loop does what is
+    to be done then before it looks for latches and callbacks. So none is forgotten.
+    """
 
-def _tell(callbacks: deque[Callable[[LossReason], object]], name: str, reason: LossReason) -> None:
-    with contextlib.suppress(IndexError):
-        while True:
-            callback = callbacks.popleft()
-            told = threading.Thread(target=callback, args=(reason,), name=f"asynclock: {name} lost", daemon=True)
-            try:
-                told.start()
-            except RuntimeError:  # no thread can be started, as at the end of the process: better here than never
-                _call_here(callback, reason)
+    __slots__ = ("_latches", "_of", "callbacks")
+
+    def __init__(self, thread: LoopThread, scope: AsyncScope) -> None:
+        self._of = scope  # not the scope of the thread: that is released if it is forgotten
+        self._latches: deque[Latch] = deque()
+        self.callbacks: deque[Callable[[LossReason], object]] = deque()
+        super().__init__(thread, self._wait_lost)
+
+    def wait(self, seconds: float | None) -> None:
+        """Wait until the lock is over, at most that long."""
+        latch = Latch()
+        self._latches.append(latch)
+        if not self.over.is_set:
+            latch.wait(seconds)
+        with contextlib.suppress(ValueError):
+            self._latches.remove(latch)
+
+    async def _wait_lost(self) -> None:
+        reason = await self._of.wait_lost()
+        if reason is not None:
+            self.tell(reason)
+
+    def tell(self, reason: LossReason) -> None:
+        """Call every callback, each in a thread of its own."""
+        with contextlib.suppress(IndexError):
+            while True:
+                callback = self.callbacks.popleft()
+                name = f"asynclock: {self._of.name} lost"
+                told = threading.Thread(target=callback, args=(reason,), name=name, daemon=True)
+                try:
+                    told.start()
+                except RuntimeError:  # no thread can be started, as at the end of the process: better here than never
+                    _call_here(callback, reason)
+
+    def end(self) -> None:
+        super().end()
+        with contextlib.suppress(IndexError):
+            while True:
+                self._latches.popleft().set()
 
 
 def _call_here(callback: Callable[[LossReason], object], reason: LossReason) -> None:
