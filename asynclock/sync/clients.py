@@ -17,7 +17,7 @@ from ..errors import ConfigurationError
 from ..wire.connector import UNUSED_OPTIONS
 
 # Settings of which each kind of client has its own, and locks need none.
-_LEFT_OUT = {*UNUSED_OPTIONS, "command_packer", "parser_class", "socket_read_size"}
+_LEFT_OUT = {*UNUSED_OPTIONS, "command_packer", "max_connections", "parser_class", "socket_read_size"}
 
 
 def asynchronous(servers: object) -> Any:

@@ -48,10 +48,6 @@ class Locker:
     ``KeyboardInterrupt``, and with whatever else a signal's handler raises; then nothing is left behind.
     """
 
-    # Invariants: _thread is set while this process has used the locker, also when it is closed. _async is used in that
-    # thread only. It has not been used in another process, unless _copied: then it is made anew at the next use. All of
-    # that changes under _lock.
-
     def __init__(
         self,
         servers: str | redis.Redis | RedisCluster | Sequence[str | redis.Redis],
@@ -88,18 +84,12 @@ class Locker:
             restart_quarantine=restart_quarantine,
             **unknown,
         )
-        self._async = self._make()
-        self._lock = threading.RLock()  # a signal's handler may close what it has interrupted
-        self._thread: LoopThread | None = None
-        self._closed = False
-        self._copied = False
+        self._here = InProcess(self._make)
         self._client: redis.Redis | RedisCluster | None = None  # made here, and closed here
         self._client_of: object = None  # what it was made from
-        forks.register(self)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "open" if self._thread is not None else "new"
-        return f"<asynclock.sync.Locker {self._async._manager.where()} {state}>"
+        return f"<asynclock.sync.Locker {self._here}>"
 
     def __reduce__(self) -> tuple[object, ...]:
         """For a process that ``multiprocessing`` spawns: it makes a locker of its own, of the same servers and options.
@@ -116,8 +106,8 @@ class Locker:
         first = self._servers[0] if isinstance(self._servers, list | tuple) else self._servers
         if isinstance(first, redis.Redis | RedisCluster):
             return first
-        with self._lock:
-            source = self._async.client
+        with self._here.lock:
+            source = self._here.locker.client
             if self._client is None or source is not self._client_of:
                 self._client, self._client_of = synchronous(source), source
             return self._client
@@ -168,27 +158,16 @@ class Locker:
     def _acquire(
         self, how: Callable[[AsyncLocker], Coroutine[Any, Any, AsyncScope]], waited_for: str | None = None
     ) -> LockScope:
-        thread, locker = self._open()
+        thread, locker = self._here.open()
         if waited_for is not None:
             refuse_own(locker, waited_for)
         return LockScope(self, thread, Call(thread, partial(how, locker), _give_back).result())
 
     # Opening and closing
 
-    def _open(self) -> tuple[LoopThread, AsyncLocker]:
-        refuse_in_event_loop()
-        with self._lock:
-            if self._closed:
-                raise closed_error(repr(self))
-            if self._copied:
-                self._async, self._copied = self._make(), False
-            if self._thread is None:
-                self._thread = enlist(self._async)
-            return self._thread, self._async
-
     def __enter__(self) -> Locker:
         """Connect. Raises as :meth:`acquire`."""
-        thread, locker = self._open()
+        thread, locker = self._here.open()
         try:
             Call(thread, locker.__aenter__).result()
         except BaseException:
@@ -211,11 +190,63 @@ class Locker:
         :raises ConfigurationError: an event loop runs in this thread
         """
         refuse_in_event_loop()
-        with self._lock:
+        if self._client is not None:
+            self._client.close()
+        self._here.close()
+
+    def __del__(self) -> None:
+        # In any thread, also that of the loop; in a forked child; at the end of the interpreter.
+        here = getattr(self, "_here", None)  # None: the arguments were refused
+        if here is not None and here.forget():
+            warnings.warn(
+                f"{self!r} was forgotten without close(); use 'with', or call close()",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+
+class InProcess:
+    """A locker in this process: its asynchronous one, and the thread that runs that one's event loop.
+
+    Invariants: ``thread`` is set at the first use, for good. ``locker`` is used in that thread only, and in no other
+    process. In the child of a fork, both are replaced at the first use there. All of that changes under ``lock``.
+    """
+
+    def __init__(self, make: Callable[[], AsyncLocker]) -> None:
+        self._make = make
+        self.locker = make()
+        self.thread: LoopThread | None = None
+        self.lock = threading.RLock()  # a signal's handler may close what it has interrupted
+        self._closed = False
+        self._copied = False  # the locker is the parent's
+        forks.register(self)
+
+    def __str__(self) -> str:
+        state = "closed" if self._closed else "open" if self.thread is not None else "new"
+        return f"{self.locker._manager.where()} {state}"
+
+    def fork(self) -> None:
+        self.lock = threading.RLock()  # it may be held by a thread that is not here
+        if self.thread is not None:
+            forks.keep(self.locker)
+            self.thread, self._copied = None, True
+
+    def open(self) -> tuple[LoopThread, AsyncLocker]:
+        refuse_in_event_loop()
+        with self.lock:
+            if self._closed:
+                raise closed_error(f"<asynclock.sync.Locker {self}>")
+            if self._copied:
+                self.locker, self._copied = self._make(), False
+            if self.thread is None:
+                self.thread = enlist(self.locker)
+            return self.thread, self.locker
+
+    def close(self) -> None:
+        with self.lock:
             self._closed = True
-            thread, locker, client = self._thread, self._async, self._client
-        if client is not None:
-            client.close()
+            thread, locker = self.thread, self.locker
         if thread is None or thread.gone:
             return
         excuse_own(locker)
@@ -226,25 +257,12 @@ class Locker:
             if thread.dismiss(locker):
                 thread.join()
 
-    def fork(self) -> None:
-        """This process is the child of a fork."""
-        self._lock = threading.RLock()  # it may be held by a thread that is not here
-        if self._thread is not None:
-            forks.keep(self._async)
-            self._thread, self._copied = None, True
-
-    def __del__(self) -> None:
-        # In any thread, also that of the loop; in a forked child; at the end of the interpreter.
-        thread = getattr(self, "_thread", None)  # None: never used here, or the arguments were refused
+    def forget(self) -> bool:
+        """Nobody can close the locker any more, so close it. False: there is nothing to close."""
+        thread = self.thread
         if thread is None or self._closed or thread.gone:
-            return
-        thread.post(partial(thread.forget, self._async))
-        warnings.warn(
-            f"{self!r} was forgotten without close(); use 'with', or call close()",
-            ResourceWarning,
-            source=self,
-            stacklevel=2,
-        )
+            return False
+        return thread.post(partial(thread.forget, self.locker))
 
 
 class Acquisition:

@@ -82,6 +82,7 @@ class LoopThread:
         """Start it. Raises what prevented that: OSError (no file descriptor is left), RuntimeError (no thread)."""
         self.lockers: set[AsyncLocker] = set()
         self.calls: set[Call[Any]] = set()
+        self.ending = False  # what runs in the loop is cancelled now, and nothing begins any more
         self.ended = False
         self.exiting = False  # the process ends
         self.forked = False
@@ -121,6 +122,7 @@ class LoopThread:
             self._ready.set()
             if not self._unwanted:
                 await self._portal.sleep_until_stopped()
+        self.ending = True
 
     def fork(self) -> None:
         self.forked = True
@@ -171,6 +173,9 @@ class LoopThread:
     # In the loop
 
     def spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        if self.ending:
+            work.close()
+            return
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -259,7 +264,7 @@ class Call(Generic[T]):
     # In the loop
 
     def _begin(self) -> None:
-        if self._given_up:
+        if self._given_up or self._thread.ending:
             self.end()
         else:
             self._task = asyncio.get_running_loop().create_task(self._run())

@@ -176,7 +176,7 @@ class LockScope:
             raise RuntimeError(f"lock {self.name!r}: a scope can be entered once; acquire the lock again")
         self.check()
         try:
-            self._block = Block(self._locker._async, self._thread, self._scope)
+            self._block = Block(self._locker._here.locker, self._thread, self._scope)
             self._block.enter()
             return self
         except BaseException:  # interrupted
@@ -236,7 +236,7 @@ class Block:
         self._thread = thread
         self._left = asyncio.Event()
         self._excused = False
-        self._inside = _here.blocks
+        self._inside = _inside.blocks
         self._of = (locker, scope)  # not the scope of the thread: that is released if it is forgotten
         self._call = Call(thread, self._run)
 
@@ -277,25 +277,25 @@ class Block:
             self._excused = True
 
 
-class _Here(threading.local):
+class _Inside(threading.local):
     """The blocks that this thread is inside of."""
 
     def __init__(self) -> None:
         self.blocks: list[Block] = []
 
 
-_here = _Here()
+_inside = _Inside()
 
 
 def refuse_own(locker: AsyncLocker, name: str) -> None:
     """:raises AlreadyHeldError: this thread is inside of a block that holds the lock"""
-    if any(block.holds(locker, name) for block in _here.blocks):
+    if any(block.holds(locker, name) for block in _inside.blocks):
         raise AlreadyHeldError(name)
 
 
 def excuse_own(locker: AsyncLocker) -> None:
     """The locker is about to be closed in this thread: do not wait for the blocks that the thread is inside of."""
-    for block in _here.blocks:
+    for block in _inside.blocks:
         block.excuse(locker)
 
 
