@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import importlib
 import sys
 import threading
 from collections.abc import Callable, Coroutine
@@ -18,6 +19,9 @@ from ..errors import ConfigurationError, LockerClosedError
 from ..locker import Locker as AsyncLocker
 
 T = TypeVar("T")
+
+# anyio would import this at its first use. Were another thread to fork in that moment, the child would have half of it.
+importlib.import_module("anyio._backends._asyncio")
 
 UNDO = 1.0  # seconds that a thread whose call was interrupted waits for that to be undone
 AT_EXIT = 0.5  # seconds that the end of the process waits for daemon threads to leave their blocks
