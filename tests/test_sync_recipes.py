@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -148,3 +149,13 @@ def test_celery(server: Server, tmp_path: Path) -> None:
         time.sleep(0.5)
         assert balance() == 80
     assert server.execute("KEYS", "*") == []
+
+
+@pytest.mark.fast
+def test_the_page_shows_what_is_run() -> None:
+    page = (ROOT / "docs" / "threads.md").read_text()
+    shown = re.findall(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(shown) >= 4
+    examples = [(ROOT / "examples" / f"{name}_app.py").read_text() for name in ("flask", "django", "celery")]
+    for block in shown:
+        assert any(block in example for example in examples), block

@@ -1,4 +1,5 @@
-"""Both type checkers accept what users write, see the same types in it, and refuse what is wrong (api.py).
+"""Both type checkers accept what users write, see the same types in it, and refuse what is wrong (api.py, and
+threads.py for asynclock.sync).
 
 This directory is no package: scripts in the one above would take it for the standard library's ``typing``.
 """
@@ -16,7 +17,7 @@ import pytest
 pytestmark = pytest.mark.serverless
 
 ROOT = Path(__file__).parents[2]
-API = Path(__file__).with_name("api.py")
+FILES = [Path(__file__).with_name(f"{name}.py") for name in ("api", "threads")]
 
 
 def mypy(file: Path) -> list[str]:
@@ -52,18 +53,20 @@ def check(command: list[str], directory: Path) -> subprocess.CompletedProcess[st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checker", [mypy, pyright])
-def test_what_users_write(checker: Callable[[Path], list[str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_what_users_write(checker: Callable[[Path], list[str]], file: Path, tmp_path: Path) -> None:
     """As it is: where it says that an error is expected, there has to be one."""
-    done = check(checker(API), tmp_path)
+    done = check(checker(file), tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checker", [mypy, pyright])
-def test_a_wrong_type_is_found(checker: Callable[[Path], list[str]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_wrong_type_is_found(checker: Callable[[Path], list[str]], file: Path, tmp_path: Path) -> None:
     """So that nothing passes because nothing was looked at."""
     wrong = tmp_path / "wrong.py"
-    wrong.write_text(API.read_text().replace("assert_type(scope.held, bool)", "assert_type(scope.held, str)"))
+    wrong.write_text(file.read_text().replace("assert_type(scope.held, bool)", "assert_type(scope.held, str)"))
     done = check(checker(wrong), tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.count("error:") == 1, done.stdout
