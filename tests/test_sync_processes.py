@@ -38,6 +38,7 @@ def running(server: Server, tmp_path: Path, script: str) -> Iterator[subprocess.
     process = subprocess.Popen(
         [sys.executable, "-W", "error", str(file), server.url],
         cwd=ROOT,
+        env={**os.environ, "PYTHONASYNCIODEBUG": ""},  # it would tell what takes long on a busy machine
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

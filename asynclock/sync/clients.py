@@ -102,7 +102,7 @@ def _behind_sentinels(pool: Any, to: ModuleType) -> Any:
         [(each["host"], each["port"]) for each in of_each],
         min_other_sentinels=manager.min_other_sentinels,
         sentinel_kwargs={name: value for name, value in manager.sentinel_kwargs.items() if name not in _LEFT_OUT},
-        force_master_ip=getattr(manager, "_force_master_ip", None),  # redis-py before 5.3 has none
+        **({"force_master_ip": ip} if (ip := getattr(manager, "_force_master_ip", None)) else {}),
         **_settings(kwargs, kind),
         **({"ssl": True} if secure else {}),
     )
