@@ -202,7 +202,7 @@ class LoopThread:
             await asyncio.wait(closing, timeout=AT_EXIT)
             for each in closing:
                 each.cancel()  # then it does not wait for blocks any more
-            await asyncio.wait(closing)
+            await asyncio.gather(*closing, return_exceptions=True)
 
 
 class Call(Generic[T]):

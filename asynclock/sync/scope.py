@@ -129,8 +129,9 @@ class LockScope:
             self._scope.check()  # raises
         with self._lock:
             if self._watch is None:
-                self._watch = Watch(self._thread, self._scope)
-                self._watch.start()
+                watch = Watch(self._thread, self._scope)
+                watch.start()
+                self._watch = watch  # not before: if that was interrupted, nothing would ever end it
             return self._watch
 
     # Ending
