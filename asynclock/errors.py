@@ -84,7 +84,7 @@ class AlreadyHeldError(AsyncLockError, RuntimeError):
 
     def __str__(self) -> str:
         return (
-            f"lock {self.name!r} is held by a block that this task is in, so waiting for it would never end: "
+            f"lock {self.name!r} is held by a block around this call, so waiting for it would never end: "
             "use the scope of that block, leave the block first, or acquire another name"
         )
 

@@ -229,7 +229,7 @@ class LockScope(Held):
 
     def __del__(self) -> None:
         lease = self._lease
-        if lease is not None:
+        if lease is not None and not self._manager.life.forked:  # in the child of a fork, it is the parent's
             self._manager.dropped(self._room, lease)
             warnings.warn(
                 f"the scope of lock {self.name!r} was forgotten without release; use 'async with', or call release()",

@@ -60,10 +60,16 @@ def fields_last(text: str) -> str:
 
 def resolved(name: str, where: griffe.Object) -> str | None:
     """Where the reference shows it: public names stand in the package, wherever they are defined."""
-    package = "asynclock.testing" if where.path.startswith("asynclock.testing") else "asynclock"
     first = name.partition(".")[0]
-    if first in ("asyncio", "redis"):
+    if first in ("asyncio", "redis", "threading"):
         return None  # others' documentation is not fetched
+    if first == "asynclock":
+        return name
+    package = "asynclock"
+    if where.path.startswith("asynclock.testing"):
+        package = "asynclock.testing"
+    elif where.path.startswith("asynclock.sync") and not first.endswith(("Error", "Reason")):  # it raises the same ones
+        package = "asynclock.sync"
     owner: griffe.Object | None = where
     while owner is not None and not owner.is_module:
         if owner.is_class and (first in owner.members or f"self.{first}" in "".join(owner.lines)):

@@ -13,9 +13,13 @@ from typing import Any
 
 log = logging.getLogger("mkdocs.hooks.reference")  # in a strict build, its warnings are errors
 
-PAGES = {"asynclock": "reference/asynclock/", "asynclock.testing": "reference/testing/"}
+PAGES = {
+    "asynclock": "reference/asynclock/",
+    "asynclock.sync": "reference/sync/",
+    "asynclock.testing": "reference/testing/",
+}
 ARCHITECTURE = Path(__file__).parent.parent / "ARCHITECTURE.md"  # where those look who have the repository
-OPAQUE = ("asynclock.Acquisition",)  # users enter it, and call nothing of it
+OPAQUE = ("asynclock.Acquisition", "asynclock.sync.Acquisition")  # users enter them, and call nothing of them
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from asynclock import Locker
+from asynclock import Locker, sync
 from asynclock.testing import KINDS, Cluster, Server
 from tests.support.proofs import proofs
 
@@ -80,7 +80,8 @@ def handoffs(request: pytest.FixtureRequest) -> Iterator[None]:
     number = request.config.getoption("--handoffs")
     with pytest.MonkeyPatch.context() as patch:
         if number is not None:
-            patch.setitem(Locker.__init__.__kwdefaults__, "local_handoffs", number)
+            for each in (Locker, sync.Locker):
+                patch.setitem(each.__init__.__kwdefaults__, "local_handoffs", number)
         yield
 
 

@@ -26,7 +26,14 @@ SOURCES = {
     for path in sorted(PACKAGE.rglob("*.py"))
     if not {"cli", "testing"} & set(path.parts)  # which stand beside the rest
 }
-CLASSES = {node.name: node for tree in SOURCES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+CLASSES = {
+    node.name: node
+    for _, tree in sorted(
+        SOURCES.items(), key=lambda each: "sync" not in each[0].relative_to(PACKAGE).parts
+    )  # a Locker is the other one
+    for node in ast.walk(tree)
+    if isinstance(node, ast.ClassDef)
+}
 NOT_OURS = {"await", "f", "my_lock", "n"}
 
 

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from redis.exceptions import LockError
 
 import asynclock
+import asynclock.sync
 import asynclock.testing
 from asynclock import Locker, LockLostError, LockScope
 from asynclock.options import Options
@@ -41,6 +42,13 @@ def code_of(page: Path) -> list[ast.Module]:
     return [ast.parse(code, str(page)) for code in [*blocks(page, "python"), *inline]]
 
 
+def faces(page: Path) -> tuple[type, type]:
+    """What ``locker`` and ``scope`` are on that page."""
+    return (
+        (asynclock.sync.Locker, asynclock.sync.LockScope) if page.stem in ("threads", "sync") else (Locker, LockScope)
+    )
+
+
 def test_there_is_something_to_check() -> None:
     assert len(PAGES) >= 12
     assert sum(len(blocks(page, "python")) for page in PAGES) > 15
@@ -49,6 +57,7 @@ def test_there_is_something_to_check() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_code_is_python_and_uses_what_exists(page: Path) -> None:
     knobs = inspect.signature(Locker).parameters
+    of_locker, of_scope = faces(page)
     for tree in code_of(page):
         compile(tree, str(page), "exec")
         for node in ast.walk(tree):
@@ -59,13 +68,16 @@ def test_code_is_python_and_uses_what_exists(page: Path) -> None:
                 case ast.ImportFrom(module="asynclock.testing", names=names):
                     for name in names:
                         assert name.name in asynclock.testing.__all__
+                case ast.ImportFrom(module="asynclock.sync", names=names):
+                    for name in names:
+                        assert name.name in asynclock.sync.__all__
                 case ast.Call(func=ast.Name(id="Locker"), keywords=keywords):
                     for keyword in keywords:
                         assert keyword.arg in knobs
                 case ast.Attribute(value=ast.Name(id="locker"), attr=attribute):
-                    assert hasattr(Locker, attribute), attribute
+                    assert hasattr(of_locker, attribute), attribute
                 case ast.Attribute(value=ast.Name(id="scope"), attr=attribute):
-                    assert hasattr(LockScope, attribute), attribute
+                    assert hasattr(of_scope, attribute), attribute
                 case ast.Attribute(value=ast.Name(id="error"), attr=attribute):
                     assert hasattr(LockLostError("x", asynclock.LossReason.DELETED), attribute), attribute
 
@@ -98,7 +110,7 @@ def test_names_in_the_text_exist() -> None:
     """``scope.check()``, ``locker.client``, ``FooError``. (Go's ``locker.Close()`` has a capital.)"""
     for page in PAGES:
         text = page.read_text()
-        for owner, of in (("locker", Locker), ("scope", LockScope)):
+        for owner, of in zip(("locker", "scope"), faces(page), strict=True):
             for attribute in re.findall(rf"`(?:await |async with )?{owner}\.([a-z]\w*)", text):
                 assert hasattr(of, attribute), f"{page.name}: {owner}.{attribute}"
         for name in re.findall(r"`(\w+Error)`", text):
@@ -124,7 +136,7 @@ def test_every_option_error_and_reason_is_in_its_table() -> None:
         assert (f"| `{reason}` |" in errors) == (reason != "released"), reason
 
 
-@pytest.mark.parametrize("module", [asynclock, asynclock.testing], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [asynclock, asynclock.sync, asynclock.testing], ids=lambda module: module.__name__)
 def test_every_public_name_stands_on_its_page_of_the_reference(module: Any) -> None:
     page = (DOCS / "reference" / f"{module.__name__.rpartition('.')[2]}.md").read_text()
     shown = re.findall(rf"^::: {re.escape(module.__name__)}\.(\w+)$", page, re.MULTILINE)
@@ -139,11 +151,12 @@ def test_every_public_name_stands_on_its_page_of_the_reference(module: Any) -> N
 
 def test_every_method_is_named_by_what_it_is_for() -> None:
     """In the table at the top of the reference."""
-    page = (DOCS / "reference" / "asynclock.md").read_text()
-    table = page[: page.index(":::")]
-    for of in (Locker, LockScope):
-        for name, _ in inspect.getmembers(of, lambda value: callable(value) or isinstance(value, property)):
-            assert name.startswith("_") or f"][asynclock.{of.__name__}.{name}]" in table, name
+    for module in (asynclock, asynclock.sync):
+        page = (DOCS / "reference" / f"{module.__name__.rpartition('.')[2]}.md").read_text()
+        table = page[: page.index(":::")]
+        for of in (module.Locker, module.LockScope):
+            for name, _ in inspect.getmembers(of, lambda value: callable(value) or isinstance(value, property)):
+                assert name.startswith("_") or f"][{module.__name__}.{of.__name__}.{name}]" in table, name
 
 
 def test_every_message_that_is_logged_is_in_the_table_of_its_level() -> None:
