@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 import yaml
-from redis.asyncio import Redis
-from redis.exceptions import LockError
 
 import asynclock
 import asynclock.sync
@@ -174,37 +172,6 @@ def logs(tree: ast.Module) -> Iterator[tuple[str, str]]:
         match node:
             case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=level), args=[ast.Constant(str(text)), *_]):
                 yield {"exception": "ERROR"}.get(level, level.upper()), text
-
-
-@pytest.mark.asyncio
-async def test_the_snippets_for_those_who_move_do_what_they_return(server: Server) -> None:
-    names: dict[str, Any] = {}
-    for code in blocks(DOCS / "moving.md", "python"):
-        exec(compile(code, "moving.md", "exec"), names)
-    moved = [name for name in names if name.startswith("after_")]
-    assert len(moved) == 4
-    async with Locker(server.url) as locker, Locker(server.url) as other, Redis.from_url(server.url) as client:
-        for name in moved:
-            assert await names[name](locker) == "done"
-            async with other.with_context("job"):
-                assert await names[name](locker) == "busy"
-
-            async def lose() -> None:
-                server.execute("DEL", "asynclock:0:job")
-                await asyncio.sleep(5)
-
-            names["work"] = lose
-            assert (await names[name](locker)).startswith("lost")
-            names["work"] = nothing
-        assert await names["both"](client, locker) == "done"
-        async with client.lock("job", timeout=5):
-            with pytest.raises(LockError):
-                await names["both"](client, locker)
-    async with names["beside_go"](server.url) as locker, locker.with_context("job"):
-        assert server.execute("EXISTS", *(f"rueidislock:{index}:job" for index in range(3))) == 3
-
-
-async def nothing() -> None: ...
 
 
 @pytest.mark.slow

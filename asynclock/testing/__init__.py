@@ -9,13 +9,13 @@
                     proxy.freeze()                         # the network goes silent
                     await do_something()                   # cancelled at the lock's deadline
 
-A :class:`LockServer` takes locks away, for every reason for which a holder can lose one, and holds locks as somebody
-else. The pytest plugin that comes with asynclock has one as the fixture ``lock_server``.
-
 To make the server itself fail, call ``server.kill()``, ``server.pause()`` or ``server.restart()``. A
 :class:`Cluster` moves slots and roles on command. :class:`Sentinels` are a primary, its replicas and the
 Sentinels that watch them. The clock of ``Server(environment=clock_off(+3600))`` is an hour ahead, a
 :class:`Clock` jumps on command, and a :class:`TLSFront` adds TLS to a server.
+
+A :class:`LockServer` takes locks away, for every reason for which a holder can lose one, and holds locks as somebody
+else. The pytest plugin that comes with asynclock has one as the fixture ``lock_server``.
 """
 
 from .clocks import Clock, clock_off
