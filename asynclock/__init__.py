@@ -24,8 +24,8 @@ from .errors import (
 from .locker import Locker
 from .scope import LockScope
 
-#: Do the hot modules run as machine code? Not if no compiled wheel was installed, or ``ASYNCLOCK_PURE=1`` is set.
 compiled: bool = is_compiled(room)
+"""Do the hot modules run as machine code? Not if no compiled wheel is installed, or ``ASYNCLOCK_PURE=1`` is set."""
 
 __all__ = [
     "AcquireTimeoutError",

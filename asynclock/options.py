@@ -124,8 +124,13 @@ def check_name(name: object) -> bytes:
     return raw
 
 
-def check_timeout(timeout: Seconds) -> float:
-    """The timeout in seconds. :raises ConfigurationError: it is not zero or more seconds"""
+def check_timeout(timeout: Seconds | None) -> float | None:
+    """The timeout in seconds; ``None``: there is no limit.
+
+    :raises ConfigurationError: it is not zero or more seconds
+    """
+    if timeout is None:
+        return None
     seconds = _seconds("timeout", timeout)
     if seconds < 0:
         raise _wrong("timeout", timeout, "must be 0 or more seconds, or None to wait without a limit")

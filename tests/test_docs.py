@@ -20,7 +20,6 @@ import asynclock.sync
 import asynclock.testing
 from asynclock import Locker, LockLostError, LockScope
 from asynclock.options import Options
-from asynclock.testing import Server
 
 pytestmark = pytest.mark.serverless
 
