@@ -24,7 +24,6 @@ COMPILED = (
     "asynclock/core/retry.py",
     "asynclock/core/room.py",
     # From a request to bytes, and from bytes to its answer.
-    "asynclock/topology/fixed.py",
     "asynclock/wire/commands.py",
     "asynclock/wire/connection.py",
     "asynclock/wire/expiry.py",

@@ -20,6 +20,7 @@ from asynclock.testing.nodes import text, view
 from asynclock.wire.commands import split
 from asynclock.wire.connection import Expects
 from tests.support import internals
+from tests.support.builds import only_pure
 from tests.support.cluster import asking, counted, execute, moves_at_once, no_keys, owner_of, primaries, spread
 from tests.support.helpers import AT_ONCE, body, key, until
 
@@ -324,6 +325,7 @@ async def test_an_answer_that_comes_after_the_slot_and_the_release(cluster: Clus
         await behind.client.aclose()
 
 
+@only_pure
 @pytest.mark.asyncio
 async def test_a_slot_that_goes_between_the_two_commands_of_one_question(
     cluster: Cluster, locker: Locker, other: Locker

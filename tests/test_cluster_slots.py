@@ -12,6 +12,7 @@ from asynclock import Locker
 from asynclock.testing import Cluster
 from asynclock.topology.cluster import Cluster as Topology
 from tests.support import internals
+from tests.support.builds import only_pure
 from tests.support.cluster import asking, primaries
 from tests.support.helpers import key, until
 
@@ -22,6 +23,7 @@ def topology_of(locker: Locker) -> Topology:
     return topology
 
 
+@only_pure
 @pytest.mark.asyncio
 async def test_closed_in_the_moment_in_which_the_slots_are_told(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch

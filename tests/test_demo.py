@@ -368,7 +368,7 @@ def test_importing_it_needs_no_extra() -> None:
 def test_version_and_help() -> None:
     version = run("-m", "asynclock", "--version")
     assert (version.returncode, version.stderr) == (0, "")
-    assert re.fullmatch(r"asynclock \d+\.\d+\S*\n", version.stdout)
+    assert re.fullmatch(r"asynclock \d+\.\d+\S* \((compiled|pure Python)\)\n", version.stdout)
     for arguments in (["--help"], ["demo", "--help"]):
         done = run("-m", "asynclock", *arguments)
         assert done.returncode == 0

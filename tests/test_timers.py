@@ -10,10 +10,12 @@ import pytest
 from asynclock._engine.timers import Timers
 from asynclock.core.room import Room
 from tests.support.bench import Bench
+from tests.support.builds import only_pure
 
 pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
 
 
+@only_pure
 @pytest.mark.asyncio
 @pytest.mark.parametrize("left", [0.0, 0.0003, 0.0012, 0.004, 0.03])
 async def test_a_room_is_woken_once_its_time_has_come_and_not_before(

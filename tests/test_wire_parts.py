@@ -20,6 +20,7 @@ from asynclock.wire.markers import GUESSES, Markers
 from asynclock.wire.memory_shortage import GIVE_UP_AFTER, NEW_AFTER, MemoryShortage
 from asynclock.wire.owed import BATCH, OwedReleases
 from asynclock.wire.quarantine import Quarantine
+from tests.support.builds import only_pure
 
 pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
 
@@ -178,6 +179,7 @@ class Wire:
         self.waiting.append(expects)
 
 
+@only_pure
 @pytest.mark.asyncio
 async def test_an_expiry_is_in_the_servers_time_once_that_is_known() -> None:
     wire: Any = Wire()
