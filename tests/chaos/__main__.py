@@ -66,9 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report.show(console, outcome)
             if options.svg is not None:
                 (options.svg / f"chaos-{name}.svg").write_text(report.picture(outcome))
-        console.print(f"Seed {seed}" + (f", logs in {directory}" if options.keep else ""))
+        keep = options.keep or any(outcome.verdict.violations for outcome in outcomes)
+        console.print(f"Seed {seed}" + (f", logs in {directory}" if keep else ""))
     finally:
-        if not options.keep:
+        if not options.keep and not any(outcome.verdict.violations for outcome in outcomes):
             shutil.rmtree(directory, ignore_errors=True)
     if options.json is not None:
         options.json.write_text(json.dumps([report.as_json(outcome) for outcome in outcomes], indent=1) + "\n")

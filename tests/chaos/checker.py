@@ -115,6 +115,9 @@ def _judge_overlap(
     since, until = second.held, min(first.ended, second.ended)
     awake = _uncovered(since, until, history.stalls[first.who])
     excuse = FORCED if second.forced else _excuse(history, bounds, first, second)
+    if excuse is None and (fault := _robbed_before(history, bounds, second)) is not None:
+        # The second holder's process has lost the lock longest, and handed it from task to task since then.
+        excuse, awake = fault.kind, _uncovered(fault.until, until, history.stalls[second.who])
     if excuse is not None:
         row = verdict.rows[excuse]
         row.forgotten += 1
@@ -181,6 +184,18 @@ def _excuse(history: History, bounds: Bounds, first: Hold, second: Hold) -> str 
     if last is not None and votes - len(forgot) < bounds.majority:
         return last.kind
     return None
+
+
+def _robbed_before(history: History, bounds: Bounds, hold: Hold) -> Fault | None:
+    """The fault that took this lock's keys after the servers had confirmed them for the last time, and before the task
+    had it: from another task of the same process, which was not notified."""
+    found = None
+    for fault in history.faults.values():
+        lost = sum(key[0] == hold.name for key in fault.forgot)
+        confirmed_before = fault.since < _granted(hold, bounds) <= fault.until + bounds.validity
+        if lost and fault.since <= hold.held and confirmed_before and len(hold.votes) - lost < bounds.majority:
+            found = fault
+    return found
 
 
 def _granted(hold: Hold, bounds: Bounds) -> float:
@@ -279,7 +294,8 @@ def _judge_losses(history: History, bounds: Bounds, verdict: Verdict) -> None:
 def _both(first: Hold, second: Hold) -> str:
     return (
         f"{first.name!r} had two holders: {first.who} from {first.held:.4f} to {first.ended:.4f} ({first.why}; due "
-        f"{first.due:.4f}) and {second.who} from {second.held:.4f} to {second.ended:.4f} ({second.why})"
+        f"{first.due:.4f}) and {second.who} from {second.held:.4f} to {second.ended:.4f} ({second.why}; due "
+        f"{second.due:.4f})"
     )
 
 

@@ -80,6 +80,20 @@ def test_a_fault_that_did_nothing_to_this_lock_is_no_excuse() -> None:
         assert "two holders" in found.violations[0], no_excuse
 
 
+def test_a_lock_that_was_lost_before_may_go_from_task_to_task_in_its_process() -> None:
+    """Task 1 of worker b holds it when its key is deleted, and the push is lost. Worker a acquires it, and b's task 2
+    gets it from task 1."""
+    elsewhere = turn("a", 10.6, 10.95)
+    for due, excused in ((11.9, True), (12.9, False)):  # confirmed at 9.9, before the fault, or at 10.9
+        handed_on = [held(10.9, "b", due=due - 10.9), ended(10.94, "b", why="deleted", acted=10.93, due=due)]
+        stalled = Event(10.9, "b", "stall", {"since": 10.0})
+        found = verdict(fault(10, 10.001, "DEL", forgot=[["x", 0]]), elsewhere, handed_on, stalled)
+        assert bool(found.violations) != excused, due
+    ran = [held(10.9, "b", due=1.0), ended(10.94, "b", why="deleted", acted=10.93, due=11.9)]
+    found = verdict(fault(10, 10.001, "DEL", forgot=[["x", 0]]), elsewhere, ran)
+    assert "50 ms are the bound" in found.violations[0]  # it ran all the time, and should have been notified
+
+
 def test_in_a_quorum_it_takes_as_many_as_the_holder_had_beyond_the_majority() -> None:
     for votes, forgot, excused in ((2, [], False), (2, [0], True), (3, [0], False), (3, [0, 2], True)):
         first = [held(10, "a", votes=3), ended(11.01, "a", why="deleted", acted=11, due=12, votes=votes)]
