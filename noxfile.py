@@ -4,6 +4,7 @@ Markers choose which tests a session runs; pyproject.toml lists them. Arguments 
 """
 
 import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -63,6 +64,29 @@ def demo(session: nox.Session) -> None:
     """What a new user runs first."""
     session.install(".[cli,embedded]")
     session.run("asynclock", "demo", "--plain")
+
+
+@nox.session
+def compiled(session: nox.Session) -> None:
+    """The tests on the compiled build, in a copy of the tree: the compiled modules would lie beside the source."""
+    tree = Path(session.create_tmp()) / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    files = session.run("git", "ls-files", external=True, silent=True).splitlines()
+    for file in files:
+        (tree / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tree / file)
+    session.install("-e", f"{tree}[test]", env={"ASYNCLOCK_COMPILE": "1"})
+    session.chdir(tree)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """The pure wheel, the compiled one for this machine, and the sdist, in dist/."""
+    session.install("build", "twine")
+    session.run("python", "-m", "build")
+    session.run("python", "-m", "build", "--wheel", env={"ASYNCLOCK_COMPILE": "1"})
+    session.run("twine", "check", "--strict", *map(str, Path("dist").iterdir()))
 
 
 @nox.session
