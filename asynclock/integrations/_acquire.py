@@ -4,28 +4,48 @@ from __future__ import annotations
 
 import asyncio
 
-from ..errors import AcquireTimeoutError, AsyncLockError, NotLockedError, ServerError
+from ..errors import AcquireTimeoutError, NotLockedError, ServerError
 from ..locker import Locker
 from ..options import Seconds, check_timeout
 from ..scope import LockScope
 
+ANSWER = 2.0  # seconds for the servers to answer one attempt, at most, before they count as unavailable
+
 
 async def acquire(locker: Locker, name: str, timeout: Seconds | None) -> LockScope:
-    """As ``Locker.acquire``, but a server that is down is told at once, and not after ``timeout``."""
+    """As ``Locker.acquire``, but servers that are unavailable are never taken for a lock that is busy: they are asked
+    once before the wait, so that a caller does not wait for nothing, and once after it, since servers that hang have
+    said nothing meanwhile.
+
+    :raises AcquireTimeoutError: somebody else has it
+    :raises ServerError: the servers are unavailable
+    """
     seconds = check_timeout(timeout)
-    if seconds == 0:
-        return await locker.acquire(name, timeout=0)
     loop = asyncio.get_running_loop()
-    until = None if seconds is None else loop.time() + seconds
+    since = loop.time()
+    patience = min(seconds or ANSWER, ANSWER)
     try:
-        async with asyncio.timeout_at(until) as limit:
-            return await locker.try_acquire(name)
-    except NotLockedError:
-        left = None if until is None else max(0.0, round(until - loop.time(), 3))
+        return await _attempt(locker, name, patience)
+    except NotLockedError as error:
+        if seconds == 0:
+            raise AcquireTimeoutError(name, 0.0, error.why) from None
+    left = None if seconds is None else max(0.0, round(seconds - (loop.time() - since), 3))
+    try:
         return await locker.acquire(name, timeout=left)
-    except TimeoutError as error:
-        if isinstance(error, AsyncLockError) or not limit.expired():
+    except AcquireTimeoutError as error:
+        if isinstance(error.__cause__, ServerError):
             raise
-        assert seconds is not None
-        why = ServerError(repr(locker), "has not answered yet")
-        raise AcquireTimeoutError(name, seconds, str(why)) from why
+        busy = error
+    try:
+        return await _attempt(locker, name, patience)
+    except NotLockedError:
+        raise busy from None
+
+
+async def _attempt(locker: Locker, name: str, patience: float) -> LockScope:
+    """:raises NotLockedError, ServerError:"""
+    try:
+        async with asyncio.timeout(patience):
+            return await locker.try_acquire(name)
+    except TimeoutError:
+        raise ServerError(repr(locker), f"no answer for {patience:g} s") from None

@@ -28,16 +28,14 @@ from redis.asyncio.cluster import RedisCluster
 
 from .._engine.templates import NameTemplate
 from ..errors import (
-    AcquireTimeoutError,
     AlreadyHeldError,
     AsyncLockError,
     ConfigurationError,
-    NotLockedError,
-    ServerError,
 )
 from ..locker import Locker
 from ..options import Seconds, check_timeout
 from ..scope import LockScope
+from ._acquire import acquire
 from ._answers import ANSWERED, Answers, Outcome, default_body, outcome
 
 __all__ = ["LOCKER", "SCOPE", "locked", "setup"]
@@ -56,7 +54,6 @@ LOCKER: web.AppKey[Locker] = web.AppKey("asynclock.locker", Locker)
 SCOPE: RequestKey[LockScope] = RequestKey("asynclock.scope", LockScope)
 """``request[SCOPE]``: the :class:`LockScope` of the handler, while it runs."""
 
-ANSWER = 2.0  # seconds for the servers to answer one attempt, before they count as unreachable
 HANG_UP = 1.0  # seconds for a WebSocket's client to answer that it is closed
 
 
@@ -229,35 +226,11 @@ async def _name_of(
 
 
 async def _acquire(request: web.Request, name: str, timeout: float | None) -> LockScope:
-    """:raises NotLockedError, AcquireTimeoutError, ServerError:"""
+    """:raises AcquireTimeoutError, ServerError:"""
     for held in request.get(_HELD, ()):
         if held.scope.name == name and held.scope.held:
             raise AlreadyHeldError(name)  # by the same request: it would wait for itself
-    locker = request.config_dict[LOCKER]
-    try:
-        # Ask once before waiting: servers that are away are told at once, and not after the wait.
-        return await _attempt(locker, name)
-    except NotLockedError:
-        if timeout == 0:
-            raise
-    try:
-        return await locker.acquire(name, timeout=timeout)
-    except AcquireTimeoutError as busy:
-        if isinstance(busy.__cause__, ServerError):
-            raise
-        try:
-            return await _attempt(locker, name)  # and once after it: servers that hang have not been heard of meanwhile
-        except NotLockedError:
-            raise busy from None
-
-
-async def _attempt(locker: Locker, name: str) -> LockScope:
-    """:raises NotLockedError, ServerError:"""
-    try:
-        async with asyncio.timeout(ANSWER):
-            return await locker.try_acquire(name)
-    except TimeoutError:
-        raise ServerError(repr(locker), f"no answer for {ANSWER:g} s") from None
+    return await acquire(request.config_dict[LOCKER], name, timeout)
 
 
 # Answers without the lock

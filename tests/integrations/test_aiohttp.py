@@ -20,7 +20,8 @@ import pytest
 from aiohttp import web
 
 from asynclock import AsyncLockError, ConfigurationError, Locker, LockLostError
-from asynclock.integrations.aiohttp import ANSWER, LOCKER, SCOPE, locked, setup
+from asynclock.integrations._acquire import ANSWER
+from asynclock.integrations.aiohttp import LOCKER, SCOPE, locked, setup
 from asynclock.testing import Server
 from tests.support.apps import serve_aiohttp
 from tests.support.helpers import AT_ONCE, key, until
