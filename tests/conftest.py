@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ try:
     import uvloop
 except ImportError:  # pragma: no cover - in the test extra, except where there is no uvloop
     uvloop = None  # type: ignore[assignment]  # a module otherwise
+
+# In the background of a shell, SIGINT is ignored, and so it would be by the programs that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LOOPS: dict[str, Callable[[], Any]] = {"asyncio": asyncio.new_event_loop}
 if uvloop is not None:

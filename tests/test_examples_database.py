@@ -358,7 +358,7 @@ async def test_two_scopes_of_one_lock_in_one_request_are_an_error(
     async with running(app_of(route(endpoint)), server) as client:
         refused = await take(client, FREE)
         assert refused.status_code == 500
-        assert "AlreadyHeldError: lock 'account:anna' is held by a block that this task is inside of" in caplog.text
+        assert "AlreadyHeldError: lock 'account:anna' is held by a block around this call" in caplog.text
         assert not client.locked(FREE)
     async with running(app_of(route(once)), server) as client:
         assert (await take(client, FREE)).status_code == 200

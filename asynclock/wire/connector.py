@@ -6,7 +6,7 @@ oldest and the newest redis-py that is supported.
 - ``connector.py``: ``_writer``, ``_reader`` and ``_parser`` of a connection
 - ``limited_parser.py``: ``_reader`` and ``_stream`` of a parser
 - ``lookup.py``: ``_reader``, ``_connect`` and ``_connection_arguments`` of a connection
-- ``sentinel.py``: ``_force_master_ip`` of a ``Sentinel``
+- ``sentinel.py``, and ``sync/clients.py`` for threads: ``_force_master_ip`` of a ``Sentinel``
 """
 
 from __future__ import annotations
