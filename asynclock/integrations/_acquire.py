@@ -15,7 +15,7 @@ ANSWER = 2.0  # seconds for the servers to answer one attempt, at most, before t
 async def acquire(locker: Locker, name: str, timeout: Seconds | None) -> LockScope:
     """As ``Locker.acquire``, but servers that are unavailable are never taken for a lock that is busy: they are asked
     once before the wait, so that a caller does not wait for nothing, and once after it, since servers that hang have
-    said nothing meanwhile.
+    said nothing meanwhile. So it may take up to ``ANSWER`` seconds longer than ``timeout``, while they do not answer.
 
     :raises AcquireTimeoutError: somebody else has it
     :raises ServerError: the servers are unavailable
@@ -29,13 +29,13 @@ async def acquire(locker: Locker, name: str, timeout: Seconds | None) -> LockSco
     except NotLockedError as error:
         if seconds == 0:
             raise AcquireTimeoutError(name, 0.0, error.why) from None
-    left = None if seconds is None else max(0.0, round(seconds - (loop.time() - since), 3))
+    left = None if seconds is None else max(0.0, seconds - (loop.time() - since))
     try:
         return await locker.acquire(name, timeout=left)
     except AcquireTimeoutError as error:
         if isinstance(error.__cause__, ServerError):
             raise
-        busy = error
+        busy = AcquireTimeoutError(name, seconds or 0.0, error.why)  # it names the whole timeout
     try:
         return await _attempt(locker, name, patience)
     except NotLockedError:
