@@ -26,7 +26,8 @@ _SERVER = pytest.StashKey["LockServer"]()  # once a test has asked for it
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini(
         "asynclock_server",
-        "the server of the fixture lock_server: valkey-9.1 (default), redis-8.2, redis-6.2, or the name or path of a redis-server",
+        "the server of the fixture lock_server: valkey-9.1 (default), redis-8.2, redis-6.2, or the name or path of a "
+        "redis-server",
         default="valkey-9.1",
     )
 

@@ -277,9 +277,9 @@ def test_a_fork(server: Server, tmp_path: Path) -> None:
         assert os.waitpid(pid, 0)[1] == 0
         scope.check()
         assert locker.client.get("asynclock:0:job")
-        time.sleep(3)  # longer than to the next extension, by half a second
+        time.sleep(5.2)  # longer than the validity: it was extended meanwhile
         scope.check()
-        assert locker.client.pttl("asynclock:0:job") > 3000
+        assert locker.client.exists("asynclock:0:job")
         print("still held")
     """
     assert run(server, tmp_path, script).splitlines() == ["the parent holds it", "closes", "still held"]
