@@ -52,7 +52,7 @@ def test_the_list_of_redis_pys_private_names_is_complete() -> None:
     package = Path(asynclock.__file__).parent
     assert len(listed) == 5
     for file, names in listed.items():
-        assert names <= private
+        assert names <= private | {"_force_master_ip"}  # which redis-py 5.2 does not have yet
         assert all(name in (package / file).read_text() for name in names), file
     for path in package.rglob("*.py"):
         text = path.read_text()
