@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -259,6 +260,19 @@ async def test_another_task_closes_it(locker: Locker, server: Server, lost: bool
     await until(lambda: free(server) and not internals.busy(locker))
     for _ in range(3):
         await asyncio.sleep(0.05)
+
+
+@pytest.mark.asyncio
+async def test_a_task_that_is_about_to_close_it_does_not_run_it_yet(locker: Locker, server: Server) -> None:
+    """It is time to look whether this task has stopped, while it waits for the closing to begin. (uvloop looks first,
+    and a task of asyncio's begins first.)"""
+    generator = numbers(locker)
+    await anext(generator)
+    lose(server)
+    assert await heard()
+    time.sleep(0.01)  # noqa: ASYNC251 - so that it is time
+    await asyncio.create_task(generator.aclose())  # type: ignore[attr-defined]  # it is an async generator
+    assert cancelling() == 0
 
 
 @pytest.mark.asyncio

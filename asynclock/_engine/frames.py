@@ -42,6 +42,8 @@ def _awaited_by(frame: Any) -> Any:
         return None  # it has not begun
     # What drives an async generator (async for, asynccontextmanager) or a coroutine (__await__), or awaits a future.
     for each in gc.get_referents(frame):
+        if type(each) is types.AsyncGeneratorType and not each.ag_running:
+            return None  # as aclose() in a task that has not begun: the generator is still suspended at its yield
         if _is_future(each) or hasattr(type(each), "send") or hasattr(type(each), "asend"):
             return each
     return None
