@@ -79,7 +79,9 @@ class Answers:
         return self._status(outcome(error))
 
     def _status(self, found: Outcome | None) -> int:
-        return {Outcome.BUSY: self.busy_status, Outcome.LOST: self.lost_status}.get(found, self.unavailable_status)  # type: ignore[arg-type]  # of None, too
+        if found is Outcome.BUSY:
+            return self.busy_status
+        return self.lost_status if found is Outcome.LOST else self.unavailable_status
 
     def headers(self) -> dict[str, str]:
         return {} if self.retry_after is None else {"Retry-After": str(math.ceil(self._seconds(self.retry_after)))}

@@ -51,7 +51,7 @@ def uses(dependant: Any, within: tuple[Callable[..., Any], ...] = ()) -> Iterato
 
 
 def has_yield(call: Any) -> bool:
-    for each in (call, getattr(call, "__call__", None)):  # noqa: B004  # of an instance
+    for each in (call, getattr(call, "__call__", None)):  # noqa: B004  # not whether it can be called, but what is called
         while isinstance(each, functools.partial):
             each = each.func
         for function in (each, inspect.unwrap(each)) if callable(each) else ():

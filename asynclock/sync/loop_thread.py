@@ -303,13 +303,19 @@ class _Process:
     Invariant: ``thread`` takes new lockers. One that has had its last locker closed is here no more.
     """
 
+    thread: LoopThread | None
+    ends_as_child: bool  # it is known what to do when a child of multiprocessing ends
+
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # a signal's handler may close a locker while its thread makes one
-        self.thread: LoopThread | None = None
-        self.ends_as_child = False  # it is known what to do when a child of multiprocessing ends
+        self._begin()
 
     def fork(self) -> None:
-        self.__init__()  # type: ignore[misc]  # the lock may be held by a thread that is not here
+        self._begin()  # with another lock: a thread that is not here may hold this one
+
+    def _begin(self) -> None:
+        self.lock = threading.RLock()  # a signal's handler may close a locker while its thread makes one
+        self.thread = None
+        self.ends_as_child = False
 
     def enlist(self, locker: AsyncLocker) -> LoopThread:
         """The thread that serves the locker, until ``dismiss``."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from concurrent.futures import Future, wait
 from types import TracebackType
@@ -63,7 +64,7 @@ class LockServer(Server):
         :raises RuntimeError: the server was never started
         """
         cause = cause_of(reason)
-        self.port  # noqa: B018  # raises before start()
+        _ = self.port  # raises before start()
         if not after >= 0:
             raise ValueError(f"after={after!r}: must be 0 or more seconds")
         return PlannedLoss(self, name, str(reason), cause, float(after))
@@ -111,7 +112,7 @@ class LockServer(Server):
             super().close()
 
 
-class Deed:
+class Deed(ABC):
     """What a :class:`LockServer` does in its thread, from its beginning to the end of a block."""
 
     # Invariants: _done is set when it has happened (the lock is lost, or held), or with the error that prevented it.
@@ -134,8 +135,9 @@ class Deed:
         self._job = self._server._elsewhere.start(self._live())
         self._job.over.add_done_callback(self._ended)
 
+    @abstractmethod
     async def _live(self) -> None:
-        raise NotImplementedError
+        """From the beginning to the end of it."""
 
     def _ended(self, over: Future[None]) -> None:
         error = over.exception()

@@ -99,7 +99,7 @@ def client_of(url: str) -> tuple[redis.Redis, Sentinel]:
         of_sentinels.setdefault(timeout, ANSWER_TIMEOUT)
     try:
         # redis-py's own gap
-        manager = Sentinel(sentinels, sentinel_kwargs=of_sentinels, **options)  # type: ignore[no-untyped-call]
+        manager = Sentinel(sentinels, sentinel_kwargs=of_sentinels, **options)  # type: ignore[no-untyped-call]  # redis-py's
         return manager.master_for(name), manager
     except TypeError:
         raise _wrong("it has an option that redis-py does not know") from None
