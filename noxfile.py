@@ -77,6 +77,7 @@ def compiled(session: nox.Session) -> None:
         shutil.copy(file, tree / file)
     session.install("-e", f"{tree}[test]", env={"ASYNCLOCK_COMPILE": "1"})
     session.chdir(tree)
+    session.run("python", "-c", "import asynclock; assert asynclock.compiled")
     session.run("pytest", *session.posargs)
 
 

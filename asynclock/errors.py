@@ -148,3 +148,13 @@ class ServerError(AsyncLockError):
 class GoneError(ServerError):
     """The server is certainly not running: it refused the connection, closed it during setup, or its Sentinels report
     it down. After any other failure it may still have its keys, so locks held there count until their deadline."""
+
+
+def only_tells_of_loss(error: BaseException, name: str) -> bool:
+    """Does this error tell of the loss of the lock, and of nothing else? ``scope.check()`` may have raised it, in the
+    body or in tasks."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(only_tells_of_loss(each, name) for each in error.exceptions)
+    if not isinstance(error, LockLostError) or error.name != name:
+        return False
+    return error.__cause__ is None or only_tells_of_loss(error.__cause__, name)

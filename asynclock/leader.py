@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from ._engine.clock import clock
-from .errors import ConfigurationError, LockLostError, LossReason, ServerError
+from .errors import ConfigurationError, LockLostError, LossReason, ServerError, only_tells_of_loss
 from .scope import LockScope
 from .wire.backoff import Backoff
 
@@ -57,7 +57,7 @@ async def lead(locker: Locker, name: str, run: Callable[[LockScope], Awaitable[T
                 result.append(await run(scope))
                 stopped = task.cancelling() > cancelled_before
         except (LockLostError, BaseExceptionGroup) as error:
-            if scope.lost_reason is None or not _is_only_the_loss(error, name):
+            if scope.lost_reason is None or not only_tells_of_loss(error, name):
                 raise
         if result and (not stopped or task.cancelling() > cancelled_before):
             if scope.lost_reason is not None:
@@ -85,13 +85,3 @@ def _check(run: object) -> None:
         )
     if not callable(run):
         raise ConfigurationError(f"lead() needs a coroutine function that takes a LockScope, not {run!r:.80}")
-
-
-def _is_only_the_loss(error: BaseException, name: str) -> bool:
-    """Does this error tell of the loss of the lock, and of nothing else? ``scope.check()`` may have raised it, in the
-    body or in tasks."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(_is_only_the_loss(each, name) for each in error.exceptions)
-    if not isinstance(error, LockLostError) or error.name != name:
-        return False
-    return error.__cause__ is None or _is_only_the_loss(error.__cause__, name)

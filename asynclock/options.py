@@ -85,7 +85,7 @@ def check_options(
             f"must be less than key_validity={validity:g} minus the drift allowance, {term:g}",
         )
     next_after = _positive("try_next_after", try_next_after)
-    grace = _seconds("disconnect_grace", disconnect_grace)
+    grace = check_seconds("disconnect_grace", disconnect_grace)
     if grace < 0:
         raise _wrong("disconnect_grace", disconnect_grace, "must be 0 or more seconds")
     if key_majority is not None:
@@ -131,7 +131,7 @@ def check_timeout(timeout: Seconds | None) -> float | None:
     """
     if timeout is None:
         return None
-    seconds = _seconds("timeout", timeout)
+    seconds = check_seconds("timeout", timeout)
     if seconds < 0:
         raise _wrong("timeout", timeout, "must be 0 or more seconds, or None to wait without a limit")
     return seconds
@@ -148,7 +148,8 @@ def _wrong(option: str, value: object, rule: str) -> ConfigurationError:
     return ConfigurationError(f"{option}={value!r}: {rule}")
 
 
-def _seconds(option: str, value: object) -> float:
+def check_seconds(option: str, value: object) -> float:
+    """In seconds. :raises ConfigurationError: it is no finite number and no ``timedelta``"""
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -157,7 +158,7 @@ def _seconds(option: str, value: object) -> float:
 
 
 def _positive(option: str, value: object) -> float:
-    seconds = _seconds(option, value)
+    seconds = check_seconds(option, value)
     if seconds <= 0:
         raise _wrong(option, value, "must be more than 0 seconds")
     return seconds

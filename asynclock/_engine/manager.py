@@ -335,7 +335,7 @@ class LockManager:
         for room in list(self.rooms.values()):
             room.lasting_failure(now)
 
-    def disconnected(self, node: Node) -> None:
+    def disconnected(self) -> None:
         if self.life.connected:
             self.topology.disconnected()
 

@@ -98,7 +98,8 @@ def on_its_way() -> BaseException | None:
                 value = variables.get(name)
                 for each in value if type(value) is tuple else (value,):
                     if issubclass(type(each), BaseException) and type(each) is not GeneratorExit:
-                        return each  # type: ignore[no-any-return]  # it is one
+                        found: BaseException = each
+                        return found
         frame = frame.f_back
     return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ..errors import AcquireTimeoutError, NotLockedError, ServerError
+from ..errors import AcquireTimeoutError, ServerError
 from ..locker import Locker
 from ..options import Seconds, check_timeout
 from ..scope import LockScope
@@ -26,9 +26,9 @@ async def acquire(locker: Locker, name: str, timeout: Seconds | None) -> LockSco
     patience = min(seconds or ANSWER, ANSWER)
     try:
         return await _attempt(locker, name, patience)
-    except NotLockedError as error:
+    except AcquireTimeoutError:
         if seconds == 0:
-            raise AcquireTimeoutError(name, 0.0, error.why) from None
+            raise
     left = None if seconds is None else max(0.0, seconds - (loop.time() - since))
     try:
         return await locker.acquire(name, timeout=left)
@@ -38,14 +38,16 @@ async def acquire(locker: Locker, name: str, timeout: Seconds | None) -> LockSco
         busy = AcquireTimeoutError(name, seconds or 0.0, error.why)  # it names the whole timeout
     try:
         return await _attempt(locker, name, patience)
-    except NotLockedError:
+    except AcquireTimeoutError:
         raise busy from None
 
 
 async def _attempt(locker: Locker, name: str, patience: float) -> LockScope:
-    """:raises NotLockedError, ServerError:"""
+    """:raises AcquireTimeoutError, ServerError:"""
     try:
         async with asyncio.timeout(patience):
-            return await locker.try_acquire(name)
-    except TimeoutError:
+            return await locker.acquire(name, timeout=0)
+    except TimeoutError as error:
+        if isinstance(error, AcquireTimeoutError):
+            raise
         raise ServerError(repr(locker), f"no answer for {patience:g} s") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from enum import Enum
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..errors import (
     NotLockedError,
     ServerError,
 )
-from ..options import Seconds
+from ..options import Seconds, check_seconds
 
 ANSWERED = (AcquireTimeoutError, LockLostError, LockerClosedError, NotLockedError, ServerError)
 
@@ -45,21 +44,25 @@ def outcome(error: BaseException) -> Outcome | None:
 
 def default_body(error: AsyncLockError, status: int) -> Any:
     """Names no lock and no server: those are for the log, and not for clients."""
+    return {"detail": _known(error).value}
+
+
+def _known(error: BaseException) -> Outcome:
     found = outcome(error)
-    assert found is not None
-    return {"detail": found.value}
+    assert found is not None  # nothing else is answered
+    return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answers:
     """The statuses, headers and bodies of one integration."""
 
-    busy_status: int = 423
-    lost_status: int = 503
-    unavailable_status: int = 503
-    retry_after: Seconds | None = 1
-    close_code: int = 1013  # of a WebSocket: try again later
-    body: Callable[[AsyncLockError, int], Any] = default_body
+    busy_status: int
+    lost_status: int
+    unavailable_status: int
+    retry_after: Seconds | None
+    close_code: int  # of a WebSocket
+    body: Callable[[AsyncLockError, int], Any]
 
     def __post_init__(self) -> None:
         for name in ("busy_status", "lost_status", "unavailable_status"):
@@ -68,29 +71,27 @@ class Answers:
                 raise ConfigurationError(f"{name}={status!r}: must be an HTTP status from 400 to 599")
         if not isinstance(self.close_code, int) or not (self.close_code in CODES or 3000 <= self.close_code <= 4999):
             raise ConfigurationError(f"close_code={self.close_code!r}: must be a code that a server may close with")
-        if self.retry_after is not None and self._seconds(self.retry_after) < 0:
+        if self.retry_after is not None and check_seconds("retry_after", self.retry_after) < 0:
             raise ConfigurationError(f"retry_after={self.retry_after!r}: must be 0 or more seconds, or None")
 
-    @staticmethod
-    def _seconds(value: Seconds) -> float:
-        return value.total_seconds() if isinstance(value, timedelta) else value
-
     def status(self, error: BaseException) -> int:
-        return self._status(outcome(error))
+        return self._status(_known(error))
 
-    def _status(self, found: Outcome | None) -> int:
-        if found is Outcome.BUSY:
-            return self.busy_status
-        return self.lost_status if found is Outcome.LOST else self.unavailable_status
+    def _status(self, found: Outcome) -> int:
+        return {
+            Outcome.BUSY: self.busy_status,
+            Outcome.LOST: self.lost_status,
+            Outcome.UNAVAILABLE: self.unavailable_status,
+        }[found]
 
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"Retry-After": str(math.ceil(self._seconds(self.retry_after)))}
+        if self.retry_after is None:
+            return {}
+        return {"Retry-After": str(math.ceil(check_seconds("retry_after", self.retry_after)))}
 
     def reason(self, error: BaseException) -> str:
         """Of the close of a WebSocket: at most 123 bytes."""
-        found = outcome(error)
-        assert found is not None
-        return found.value
+        return _known(error).value
 
     def responses(self) -> dict[int | str, dict[str, Any]]:
         """As OpenAPI describes them, and as ``responses=`` of FastAPI takes them."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 from contextlib import AsyncExitStack
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -71,7 +73,7 @@ class Exchange:
         """:raises AlreadyHeldError: this task holds it in a block around this one, and would wait for itself"""
         task = asyncio.current_task()
         for scope, of, holder in self._held:
-            if scope.name == name and of is answers and holder is task:
+            if scope.name == name and of is answers and holder is task and scope.held:
                 raise AlreadyHeldError(name)
 
     def add(self, scope: LockScope, answers: Answers) -> None:
@@ -235,8 +237,8 @@ def add_handlers(connection: HTTPConnection) -> None:
 async def answer(connection: HTTPConnection, error: Exception) -> Response | None:
     """An exception handler of Starlette, called only while no response has begun."""
     answers = claimed(error)
-    if answers is None:
-        raise error  # of another locker, and for the application to handle
+    if answers is None:  # of another locker, and for the application to handle
+        return await _handled_otherwise(connection, error)
     assert isinstance(error, AsyncLockError)
     tell(connection.scope, error)
     exchange = Exchange.of(connection)
@@ -245,6 +247,19 @@ async def answer(connection: HTTPConnection, error: Exception) -> Response | Non
         return response(error, answers)
     await exchange.close(answers.close_code, answers.reason(error))
     return None
+
+
+async def _handled_otherwise(connection: HTTPConnection, error: Exception) -> Response | None:
+    """By the application's own handler, which Starlette would have found if there were none of ours."""
+    handlers, _ = connection.scope["starlette.exception_handlers"]
+    for kind in type(error).__mro__:
+        handler = handlers.get(kind, answer)
+        if handler is not answer:
+            in_loop = inspect.iscoroutinefunction(handler)  # Starlette runs the others in threads, too
+            handled = handler(connection, error) if in_loop else await run_in_threadpool(handler, connection, error)
+            found: Response | None = await handled if inspect.isawaitable(handled) else handled
+            return found
+    raise error
 
 
 def response(error: AsyncLockError, answers: Answers) -> Response:

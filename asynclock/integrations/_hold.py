@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any
 
 from starlette.requests import HTTPConnection
 
-from ..errors import AsyncLockError, LockLostError
+from ..errors import AsyncLockError, LockLostError, only_tells_of_loss
 from ..locker import Locker
 from ..options import Seconds
 from ..scope import LockScope
@@ -85,7 +84,7 @@ class Hold:
             self._exchange.remove(scope)
         if isinstance(error, LockLostError):  # the body has called check()
             self._claim(error)
-        elif isinstance(error, ExceptionGroup) and self._all_ours(error):
+        elif isinstance(error, ExceptionGroup) and only_tells_of_loss(error, scope.name):
             try:
                 scope.check()
             except LockLostError as loss:  # tasks of the body have called check(), and nothing else went wrong
@@ -96,9 +95,6 @@ class Hold:
     def _is_ours(self, error: BaseException) -> bool:
         scope = self._scope  # another locker may have a lock of that name, and lose it
         return isinstance(error, LockLostError) and error.name == scope.name and scope.lost_reason is not None
-
-    def _all_ours(self, group: ExceptionGroup[Any]) -> bool:
-        return group.split(lambda error: self._is_ours(error))[1] is None  # Python 3.11 takes functions only
 
     def _claim(self, error: LockLostError) -> None:
         if self._is_ours(error):

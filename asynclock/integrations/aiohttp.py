@@ -31,6 +31,7 @@ from ..errors import (
     AlreadyHeldError,
     AsyncLockError,
     ConfigurationError,
+    only_tells_of_loss,
 )
 from ..locker import Locker
 from ..options import Seconds, check_timeout
@@ -94,7 +95,14 @@ def setup(
     """
     if LOCKER in app:
         raise ConfigurationError(f"{app!r} has a locker already: {app[LOCKER]!r}")
-    answers = Answers(busy_status, lost_status, unavailable_status, retry_after, close_code, body)
+    answers = Answers(
+        busy_status=busy_status,
+        lost_status=lost_status,
+        unavailable_status=unavailable_status,
+        retry_after=retry_after,
+        close_code=close_code,
+        body=body,
+    )
     settings = _Settings(check_timeout(timeout), answers)
     if isinstance(servers, Locker):
         if options:
@@ -184,7 +192,12 @@ def locked(
                 async with await _acquire(request, named, wait) as scope:
                     held = _Held(scope, settings.answers)
                     with held.by(request):
-                        response = await handler(*args, **kwargs)
+                        try:
+                            response = await handler(*args, **kwargs)
+                        except ExceptionGroup as error:
+                            if only_tells_of_loss(error, scope.name):  # tasks of the handler have called check()
+                                scope.check()
+                            raise
             except ANSWERED as error:
                 if held is not None and held.begun is not None:
                     _tell(request, error)
@@ -285,18 +298,17 @@ class _Held:
     @contextlib.contextmanager
     def by(self, request: web.Request) -> Iterator[None]:
         """The handler runs. It may have other locks around it."""
-        before = request.get(_HELD, ())
-        outer = request.get(SCOPE)
-        request[_HELD] = (*before, self)
+        request[_HELD] = (*request.get(_HELD, ()), self)
         request[SCOPE] = self.scope
         try:
             yield
         finally:
-            request[_HELD] = before
-            if outer is None:
-                del request[SCOPE]
+            # Tasks of one request may have locks side by side, and any may end first.
+            request[_HELD] = others = tuple(each for each in request[_HELD] if each is not self)
+            if others:
+                request[SCOPE] = others[-1].scope
             else:
-                request[SCOPE] = outer
+                del request[SCOPE]
 
     def begins(self, request: web.Request, response: web.StreamResponse) -> None:
         self.begun = response

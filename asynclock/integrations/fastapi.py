@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal
 
 import redis.asyncio as redis
@@ -20,8 +21,8 @@ from ..errors import AsyncLockError, ConfigurationError
 from ..locker import Locker
 from ..options import Seconds, check_timeout
 from ..scope import LockScope
-from ._answers import ANSWERED, Answers, default_body
-from ._exchange import Guard, answer
+from ._answers import Answers, default_body
+from ._exchange import Guard
 from ._hold import Hold
 from ._routes import LockOrderWarning, routes_of
 
@@ -36,12 +37,6 @@ else:
     from ._dependency import LockDependency, LockerDependency, depends_on_lock
 
 __all__ = ["LockOrderWarning", "Locks"]
-
-
-class _Default: ...
-
-
-_DEFAULT = _Default()
 
 
 class Locks:
@@ -78,7 +73,14 @@ class Locks:
         harmless: Collection[Callable[..., Any]] = (),
         **options: Any,
     ) -> None:
-        self._answers = Answers(busy_status, lost_status, unavailable_status, retry_after, close_code, body)
+        self._answers = Answers(
+            busy_status=busy_status,
+            lost_status=lost_status,
+            unavailable_status=unavailable_status,
+            retry_after=retry_after,
+            close_code=close_code,
+            body=body,
+        )
         check_timeout(timeout)
         self._timeout = timeout
         self._harmless = tuple(harmless)
@@ -97,7 +99,7 @@ class Locks:
         self,
         name: str | Callable[..., Any],
         *,
-        timeout: Seconds | _Default | None = _DEFAULT,
+        timeout: Seconds | EllipsisType | None = ...,
         scope: Literal["function", "request"] = "function",
     ) -> params.Depends:
         """A dependency that holds a lock: ``Annotated[LockScope, locks.lock("user:{user_id}")]``, or in
@@ -122,7 +124,7 @@ class Locks:
             named = NameTemplate(named)
         elif not callable(named):
             raise ConfigurationError(f"the name of a lock must be a str or a dependency that returns one: {named!r}")
-        if not isinstance(timeout, _Default):
+        if not isinstance(timeout, EllipsisType):
             check_timeout(timeout)
 
         def take(connection: HTTPConnection, name: str) -> Hold:
@@ -131,7 +133,7 @@ class Locks:
         return fastapi.params.Depends(LockDependency(named, take, self, timeout, self._harmless), scope=scope)
 
     def hold(
-        self, connection: HTTPConnection, name: str, *, timeout: Seconds | _Default | None = _DEFAULT
+        self, connection: HTTPConnection, name: str, *, timeout: Seconds | EllipsisType | None = ...
     ) -> AbstractAsyncContextManager[LockScope]:
         """``async with locks.hold(request, "user:7") as scope:`` holds a lock in the block, in Starlette or in the body
         of an endpoint.
@@ -156,8 +158,8 @@ class Locks:
         """For ``responses=`` of routes, routers and applications: what is answered without the lock, for OpenAPI."""
         return self._answers.responses()
 
-    def _seconds(self, timeout: Seconds | _Default | None) -> Seconds | None:
-        return self._timeout if isinstance(timeout, _Default) else timeout
+    def _seconds(self, timeout: Seconds | EllipsisType | None) -> Seconds | None:
+        return self._timeout if isinstance(timeout, EllipsisType) else timeout
 
     def _make(self, servers: Any) -> Locker:
         return Locker(servers, **self._options)
@@ -203,8 +205,6 @@ class Locks:
 
         app.router.lifespan_context = lifespan
         app.build_middleware_stack = stack  # type: ignore[method-assign]  # a middleware could be outside of others only until they are added
-        for kind in ANSWERED:
-            app.exception_handlers.setdefault(kind, answer)
         if fastapi is not None and isinstance(app, fastapi.FastAPI):
             self._describe(app)
 

@@ -76,7 +76,7 @@ def _settings(given: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
     :raises ConfigurationError: one of the others matters
     """
     classes = [each for kind in kinds for each in kind.__mro__]
-    known = {name for each in classes for name in inspect.signature(each.__init__).parameters}  # type: ignore[misc]  # of classes that are known
+    known = {name for each in classes for name in inspect.signature(each).parameters}
     settings = {}
     for name, value in given.items():
         if name in _LEFT_OUT:

@@ -85,8 +85,7 @@ class Locker:
             **unknown,
         )
         self._here = InProcess(self._make)
-        self._client: redis.Redis | RedisCluster | None = None  # made here, and closed here
-        self._client_of: object = None  # what it was made from
+        self._clients: dict[object, redis.Redis | RedisCluster] = {}  # made here, by what from, and closed here
 
     def __repr__(self) -> str:
         return f"<asynclock.sync.Locker {self._here}>"
@@ -108,9 +107,9 @@ class Locker:
             return first
         with self._here.lock:
             source = self._here.locker.client
-            if self._client is None or source is not self._client_of:
-                self._client, self._client_of = synchronous(source), source
-            return self._client
+            if source not in self._clients:
+                self._clients[source] = synchronous(source)
+            return self._clients[source]
 
     # Acquiring
 
@@ -190,8 +189,8 @@ class Locker:
         :raises ConfigurationError: an event loop runs in this thread
         """
         refuse_in_event_loop()
-        if self._client is not None:
-            self._client.close()
+        for client in self._clients.values():
+            client.close()
         self._here.close()
 
     def __del__(self) -> None:

@@ -58,7 +58,7 @@ class Listener(Protocol):
     def lasting_failure(self) -> None:
         """Disconnected, and the server refuses this client in a way that retrying cannot help (``Node.trouble``)."""
 
-    def disconnected(self, node: Node) -> None:
+    def disconnected(self) -> None:
         """The connection is lost. ``reconnected``, ``gone`` or ``lasting_failure`` may follow."""
 
     def in_use(self) -> bool:
@@ -440,7 +440,7 @@ class Node:
             self._problem = ServerError(self.label, why)
         log.info("asynclock: lost the connection to %s (%s), reconnecting", self.label, error or "closed by the server")
         self.connecting.start(pause)
-        self._listener.disconnected(self)
+        self._listener.disconnected()
 
     # Close
 

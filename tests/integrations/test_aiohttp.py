@@ -305,6 +305,62 @@ async def test_what_check_raises_is_the_loss(server: Server) -> None:
         await check_refused(await client.get("/users/7"), 503)
 
 
+async def test_what_check_raises_in_the_handlers_own_tasks_is_the_loss(server: Server) -> None:
+    async def works(request: web.Request, error: Exception | None) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(30)
+        if error is not None:
+            raise error
+        request[SCOPE].check()
+
+    def handler_of(error: Exception | None) -> Any:
+        @locked("user:{user_id}")
+        async def handler(request: web.Request) -> web.Response:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(works(request, None))
+                group.create_task(works(request, error))
+                await asyncio.sleep(0)
+                server.execute("DEL", key("user:7"))
+                await asyncio.sleep(30)
+            return web.Response()
+
+        return handler
+
+    async with client_of(app_of(server.url, handler_of(None))) as client:
+        await check_refused(await client.get("/users/7"), 503)
+    async with client_of(app_of(server.url, handler_of(ZeroDivisionError("a bug")))) as client:
+        assert (await client.get("/users/7")).status == 500
+
+
+async def test_tasks_of_one_request_may_hold_locks_side_by_side(server: Server) -> None:
+    """Each may end first, and the others' locks stay those of the request."""
+
+    @locked("a")
+    async def first(request: web.Request, ends: asyncio.Event) -> web.StreamResponse:
+        await ends.wait()
+        return web.Response()
+
+    @locked("b")
+    async def second(request: web.Request, ends: asyncio.Event) -> web.StreamResponse:
+        await ends.wait()
+        return web.Response()
+
+    @locked("user:{user_id}")
+    async def handler(request: web.Request) -> web.Response:
+        mine = request[SCOPE].name
+        one, two = asyncio.Event(), asyncio.Event()
+        tasks = [asyncio.create_task(first(request, one)), asyncio.create_task(second(request, two))]
+        await until(lambda: is_locked(server, "a") and is_locked(server, "b"))
+        one.set()
+        await tasks[0]
+        two.set()
+        await tasks[1]
+        return web.Response(text=f"{mine} {request[SCOPE].name}")
+
+    async with client_of(app_of(server.url, handler)) as client:
+        assert await (await client.get("/users/7")).text() == "user:7 user:7"
+
+
 async def test_tasks_that_fail_while_they_are_stopped_are_logged(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -454,6 +510,7 @@ async def test_retry_after_may_be_left_out(server: Server, other: Locker) -> Non
         ({"lost_status": "503"}, "lost_status='503'"),
         ({"unavailable_status": True}, "unavailable_status=True"),
         ({"retry_after": -1}, "retry_after=-1"),
+        ({"retry_after": float("inf")}, "retry_after=inf"),
         ({"close_code": 200}, "close_code=200"),
         ({"timeout": -1}, "timeout=-1"),
         ({"key_validty": 5}, "did you mean 'key_validity'"),

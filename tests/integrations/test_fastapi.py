@@ -20,6 +20,7 @@ import pytest
 from fastapi import APIRouter, BackgroundTasks, Cookie, Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
+from starlette.responses import PlainTextResponse
 
 from asynclock import (
     AcquireTimeoutError,
@@ -394,6 +395,8 @@ async def test_statuses_body_and_retry_after_are_configurable(server: Server) ->
     [
         {"busy_status": 200},
         {"retry_after": -1},
+        {"retry_after": float("nan")},
+        {"retry_after": "1"},
         {"close_code": 1005},
         {"timeout": -1},
         {"key_validity": 0},
@@ -449,6 +452,55 @@ async def test_handlers_of_the_application_stay(locks: Locks, server: Server) ->
 
     async with client_of(app) as client:
         assert (await client.get("/")).status_code == 418
+
+
+@pytest.mark.parametrize("synchronous", [False, True])
+async def test_handlers_for_all_errors_of_asynclock_get_those_of_other_lockers(
+    locks: Locks, server: Server, locker: Locker, synchronous: bool
+) -> None:
+    app = FastAPI()
+
+    def handled(request: Request, error: Exception) -> Any:
+        return PlainTextResponse(type(error).__name__, 409)
+
+    async def handled_in_a_coroutine(request: Request, error: Exception) -> Any:
+        return handled(request, error)
+
+    app.exception_handler(AsyncLockError)(handled if synchronous else handled_in_a_coroutine)
+    locks.install(app)
+
+    @app.get("/foreign")
+    async def foreign(lock: Annotated[LockScope, locks.lock("anna")]) -> None:
+        async with locker.with_context("job", timeout=0):
+            """Somebody else holds it."""
+
+    @app.get("/twice")
+    async def twice(lock: Annotated[LockScope, locks.lock("anna")]) -> None:
+        raise AlreadyHeldError("job")
+
+    @app.get("/ours")
+    async def ours(lock: Annotated[LockScope, locks.lock("job")]) -> None:
+        """Never called."""
+
+    take(server, "job")
+    async with client_of(app) as client:
+        response = await client.get("/foreign")
+        assert (response.status_code, response.text) == (409, "AcquireTimeoutError")
+        assert (await client.get("/twice")).text == "AlreadyHeldError"
+        answered(await client.get("/ours"), 423)
+
+
+async def test_a_lock_that_was_released_can_be_held_again_in_the_same_task(locks: Locks) -> None:
+    app = app_of(locks)
+
+    @app.get("/")
+    async def endpoint(request: Request, lock: Annotated[LockScope, locks.lock("anna")]) -> str:
+        await lock.release()
+        async with locks.hold(request, "anna") as again:
+            return again.name
+
+    async with client_of(app) as client:
+        assert (await client.get("/")).json() == "anna"
 
 
 # OpenAPI
