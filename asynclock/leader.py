@@ -59,6 +59,8 @@ async def lead(locker: Locker, name: str, run: Callable[[LockScope], Awaitable[T
         except (LockLostError, BaseExceptionGroup) as error:
             if scope.lost_reason is None or not only_tells_of_loss(error, name):
                 raise
+            if not result and task.cancelling() > cancelled_before:  # by others: the block has taken back its own
+                raise asyncio.CancelledError from error
         if result and (not stopped or task.cancelling() > cancelled_before):
             if scope.lost_reason is not None:
                 log.warning(

@@ -525,3 +525,34 @@ async def test_a_server_error_of_run_is_its_own(locker: Locker, server: Server) 
     with pytest.raises(ServerError):
         await locker.lead("job", run)
     assert free(server)
+
+
+@pytest.mark.parametrize("blocked", [True, False])
+async def test_a_cancellation_is_not_taken_for_the_loss_that_came_with_it(server: Server, blocked: bool) -> None:
+    """What comes out of run tells of the loss only, as its clean-up calls check()."""
+    calls = 0
+
+    async def run(scope: LockScope) -> None:
+        nonlocal calls
+        calls += 1
+        try:
+            await asyncio.sleep(60)
+        finally:
+            try:
+                await asyncio.sleep(0.0 if blocked else 0.2)
+            finally:
+                scope.check()
+
+    async with Locker(server.url, key_validity=1) as locker:
+        task = asyncio.create_task(locker.lead("job", run))
+        await until(lambda: calls)
+        if blocked:
+            time.sleep(1.2)  # noqa: ASYNC251 - beyond the deadline
+            task.cancel()
+        else:
+            task.cancel()
+            await asyncio.sleep(0.05)
+            server.execute("DEL", key("job"))
+        await asyncio.wait([task], timeout=5)
+        assert task.cancelled()
+        assert calls == 1

@@ -40,6 +40,8 @@ from asynclock import (
     ServerError,
 )
 from asynclock.sync import Locker, LockScope
+from asynclock.sync import locker as sync_locker
+from asynclock.sync.loop_thread import Latch, LoopThread
 from asynclock.testing import Cluster, Sentinels, Server, TLSFront
 from tests.support.helpers import AT_ONCE, key
 
@@ -674,6 +676,86 @@ def test_nor_for_the_block_it_is_called_in(server: Server) -> None:
         locker.close()
         assert time.monotonic() - since < AT_ONCE
         assert free(server)
+
+
+def test_a_block_whose_lock_was_released_does_not_hold_up_the_closing(server: Server) -> None:
+    inside, left = threading.Event(), threading.Event()
+    locker = Locker(server.url)
+
+    def work() -> None:
+        with locker.with_context("job") as scope:
+            scope.release()
+            inside.set()
+            left.wait(30)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        assert inside.wait(AT_ONCE)
+        since = time.monotonic()
+        locker.close()
+        assert time.monotonic() - since < AT_ONCE
+    finally:
+        left.set()
+        thread.join()
+
+
+def test_a_client_that_is_being_made_holds_nobody_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a cluster connects, and the nodes may hang."""
+    made, begun = threading.Event(), threading.Event()
+    make = sync_locker.synchronous
+
+    def slowly(source: Any) -> Any:
+        begun.set()
+        made.wait(30)
+        return make(source)
+
+    monkeypatch.setattr(sync_locker, "synchronous", slowly)
+    with Locker(server.url) as locker:
+        clients: list[Any] = []
+        threads = [threading.Thread(target=lambda: clients.append(locker.client)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            assert begun.wait(AT_ONCE)
+            since = time.monotonic()
+            with locker.with_context("job", timeout=1):
+                assert time.monotonic() - since < AT_ONCE
+        finally:
+            made.set()
+            for thread in threads:
+                thread.join()
+        assert clients == [locker.client] * 2
+
+
+@pytest.mark.parametrize("where", ["start", "wait"])
+def test_a_loop_thread_whose_start_was_interrupted_ends(
+    where: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(BaseException): ...
+
+    start, wait = threading.Thread.start, Latch.wait
+
+    def started(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "asynclock":
+            raise Interrupted
+
+    def waited(latch: Latch, timeout: float | None = None) -> bool:
+        wait(latch, timeout)
+        raise Interrupted
+
+    before = set(threading.enumerate())
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        if where == "start":
+            patch.setattr(threading.Thread, "start", started)
+        else:
+            patch.setattr(Latch, "wait", waited)
+        LoopThread()
+    end = time.monotonic() + AT_ONCE
+    while set(threading.enumerate()) - before:
+        assert time.monotonic() < end, threading.enumerate()
+        time.sleep(0.01)
 
 
 def test_several_threads_close(server: Server, threads: ThreadPoolExecutor) -> None:

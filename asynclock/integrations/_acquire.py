@@ -10,6 +10,7 @@ from ..options import Seconds, check_timeout
 from ..scope import LockScope
 
 ANSWER = 2.0  # seconds for the servers to answer one attempt, at most, before they count as unavailable
+FAR_AWAY = 0.5  # seconds that one attempt may take on a healthy server, however short the timeout is
 
 
 async def acquire(locker: Locker, name: str, timeout: Seconds | None) -> LockScope:
@@ -23,7 +24,7 @@ async def acquire(locker: Locker, name: str, timeout: Seconds | None) -> LockSco
     seconds = check_timeout(timeout)
     loop = asyncio.get_running_loop()
     since = loop.time()
-    patience = min(seconds or ANSWER, ANSWER)
+    patience = max(FAR_AWAY, min(seconds or ANSWER, ANSWER))
     try:
         return await _attempt(locker, name, patience)
     except AcquireTimeoutError:

@@ -107,9 +107,14 @@ class Locker:
             return first
         with self._here.lock:
             source = self._here.locker.client
-            if source not in self._clients:
-                self._clients[source] = synchronous(source)
-            return self._clients[source]
+            client = self._clients.get(source)
+        if client is None:
+            made = synchronous(source)  # not under the lock: a cluster's connects, and its nodes may hang
+            with self._here.lock:
+                client = self._clients.setdefault(source, made)
+            if client is not made:  # another thread was faster
+                made.close()
+        return client
 
     # Acquiring
 

@@ -96,16 +96,16 @@ class LoopThread:
         self._ready = Latch()
         self._thread = threading.Thread(target=self._run, name="asynclock", daemon=True)
         forks.register(self)
-        self._thread.start()
         try:
+            self._thread.start()
             self._ready.wait()
-        except BaseException:  # KeyboardInterrupt, or what a signal's handler has raised
+            if self._failure is not None:
+                raise self._failure
+        except BaseException:  # of those, or KeyboardInterrupt, or what a signal's handler has raised
             self._unwanted = True
-            if self._ready.is_set:
+            if self._ready.is_set and not self.ended:
                 self.stop()
             raise
-        if self._failure is not None:
-            raise self._failure
 
     def _run(self) -> None:
         try:

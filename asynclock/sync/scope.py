@@ -260,8 +260,10 @@ class Block:
             async with self._of[1]:
                 try:
                     await self._left.wait()
-                except asyncio.CancelledError:  # the lock is lost, but nobody can cancel the thread
-                    if not self._excused:
+                except asyncio.CancelledError:
+                    # The lock is lost, but nobody can cancel the thread. Or the loop ends; a lock that was released
+                    # before has no other end, and nobody waits for it.
+                    if not self._excused and self._of[1].lost_reason is not None:
                         await self._left.wait()
                     raise
 

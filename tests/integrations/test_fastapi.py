@@ -32,7 +32,7 @@ from asynclock import (
     LockScope,
 )
 from asynclock.integrations.fastapi import Locks
-from asynclock.testing import Server
+from asynclock.testing import Proxy, Server
 from tests.integrations.web import answered, client_of, locked, steal, take
 from tests.support.helpers import AT_ONCE, until
 
@@ -354,6 +354,23 @@ async def test_a_server_that_does_not_answer_in_time_is_503(own_server: Server, 
             assert time.monotonic() - since < 0.3 + AT_ONCE
         finally:
             own_server.resume()
+
+
+@pytest.mark.parametrize("timeout", [0, 0.03, 0.1])
+async def test_a_server_that_is_far_away_is_not_unavailable(server: Server, timeout: float) -> None:
+    """However short a request would wait for somebody else's lock."""
+    async with Proxy(server.port) as proxy:
+        proxy.delay = 0.02  # there, and as much back
+        locks = Locks(proxy.url, timeout=timeout)
+        app = app_of(locks)
+
+        @app.get("/{user}")
+        async def endpoint(user: str, lock: Annotated[LockScope, locks.lock("{user}")]) -> None: ...
+
+        async with client_of(app) as client:
+            assert (await client.get("/anna")).status_code == 200  # it connects for this one
+            take(server, "bert")
+            answered(await client.get("/bert"), 423)
 
 
 async def test_statuses_body_and_retry_after_are_configurable(server: Server) -> None:
