@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 MAGIC = b"asynclock:"
 OWN_EXTENSION = 0.1  # seconds after an extension in which an invalidation may be about that
 OWN_SET = 0.01  # seconds after a lock was acquired in which an invalidation may be about that
+CONFIRMATIONS = 3  # how often a key that was taken by force is read before its lock counts
 _NONE: Mapping[int, float] = MappingProxyType({})
 
 
@@ -73,6 +74,7 @@ class Lease:
         "acquired_at",
         "cause",
         "checked_at",
+        "confirmations",
         "confirming",
         "deadline",
         "decides",
@@ -82,6 +84,7 @@ class Lease:
         "extend_at",
         "extended_at",
         "extending",
+        "forced",
         "free_at",
         "in_flight",
         "lasting_errors",
@@ -116,9 +119,9 @@ class Lease:
         self.may_be_ours = 0
         self.done = False
         # An attempt
-        #: None: only free keys are taken. Else they are taken whoever has them, and bit i: key i was, and is read
-        #: once more before the lock counts as held.
-        self.confirming = 0 if forced else None
+        self.forced = forced  # False: only free keys are taken
+        self.confirming: int | None = None  # bit i: key i was taken by force, and is read; None: that has not begun
+        self.confirmations = 0  # how often it was
         self.unsent = 0  # keys that an attempt that goes one by one has not requested yet: the last ones
         self.silent = False  # the attempt waits no longer for servers that have not answered
         self.refused = 0  # bit i: somebody else had key i, or it was missing as soon as it had been set
@@ -208,27 +211,29 @@ class Lease:
             self.error = error
             self.lasting_errors += 1
 
-    def confirm(self, now: float) -> None:
-        """A majority was taken by force: read it once more, so that the previous holder can see who took its lock.
+    def confirm(self, now: float) -> bool:
+        """A majority was taken by force: read one of its keys three times, so that the previous holder can see who
+        took its lock. True: that is done, or its servers are gone.
 
-        Its server sent the invalidation before it answered us; one more round trip takes as long as the holder needs
-        to read its key. If the lock were released earlier, the holder would find no key, and report it as deleted.
+        If the lock were released earlier, the holder might find no key, and report it as deleted. A server may answer
+        us before it sends the invalidation: when the first READ is answered, it has. The holder reads its key no later
+        than we send the third, and the server may serve that one first, but does not answer it before it serves both.
         """
-        confirming = 0
-        for index, until in enumerate(self.votes):
-            if until > now and self.request(index, READ, now):
-                confirming |= 1 << index
-        self.confirming = confirming
-        self.untracked |= confirming
+        if self.confirming is None:
+            self.confirming = 0
+            for index, until in enumerate(self.votes):
+                if until > now and self.request(index, READ, now):
+                    self.confirming |= 1 << index
+            self.untracked |= self.confirming
+        elif not any(requests and self.confirming >> index & 1 for index, requests in enumerate(self.in_flight)):
+            self.confirming = 0
+        return not self.confirming
 
-    @property
-    def confirmed(self) -> bool:
-        """Has one of the keys that were taken by force been read since, or will none be?"""
-        taken = self.confirming or 0
-        unread = taken & self.untracked
-        return unread != taken or not any(
-            requests and unread >> index & 1 for index, requests in enumerate(self.in_flight)
-        )
+    def _confirmed(self, index: int, now: float) -> None:
+        """Key ``index`` was read after it had been taken by force: once more, without the others."""
+        self.confirmations += 1
+        again = self.confirmations < CONFIRMATIONS and self.request(index, READ, now)
+        self.confirming = 1 << index if again else 0
 
     def release(self, now: float) -> int:
         """Send a RELEASE after everything that may have put the token into a key. Returns how many were sent."""
@@ -383,6 +388,8 @@ class Lease:
             return self._found_other(index, operation, sent, ok, found, ttl, now)
         rules = self.room.rules
         if operation is READ:
+            if self.confirming and self.confirming >> index & 1:
+                self._confirmed(index, now)
             self.untracked &= ~(1 << index)
             # Another client may have shortened its life; to read it does not lengthen it. It ends between sent + ttl
             # and now + ttl: that depends on whether the request took the time, or the reply.
@@ -508,10 +515,6 @@ class Lease:
             self.extending &= ~(1 << index)
 
     # What is known
-
-    @property
-    def forced(self) -> bool:
-        return self.confirming is not None
 
     def vote(self, index: int, until: float) -> None:
         """Count key ``index`` until then; 0 takes the vote back."""

@@ -419,10 +419,8 @@ class Room(Generic[W]):
         if lease.unsent:
             lease.request_next(now)
         if now < lease.deadline:  # a majority is ours
-            if lease.confirming is not None:
-                if not lease.confirming:
-                    lease.confirm(now)
-                if not lease.confirmed:
+            if lease.forced:
+                if not lease.confirm(now):
                     return
                 self.attempt = None
                 waiter = next(iter(self.forces))

@@ -3,7 +3,7 @@
 import pytest
 
 from asynclock.core.contention import MIN_HOLD_BACK, REMEMBERED_ACQUISITIONS, Contention
-from asynclock.core.lease import Lease
+from asynclock.core.lease import CONFIRMATIONS, Lease
 from asynclock.core.operations import Operation
 from asynclock.core.retry import MAX_AT_ONCE
 from asynclock.core.rules import FIRST_HANDOFFS, GRID, NEVER, LossReason, Rules, on_grid
@@ -248,7 +248,7 @@ def test_force_takes_the_lock_from_the_holder_in_this_process() -> None:
     assert bench.told == []
     bench.answer(Operation.FORCE)
     assert bench.told == []  # whoever had it elsewhere is to see what became of it
-    bench.answer(Operation.READ, ttl=5000)
+    bench.confirm()
     assert bench.told == [("lost", LossReason.TAKEN_OVER, None), ("granted", "me")]
     assert bench.room.holder is not lease
     assert bench.asks == [(Operation.RELEASE, 0)]  # of the former token
@@ -354,11 +354,28 @@ def test_a_force_that_is_overwritten_before_it_is_told_is_tried_again() -> None:
     assert bench.of("granted") == ["me"]
 
 
-def test_a_force_whose_second_look_is_not_answered_holds_what_it_has() -> None:
+@pytest.mark.parametrize("answers", range(CONFIRMATIONS))
+def test_a_force_whose_next_look_is_not_answered_holds_what_it_has(answers: int) -> None:
     bench = Bench()
     bench.room.force("me", bench.now)
     bench.answer(Operation.FORCE)
+    for _ in range(answers):
+        bench.answer(Operation.READ, ttl=5000)
+    assert bench.told == []
     bench.fail(Operation.READ, error=Trouble())
+    assert bench.of("granted") == ["me"]
+
+
+def test_a_force_of_several_keys_looks_at_one_of_them_again_and_goes_on_without_its_server() -> None:
+    bench = Bench(majority=2)
+    bench.room.force("me", bench.now)
+    for index in range(3):
+        bench.answer(Operation.FORCE, index)
+    bench.answer(Operation.READ, 1, ttl=5000)
+    bench.answer(Operation.READ, 0, ttl=5000)
+    assert bench.told == []
+    assert bench.asks == [(Operation.READ, 1)]
+    bench.drop(1)
     assert bench.of("granted") == ["me"]
 
 

@@ -255,7 +255,7 @@ def test_a_force_is_not_given_up_for_a_timer_of_something_else() -> None:
     bench.answer(Operation.FORCE, 1, found=OTHER, ok=True)
     assert bench.told == []
     bench.answer(Operation.FORCE, 2)
-    bench.answer(Operation.READ, 0, ttl=4800)
+    bench.confirm(0)
     assert bench.told == [("granted", "me")]
 
 
