@@ -15,7 +15,7 @@ from ._engine.waiter import Waiter
 from .core.room import Room
 from .core.rules import NEVER
 from .errors import AcquireTimeoutError, AlreadyHeldError, ConfigurationError, NotLockedError, ServerError
-from .options import Seconds, check_name, check_timeout
+from .options import Seconds, check_name, check_timeout, check_wait_release
 from .scope import LockScope, ScopeRef
 
 Enter = Callable[[Room[Waiter], Waiter, float], None]  # Room.join, Room.try_join or Room.force
@@ -33,18 +33,25 @@ class Acquisition:
     :class:`LockScope`.
     """
 
-    __slots__ = ("_enter", "_locker", "_manager", "_name", "_scope", "_timeout")
+    __slots__ = ("_enter", "_locker", "_manager", "_name", "_scope", "_timeout", "_wait_release")
 
     _scope: LockScope
 
     def __init__(
-        self, locker: object, manager: LockManager, name: str, enter: Enter, timeout: Seconds | None = None
+        self,
+        locker: object,
+        manager: LockManager,
+        name: str,
+        enter: Enter,
+        timeout: Seconds | None,
+        wait_release: bool | None,
     ) -> None:
         self._locker: object | None = locker  # until it is used
         self._manager = manager
         self._name = name
         self._enter = enter
         self._timeout = timeout
+        self._wait_release = manager.options.wait_release if wait_release is None else check_wait_release(wait_release)
 
     # Not coroutines themselves, which saves one to be resumed through. Pyright wants a context manager to return
     # CoroutineType, as an async def does; to mypy that is any Coroutine.
@@ -144,10 +151,11 @@ async def acquire(
             if now >= lease.deadline:
                 room.woken(now)  # the event loop was blocked until then
             if not lease.done:
-                scope = LockScope(locker, manager, room, lease, None if context is None else task)
+                if context is None:
+                    scope = LockScope(locker, manager, room, lease, manager.options.wait_release, None)
+                else:
+                    scope = context._scope = LockScope(locker, manager, room, lease, context._wait_release, task)
                 lease.scope_ref = ScopeRef(scope)
-                if context is not None:
-                    context._scope = scope
                 return scope
         # Lost before this task could run: the caller never had it. Try again.
         manager.check_open()

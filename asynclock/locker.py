@@ -55,6 +55,8 @@ class Locker:
     :param restart_quarantine: with three or more independent servers, do not count the vote of a server that was
         started less than ``key_validity`` ago: it may have forgotten keys that are still held; default: yes, if the
         server allows ``INFO``
+    :param wait_release: ``False``: leaving a block sends the release and does not wait for the answer. That saves a
+        round trip. A loss that only the answer would show is logged, and not raised
     :raises ConfigurationError: an option is wrong; the message names it, its value and the rule
     :raises ServerError: a client cannot be made just now (no file descriptor is left)
 
@@ -80,6 +82,7 @@ class Locker:
         local_handoffs: int = 64,
         min_replicas: int = 0,
         restart_quarantine: bool | None = None,
+        wait_release: bool = True,
         **unknown: Never,
     ) -> None:
         options = check_options(
@@ -95,6 +98,7 @@ class Locker:
             local_handoffs=local_handoffs,
             min_replicas=min_replicas,
             restart_quarantine=restart_quarantine,
+            wait_release=wait_release,
             unknown=unknown,
         )
         self._manager = LockManager(options, servers)
@@ -146,18 +150,24 @@ class Locker:
         """
         return await acquire(self, self._manager, name, Room.force)
 
-    def with_context(self, name: str, *, timeout: Seconds | None = None) -> Acquisition:
+    def with_context(
+        self, name: str, *, timeout: Seconds | None = None, wait_release: bool | None = None
+    ) -> Acquisition:
         """``async with locker.with_context(name) as scope:`` acquires the lock as :meth:`acquire`, holds it in the
-        block, and releases it at the end."""
-        return Acquisition(self, self._manager, name, Room.join, timeout)
+        block, and releases it at the end.
 
-    def try_with_context(self, name: str) -> Acquisition:
+        :param wait_release: whether the end of the block waits for the answer to the release; ``None``: as the option
+            of the locker
+        """
+        return Acquisition(self, self._manager, name, Room.join, timeout, wait_release)
+
+    def try_with_context(self, name: str, *, wait_release: bool | None = None) -> Acquisition:
         """As :meth:`with_context`, with :meth:`try_acquire`."""
-        return Acquisition(self, self._manager, name, Room.try_join)
+        return Acquisition(self, self._manager, name, Room.try_join, None, wait_release)
 
-    def force_with_context(self, name: str) -> Acquisition:
+    def force_with_context(self, name: str, *, wait_release: bool | None = None) -> Acquisition:
         """As :meth:`with_context`, with :meth:`force_acquire`."""
-        return Acquisition(self, self._manager, name, Room.force)
+        return Acquisition(self, self._manager, name, Room.force, None, wait_release)
 
     # Around functions
 

@@ -32,6 +32,7 @@ class Options:
     local_handoffs: int
     min_replicas: int
     restart_quarantine: bool | None
+    wait_release: bool
 
     def rules(self, majority: int) -> Rules:
         return Rules(
@@ -58,6 +59,7 @@ def check_options(
     local_handoffs: int,
     min_replicas: int,
     restart_quarantine: bool | None,
+    wait_release: bool,
     unknown: Mapping[str, object],
 ) -> Options:
     """Return the checked options. :raises ConfigurationError: one is wrong; the message has its value and the rule"""
@@ -96,6 +98,7 @@ def check_options(
     _flag("fallback_setpx", fallback_setpx, none=True)
     _flag("restart_quarantine", restart_quarantine, none=True)
     _flag("client_side_caching", client_side_caching, none=False)
+    _flag("wait_release", wait_release, none=False)
     return Options(
         key_prefix=key_prefix,
         key_validity=validity,
@@ -109,6 +112,7 @@ def check_options(
         local_handoffs=local_handoffs,
         min_replicas=min_replicas,
         restart_quarantine=restart_quarantine,
+        wait_release=wait_release,
     )
 
 
@@ -135,6 +139,12 @@ def check_timeout(timeout: Seconds | None) -> float | None:
     if seconds < 0:
         raise _wrong("timeout", timeout, "must be 0 or more seconds, or None to wait without a limit")
     return seconds
+
+
+def check_wait_release(wait_release: bool | None) -> bool | None:
+    """Whether leaving a block waits; ``None``: as the locker. :raises ConfigurationError: it is none of these"""
+    _flag("wait_release", wait_release, none=True)
+    return wait_release
 
 
 def encoded(text: str, what: str) -> bytes:

@@ -150,9 +150,7 @@ class LockScope(Held):
         if self._exiting:
             return
         if self._parent is None:
-            lease = self._end()
-            if lease is not None:
-                self._manager.give_back(self._room, lease, self._manager.clock())
+            HeldByScope(self).send_release()
             return
         self._get_block().stop(HeldByScope(self))
 
@@ -207,6 +205,9 @@ class LockScope(Held):
         if lease is not None:
             if lease.unreleased:
                 pending_releases = self._manager.pending_releases
+                if not self._wait_release:
+                    pending_releases.nobody_waits(lease)
+                    return None
                 try:
                     await pending_releases.begin(lease, lease.released_at + pending_releases.patience)
                 except asyncio.CancelledError:

@@ -60,6 +60,7 @@ URL = "redis://127.0.0.1:1"
         ("no_loop_tracking", 1),
         ("fallback_setpx", "yes"),
         ("restart_quarantine", 0),
+        ("wait_release", None),
     ],
 )
 def test_a_wrong_option_is_named_with_its_value_and_rule(option: str, value: object) -> None:

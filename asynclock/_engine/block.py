@@ -25,7 +25,7 @@ class HeldLock(Protocol):
     def why_stopped(self) -> str:
         """The message for those who are cancelled."""
 
-    def send_release(self) -> object:
+    def send_release(self) -> None:
         """Give the lock back, without waiting for the answer."""
 
     async def give_back(self) -> asyncio.CancelledError | None:

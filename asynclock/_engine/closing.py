@@ -73,7 +73,7 @@ class Closing:
             await asyncio.sleep(0)
         self.give_back()
         until = self._clock() + pending_releases.patience
-        for _, lease in self._leases:
+        for lease in [*(lease for _, lease in self._leases), *pending_releases.unattended]:
             await pending_releases.wait(lease, until)
 
     def excuse(self, task: asyncio.Task[Any] | None) -> None:

@@ -10,6 +10,8 @@ from ..core.rules import LossReason
 from ..errors import AcquireTimeoutError, NotLockedError, ServerError
 from ..topology import Topology
 
+NOTICED_LATE = "noticed only when the lock was released: lost at some time since it was acquired or last extended"
+
 
 def where(topology: Topology) -> str:
     """The servers, without credentials."""

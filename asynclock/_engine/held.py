@@ -12,6 +12,7 @@ from ..core.room import Room
 from ..core.rules import LossReason
 from ..errors import ConfigurationError, LockLostError
 from .block import Block, being_left
+from .diagnosis import NOTICED_LATE
 from .manager import LockManager
 from .native import mypyc_attr
 from .whereabouts import Whereabouts
@@ -48,6 +49,7 @@ class Held:
         "_parent",
         "_room",
         "_unreleased",
+        "_wait_release",
         "_waiting",
         "name",
     )
@@ -58,15 +60,20 @@ class Held:
         manager: LockManager,
         room: Room[Any],
         lease: Lease,
-        task: asyncio.Task[Any] | None = None,
+        wait_release: object,
+        task: asyncio.Task[Any] | None,
     ) -> None:
-        """:param task: has entered the block"""
+        """
+        :param wait_release: a boolean: does the end of the block wait for the answer to the release?
+        :param task: has entered the block
+        """
         self.name = room.name
         self._locker = locker  # kept as long as this is: a locker that nobody has is closed
         self._manager = manager
         self._room = room
         self._lease: Lease | None = lease
         self._loss: Loss | None = None
+        self._wait_release = wait_release
         self._unreleased: Lease | None = None  # to be given back when the block is left, since the locker was closed
         self._waiting: list[asyncio.Future[None]] | None = None  # in wait_lost
         self._parent = task
@@ -148,11 +155,9 @@ class Held:
 
     def _find_out(self, lease: Lease) -> None:
         """Had the lock been lost before it was released, as the answer shows?"""
-        if self._manager.lost_unnoticed(lease):
-            self._loss = Loss(
-                lease.cause or LossReason.DELETED,
-                "noticed only when the lock was released: lost at some time since it was acquired or last extended",
-            )
+        reason = self._manager.lost_unnoticed(lease)
+        if reason is not None:
+            self._loss = Loss(reason, NOTICED_LATE)
 
     def _end(self) -> Lease | None:
         """The scope gives the lock up. Returns the lease, to be released."""
@@ -203,21 +208,29 @@ class HeldByScope:
     def why_stopped(self) -> str:
         return self._scope._why_stopped()
 
-    def send_release(self) -> Lease | None:
-        """Returns the lease whose release is worth waiting for."""
+    def send_release(self) -> None:
+        lease = self._send_release()
+        if lease is not None:
+            self._scope._manager.pending_releases.nobody_waits(lease)
+
+    async def give_back(self) -> asyncio.CancelledError | None:
+        scope = self._scope
+        scope._check()
+        if not scope._wait_release:
+            self.send_release()
+            return None
+        lease = self._send_release()
+        if lease is None:
+            return None
+        cancelled = await scope._manager.pending_releases.wait(lease)
+        scope._find_out(lease)
+        return cancelled
+
+    def _send_release(self) -> Lease | None:
+        """Returns the lease whose answer shows whether the lock had been lost."""
         scope = self._scope
         lease = scope._end()
         give_back = lease or scope._unreleased
         if give_back is not None and scope._can_send():
             scope._manager.give_back(scope._room, give_back, scope._manager.clock())
         return lease
-
-    async def give_back(self) -> asyncio.CancelledError | None:
-        scope = self._scope
-        scope._check()
-        lease = self.send_release()
-        if lease is None:
-            return None
-        cancelled = await scope._manager.pending_releases.wait(lease)
-        scope._find_out(lease)
-        return cancelled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 from collections.abc import Callable, Collection
@@ -34,6 +35,8 @@ from .rooms import Rooms
 from .suspends import Suspends
 from .timers import Timers
 from .waiter import Waiter
+
+log = logging.getLogger("asynclock")
 
 
 class LockManager:
@@ -130,7 +133,7 @@ class LockManager:
         loop = asyncio.get_running_loop()
         self._timers = Timers(loop, clock)
         self._first_check = FirstCheck(loop, clock)
-        self.pending_releases = PendingReleases(loop, clock, options.try_next_after, self._silent)
+        self.pending_releases = PendingReleases(loop, clock, options.try_next_after, self._silent, self._released)
         self.request = self.topology.request
         self.wake = self._timers.set
         self.first_check_soon = self._first_check.soon
@@ -248,9 +251,23 @@ class LockManager:
         if not self.life.forked:
             room.woken(self.clock())
 
-    def lost_unnoticed(self, lease: Lease) -> bool:
-        """Did the release find that the lock had been lost before?"""
-        return lease.lost_unnoticed(self.rules.majority)
+    def lost_unnoticed(self, lease: Lease) -> LossReason | None:
+        """Why the lock had been lost before its release, if that found that out."""
+        if not lease.lost_unnoticed(self.rules.majority):
+            return None
+        return lease.cause or LossReason.DELETED
+
+    def _released(self, lease: Lease) -> None:
+        """The release of ``lease`` is answered, and nobody waits for that to be told."""
+        reason = self.lost_unnoticed(lease)
+        if reason is not None:
+            log.warning(
+                "asynclock: lock %r on %s was lost: %s (%s). Its block had been left, and did not wait for this",
+                lease.room.name,
+                self.where(),
+                reason,
+                diagnosis.NOTICED_LATE,
+            )
 
     # For rooms (core.port.Port)
 

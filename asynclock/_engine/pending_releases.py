@@ -13,11 +13,12 @@ class PendingReleases:
 
     A wait ends with the answer (``release_answered``), or after ``patience`` seconds if the servers are silent.
 
-    Invariant: a lease is in ``_until`` while its ``release_waiter`` is a future that is not done. ``_until`` is in the
-    order in which the waits time out, since all are equally long.
+    Invariants: A lease is in ``_until`` while its ``release_waiter`` is a future that is not done. ``_until`` is in the
+    order in which the waits time out, since all are equally long. ``_unattended`` has the leases whose answers nobody
+    waits for, until they are there.
     """
 
-    __slots__ = ("_clock", "_loop", "_silent", "_timer", "_until", "patience")
+    __slots__ = ("_answered", "_clock", "_loop", "_silent", "_timer", "_unattended", "_until", "patience")
 
     def __init__(
         self,
@@ -25,13 +26,31 @@ class PendingReleases:
         clock: Callable[[], float],
         patience: float,
         silent: Callable[[float], bool],
+        answered: Callable[[Lease], None],
     ) -> None:
+        """
+        :param patience: seconds
+        :param silent: have answers been missing for ``patience`` seconds?
+        :param answered: called with a lease that nobody waits for
+        """
         self.patience = patience
         self._loop = loop
         self._clock = clock
-        self._silent = silent  # have answers been missing for ``patience`` seconds?
+        self._silent = silent
+        self._answered = answered
         self._until: dict[Lease, float] = {}
+        self._unattended: dict[Lease, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+
+    def nobody_waits(self, lease: Lease) -> None:
+        """The release of ``lease`` was sent, if it is done, and nobody waits for the answer."""
+        if lease.unreleased:
+            self._unattended[lease] = None
+
+    @property
+    def unattended(self) -> list[Lease]:
+        """Those that nobody waits for, and that are not answered."""
+        return list(self._unattended)
 
     def begin(self, lease: Lease, until: float) -> asyncio.Future[None]:
         """Returns a future that is done when the wait for the release is over."""
@@ -68,12 +87,18 @@ class PendingReleases:
 
     def release_answered(self, lease: Lease) -> None:
         """Each RELEASE of the lease was answered, or never will be."""
-        future: asyncio.Future[None] | None = lease.release_waiter
-        if future is not None:
-            lease.release_waiter = None
-            del self._until[lease]
-            if not future.done():
-                future.set_result(None)
+        if lease.release_waiter is not None:
+            self._end_wait(lease)
+        if self._unattended and lease in self._unattended:
+            del self._unattended[lease]
+            self._answered(lease)
+
+    def _end_wait(self, lease: Lease) -> None:
+        future: asyncio.Future[None] = lease.release_waiter
+        lease.release_waiter = None
+        del self._until[lease]
+        if not future.done():
+            future.set_result(None)
 
     def close(self) -> None:
         """Stop the timer."""
@@ -95,4 +120,4 @@ class PendingReleases:
                 again = max(until - now, self.patience / 4)
                 self._timer = self._loop.call_later(again, self._time_out, now if silent else 0.0)
                 break
-            self.release_answered(lease)
+            self._end_wait(lease)

@@ -17,7 +17,7 @@ from .._engine import forks
 from .._engine.lifecycle import closed_error
 from ..errors import LockerClosedError
 from ..locker import Locker as AsyncLocker
-from ..options import Seconds, check_timeout
+from ..options import Seconds, check_timeout, check_wait_release
 from ..scope import LockScope as AsyncScope
 from .clients import asynchronous, synchronous
 from .loop_thread import Call, LoopThread, enlist, refuse_in_event_loop
@@ -64,6 +64,7 @@ class Locker:
         local_handoffs: int = 64,
         min_replicas: int = 0,
         restart_quarantine: bool | None = None,
+        wait_release: bool = True,
         **unknown: Never,
     ) -> None:
         self._servers = servers
@@ -82,6 +83,7 @@ class Locker:
             local_handoffs=local_handoffs,
             min_replicas=min_replicas,
             restart_quarantine=restart_quarantine,
+            wait_release=wait_release,
             **unknown,
         )
         self._here = InProcess(self._make)
@@ -146,18 +148,24 @@ class Locker:
         """Take the lock over. Whoever holds it loses it, with reason ``taken over``. Raises as :meth:`acquire`."""
         return self._acquire(lambda locker: locker.force_acquire(name))
 
-    def with_context(self, name: str, *, timeout: Seconds | None = None) -> Acquisition:
+    def with_context(
+        self, name: str, *, timeout: Seconds | None = None, wait_release: bool | None = None
+    ) -> Acquisition:
         """``with locker.with_context(name) as scope:`` acquires the lock as :meth:`acquire`, holds it in the block, and
-        releases it at the end."""
-        return Acquisition(partial(self.acquire, name, timeout=timeout))
+        releases it at the end.
 
-    def try_with_context(self, name: str) -> Acquisition:
+        :param wait_release: whether the end of the block waits for the answer to the release; ``None``: as the option
+            of the locker
+        """
+        return Acquisition(partial(self.acquire, name, timeout=timeout), wait_release)
+
+    def try_with_context(self, name: str, *, wait_release: bool | None = None) -> Acquisition:
         """As :meth:`with_context`, with :meth:`try_acquire`."""
-        return Acquisition(partial(self.try_acquire, name))
+        return Acquisition(partial(self.try_acquire, name), wait_release)
 
-    def force_with_context(self, name: str) -> Acquisition:
+    def force_with_context(self, name: str, *, wait_release: bool | None = None) -> Acquisition:
         """As :meth:`with_context`, with :meth:`force_acquire`."""
-        return Acquisition(partial(self.force_acquire, name))
+        return Acquisition(partial(self.force_acquire, name), wait_release)
 
     def _acquire(
         self, how: Callable[[AsyncLocker], Coroutine[Any, Any, AsyncScope]], waited_for: str | None = None
@@ -281,10 +289,11 @@ class Acquisition:
     :class:`LockScope`.
     """
 
-    __slots__ = ("_acquire", "_scope")
+    __slots__ = ("_acquire", "_scope", "_wait_release")
 
-    def __init__(self, acquire: Callable[[], LockScope]) -> None:
+    def __init__(self, acquire: Callable[[], LockScope], wait_release: bool | None) -> None:
         self._acquire = acquire
+        self._wait_release = check_wait_release(wait_release)
         self._scope: LockScope | None = None
 
     def __enter__(self) -> LockScope:
@@ -292,6 +301,8 @@ class Acquisition:
             raise RuntimeError("this context manager was used before; call with_context() again")
         try:
             self._scope = self._acquire()
+            if self._wait_release is not None:
+                self._scope._scope._wait_release = self._wait_release
             return self._scope.__enter__()
         except BaseException:  # perhaps interrupted, with the lock held
             if self._scope is not None:

@@ -63,7 +63,11 @@ CHAOS = Work(
     rest=(0.02, 0.3),
     inject=inject,
     resp2=(2,),
-    options={1: {"fallback_setpx": True, "local_handoffs": 0}, 3: {"no_loop_tracking": False}},
+    options={
+        1: {"fallback_setpx": True, "local_handoffs": 0},
+        2: {"wait_release": False},
+        3: {"no_loop_tracking": False},
+    },
 )
 # Many locks, if the server may drop tracking entries.
 CROWDED = dataclasses.replace(CHAOS, crowd=60, crowd_tasks=25)

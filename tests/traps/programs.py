@@ -100,6 +100,7 @@ class Lock(Step):
     how: str  # with, try, force, hand
     body: Block
     timeout: float | None = None
+    wait: bool | None = None  # for the release
 
 
 @dataclass(slots=True)
@@ -265,7 +266,8 @@ class _Maker:
         else:
             name, timeout = f"{self.seed}-{self.names}", self.random.choice((None, None, 1.0))
             self.names += 1
-        return Lock(name, how, self.block(depth + 1, scopes + 1), timeout)
+        wait = self.random.choice((None, None, False))
+        return Lock(name, how, self.block(depth + 1, scopes + 1), timeout, wait)
 
     def generator(self, depth: int, scopes: int) -> Generator:
         name = f"{self.seed}-{self.names}"
@@ -403,13 +405,14 @@ def _leaf(step: Step) -> str:
 def _heads(step: Step) -> list[tuple[str, Block]] | None:
     caught = ("except TimeoutError:", [])
     match step:
-        case Lock(name, how, body, timeout):
-            wait = "" if timeout is None else f", timeout={timeout}"
+        case Lock(name, how, body, timeout, wait):
+            limit = "" if timeout is None else f", timeout={timeout}"
+            swift = "" if wait is None else f", wait_release={wait}"
             call = {
-                "with": f"locker.with_context({name!r}{wait})",
-                "try": f"locker.try_with_context({name!r})",
-                "force": f"locker.force_with_context({name!r})",
-                "hand": f"await locker.acquire({name!r}{wait})",
+                "with": f"locker.with_context({name!r}{limit}{swift})",
+                "try": f"locker.try_with_context({name!r}{swift})",
+                "force": f"locker.force_with_context({name!r}{swift})",
+                "hand": f"await locker.acquire({name!r}{limit})",
             }[how]
             return [(f"async with {call} as scope:", body)]
         case Generator(name, how, before, body, after):

@@ -341,12 +341,12 @@ class Run:
         name = self.name(step)
         match step.how:
             case "try":
-                return locker.try_with_context(name)
+                return locker.try_with_context(name, wait_release=step.wait)
             case "force":
-                return locker.force_with_context(name)
+                return locker.force_with_context(name, wait_release=step.wait)
             case "hand":
                 return _ByHand(locker.acquire(name, timeout=step.timeout))
-        return locker.with_context(name, timeout=step.timeout)
+        return locker.with_context(name, timeout=step.timeout, wait_release=step.wait)
 
     def name(self, step: p.Lock) -> str:
         return step.name if step.name.startswith("~") else f"{step.name} {self.number}"

@@ -47,6 +47,7 @@ async def making(client: redis.Redis, cluster: RedisCluster, urls: list[str]) ->
         local_handoffs=0,
         min_replicas=1,
         restart_quarantine=True,
+        wait_release=False,
     )
     Locker("redis://127.0.0.1:6379", key_vality=10)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Locker(6379)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
