@@ -25,6 +25,7 @@ COMPILED = (
     "asynclock/core/pace.py",
     "asynclock/core/retry.py",
     "asynclock/core/room.py",
+    "asynclock/core/rules.py",
     # From a request to bytes, and from bytes to its answer.
     "asynclock/wire/commands.py",
     "asynclock/wire/connection.py",

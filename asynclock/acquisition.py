@@ -117,7 +117,8 @@ async def acquire(
     assert loop is not None and task is not None
     while True:
         room = manager.rooms[name]
-        waiter = Waiter(room, loop.create_future())
+        future = loop.create_future()
+        waiter = Waiter(room, future)
         timer = None
         if room.holder is not None and enter is Room.join:
             holder: Holder | None = room.holder.scope_ref
@@ -127,7 +128,7 @@ async def acquire(
             timer = loop.call_later(max(0.0, until - now), manager.time_out, waiter, seconds)
         enter(room, waiter, now)
         try:
-            await waiter.future
+            await future
         except BaseException as error:
             # Cancelled before the lock was granted, or in the same turn of the event loop: give back what there is.
             # Or the coroutine is being closed (GeneratorExit), and cannot await anything.
@@ -138,24 +139,22 @@ async def acquire(
         finally:
             if timer is not None:
                 timer.cancel()
-        lease = waiter.lease
+        now = manager.clock()
+        lease = waiter.held(now)
+        if lease is not None:
+            if context is None:
+                scope = LockScope(locker, manager, room, lease, manager.options.wait_release, None)
+            else:
+                scope = context._scope = LockScope(locker, manager, room, lease, context._wait_release, task)
+            lease.scope_ref = ScopeRef(scope)
+            return scope
         if waiter.error is not None:
-            if lease is not None and (cancelled := await manager.pending_releases.wait(lease)) is not None:
+            if (lease := waiter.lease) is not None and (
+                cancelled := await manager.pending_releases.wait(lease)
+            ) is not None:
                 raise cancelled
             if seconds == 0 and isinstance(waiter.error, NotLockedError):
                 raise AcquireTimeoutError(name, 0.0, waiter.error.why)
             raise waiter.take_error()
-        assert lease is not None
-        now = manager.clock()
-        if not lease.done:
-            if now >= lease.deadline:
-                room.woken(now)  # the event loop was blocked until then
-            if not lease.done:
-                if context is None:
-                    scope = LockScope(locker, manager, room, lease, manager.options.wait_release, None)
-                else:
-                    scope = context._scope = LockScope(locker, manager, room, lease, context._wait_release, task)
-                lease.scope_ref = ScopeRef(scope)
-                return scope
         # Lost before this task could run: the caller never had it. Try again.
         manager.check_open()

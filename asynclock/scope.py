@@ -201,22 +201,16 @@ class LockScope(Held):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
         # The usual way out, without a Block: nothing is to be stopped, and no task to be waited for.
-        lease = self._leave_at_once() if error is None else None
-        if lease is not None:
-            if lease.unreleased:
-                pending_releases = self._manager.pending_releases
-                if not self._wait_release:
-                    pending_releases.nobody_waits(lease)
-                    return None
+        if error is None and (left := self._leave_at_once()):
+            if left is not True:
                 try:
-                    await pending_releases.begin(lease, lease.released_at + pending_releases.patience)
+                    missed = await left
                 except asyncio.CancelledError:
-                    await self._wait_for_release(lease, lease.released_at)
+                    if (lease := self._released) is not None:
+                        await self._wait_for_release(lease, lease.released_at)
                     raise
-            if lease.missed:
-                self._find_out(lease)
-            if self._loss is not None:
-                raise self._error()
+                if missed:
+                    self._raise_missed()
             return None
         if isinstance(error, GeneratorExit):
             return self._closed()

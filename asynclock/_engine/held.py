@@ -47,6 +47,7 @@ class Held:
         "_loss",
         "_manager",
         "_parent",
+        "_released",
         "_room",
         "_unreleased",
         "_wait_release",
@@ -74,6 +75,7 @@ class Held:
         self._lease: Lease | None = lease
         self._loss: Loss | None = None
         self._wait_release = wait_release
+        self._released: Lease | None = None  # by ``_leave_at_once``, which waits for the answer
         self._unreleased: Lease | None = None  # to be given back when the block is left, since the locker was closed
         self._waiting: list[asyncio.Future[None]] | None = None  # in wait_lost
         self._parent = task
@@ -83,18 +85,37 @@ class Held:
 
     # Leaving the block
 
-    def _leave_at_once(self) -> Lease | None:
-        """Give the lock back, if there is nothing to stop and no task to wait for. Returns the lease then."""
+    def _leave_at_once(self) -> asyncio.Future[int] | bool:
+        """Give the lock back, if there is nothing to stop and no task to wait for. False: there is.
+
+        True: the block is left. A future: it is when that is done; if it then has a result other than 0,
+        ``_raise_missed`` raises the loss.
+        """
         lease, manager = self._lease, self._manager
         if lease is None or self._block is not None:
-            return None
+            return False
         life, now = manager.life, manager.clock()
-        if life.serving is None or _get_running_loop() is not life.serving or now >= lease.deadline:
-            return None
+        serving = life.serving
+        if serving is None or _get_running_loop() is not serving or now >= lease.deadline:
+            return False
         self._exiting = True
         self._end()
         self._room.release(lease, now)
-        return lease
+        if not lease.unreleased:
+            return True
+        pending_releases = manager.pending_releases
+        if not self._wait_release:
+            pending_releases.nobody_waits(lease)
+            return True
+        self._released = lease
+        return pending_releases.begin(lease, now + pending_releases.patience)
+
+    def _raise_missed(self) -> None:
+        """:raises LockLostError: the lock had been lost before ``_leave_at_once``"""
+        assert self._released is not None
+        self._find_out(self._released)
+        if self._loss is not None:
+            raise self._error()
 
     def _closed(self) -> bool:
         """The coroutine or generator that the block is in is being closed: nothing can be awaited any more."""

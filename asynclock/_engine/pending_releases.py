@@ -52,13 +52,13 @@ class PendingReleases:
         """Those that nobody waits for, and that are not answered."""
         return list(self._unattended)
 
-    def begin(self, lease: Lease, until: float) -> asyncio.Future[None]:
-        """Returns a future that is done when the wait for the release is over."""
-        future = self._loop.create_future()
-        other: asyncio.Future[None] | None = lease.release_waiter
+    def begin(self, lease: Lease, until: float) -> asyncio.Future[int]:
+        """Returns a future that is done when the wait for the release is over. Its result: ``lease.missed``."""
+        future: asyncio.Future[int] = self._loop.create_future()
+        other: asyncio.Future[int] | None = lease.release_waiter
         if other is not None and not other.done():
             # Closing waits for it too: the task that it was granted to was cancelled before it got to run.
-            other.add_done_callback(lambda _: None if future.done() else future.set_result(None))
+            other.add_done_callback(lambda _: None if future.done() else future.set_result(lease.missed))
             return future
         lease.release_waiter = future
         self._until[lease] = until
@@ -86,19 +86,16 @@ class PendingReleases:
             del cancelled  # no cycle through its traceback: while the exception lives, it counts as handled
 
     def release_answered(self, lease: Lease) -> None:
-        """Each RELEASE of the lease was answered, or never will be."""
-        if lease.release_waiter is not None:
-            self._end_wait(lease)
+        """Each RELEASE of the lease was answered, or never will be, or nobody waits any longer."""
+        future: asyncio.Future[int] | None = lease.release_waiter
+        if future is not None:
+            lease.release_waiter = None
+            del self._until[lease]
+            if not future.done():
+                future.set_result(lease.missed)
         if self._unattended and lease in self._unattended:
             del self._unattended[lease]
             self._answered(lease)
-
-    def _end_wait(self, lease: Lease) -> None:
-        future: asyncio.Future[None] = lease.release_waiter
-        lease.release_waiter = None
-        del self._until[lease]
-        if not future.done():
-            future.set_result(None)
 
     def close(self) -> None:
         """Stop the timer."""
@@ -120,4 +117,4 @@ class PendingReleases:
                 again = max(until - now, self.patience / 4)
                 self._timer = self._loop.call_later(again, self._time_out, now if silent else 0.0)
                 break
-            self._end_wait(lease)
+            self.release_answered(lease)

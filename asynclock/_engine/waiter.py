@@ -40,6 +40,15 @@ class Waiter:
         if not self.future.done():
             self.future.set_result(None)
 
+    def held(self, now: float) -> Lease | None:
+        """The lease that the task holds. None: it does not, or has lost it before it could run."""
+        lease = self.lease
+        if self.error is not None or lease is None:
+            return None
+        if now >= lease.deadline and not lease.done:
+            self.room.woken(now)  # the event loop was blocked until then
+        return None if lease.done else lease
+
     def take_error(self) -> Exception:
         """The error, for the task to raise. It is not kept here: the traceback would lead back, in a cycle."""
         error, self.error = self.error, None

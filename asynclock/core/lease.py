@@ -120,8 +120,8 @@ class Lease:
         self.done = False
         # An attempt
         self.forced = forced  # False: only free keys are taken
-        self.confirming: int | None = None  # bit i: key i was taken by force, and is read; None: that has not begun
-        self.confirmations = 0  # how often it was
+        self.confirming = 0  # bit i: key i was taken by force, and is read before the lock counts
+        self.confirmations = 0  # how often one was, or is being read
         self.unsent = 0  # keys that an attempt that goes one by one has not requested yet: the last ones
         self.silent = False  # the attempt waits no longer for servers that have not answered
         self.refused = 0  # bit i: somebody else had key i, or it was missing as soon as it had been set
@@ -219,8 +219,8 @@ class Lease:
         us before it sends the invalidation: when the first READ is answered, it has. The holder reads its key no later
         than we send the third, and the server may serve that one first, but does not answer it before it serves both.
         """
-        if self.confirming is None:
-            self.confirming = 0
+        if not self.confirmations:
+            self.confirmations = 1
             for index, until in enumerate(self.votes):
                 if until > now and self.request(index, READ, now):
                     self.confirming |= 1 << index
@@ -231,8 +231,8 @@ class Lease:
 
     def _confirmed(self, index: int, now: float) -> None:
         """Key ``index`` was read after it had been taken by force: once more, without the others."""
-        self.confirmations += 1
         again = self.confirmations < CONFIRMATIONS and self.request(index, READ, now)
+        self.confirmations += 1
         self.confirming = 1 << index if again else 0
 
     def release(self, now: float) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -35,27 +34,50 @@ DRIFT = 0.01  # how far two clocks may drift apart, as a share of the validity (
 SLACK = 0.002  # seconds, for expiries that are rounded to a millisecond, and for the timer that ends the lock
 
 
-@dataclass(frozen=True, slots=True)
 class Rules:
-    """The numbers of one locker, in seconds."""
+    """The numbers of one locker, in seconds. They never change."""
 
-    majority: int
-    validity: float
-    extend_interval: float
-    try_next_after: float
-    tracking: bool = True  #: do servers send invalidations of keys that were read?
-    handoffs: int = 0  #: how often a lease may pass on inside this process before others have a chance
-    handoff_time: float = 0.05  #: ... and for how long after it was acquired, in any case
-    first_handoffs: int = field(init=False)  #: the same, while nobody else was ever seen to want the lock
-    keys: int = field(init=False)  #: how many keys a name has
-    term: float = field(init=False)  #: how long a granted key counts, from when it was requested
-    reserve: float = field(init=False)  #: how much of that is left when an extension is due
+    __slots__ = (
+        "extend_interval",
+        "first_handoffs",
+        "handoff_time",
+        "handoffs",
+        "keys",
+        "majority",
+        "reserve",
+        "term",
+        "tracking",
+        "try_next_after",
+        "validity",
+    )
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "first_handoffs", max(self.handoffs, FIRST_HANDOFFS))
-        object.__setattr__(self, "keys", 2 * self.majority - 1)
-        object.__setattr__(self, "term", self.term_of(self.validity))
-        object.__setattr__(self, "reserve", self.term - self.extend_interval)
+    def __init__(
+        self,
+        *,
+        majority: int,
+        validity: float,
+        extend_interval: float,
+        try_next_after: float,
+        tracking: bool = True,
+        handoffs: int = 0,
+        handoff_time: float = 0.05,
+    ) -> None:
+        """
+        :param tracking: do servers send invalidations of keys that were read?
+        :param handoffs: how often a lease may pass on inside this process before others have a chance
+        :param handoff_time: ... and for how long after it was acquired, in any case
+        """
+        self.majority = majority
+        self.validity = validity
+        self.extend_interval = extend_interval
+        self.try_next_after = try_next_after
+        self.tracking = tracking
+        self.handoffs = handoffs
+        self.handoff_time = handoff_time
+        self.first_handoffs = max(handoffs, FIRST_HANDOFFS)  # while nobody else was ever seen to want the lock
+        self.keys = 2 * majority - 1  # how many keys a name has
+        self.term = self.term_of(validity)  # how long a granted key counts, from when it was requested
+        self.reserve = self.term - extend_interval  # how much of that is left when an extension is due
 
     def extension(self, now: float, share: float = 1.0) -> float:
         """When to extend next. On the grid, so that one timer and one write extend many locks."""
