@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .core.rules import LossReason
+from .core.reasons import LossReason
 
 __all__ = [
     "AcquireTimeoutError",

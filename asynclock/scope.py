@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from ._engine.held import Held, HeldByScope
 from ._engine.whereabouts import may_be_used_by_others
 from .core.lease import Lease
+from .core.reasons import LossReason
 from .core.room import Room
-from .core.rules import LossReason
 from .errors import ConfigurationError
 
 T = TypeVar("T")

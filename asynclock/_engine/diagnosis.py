@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.lease import Lease
+from ..core.reasons import LossReason
 from ..core.room import Room
-from ..core.rules import LossReason
 from ..errors import AcquireTimeoutError, NotLockedError, ServerError
 from ..topology import Topology
 

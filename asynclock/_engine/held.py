@@ -8,8 +8,8 @@ from asyncio import _get_running_loop
 from typing import Any, NamedTuple
 
 from ..core.lease import Lease
+from ..core.reasons import LossReason
 from ..core.room import Room
-from ..core.rules import LossReason
 from ..errors import ConfigurationError, LockLostError
 from .block import Block, being_left
 from .diagnosis import NOTICED_LATE

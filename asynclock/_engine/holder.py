@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
+from ..core.reasons import LossReason
 from ..core.room import Room
-from ..core.rules import LossReason
 
 
 class Holder(Protocol):

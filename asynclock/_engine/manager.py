@@ -15,8 +15,9 @@ from redis.asyncio.cluster import RedisCluster
 
 from ..core.lease import Lease, Tokens
 from ..core.operations import Operation
+from ..core.reasons import LossReason
 from ..core.room import Room
-from ..core.rules import LossReason, Rules
+from ..core.rules import Rules
 from ..errors import ServerError
 from ..options import Options, check_name
 from ..topology import Topology, connect

@@ -7,7 +7,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .operations import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Operation
-from .rules import NEVER, LossReason, Rules
+from .reasons import LossReason
+from .rules import NEVER, Rules
 
 if TYPE_CHECKING:
     from .room import Room

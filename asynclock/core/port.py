@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .lease import Lease
 from .operations import Operation
-from .rules import LossReason
+from .reasons import LossReason
 
 if TYPE_CHECKING:
     from .room import Room

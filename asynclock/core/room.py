@@ -10,8 +10,9 @@ from .handoff import LocalHandoffs
 from .lease import Lease
 from .operations import FORCE, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from .port import Port
+from .reasons import LossReason
 from .retry import Retries, enough_free_at, possible_at
-from .rules import NEVER, LossReason, Rules
+from .rules import NEVER, Rules
 
 W = TypeVar("W")
 

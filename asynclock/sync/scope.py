@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ..core.rules import LossReason
+from ..core.reasons import LossReason
 from ..errors import AlreadyHeldError, LockerClosedError, LockLostError
 from ..locker import Locker as AsyncLocker
 from ..options import Seconds, check_timeout

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from ..core.lease import Lease
 from ..core.operations import RELEASE, Operation
 from ..core.pace import Pace
+from ..core.reasons import LossReason
 from ..core.room import Room
-from ..core.rules import LossReason
 from ..errors import ConfigurationError, GoneError, ServerError
 from ..options import Options
 from .background import Loop

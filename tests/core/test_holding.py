@@ -5,8 +5,9 @@ import pytest
 from asynclock.core.contention import MIN_HOLD_BACK, REMEMBERED_ACQUISITIONS, Contention
 from asynclock.core.lease import CONFIRMATIONS, Lease
 from asynclock.core.operations import Operation
+from asynclock.core.reasons import LossReason
 from asynclock.core.retry import MAX_AT_ONCE
-from asynclock.core.rules import FIRST_HANDOFFS, GRID, NEVER, LossReason, Rules, on_grid
+from asynclock.core.rules import FIRST_HANDOFFS, GRID, NEVER, Rules, on_grid
 
 from ..simulation.servers import Trouble
 from ..support.bench import OTHER, OURS, STRANGER, Bench

@@ -3,8 +3,9 @@
 import pytest
 
 from asynclock.core.operations import Operation
+from asynclock.core.reasons import LossReason
 from asynclock.core.retry import MAX_BACKOFF
-from asynclock.core.rules import NEVER, LossReason
+from asynclock.core.rules import NEVER
 
 from ..simulation.servers import Trouble
 from ..support.bench import OTHER, STRANGER, Bench

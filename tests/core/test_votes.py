@@ -3,7 +3,8 @@
 import pytest
 
 from asynclock.core.operations import Operation
-from asynclock.core.rules import NEVER, LossReason
+from asynclock.core.reasons import LossReason
+from asynclock.core.rules import NEVER
 
 from ..simulation.servers import Trouble
 from ..support.bench import OTHER, STRANGER, Bench

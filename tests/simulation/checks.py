@@ -22,9 +22,10 @@ from dataclasses import dataclass
 
 from asynclock.core.lease import Lease
 from asynclock.core.pace import PAUSE
+from asynclock.core.reasons import LossReason
 from asynclock.core.retry import MAX_BACKOFF
 from asynclock.core.room import Room
-from asynclock.core.rules import NEVER, LossReason
+from asynclock.core.rules import NEVER
 from asynclock.wire.noloop import CHECK_EVERY
 
 from .processes import Client, Task

@@ -64,13 +64,13 @@ def release_whatever_is_there(patch: pytest.MonkeyPatch) -> None:
 
 def one_vote_less(patch: pytest.MonkeyPatch) -> None:
     """One vote less than a majority is enough."""
-    post_init = Rules.__post_init__
+    init = Rules.__init__
 
-    def less(self: Rules) -> None:
-        post_init(self)
-        object.__setattr__(self, "majority", max(1, self.majority - 1))
+    def less(self: Rules, **numbers: Any) -> None:
+        init(self, **numbers)
+        self.majority = max(1, self.majority - 1)
 
-    patch.setattr(Rules, "__post_init__", less)
+    patch.setattr(Rules, "__init__", less)
 
 
 def deaf_while_acquiring(patch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ from asynclock.core.clock import ServerClock
 from asynclock.core.lease import Lease, Tokens
 from asynclock.core.operations import Operation
 from asynclock.core.pace import Pace
+from asynclock.core.reasons import LossReason
 from asynclock.core.room import Room
-from asynclock.core.rules import NEVER, LossReason
+from asynclock.core.rules import NEVER
 from asynclock.wire.noloop import CHECK_EVERY, EvictionReport
 
 from .links import Link

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from asynclock.core.rules import LossReason, Rules
+from asynclock.core.reasons import LossReason
+from asynclock.core.rules import Rules
 
 from .__main__ import app
 from .checks import Broken, Check

@@ -23,7 +23,8 @@ from typing import Any
 from asynclock.core.clock import MIN_PRECISION, PRECISION
 from asynclock.core.lease import Lease
 from asynclock.core.pace import BURST
-from asynclock.core.rules import NEVER, LossReason, Rules
+from asynclock.core.reasons import LossReason
+from asynclock.core.rules import NEVER, Rules
 
 from .processes import Client, Task
 from .servers import MAX_DRIFT, Server

@@ -8,8 +8,9 @@ from asynclock.core.contention import Contention
 from asynclock.core.lease import CONFIRMATIONS, Lease, Tokens
 from asynclock.core.operations import Operation
 from asynclock.core.pace import Pace
+from asynclock.core.reasons import LossReason
 from asynclock.core.room import Room
-from asynclock.core.rules import NEVER, LossReason, Rules
+from asynclock.core.rules import NEVER, Rules
 
 OURS: Any = object()  # stands for the token of the lease that asked
 OTHER = b"asynclock:n:ff:1"  # of another process
