@@ -57,15 +57,15 @@ async def test_a_stream_ends_when_its_client_leaves(program: Program) -> None:
     async with program.events() as events:
         async with program.events() as others:
             await anext(others)
-            assert await until_watched_by(2, events)
-        assert await until_watched_by(1, events)
+            await until_watched_by(2, events)
+        await until_watched_by(1, events)
 
 
-async def until_watched_by(number: int, events: AsyncIterator[dict[str, Any]]) -> bool:
+async def until_watched_by(number: int, events: AsyncIterator[dict[str, Any]]) -> None:
     async for seen in events:
         if seen["watchers"] == number:
-            return True
-    return False
+            return
+    raise AssertionError("the stream ended")
 
 
 async def test_a_slow_browser_gets_the_newest_and_no_queue() -> None:
@@ -103,19 +103,27 @@ async def test_it_ends_with_open_streams_and_leaves_nothing(family: Family, numb
     assert family.gone()
 
 
-async def test_it_uses_a_server_that_is_there_and_survives_its_death(own_server: Server) -> None:
+async def test_it_uses_a_server_of_yours_and_survives_its_absence_and_its_death(own_server: Server) -> None:
+    own_server.kill()
     with running("--port", "0", "--url", own_server.url) as program:
         async with program.events() as events:
+            await until_trouble(events, "did not get")
+            own_server.start()
             seen = await until_held(events)
             assert own_server.execute("EXISTS", *(key(name, prefix=KEY_PREFIX) for name in seen)) == len(seen)
             own_server.kill()
-            async for each in events:
-                if any(lock["trouble"] and "disconnected" in lock["trouble"]["why"] for lock in each["locks"]):
-                    break
+            await until_trouble(events, "disconnected")
             own_server.start()
             await until_held(events)
         assert await asyncio.to_thread(program.end) == ""
         assert own_server.execute("DBSIZE") == 0
+
+
+async def until_trouble(events: AsyncIterator[dict[str, Any]], why: str) -> None:
+    async for seen in events:
+        if any(lock["trouble"] and why in lock["trouble"]["why"] for lock in seen["locks"]):
+            return
+    raise AssertionError("the stream ended")
 
 
 async def until_held(events: AsyncIterator[dict[str, Any]]) -> list[str]:

@@ -51,8 +51,8 @@ def make_app(url: str, board: Board) -> FastAPI:
 
         async def lines() -> AsyncIterator[str]:
             yield "retry: 1000\n\n"  # milliseconds until a browser that has lost the stream asks for it again
-            async for seen in board.watch():
-                yield f"data: {json.dumps(seen)}\n\n"
+            async for state in board.watch():
+                yield f"data: {json.dumps(state)}\n\n"
 
         return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 

@@ -15,7 +15,7 @@ class Entry:
     why: str = ""  # of a trouble
     at: float = field(default_factory=time.monotonic)
 
-    def seen(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """For the browser, which has another clock: how many seconds ago, instead of when."""
         return {"who": self.who, "why": self.why, "ago": time.monotonic() - self.at}
 
@@ -27,12 +27,12 @@ class Lock:
     waiting: list[Entry] = field(default_factory=list)  # longest first
     trouble: Entry | None = None  # the last one
 
-    def seen(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
-            "holder": self.holder and self.holder.seen(),
-            "waiting": [entry.seen() for entry in self.waiting],
-            "trouble": self.trouble and self.trouble.seen(),
+            "holder": self.holder and self.holder.as_json(),
+            "waiting": [entry.as_json() for entry in self.waiting],
+            "trouble": self.trouble and self.trouble.as_json(),
         }
 
 
@@ -82,7 +82,7 @@ class Board:
         try:
             while not self._closed:
                 changed = self._changed
-                yield {"watchers": self._watchers, "locks": [lock.seen() for lock in self._locks.values()]}
+                yield {"watchers": self._watchers, "locks": [lock.as_json() for lock in self._locks.values()]}
                 await changed.wait()
         finally:
             self._watchers -= 1

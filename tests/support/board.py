@@ -45,7 +45,7 @@ class Program:
         """What a browser is told."""
         async with (
             asyncio.timeout(SOON),
-            httpx.AsyncClient(trust_env=False) as http,
+            httpx.AsyncClient(trust_env=False, timeout=SOON) as http,
             http.stream("GET", f"{self.url}events") as response,
         ):
             assert response.headers["Content-Type"].startswith("text/event-stream")
