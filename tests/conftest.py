@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest_asyncio
 
 from asynclock import Locker, sync
 from asynclock.testing import KINDS, Cluster, Server
+from tests.support.family import Family
 from tests.support.proofs import proofs
 
 pytest_plugins = ["tests.support.leftovers"]
@@ -152,3 +154,14 @@ async def other(server: Server) -> AsyncIterator[Locker]:
     """Another locker: to the server it is another client, as one in another process would be."""
     async with Locker(server.url) as locker:
         yield locker
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Iterator[Family]:
+    if sys.platform != "linux":
+        pytest.skip("finds processes in /proc")
+    family = Family(tmp_path)
+    yield family
+    for pid in family.members():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

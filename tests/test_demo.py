@@ -13,7 +13,6 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -33,6 +32,7 @@ from asynclock.cli.demo_figures import (
 )
 from asynclock.cli.demo_strips import Strips
 from asynclock.testing import Server
+from tests.support.family import Family
 from tests.support.helpers import until
 
 pytestmark = pytest.mark.serverless
@@ -41,48 +41,6 @@ LIMIT = 20.0
 DEMO = [sys.executable, "-m", "asynclock", "demo"]
 NAMES = ["hand-over", "holder killed", "key deleted", "server killed", "server back", "one at a time"]
 GOOD = Figures([0.001], 0.6, 0.001, 0.001, 0.002, 0.02, 0.2, holds=9, overlap=0.0, overlap_after_delete=0.001)
-
-
-class Family:
-    """A process that was started with this environment, and whatever it has started in turn.
-
-    They are known by their temporary directory: it is in their environment, or, as a server writes its title over
-    that, they work in it.
-    """
-
-    def __init__(self, home: Path) -> None:
-        self._home = home
-        self.env = {**os.environ, "TERM": "xterm-256color", "TMPDIR": str(home)}
-
-    def members(self, word: str = "") -> list[int]:
-        """Those with this word in their command line."""
-        found: list[int] = []
-        for directory in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # it is gone, or somebody else's
-                known = (directory / "environ").read_bytes() + bytes((directory / "cwd").readlink())
-                if bytes(self._home) in known and word.encode() in (directory / "cmdline").read_bytes():
-                    found.append(int(directory.name))
-        return found
-
-    def gone(self, within: float = 4.0) -> bool:
-        """No process is left, and no file."""
-        deadline = time.monotonic() + within
-        while self.members() or any(self._home.iterdir()):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.02)
-        return True
-
-
-@pytest.fixture
-def family(tmp_path: Path) -> Iterator[Family]:
-    if sys.platform != "linux":
-        pytest.skip("finds processes in /proc")
-    family = Family(tmp_path)
-    yield family
-    for pid in family.members():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
