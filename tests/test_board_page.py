@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from tests.support.board import LOCKS, SOON, Program, running
 
-pytest.importorskip("playwright.async_api", reason="needs Playwright: pip install -e '.[test]'")
+pytest.importorskip("playwright.async_api", reason="needs Playwright: pip install -e '.[browser]'")
 from playwright.async_api import Browser, Locator, Page, Route, ViewportSize, async_playwright, expect
 
 pytestmark = [pytest.mark.serverless, pytest.mark.one_loop, pytest.mark.asyncio]
