@@ -15,6 +15,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import asynclock
+
+from . import builds
+from .figures import OURS, PURE, SWIFT
+
 Enter = Callable[[str], AbstractAsyncContextManager[Any]]
 Opener = Callable[[str, int], AbstractAsyncContextManager[Enter]]
 
@@ -22,13 +27,19 @@ VALIDITY = 5.0  # seconds
 NOT_INSTALLED = "not installed"
 
 
-@contextlib.asynccontextmanager
-async def asynclock(url: str, tasks: int) -> AsyncIterator[Enter]:
-    """One connection for all tasks."""
-    from asynclock import Locker
+def ours(*, pure: bool = False, wait_release: bool = True) -> Opener:
+    """One connection for all tasks.
 
-    async with Locker(url, key_validity=VALIDITY) as locker:
-        yield locker.with_context
+    :param pure: the Python source, also where the compiled build is installed
+    """
+
+    @contextlib.asynccontextmanager
+    async def opener(url: str, tasks: int) -> AsyncIterator[Enter]:
+        build = builds.pure() if pure else asynclock
+        async with build.Locker(url, key_validity=VALIDITY, wait_release=wait_release) as locker:
+            yield locker.with_context
+
+    return opener
 
 
 @contextlib.asynccontextmanager
@@ -100,7 +111,20 @@ class Contestant:
     poll: float = 0.0  #: longest time between two polls of a waiter, in seconds; 0: it does not poll
 
 
-ASYNCLOCK = Contestant("asynclock", "asynclock", asynclock)
+ASYNCLOCK = Contestant(OURS, "asynclock", ours())
+#: The ways to run asynclock, by what is installed. OURS is the installed build; in a clone that is pure Python.
+WAYS = (
+    ASYNCLOCK,
+    Contestant(f"{OURS}, {SWIFT}", "asynclock", ours(wait_release=False)),
+    *(
+        (
+            Contestant(f"{OURS}, {PURE}", "asynclock", ours(pure=True)),
+            Contestant(f"{OURS}, {PURE}, {SWIFT}", "asynclock", ours(pure=True, wait_release=False)),
+        )
+        if asynclock.compiled
+        else ()
+    ),
+)
 PEERS = (
     Contestant("redis-py", "redis", redis_py, poll=0.1),
     Contestant("redis-lock-py", "redis-lock-py", redis_lock_py),

@@ -10,7 +10,9 @@ from typing import Any, Literal, Self
 Statistic = Literal["min", "median", "p99", "max"]
 Sign = Literal["≤", "≥"]
 
-OURS = "asynclock"
+OURS = "asynclock"  # the build that is installed
+PURE = "pure Python"  # ... and its source, where that is the compiled one
+SWIFT = "wait_release=False"
 
 
 def number(value: float) -> str:

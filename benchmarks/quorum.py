@@ -45,7 +45,7 @@ async def quorum(run: Run) -> None:
             for done in range(rounds):
                 for way, cycle in ways.items():
                     run.step(way[0], done, rounds)
-                    spent[way].append(await spend(1, cycles, "job", cycle))
+                    spent[way].append((await spend(1, cycles, "job", cycle)).wall)
         finally:
             for locker in lockers.values():
                 await locker.aclose()

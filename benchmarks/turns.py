@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple
 
 from asynclock.testing import Server
 
@@ -28,17 +29,25 @@ PATIENCE = 30.0  # seconds after which a round of another library fails
 GRACE = 0.5  # seconds after the end of a round until waiters of another library are cancelled
 
 
-async def spend(tasks: int, cycles: int, name: str, cycle: Cycle) -> float:
-    """µs for each cycle, if ``tasks`` tasks do ``cycles`` cycles in all. ``{}`` in the name is the task's number."""
+class Spent(NamedTuple):
+    """µs for each cycle."""
+
+    wall: float
+    cpu: float  #: of this process
+
+
+async def spend(tasks: int, cycles: int, name: str, cycle: Cycle) -> Spent:
+    """What a cycle takes, if ``tasks`` tasks do ``cycles`` cycles in all. ``{}`` in the name is the task's number."""
     each = max(1, cycles // tasks)
 
     async def work(name: str) -> None:
         for _ in range(each):
             await cycle(name)
 
-    since = time.perf_counter()
+    since, cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(work(name.format(number)) for number in range(tasks)))
-    return (time.perf_counter() - since) / (each * tasks) * 1e6
+    wall, cpu = time.perf_counter() - since, time.process_time() - cpu
+    return Spent(wall / (each * tasks) * 1e6, cpu / (each * tasks) * 1e6)
 
 
 async def crowd(tasks: int, seconds: float, name: str, cycle: Cycle, grace: float) -> tuple[float, int]:
@@ -82,13 +91,14 @@ class Turns:
         self._cycles: dict[str, int] = {}
         self._names = 0
         self.spent: dict[str, list[float]] = {}
+        self.cpu: dict[str, list[float]] = {}  # of the same rounds, if tasks have names of their own
 
     async def floor(self, tasks: int) -> float:
         """Always with a name for each task: it cannot wait."""
         return await self._own(FLOOR, self._open_floor(), tasks)
 
-    async def ours(self, tasks: int) -> float:
-        return await self._take(ASYNCLOCK, tasks)
+    async def ours(self, tasks: int, way: Contestant = ASYNCLOCK) -> float:
+        return await self._take(way, tasks)
 
     async def peers(self, peers: Sequence[Contestant], tasks: int) -> None:
         for peer in peers:
@@ -116,9 +126,11 @@ class Turns:
             await spend(tasks, tasks, "job {}", cycle)  # warm up: open connections, load scripts
             if who not in self._cycles:
                 estimate = await spend(tasks, max(tasks, 20), "job {}", cycle)
-                self._cycles[who] = max(tasks, round(self._seconds / estimate * 1e6))
+                self._cycles[who] = max(tasks, round(self._seconds / estimate.wall * 1e6))
             gc.collect()  # so that nobody collects another's garbage
-            return self._note(who, await spend(tasks, self._cycles[who], "job {}", cycle))
+            spent = await spend(tasks, self._cycles[who], "job {}", cycle)
+            self.cpu.setdefault(who, []).append(spent.cpu)
+            return self._note(who, spent.wall)
 
     async def _one_name(self, who: str, opening: AbstractAsyncContextManager[Cycle], tasks: int) -> float:
         async with opening as cycle:
