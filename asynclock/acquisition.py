@@ -53,8 +53,8 @@ class Acquisition:
         self._timeout = timeout
         self._wait_release = manager.options.wait_release if wait_release is None else check_wait_release(wait_release)
 
-    # Not coroutines themselves, which saves one to be resumed through. Pyright wants a context manager to return
-    # CoroutineType, as an async def does; to mypy that is any Coroutine.
+    # Plain functions that return a coroutine, not ``async def``: one frame less to resume. Pyright wants a context
+    # manager to return CoroutineType, as an async def does; to mypy that is any Coroutine.
 
     def __aenter__(self) -> CoroutineType[Any, Any, LockScope]:
         return acquire(self._locker, self._manager, self._name, self._enter, self._timeout, self)  # type: ignore[return-value]  # as above
@@ -78,7 +78,7 @@ async def acquire(
     :param locker: the Locker of ``manager``. It is closed once nobody has a reference to it: this keeps one, and so
         does the scope.
     :param enter: how to enter the room
-    :param context: its block is entered, too
+    :param context: the context manager that is entered; None: a scope without a block
     """
     if context is not None:
         if context._locker is None:
@@ -140,7 +140,7 @@ async def acquire(
             if timer is not None:
                 timer.cancel()
         now = manager.clock()
-        lease = waiter.held(now)
+        lease = waiter.take_lease(now)
         if lease is not None:
             if context is None:
                 scope = LockScope(locker, manager, room, lease, manager.options.wait_release, None)

@@ -141,8 +141,8 @@ def check_timeout(timeout: Seconds | None) -> float | None:
     return seconds
 
 
-def check_wait_release(wait_release: bool | None) -> bool | None:
-    """Whether leaving a block waits; ``None``: as the locker. :raises ConfigurationError: it is none of these"""
+def check_wait_release(wait_release: bool) -> bool:
+    """Whether leaving a block waits. :raises ConfigurationError: it is not True or False"""
     _flag("wait_release", wait_release, none=True)
     return wait_release
 

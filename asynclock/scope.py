@@ -206,21 +206,22 @@ class LockScope(Held):
                 try:
                     missed = await left
                 except asyncio.CancelledError:
-                    if (lease := self._released) is not None:
-                        await self._wait_for_release(lease, lease.released_at)
+                    lease = self._awaited_release
+                    assert lease is not None
+                    await self._wait_for_release(lease, lease.released_at)
                     raise
                 if missed:
-                    self._raise_missed()
+                    self._raise_if_lost()
             return None
         if isinstance(error, GeneratorExit):
-            return self._closed()
+            return self._close()
         if self._can_send():
             self._check_here()
         self._exiting = True
         try:
             return await self._get_block().leave(HeldByScope(self), error)
         except GeneratorExit:
-            self._closed()
+            self._close()
             raise
 
     def __del__(self) -> None:

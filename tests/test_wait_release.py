@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -56,14 +57,16 @@ async def time_to_leave(context: Any, proxy: Proxy, body: Callable[[LockScope], 
     try:
         async with context as scope:
             proxy.freeze()
-            await body(scope)
-            since = time.monotonic()
+            try:
+                await body(scope)
+            finally:
+                since = time.monotonic()
     except ZeroDivisionError:
         assert body is fails
     finally:
         took = time.monotonic() - since
         proxy.thaw()
-    return took if since else 0.0
+    return took
 
 
 @pytest.mark.asyncio
@@ -206,7 +209,7 @@ async def test_the_next_acquisition_comes_behind_the_release(server: Server) -> 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("value", [1, "no", 0.0])
-async def test_a_value_that_is_none_is_refused(value: Any) -> None:
+async def test_a_value_that_is_not_a_boolean_is_refused(value: Any) -> None:
     with pytest.raises(ConfigurationError, match="wait_release="):
         Locker("redis://127.0.0.1:1", wait_release=value)
     locker = Locker("redis://127.0.0.1:1")
@@ -215,13 +218,33 @@ async def test_a_value_that_is_none_is_refused(value: Any) -> None:
             context("job", wait_release=value)
 
 
-@pytest.mark.parametrize("by_option", [True, False])
-def test_in_threads(server: Server, by_option: bool) -> None:
-    with (
-        asynclock.sync.Locker(server.url, wait_release=not by_option) as locker,
-        locker.with_context("job", wait_release=None if by_option else False),
-    ):
-        pass
-    assert server.execute("EXISTS", key("job")) == 0  # closing has waited
-    with pytest.raises(ConfigurationError, match="wait_release=1"):
-        locker.with_context("job", wait_release=1)  # type: ignore[arg-type]  # what is tested
+@pytest.mark.asyncio
+@pytest.mark.parametrize("option, keyword, waits", [(True, None, True), (True, False, False), (False, None, False)])
+async def test_in_threads(server: Server, option: bool, keyword: bool | None, waits: bool) -> None:
+    def leave(frozen: Callable[[], None]) -> float:
+        with locker.with_context("job", wait_release=keyword):
+            frozen()
+            since = time.monotonic()
+        return time.monotonic() - since
+
+    async with Proxy(server.port) as proxy:
+        locker = asynclock.sync.Locker(proxy.url, try_next_after=PATIENCE, wait_release=option)
+        loop = asyncio.get_running_loop()
+
+        def freeze() -> None:
+            done: Future[None] = Future()
+            loop.call_soon_threadsafe(lambda: done.set_result(proxy.freeze()))
+            done.result()
+
+        took = await asyncio.to_thread(leave, freeze)
+        assert (took >= SOON) == waits
+        proxy.thaw()
+        await asyncio.to_thread(locker.close)
+        assert server.execute("EXISTS", key("job")) == 0
+
+
+def test_in_threads_a_value_that_is_not_a_boolean_is_refused() -> None:
+    locker = asynclock.sync.Locker("redis://127.0.0.1:1")
+    for context in (locker.with_context, locker.try_with_context, locker.force_with_context):
+        with pytest.raises(ConfigurationError, match="wait_release=1"):
+            context("job", wait_release=1)  # type: ignore[operator]  # what is tested

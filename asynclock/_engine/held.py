@@ -39,6 +39,7 @@ class Held:
     """
 
     __slots__ = (
+        "_awaited_release",
         "_baseline",
         "_block",
         "_exiting",
@@ -47,9 +48,8 @@ class Held:
         "_loss",
         "_manager",
         "_parent",
-        "_released",
+        "_release_at_exit",
         "_room",
-        "_unreleased",
         "_wait_release",
         "_waiting",
         "name",
@@ -61,11 +61,11 @@ class Held:
         manager: LockManager,
         room: Room[Any],
         lease: Lease,
-        wait_release: object,
+        wait_release: bool,
         task: asyncio.Task[Any] | None,
     ) -> None:
         """
-        :param wait_release: a boolean: does the end of the block wait for the answer to the release?
+        :param wait_release: whether leaving the block waits for the answer to the release
         :param task: has entered the block
         """
         self.name = room.name
@@ -75,8 +75,8 @@ class Held:
         self._lease: Lease | None = lease
         self._loss: Loss | None = None
         self._wait_release = wait_release
-        self._released: Lease | None = None  # by ``_leave_at_once``, which waits for the answer
-        self._unreleased: Lease | None = None  # to be given back when the block is left, since the locker was closed
+        self._awaited_release: Lease | None = None  # whose answer ``__aexit__`` waits for
+        self._release_at_exit: Lease | None = None  # lost since the locker closes: given back when the block is left
         self._waiting: list[asyncio.Future[None]] | None = None  # in wait_lost
         self._parent = task
         self._baseline = 0 if task is None else task.cancelling()  # when it entered the block
@@ -86,11 +86,8 @@ class Held:
     # Leaving the block
 
     def _leave_at_once(self) -> asyncio.Future[int] | bool:
-        """Give the lock back, if there is nothing to stop and no task to wait for. False: there is.
-
-        True: the block is left. A future: it is when that is done; if it then has a result other than 0,
-        ``_raise_missed`` raises the loss.
-        """
+        """Release the lock without a Block. False: there are tasks, or a loss, so leave by the Block. True: done. A
+        future: await it. If its result is not 0, a key was missing: call ``_raise_if_lost``."""
         lease, manager = self._lease, self._manager
         if lease is None or self._block is not None:
             return False
@@ -105,19 +102,19 @@ class Held:
             return True
         pending_releases = manager.pending_releases
         if not self._wait_release:
-            pending_releases.nobody_waits(lease)
+            pending_releases.leave_unattended(lease)
             return True
-        self._released = lease
+        self._awaited_release = lease
         return pending_releases.begin(lease, now + pending_releases.patience)
 
-    def _raise_missed(self) -> None:
-        """:raises LockLostError: the lock had been lost before ``_leave_at_once``"""
-        assert self._released is not None
-        self._find_out(self._released)
+    def _raise_if_lost(self) -> None:
+        """A key was missing. :raises LockLostError: so many were that the lock had been lost before its release"""
+        assert self._awaited_release is not None
+        self._find_out(self._awaited_release)
         if self._loss is not None:
             raise self._error()
 
-    def _closed(self) -> bool:
+    def _close(self) -> bool:
         """The coroutine or generator that the block is in is being closed: nothing can be awaited any more."""
         self._exiting = True
         if not self._can_send():
@@ -135,7 +132,7 @@ class Held:
     def _on_lost(self, reason: LossReason, detail: str) -> None:
         """The lock is no longer this scope's: stop everything, and send nothing about it any more."""
         if reason is LossReason.CLOSED:
-            self._unreleased = self._lease
+            self._release_at_exit = self._lease
         self._loss = Loss(reason, detail)
         self._lease = None
         self._wake()
@@ -176,7 +173,7 @@ class Held:
 
     def _find_out(self, lease: Lease) -> None:
         """Had the lock been lost before it was released, as the answer shows?"""
-        reason = self._manager.lost_unnoticed(lease)
+        reason = lease.loss_found_by_release()
         if reason is not None:
             self._loss = Loss(reason, NOTICED_LATE)
 
@@ -232,7 +229,7 @@ class HeldByScope:
     def send_release(self) -> None:
         lease = self._send_release()
         if lease is not None:
-            self._scope._manager.pending_releases.nobody_waits(lease)
+            self._scope._manager.pending_releases.leave_unattended(lease)
 
     async def give_back(self) -> asyncio.CancelledError | None:
         scope = self._scope
@@ -251,7 +248,7 @@ class HeldByScope:
         """Returns the lease whose answer shows whether the lock had been lost."""
         scope = self._scope
         lease = scope._end()
-        give_back = lease or scope._unreleased
-        if give_back is not None and scope._can_send():
-            scope._manager.give_back(scope._room, give_back, scope._manager.clock())
+        to_release = lease or scope._release_at_exit
+        if to_release is not None and scope._can_send():
+            scope._manager.give_back(scope._room, to_release, scope._manager.clock())
         return lease

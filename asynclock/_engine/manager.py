@@ -134,7 +134,9 @@ class LockManager:
         loop = asyncio.get_running_loop()
         self._timers = Timers(loop, clock)
         self._first_check = FirstCheck(loop, clock)
-        self.pending_releases = PendingReleases(loop, clock, options.try_next_after, self._silent, self._released)
+        self.pending_releases = PendingReleases(
+            loop, clock, options.try_next_after, self._silent, self._unattended_answered
+        )
         self.request = self.topology.request
         self.wake = self._timers.set
         self.first_check_soon = self._first_check.soon
@@ -252,18 +254,12 @@ class LockManager:
         if not self.life.forked:
             room.woken(self.clock())
 
-    def lost_unnoticed(self, lease: Lease) -> LossReason | None:
-        """Why the lock had been lost before its release, if that found that out."""
-        if not lease.lost_unnoticed(self.rules.majority):
-            return None
-        return lease.cause or LossReason.DELETED
-
-    def _released(self, lease: Lease) -> None:
-        """The release of ``lease`` is answered, and nobody waits for that to be told."""
-        reason = self.lost_unnoticed(lease)
+    def _unattended_answered(self, lease: Lease) -> None:
+        """The release of ``lease`` is answered, and nothing has waited for that."""
+        reason = lease.loss_found_by_release()
         if reason is not None:
             log.warning(
-                "asynclock: lock %r on %s was lost: %s (%s). Its block had been left, and did not wait for this",
+                "asynclock: lock %r on %s was lost: %s (%s). Nothing waited for that answer, so it is not raised",
                 lease.room.name,
                 self.where(),
                 reason,

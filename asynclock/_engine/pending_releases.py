@@ -1,4 +1,4 @@
-"""PendingReleases: waits for the answers to releases."""
+"""PendingReleases: the releases that are not answered yet, and who waits for them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from ..core.lease import Lease
 
 
 class PendingReleases:
-    """All waits for a release to be answered, with one timer of the event loop.
+    """All waits for a release to be answered, with one timer of the event loop; and the releases that nothing waits
+    for.
 
     A wait ends with the answer (``release_answered``), or after ``patience`` seconds if the servers are silent.
 
     Invariants: A lease is in ``_until`` while its ``release_waiter`` is a future that is not done. ``_until`` is in the
-    order in which the waits time out, since all are equally long. ``_unattended`` has the leases whose answers nobody
-    waits for, until they are there.
+    order in which the waits time out, since all are equally long. ``_unattended`` has the leases whose answers nothing
+    waits for (while the locker closes, that does), until they are there.
     """
 
-    __slots__ = ("_answered", "_clock", "_loop", "_silent", "_timer", "_unattended", "_until", "patience")
+    __slots__ = ("_clock", "_loop", "_silent", "_timer", "_unattended", "_unattended_answered", "_until", "patience")
 
     def __init__(
         self,
@@ -26,30 +27,31 @@ class PendingReleases:
         clock: Callable[[], float],
         patience: float,
         silent: Callable[[float], bool],
-        answered: Callable[[Lease], None],
+        unattended_answered: Callable[[Lease], None],
     ) -> None:
         """
         :param patience: seconds
         :param silent: have answers been missing for ``patience`` seconds?
-        :param answered: called with a lease that nobody waits for
+        :param unattended_answered: called with a lease when its release is answered and nothing has waited for it
         """
         self.patience = patience
         self._loop = loop
         self._clock = clock
         self._silent = silent
-        self._answered = answered
+        self._unattended_answered = unattended_answered
         self._until: dict[Lease, float] = {}
         self._unattended: dict[Lease, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def nobody_waits(self, lease: Lease) -> None:
-        """The release of ``lease`` was sent, if it is done, and nobody waits for the answer."""
+    def leave_unattended(self, lease: Lease) -> None:
+        """Nothing waits for the release of ``lease``: report it when it is answered. (It has none if it was handed on
+        to another task.)"""
         if lease.unreleased:
             self._unattended[lease] = None
 
     @property
     def unattended(self) -> list[Lease]:
-        """Those that nobody waits for, and that are not answered."""
+        """Those that nothing waits for, and that are not answered."""
         return list(self._unattended)
 
     def begin(self, lease: Lease, until: float) -> asyncio.Future[int]:
@@ -86,16 +88,20 @@ class PendingReleases:
             del cancelled  # no cycle through its traceback: while the exception lives, it counts as handled
 
     def release_answered(self, lease: Lease) -> None:
-        """Each RELEASE of the lease was answered, or never will be, or nobody waits any longer."""
-        future: asyncio.Future[int] | None = lease.release_waiter
-        if future is not None:
-            lease.release_waiter = None
-            del self._until[lease]
-            if not future.done():
-                future.set_result(lease.missed)
+        """Each RELEASE of the lease was answered, or never will be."""
+        if lease.release_waiter is not None:
+            self._end_wait(lease)
         if self._unattended and lease in self._unattended:
             del self._unattended[lease]
-            self._answered(lease)
+            self._unattended_answered(lease)
+
+    def _end_wait(self, lease: Lease) -> None:
+        """The release was answered, or the wait has timed out."""
+        future: asyncio.Future[int] = lease.release_waiter
+        lease.release_waiter = None
+        del self._until[lease]
+        if not future.done():
+            future.set_result(lease.missed)
 
     def close(self) -> None:
         """Stop the timer."""
@@ -117,4 +123,4 @@ class PendingReleases:
                 again = max(until - now, self.patience / 4)
                 self._timer = self._loop.call_later(again, self._time_out, now if silent else 0.0)
                 break
-            self.release_answered(lease)
+            self._end_wait(lease)

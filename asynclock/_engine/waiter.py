@@ -40,8 +40,8 @@ class Waiter:
         if not self.future.done():
             self.future.set_result(None)
 
-    def held(self, now: float) -> Lease | None:
-        """The lease that the task holds. None: it does not, or has lost it before it could run."""
+    def take_lease(self, now: float) -> Lease | None:
+        """The lease, if the task has it. None: the wait has failed, or the lock was lost before the task could run."""
         lease = self.lease
         if self.error is not None or lease is None:
             return None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MAGIC = b"asynclock:"
 OWN_EXTENSION = 0.1  # seconds after an extension in which an invalidation may be about that
 OWN_SET = 0.01  # seconds after a lock was acquired in which an invalidation may be about that
-CONFIRMATIONS = 3  # how often a key that was taken by force is read before its lock counts
+READ_BACKS = 3  # how often a key that was taken by force is read before its lock counts
 _NONE: Mapping[int, float] = MappingProxyType({})
 
 
@@ -75,8 +75,6 @@ class Lease:
         "acquired_at",
         "cause",
         "checked_at",
-        "confirmations",
-        "confirming",
         "deadline",
         "decides",
         "done",
@@ -92,6 +90,8 @@ class Lease:
         "may_be_ours",
         "missed",
         "next_check",
+        "read_backs",
+        "reading_back",
         "refused",
         "release_waiter",
         "released_at",
@@ -121,8 +121,8 @@ class Lease:
         self.done = False
         # An attempt
         self.forced = forced  # False: only free keys are taken
-        self.confirming = 0  # bit i: key i was taken by force, and is read before the lock counts
-        self.confirmations = 0  # how often one was, or is being read
+        self.reading_back = 0  # bit i: key i was taken by force, and is being read before the lock counts
+        self.read_backs = 0  # how often one was read, or is being read
         self.unsent = 0  # keys that an attempt that goes one by one has not requested yet: the last ones
         self.silent = False  # the attempt waits no longer for servers that have not answered
         self.refused = 0  # bit i: somebody else had key i, or it was missing as soon as it had been set
@@ -212,29 +212,30 @@ class Lease:
             self.error = error
             self.lasting_errors += 1
 
-    def confirm(self, now: float) -> bool:
-        """A majority was taken by force: read one of its keys three times, so that the previous holder can see who
-        took its lock. True: that is done, or its servers are gone.
+    def read_back(self, now: float) -> bool:
+        """A majority was taken by force. Before it counts, let the previous holder see our token: if we released
+        earlier, it could find no key, and report it as deleted. Read every key that was taken, and the first that
+        answers twice more. True: that is done, or no READ is left to be answered.
 
-        If the lock were released earlier, the holder might find no key, and report it as deleted. A server may answer
-        us before it sends the invalidation: when the first READ is answered, it has. The holder reads its key no later
-        than we send the third, and the server may serve that one first, but does not answer it before it serves both.
+        Why three times: when the first is answered, the server has sent the invalidation, so the previous holder
+        reads its key no later than we send the third. A server may run that one first, but it runs both before it
+        answers either.
         """
-        if not self.confirmations:
-            self.confirmations = 1
+        if not self.read_backs:
+            self.read_backs = 1
             for index, until in enumerate(self.votes):
                 if until > now and self.request(index, READ, now):
-                    self.confirming |= 1 << index
-            self.untracked |= self.confirming
-        elif not any(requests and self.confirming >> index & 1 for index, requests in enumerate(self.in_flight)):
-            self.confirming = 0
-        return not self.confirming
+                    self.reading_back |= 1 << index
+            self.untracked |= self.reading_back
+        elif not any(requests and self.reading_back >> index & 1 for index, requests in enumerate(self.in_flight)):
+            self.reading_back = 0
+        return not self.reading_back
 
-    def _confirmed(self, index: int, now: float) -> None:
+    def _read_back_again(self, index: int, now: float) -> None:
         """Key ``index`` was read after it had been taken by force: once more, without the others."""
-        again = self.confirmations < CONFIRMATIONS and self.request(index, READ, now)
-        self.confirmations += 1
-        self.confirming = 1 << index if again else 0
+        again = self.read_backs < READ_BACKS and self.request(index, READ, now)
+        self.read_backs += 1
+        self.reading_back = 1 << index if again else 0
 
     def release(self, now: float) -> int:
         """Send a RELEASE after everything that may have put the token into a key. Returns how many were sent."""
@@ -389,8 +390,8 @@ class Lease:
             return self._found_other(index, operation, sent, ok, found, ttl, now)
         rules = self.room.rules
         if operation is READ:
-            if self.confirming and self.confirming >> index & 1:
-                self._confirmed(index, now)
+            if self.reading_back and self.reading_back >> index & 1:
+                self._read_back_again(index, now)
             self.untracked &= ~(1 << index)
             # Another client may have shortened its life; to read it does not lengthen it. It ends between sent + ttl
             # and now + ttl: that depends on whether the request took the time, or the reply.
@@ -537,9 +538,12 @@ class Lease:
         """How many keys have requests in flight."""
         return sum(map(bool, self.in_flight))
 
-    def lost_unnoticed(self, majority: int) -> bool:
-        """Did the release find fewer keys than a holder has? A key whose server does not answer counts as found."""
-        return self.missed != 0 and self.releases - self.missed.bit_count() < majority
+    def loss_found_by_release(self) -> LossReason | None:
+        """Why the lock had been lost before its release, as the answers show; None: it had not. A holder has more keys
+        than were found then. (A key whose server does not answer counts as found.)"""
+        if not self.missed or self.releases - self.missed.bit_count() >= self.room.rules.majority:
+            return None
+        return self.cause or LossReason.DELETED
 
     def refused_by_others(self, rules: Rules) -> bool:
         """Did the attempt fail because of others, rather than of servers that failed?"""

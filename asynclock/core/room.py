@@ -421,7 +421,7 @@ class Room(Generic[W]):
             lease.request_next(now)
         if now < lease.deadline:  # a majority is ours
             if lease.forced:
-                if not lease.confirm(now):
+                if not lease.read_back(now):
                     return
                 self.attempt = None
                 waiter = next(iter(self.forces))

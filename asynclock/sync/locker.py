@@ -123,8 +123,8 @@ class Locker:
     def acquire(self, name: str, *, timeout: Seconds | None = None) -> LockScope:
         """Wait for the lock, and hold it until the scope is released or its block is left.
 
-        :param timeout: seconds to wait, and at most about ``try_next_after`` more if a server is silent; ``None``: as
-            long as it takes; 0: one attempt
+        :param timeout: seconds to wait, as in :meth:`asynclock.Locker.acquire`; ``None``: without a limit; 0: one
+            attempt
         :raises AcquireTimeoutError: not acquired within that time
         :raises ServerError: the servers cannot be reached when the locker connects, or they refuse
         :raises AlreadyHeldError: this thread is inside a block that holds the lock, and would wait for itself
@@ -293,7 +293,7 @@ class Acquisition:
 
     def __init__(self, acquire: Callable[[], LockScope], wait_release: bool | None) -> None:
         self._acquire = acquire
-        self._wait_release = check_wait_release(wait_release)
+        self._wait_release = None if wait_release is None else check_wait_release(wait_release)
         self._scope: LockScope | None = None
 
     def __enter__(self) -> LockScope:
@@ -301,9 +301,7 @@ class Acquisition:
             raise RuntimeError("this context manager was used before; call with_context() again")
         try:
             self._scope = self._acquire()
-            if self._wait_release is not None:
-                self._scope._scope._wait_release = self._wait_release
-            return self._scope.__enter__()
+            return self._scope._enter(self._wait_release)
         except BaseException:  # perhaps interrupted, with the lock held
             if self._scope is not None:
                 self._scope._abandon()

@@ -172,11 +172,17 @@ class LockScope:
     # The block
 
     def __enter__(self) -> LockScope:
+        return self._enter(None)
+
+    def _enter(self, wait_release: bool | None) -> LockScope:
+        """:param wait_release: whether leaving the block waits for the answer to the release; None: as the locker"""
         refuse_in_event_loop()
         if self._block is not None:
             raise RuntimeError(f"lock {self.name!r}: a scope can be entered once; acquire the lock again")
         self.check()
         try:
+            if wait_release is not None:
+                self._scope._wait_release = wait_release
             self._block = Block(self._locker._here.locker, self._thread, self._scope)
             self._block.enter()
             return self

@@ -3,7 +3,7 @@
 import pytest
 
 from asynclock.core.contention import MIN_HOLD_BACK, REMEMBERED_ACQUISITIONS, Contention
-from asynclock.core.lease import CONFIRMATIONS, Lease
+from asynclock.core.lease import READ_BACKS, Lease
 from asynclock.core.operations import Operation
 from asynclock.core.reasons import LossReason
 from asynclock.core.retry import MAX_AT_ONCE
@@ -249,7 +249,7 @@ def test_force_takes_the_lock_from_the_holder_in_this_process() -> None:
     assert bench.told == []
     bench.answer(Operation.FORCE)
     assert bench.told == []  # whoever had it elsewhere is to see what became of it
-    bench.confirm()
+    bench.read_back()
     assert bench.told == [("lost", LossReason.TAKEN_OVER, None), ("granted", "me")]
     assert bench.room.holder is not lease
     assert bench.asks == [(Operation.RELEASE, 0)]  # of the former token
@@ -355,7 +355,7 @@ def test_a_force_that_is_overwritten_before_it_is_told_is_tried_again() -> None:
     assert bench.of("granted") == ["me"]
 
 
-@pytest.mark.parametrize("answers", range(CONFIRMATIONS))
+@pytest.mark.parametrize("answers", range(READ_BACKS))
 def test_a_force_whose_next_look_is_not_answered_holds_what_it_has(answers: int) -> None:
     bench = Bench()
     bench.room.force("me", bench.now)

@@ -27,7 +27,7 @@ def test_an_uncontended_lock_is_one_round_trip_each_way() -> None:
     assert bench.settles == []
     bench.answer(Operation.RELEASE)
     assert bench.settles == [lease.token]
-    assert not lease.lost_unnoticed(1)
+    assert lease.loss_found_by_release() is None
     assert bench.room.empty
     assert bench.when == NEVER
 
@@ -45,7 +45,7 @@ def test_a_release_that_finds_somebody_else_says_so() -> None:
     lease = bench.hold()
     bench.release(lease)
     bench.answer(Operation.RELEASE, found=OTHER)
-    assert lease.lost_unnoticed(1)
+    assert lease.loss_found_by_release() is not None
 
 
 def test_the_second_attempt_asks_how_long_the_holder_has_left_and_the_third_comes_one_millisecond_after() -> None:

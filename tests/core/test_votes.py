@@ -256,7 +256,7 @@ def test_a_force_is_not_given_up_for_a_timer_of_something_else() -> None:
     bench.answer(Operation.FORCE, 1, found=OTHER, ok=True)
     assert bench.told == []
     bench.answer(Operation.FORCE, 2)
-    bench.confirm(0)
+    bench.read_back(0)
     assert bench.told == [("granted", "me")]
 
 
@@ -373,9 +373,9 @@ def test_a_release_that_finds_fewer_keys_than_a_holder_has_says_so() -> None:
     bench.release(lease)
     bench.answer(Operation.RELEASE, 0)
     bench.answer(Operation.RELEASE, 1, found=None)
-    assert not lease.lost_unnoticed(2)
+    assert lease.loss_found_by_release() is None
     bench.answer(Operation.RELEASE, 2, found=None)
-    assert lease.lost_unnoticed(2)
+    assert lease.loss_found_by_release() is not None
     assert bench.settles == [] and bench.asks == [(Operation.READ, 1), (Operation.READ, 2)]  # why?
     bench.answer(Operation.READ, 1, found=None)
     bench.answer(Operation.READ, 2, found=b"asynclock:f:ff:1")
@@ -389,7 +389,7 @@ def test_a_connection_that_breaks_while_it_is_asked_why_a_release_found_nothing_
     bench.answer(Operation.RELEASE, 0, found=None)
     assert bench.settles == [] and bench.asks == [(Operation.READ, 0)]
     bench.drop(0)
-    assert bench.settles == [lease.token] and lease.lost_unnoticed(1) and lease.cause is None
+    assert bench.settles == [lease.token] and lease.loss_found_by_release() is not None and lease.cause is None
 
 
 def test_a_push_for_who_waits_does_not_disturb_a_take_over() -> None:
