@@ -26,9 +26,9 @@ FIRST_PAUSE, MAX_PAUSE = 0.1, 5.0
 async def lead(locker: Locker, name: str, run: Callable[[LockScope], Awaitable[T]]) -> T:
     """As ``Locker.lead``.
 
-    ``run`` may return in the very moment of a loss, or swallow the cancellation that tells it of one. What decides is
-    whether the loss had cancelled it by then: if not, its work is complete, and its result counts. If so, it has only
-    stopped, though it may look as if it had returned, and leads again; unless somebody else has cancelled it, too.
+    The lock may be lost just as ``run`` returns, or ``run`` may swallow the cancellation. If it had returned before the
+    loss cancelled it, its work is complete, and its result is returned. If it was cancelled first, its result is
+    dropped, and it contends again; unless somebody else has cancelled the task, too.
     """
     _check(run)
     backoff = Backoff(FIRST_PAUSE, MAX_PAUSE)
@@ -51,7 +51,7 @@ async def lead(locker: Locker, name: str, run: Callable[[LockScope], Awaitable[T
         log.info("asynclock: leading, with lock %r", name)
         since = clock()
         result: list[T] = []  # empty, or what run has returned
-        stopped = False  # by the loss, before it returned
+        stopped = False  # cancelled before it returned, by a loss or by others
         try:
             async with scope:
                 result.append(await run(scope))

@@ -90,7 +90,7 @@ async def test_a_lock_is_stolen_and_the_work_goes_on(chromium: Browser, program:
     page, complaints = await open_page(chromium, program.url, DESKTOP)
     phone, of_phone = await open_page(chromium, program.url, PHONE, "dark")
     await expect(page.get_by_role("heading", level=2)).to_have_text(LOCKS)
-    await expect(page.locator("#connection")).to_have_text("live, as in 1 other window")
+    await expect(page.locator("#connection")).to_have_text("live, and open in 1 other window")
     await expect(page.locator("ol .who").first).to_have_text(WORKER)  # somebody waits
 
     who, name = await (await page.wait_for_function(FRESH)).json_value()

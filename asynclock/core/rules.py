@@ -8,7 +8,7 @@ COARSE = 0.1  # seconds: shorter intervals between extensions are exact, not on 
 
 
 def on_grid(when: float) -> float:
-    """The last instant of the grid before it."""
+    """The last instant of the grid at or before ``when``."""
     return when // GRID * GRID
 
 
@@ -18,7 +18,7 @@ SLACK = 0.002  # seconds, for expiries that are rounded to a millisecond, and fo
 
 
 class Rules:
-    """The numbers of one locker, in seconds. They never change."""
+    """The constants of one locker. Durations are in seconds. Nothing changes after ``__init__``."""
 
     __slots__ = (
         "extend_interval",
@@ -48,7 +48,7 @@ class Rules:
         """
         :param tracking: do servers send invalidations of keys that were read?
         :param handoffs: how often a lease may pass on inside this process before others have a chance
-        :param handoff_time: ... and for how long after it was acquired, in any case
+        :param handoff_time: seconds after it was acquired for which it may, whatever ``handoffs`` allows
         """
         self.majority = majority
         self.validity = validity

@@ -44,7 +44,7 @@ async def acquire(locker: Locker, name: str, timeout: Seconds | None) -> LockSco
 
 
 async def _attempt(locker: Locker, name: str, patience: float) -> LockScope:
-    """:raises AcquireTimeoutError, ServerError:"""
+    """One attempt. :raises ServerError: there was no answer within ``patience`` seconds"""
     try:
         async with asyncio.timeout(patience):
             return await locker.acquire(name, timeout=0)

@@ -23,7 +23,7 @@ ANSWERED = (AcquireTimeoutError, LockLostError, LockerClosedError, NotLockedErro
 
 
 class Outcome(Enum):
-    BUSY = "another request has the lock; try again later"
+    BUSY = "somebody else has the lock; try again later"
     LOST = "the lock was lost while the request was under way; try again later"
     UNAVAILABLE = "the lock is not available now; try again later"
 
@@ -69,7 +69,9 @@ class Answers:
             status = getattr(self, name)
             if not isinstance(status, int) or not 400 <= status <= 599:
                 raise ConfigurationError(f"{name}={status!r}: must be an HTTP status from 400 to 599")
-        if not isinstance(self.close_code, int) or not (self.close_code in CODES or 3000 <= self.close_code <= 4999):
+        if not isinstance(self.close_code, int) or not (
+            self.close_code in CLOSE_CODES or 3000 <= self.close_code <= 4999
+        ):
             raise ConfigurationError(f"close_code={self.close_code!r}: must be a code that a server may close with")
         if self.retry_after is not None and check_seconds("retry_after", self.retry_after) < 0:
             raise ConfigurationError(f"retry_after={self.retry_after!r}: must be 0 or more seconds, or None")
@@ -90,7 +92,7 @@ class Answers:
         return {"Retry-After": str(math.ceil(check_seconds("retry_after", self.retry_after)))}
 
     def reason(self, error: BaseException) -> str:
-        """Of the close of a WebSocket: at most 123 bytes."""
+        """The reason with which a WebSocket is closed: at most 123 bytes."""
         return _known(error).value
 
     def responses(self) -> dict[int | str, dict[str, Any]]:
@@ -114,14 +116,16 @@ class Answers:
         return found
 
 
-CODES = {1000, 1001, 1002, 1003, 1007, 1008, 1009, 1011, 1012, 1013, 1014}
+# With which a server may close a WebSocket: RFC 6455, section 7.4, and the registry of IANA.
+CLOSE_CODES = {1000, 1001, 1002, 1003, 1007, 1008, 1009, 1011, 1012, 1013, 1014}
 
 
 _MARK = "_asynclock_answers"
 
 
 def claim(error: AsyncLockError, answers: Answers) -> None:
-    """``error`` is about a lock of an integration, which answers it so. Errors of other lockers are not claimed."""
+    """Mark ``error`` as one that an integration answers with ``answers``. Errors of the application's own lockers are
+    not marked."""
     if outcome(error) is not None:
         setattr(error, _MARK, answers)
 

@@ -227,8 +227,8 @@ def _ours(error: Exception, exchange: Exchange) -> AsyncLockError | None:
 
 
 def add_handlers(connection: HTTPConnection) -> None:
-    """To the innermost application that the connection is in: one that is mounted has handlers of its own. Those that
-    it has for these errors stay."""
+    """Register ``answer`` for our errors, with the innermost application that the connection is in: one that is mounted
+    has handlers of its own. Handlers that it has for these errors stay."""
     handlers, _ = connection.scope.get("starlette.exception_handlers", ({}, {}))
     for kind in ANSWERED:
         handlers.setdefault(kind, answer)

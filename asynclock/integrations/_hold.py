@@ -43,7 +43,7 @@ class Hold:
         *,
         depended_on: bool = False,
     ) -> None:
-        """:param depended_on: by FastAPI, so that a loss is the end of the request"""
+        """:param depended_on: made by a dependency of FastAPI: a loss also breaks off a response that has begun"""
         self._locker = locker
         self._answers = answers
         self._connection = connection

@@ -6,6 +6,7 @@ setup(app, "redis://127.0.0.1:6379")
 @locked("user:{user_id}", timeout=1)
 async def pay(request: web.Request) -> web.Response:
     request[SCOPE].check()
+    return web.Response(text="paid")
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ LOCKER: web.AppKey[Locker] = web.AppKey("asynclock.locker", Locker)
 SCOPE: RequestKey[LockScope] = RequestKey("asynclock.scope", LockScope)
 """``request[SCOPE]``: the :class:`LockScope` of the handler, while it runs."""
 
-HANG_UP = 1.0  # seconds for a WebSocket's client to answer that it is closed
+CLOSE_TIMEOUT = 1.0  # seconds for a WebSocket's client to answer that it is closed
 
 
 # Setting it up
@@ -239,10 +240,10 @@ async def _name_of(
 
 
 async def _acquire(request: web.Request, name: str, timeout: float | None) -> LockScope:
-    """:raises AcquireTimeoutError, ServerError:"""
+    """As ``_acquire.acquire``. :raises AlreadyHeldError: this request holds the lock already"""
     for held in request.get(_HELD, ()):
         if held.scope.name == name and held.scope.held:
-            raise AlreadyHeldError(name)  # by the same request: it would wait for itself
+            raise AlreadyHeldError(name)
     return await acquire(request.config_dict[LOCKER], name, timeout)
 
 
@@ -257,11 +258,11 @@ class _Settings(NamedTuple):
 
 
 async def _refuse(request: web.Request, error: AsyncLockError, answers: Answers) -> web.StreamResponse:
-    """Nothing has been answered yet."""
+    """Answer a request whose handler got no lock: JSON, or a WebSocket that is accepted and closed."""
     if outcome(error) is not Outcome.BUSY:
         _tell(request, error)
     offered = [each.strip() for each in request.headers.get("Sec-WebSocket-Protocol", "").split(",")]
-    websocket = web.WebSocketResponse(protocols=offered, timeout=HANG_UP)
+    websocket = web.WebSocketResponse(protocols=offered, timeout=CLOSE_TIMEOUT)
     if websocket.can_prepare(request):
         # Scripts in a browser learn the code of a WebSocket that is closed, but no status of one that is refused.
         await websocket.prepare(request)
@@ -329,7 +330,7 @@ class _Held:
         """Close a WebSocket, and cut the connection under any other response. Twice does no harm."""
         if isinstance(response, web.WebSocketResponse) and response.prepared:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(HANG_UP):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
                     await response.close(code=self._answers.close_code, message=Outcome.LOST.value.encode())
             if request.transport is not None:
                 request.transport.abort()

@@ -111,7 +111,9 @@ class Locks:
         :param scope: ``"function"``: until the endpoint has returned; ``"request"``: until the response has been sent,
             and its background tasks are done
 
-        Two with the same arguments are one lock in a request.
+        Dependencies with equal arguments share one lock in a request.
+
+        :raises ConfigurationError: the name, the timeout or the scope is wrong, or FastAPI is not installed
         """
         if fastapi is None:
             raise ConfigurationError("locks.lock() needs FastAPI; with Starlette alone, use locks.hold()")
@@ -204,7 +206,7 @@ class Locks:
             return Guard(own_stack())
 
         app.router.lifespan_context = lifespan
-        app.build_middleware_stack = stack  # type: ignore[method-assign]  # a middleware could be outside of others only until they are added
+        app.build_middleware_stack = stack  # type: ignore[method-assign]  # a middleware added here would be inside of those that are added later
         if fastapi is not None and isinstance(app, fastapi.FastAPI):
             self._describe(app)
 

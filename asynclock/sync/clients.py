@@ -21,7 +21,7 @@ _LEFT_OUT = {*UNUSED_OPTIONS, "command_packer", "max_connections", "parser_class
 
 
 def asynchronous(servers: object) -> Any:
-    """The argument ``servers`` of a ``Locker`` as its asynchronous sister takes it.
+    """The argument ``servers`` as ``asynclock.Locker`` takes it: with clients of ``redis.asyncio``.
 
     :raises ConfigurationError: a client is of the wrong kind, or has a setting that clients of asyncio do not know
     """

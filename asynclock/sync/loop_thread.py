@@ -158,8 +158,8 @@ class LoopThread:
         self._thread.join(timeout)
 
     def end_with_process(self) -> None:
-        """If the process ends, a daemon thread that has waited ends here with it, and not with a traceback. (Should
-        something wait for the thread first, it goes on after a moment.)"""
+        """While the process exits, block a daemon thread, so that it ends with the process and prints no traceback. (It
+        goes on after ``2 * AT_EXIT`` seconds if the process still runs: something may wait for the thread.)"""
         if self.exiting and threading.current_thread().daemon:
             Latch().wait(2 * AT_EXIT)
 

@@ -237,14 +237,15 @@ class Block:
     the lock before the thread has left, or the lock would have expired.
     """
 
-    __slots__ = ("_call", "_excused", "_inside", "_left", "_of", "_thread")
+    __slots__ = ("_call", "_excused", "_inside", "_left", "_locker", "_scope", "_thread")
 
     def __init__(self, locker: AsyncLocker, thread: LoopThread, scope: AsyncScope) -> None:
         self._thread = thread
         self._left = asyncio.Event()
         self._excused = False
         self._inside = _inside.blocks
-        self._of = (locker, scope)  # not the scope of the thread: that is released if it is forgotten
+        self._locker = locker
+        self._scope = scope  # not the thread's: a reference here would keep a forgotten one from being released
         self._call = Call(thread, self._run)
 
     def enter(self) -> None:
@@ -263,13 +264,13 @@ class Block:
 
     async def _run(self) -> None:
         with contextlib.suppress(LockLostError):  # the thread asks the scope
-            async with self._of[1]:
+            async with self._scope:
                 try:
                     await self._left.wait()
                 except asyncio.CancelledError:
                     # The lock is lost, but nobody can cancel the thread. Or the loop ends; a lock that was released
                     # before has no other end, and nobody waits for it.
-                    if not self._excused and self._of[1].lost_reason is not None:
+                    if not self._excused and self._scope.lost_reason is not None:
                         await self._left.wait()
                     raise
 
@@ -277,12 +278,11 @@ class Block:
 
     def holds(self, locker: AsyncLocker, name: str) -> bool:
         """Does it hold this lock?"""
-        of, scope = self._of
-        return of is locker and scope.name == name and scope.held
+        return self._locker is locker and self._scope.name == name and self._scope.held
 
     def excuse(self, locker: AsyncLocker) -> None:
         """If it is a block of this locker, which is about to be closed here: do not wait for it."""
-        if self._of[0] is locker:
+        if self._locker is locker:
             self._excused = True
 
 
@@ -315,10 +315,10 @@ class Watch(Call[None]):
     to be done then before it looks for latches and callbacks. So none is forgotten.
     """
 
-    __slots__ = ("_latches", "_of", "callbacks")
+    __slots__ = ("_latches", "_scope", "callbacks")
 
     def __init__(self, thread: LoopThread, scope: AsyncScope) -> None:
-        self._of = scope  # not the scope of the thread: that is released if it is forgotten
+        self._scope = scope  # not the thread's: see Block
         self._latches: deque[Latch] = deque()
         self.callbacks: deque[Callable[[LossReason], object]] = deque()
         super().__init__(thread, self._wait_lost)
@@ -333,7 +333,7 @@ class Watch(Call[None]):
             self._latches.remove(latch)
 
     async def _wait_lost(self) -> None:
-        reason = await self._of.wait_lost()
+        reason = await self._scope.wait_lost()
         if reason is not None:
             self.tell(reason)
 
@@ -342,7 +342,7 @@ class Watch(Call[None]):
         with contextlib.suppress(IndexError):
             while True:
                 callback = self.callbacks.popleft()
-                name = f"asynclock: {self._of.name} lost"
+                name = f"asynclock: {self._scope.name} lost"
                 told = threading.Thread(target=callback, args=(reason,), name=name, daemon=True)
                 try:
                     told.start()

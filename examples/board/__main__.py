@@ -24,16 +24,17 @@ class PageServer(uvicorn.Server):
         self._board = board
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._board.close()  # ends the streams of events: it waits for them
+        self._board.close()  # ends the event streams: uvicorn would wait for them
         await super().shutdown(sockets)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.board", description=__doc__)
-    parser.add_argument("--url", help="of your lock server; without it, an embedded one is started")
-    parser.add_argument("--port", type=int, default=8000, help="of the page, on 127.0.0.1; 0: any free one")
+    parser.add_argument("--url", help="URL of your lock server; without it, an embedded one is started")
+    parser.add_argument("--port", type=int, default=8000, help="port of the page, on 127.0.0.1; 0: any free one")
     arguments = parser.parse_args()
-    # Once uvicorn has shut down, it raises its signal again. SIGTERM would end this process before the lock server.
+    # uvicorn raises the signal again after its shutdown. By default, SIGTERM would then end this process before the
+    # lock server is stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.ExitStack() as stack, contextlib.suppress(KeyboardInterrupt):
         try:

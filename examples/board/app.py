@@ -24,7 +24,7 @@ WORKERS = 6
 
 
 def same_origin(sec_fetch_site: Annotated[str, Header()] = "same-origin") -> None:
-    """Another site that is open in the same browser must not press the button."""
+    """Refuse a request from another site that is open in the same browser. (curl sends no such header.)"""
     if sec_fetch_site != "same-origin":
         raise HTTPException(403, "only this page itself may do that")
 

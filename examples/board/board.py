@@ -59,10 +59,10 @@ class Board:
         self._change()
 
     def leaves(self, name: str, who: str) -> None:
-        """It no longer holds the lock, nor waits for it."""
+        """The worker no longer holds the lock or waits for it."""
         lock = self._locks[name]
         lock.waiting = [entry for entry in lock.waiting if entry.who != who]
-        if lock.holder and lock.holder.who == who:  # a thief may have come before it knew
+        if lock.holder and lock.holder.who == who:  # else a thief holds it already
             lock.holder = None
         self._change()
 

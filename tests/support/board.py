@@ -34,7 +34,7 @@ class Program:
         self.port = int(found[1])
 
     def end(self, number: signal.Signals = signal.SIGINT) -> str:
-        """What it has printed after its first line. It must end well, and soon."""
+        """Send the signal, and wait up to 10 s for exit status 0. Returns the output after the first line."""
         self.process.send_signal(number)
         output, _ = self.process.communicate(timeout=10)
         assert self.process.returncode == 0, output

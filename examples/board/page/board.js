@@ -8,7 +8,7 @@ function connect() {
   events.onmessage = (event) => {
     const board = JSON.parse(event.data);
     const others = board.watchers - 1;
-    tell(true, others ? `live, as in ${others} other ${others === 1 ? "window" : "windows"}` : "live");
+    tell(true, others ? `live, and open in ${others} other ${others === 1 ? "window" : "windows"}` : "live");
     board.locks.forEach(draw);
     tick();
   };
