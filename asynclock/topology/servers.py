@@ -94,7 +94,7 @@ def _kind(server: object) -> str:
     if isinstance(server, SyncRedis | SyncRedisCluster):
         return (
             f"the synchronous client {name}: give one of redis.asyncio, or its URL; "
-            "for synchronous code, asynclock.sync.Locker takes URLs"
+            "in synchronous code, give it to asynclock.sync.Locker"
         )
     if isinstance(server, Sentinel | SyncSentinel):
         return f"{name}: give a client of redis.asyncio.Sentinel.master_for, or a redis+sentinel:// URL"
