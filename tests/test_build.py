@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from configparser import ConfigParser
 from pathlib import Path
@@ -129,3 +131,16 @@ def test_the_wheel_has_the_package_and_the_pytest_plugin_and_nothing_else(checko
         "console_scripts": {"asynclock": "asynclock.cli:main"},
         "pytest11": {"asynclock": "_asynclock_pytest"},
     }
+
+
+@pytest.mark.fast
+def test_each_supported_python_is_tested_and_has_compiled_wheels() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    supported = re.findall(r"Python :: (3\.\d+)", " ".join(settings["project"]["classifiers"]))
+    wheels = settings["tool"]["cibuildwheel"]["build"].split()
+    assert [f"3.{each.removeprefix('cp3').removesuffix('-*')}" for each in wheels] == supported
+    for file, oldest in (("noxfile.py", supported[0]), (".ci/run", supported[1])):  # .ci/run begins with python3
+        listed = re.findall(
+            rf"^(?:PYTHONS = |for version in )(.*{re.escape(oldest)}.*)$", (ROOT / file).read_text(), re.M
+        )
+        assert re.findall(r"3\.\d+", " ".join(listed)) == supported[supported.index(oldest) :], file
