@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nox
 
-PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 
 # pyenv runs only versions that are chosen: choose those that are there.
 installed = [each.name for python in PYTHONS for each in Path.home().glob(f".pyenv/versions/{python}.*")]

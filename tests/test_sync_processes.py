@@ -32,6 +32,10 @@ GREENLETS = {
     "gevent": "from gevent import monkey; monkey.patch_all()",
     "eventlet": "import eventlet; eventlet.monkey_patch()",
 }
+EVERY_WARNING = (
+    *("-W", "error"),
+    *("-W", "ignore:This process:DeprecationWarning"),  # of os.fork beside threads: an error from Python 3.15 on
+)
 START = 10.0  # seconds within which a script has begun, on a machine that is busy with other tests
 
 
@@ -40,7 +44,7 @@ def running(server: Server, tmp_path: Path, script: str) -> Iterator[subprocess.
     file = tmp_path / "script.py"
     file.write_text(PROLOGUE + textwrap.dedent(script))
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", str(file), server.url],
+        [sys.executable, *EVERY_WARNING, str(file), server.url],
         cwd=ROOT,
         env={**os.environ, "PYTHONASYNCIODEBUG": ""},  # it would tell what takes long on a busy machine
         stdout=subprocess.PIPE,
