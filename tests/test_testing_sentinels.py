@@ -5,12 +5,16 @@ import os
 import pytest
 
 from asynclock.testing import Sentinels
+from tests.support.kinds import needs
 
 pytestmark = pytest.mark.serverless
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, config", [("valkey-9.1", {}), ("redis-8.2", {"requirepass": "secret"})])
+@pytest.mark.parametrize(
+    "kind, config",
+    [("valkey-9.1", {}), pytest.param("redis-8.2", {"requirepass": "secret"}, marks=needs("redis-8.2"))],
+)
 def test_the_primary_is_made_and_found(kind: str, config: dict[str, str]) -> None:
     with Sentinels(kind, config=config) as sentinels:
         first = sentinels.servers[0]

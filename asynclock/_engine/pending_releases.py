@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import sys
+from collections.abc import Awaitable, Callable
 
 from ..core.lease import Lease
+from ..wire.awaiting import Passing
 
 
 class PendingReleases:
@@ -77,7 +79,10 @@ class PendingReleases:
             until = now + self.patience
         while lease.unreleased and not (until <= now and self._silent(now)):
             try:
-                await self.begin(lease, until)
+                waiting: Awaitable[None] = self.begin(lease, until)
+                if sys.version_info >= (3, 12):
+                    waiting = Passing(waiting)
+                await waiting
             except asyncio.CancelledError as error:
                 # The release has been sent; the rest of the wait is short and bounded.
                 cancelled = error

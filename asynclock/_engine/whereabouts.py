@@ -162,15 +162,24 @@ def _in(frame: Any, kind: type) -> Iterator[object]:
             continue
         parts = gc.get_referents(each)
         if each is frame or type(each) in _FRAMES:
-            rest += [part.__self__ for part in parts if type(part) is types.MethodType and _is_exit(part)]
+            rest += _entered(parts)
             rest += _iterated(each, [part for part in parts if type(part) is types.AsyncGeneratorType])
         else:
             rest[:0] = [part for part in parts[:MAX_PARTS] if not issubclass(type(part), _NO_PARTS)]
 
 
-def _is_exit(method: object) -> bool:
-    """Is it what an ``async with`` calls in the end?"""
-    return getattr(method, "__name__", "") in ("__aexit__", "__exit__")
+def _entered(parts: list[Any]) -> list[object]:
+    """The context managers of the blocks that a suspended frame is inside of. On the frame's stack is what each block
+    calls in the end: a bound method or, from Python 3.14 on, a function and behind it what it is called for."""
+    found = []
+    for part, behind in zip(parts, [*parts[1:], None], strict=True):
+        name = getattr(part, "__name__", "")
+        if name in ("__aexit__", "__exit__"):
+            if type(part) is types.MethodType:
+                found.append(part.__self__)
+            elif getattr(type(behind), name, None) is part:
+                found.append(behind)
+    return found
 
 
 def _iterated(awaited: Any, generators: list[object]) -> list[object]:

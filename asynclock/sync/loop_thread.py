@@ -40,6 +40,24 @@ def refuse_in_event_loop() -> None:
     )
 
 
+def _refuse_greenlets() -> None:
+    """:raises ConfigurationError: gevent or eventlet has replaced threads
+
+    All that they call threads runs in one, and so would the loop: every wait for it would find it there.
+    """
+    gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
+    if gevent is not None and gevent.is_module_patched("threading"):
+        library = "gevent"
+    elif eventlet is not None and eventlet.is_monkey_patched("thread"):
+        library = "eventlet"
+    else:
+        return
+    raise ConfigurationError(
+        f"asynclock.sync extends locks in a thread of its own, and {library} has replaced the threads of this process: "
+        "use workers with real threads or processes (gunicorn --worker-class gthread, celery --pool prefork or threads)"
+    )
+
+
 class Latch:
     """Is set once, by any thread, and one thread waits for that.
 
@@ -83,7 +101,9 @@ class LoopThread:
     _portal: BlockingPortal
 
     def __init__(self) -> None:
-        """Start it. Raises what prevented that: OSError (no file descriptor is left), RuntimeError (no thread)."""
+        """Start it. Raises what prevented that: OSError (no file descriptor is left), RuntimeError (no thread),
+        ConfigurationError (it would be no thread)."""
+        _refuse_greenlets()
         self.lockers: set[AsyncLocker] = set()
         self.calls: set[Call[Any]] = set()
         self.ending = False  # what runs in the loop is cancelled now, and nothing begins any more

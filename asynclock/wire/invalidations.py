@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from .awaiting import Passing
 from .capabilities import INFO, Redirect, refused, run_id
 from .commands import is_error, packed
 from .connection import PING, Connection, OnPush
@@ -49,7 +50,7 @@ class Invalidations(Connection):
         :raises ServerError: unreachable, or refused
         :raises ConnectionResetError: the connection was lost meanwhile
         """
-        writer = await connector.open_another()
+        writer = await Passing(connector.open_another())
         loop, clock = asyncio.get_running_loop(), main.clock
 
         def pushed(push: list[Any], now: float) -> None:
@@ -76,7 +77,7 @@ class Invalidations(Connection):
         if connector.client_name is not None:
             self.call(packed(b"CLIENT", b"SETNAME", connector.client_name.encode()))  # an error does not matter
         sent["SUBSCRIBE"] = self.call(_SUBSCRIBE)
-        replies = {command: await reply for command, reply in sent.items()}
+        replies = {command: await Passing(reply) for command, reply in sent.items()}
         for command in ("CLIENT ID", "SUBSCRIBE"):
             if is_error(replies[command]):
                 raise refused(connector, command, replies[command])

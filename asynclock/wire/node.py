@@ -14,6 +14,7 @@ from ..core.reasons import LossReason
 from ..core.room import Room
 from ..errors import ConfigurationError, GoneError, ServerError
 from ..options import Options
+from .awaiting import Passing
 from .background import Loop
 from .backoff import Backoff
 from .commands import Capabilities, Commands, error_of, packed, split, unbulk
@@ -171,15 +172,17 @@ class Node:
     async def _open_session(self) -> Session:
         self._rotation.connecting()
         try:
-            session = await Session.open(
-                self.connector,
-                self.options,
-                self.clock,
-                self.pace,
-                uptime=self._quarantine.enabled,
-                on_push=self._pushed,
-                on_lost=self._lost,
-                on_drained=self._drained,
+            session = await Passing(
+                Session.open(
+                    self.connector,
+                    self.options,
+                    self.clock,
+                    self.pace,
+                    uptime=self._quarantine.enabled,
+                    on_push=self._pushed,
+                    on_lost=self._lost,
+                    on_drained=self._drained,
+                )
             )
         finally:
             self.label = self.connector.label
@@ -461,12 +464,12 @@ class Node:
         if self.session is not None:
             await self.owed.wait_empty()
         self._close()
-        await self.connecting.aclose()
+        await Passing(self.connecting.aclose())
         session = self.session or self._lost_session
         if session is not None:
-            await session.aclose(self.options.try_next_after)
+            await Passing(session.aclose(self.options.try_next_after))
         self._lost_session = None
-        await self.connector.aclose()
+        await Passing(self.connector.aclose())
 
     def _close(self) -> None:
         self.closed = True

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from itertools import islice
 
+from .awaiting import Passing
 from .background import Timer
 from .backoff import Backoff
 
@@ -90,7 +91,7 @@ class OwedReleases:
         """Wait until nothing is owed, for at most ``MAX_WAIT`` seconds."""
         if self._until or self._in_flight > 0:
             self._empty = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._empty], timeout=MAX_WAIT)
+            await Passing(asyncio.wait([self._empty], timeout=MAX_WAIT))
 
     def _check_empty(self) -> None:
         if self._empty is not None and not self._empty.done() and not self._until and self._in_flight <= 0:

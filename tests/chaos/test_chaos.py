@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.soak.plan import SOAK
+from tests.support.kinds import needs
 
 from . import report
 from . import run as running
@@ -39,8 +40,8 @@ pytestmark = pytest.mark.slow
     [
         ("one", None),
         ("evicting", "keys evicted"),
-        ("redis-8.2", "the tracking table is full, DEL"),
-        ("redis-8.2", "FLUSHDB of another database"),
+        pytest.param("redis-8.2", "the tracking table is full, DEL", marks=needs("redis-8.2")),
+        pytest.param("redis-8.2", "FLUSHDB of another database", marks=needs("redis-8.2")),
         ("long", "NOREPLICAS"),
         ("one", "no file descriptor at the reconnect"),
         ("one", "maxclients at the reconnect"),
