@@ -79,7 +79,7 @@ class PendingReleases:
             until = now + self.patience
         while lease.unreleased and not (until <= now and self._silent(now)):
             try:
-                waiting: Awaitable[None] = self.begin(lease, until)
+                waiting: Awaitable[object] = self.begin(lease, until)
                 if sys.version_info >= (3, 12):
                     waiting = Passing(waiting)
                 await waiting
