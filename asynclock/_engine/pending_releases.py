@@ -7,6 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable
 
 from ..core.lease import Lease
+from ..core.rules import NEVER
 from ..wire.awaiting import Passing
 
 
@@ -44,6 +45,20 @@ class PendingReleases:
         self._until: dict[Lease, float] = {}
         self._unattended: dict[Lease, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+
+    def may_leave_unattended(self, lease: Lease, now: float) -> bool:
+        """May the block of ``lease`` be left without waiting for the release that was just sent?
+
+        If this process acquires the lock again right behind its release, again and again, nobody else has a chance. So
+        each name is waited for once in ``Rules.handoff_time``, as long as it does that.
+        """
+        room = lease.room
+        if room.unattended_since == NEVER:
+            room.unattended_since = now
+        elif now - room.unattended_since >= room.rules.handoff_time:
+            room.unattended_since = NEVER
+            return False
+        return True
 
     def leave_unattended(self, lease: Lease) -> None:
         """Nothing waits for the release of ``lease``: report it when it is answered. (It has none if it was handed on
@@ -98,6 +113,8 @@ class PendingReleases:
             self._end_wait(lease)
         if self._unattended and lease in self._unattended:
             del self._unattended[lease]
+            if lease.room.empty:  # others have had their chance
+                lease.room.unattended_since = NEVER
             self._unattended_answered(lease)
 
     def _end_wait(self, lease: Lease) -> None:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 MAGIC = b"asynclock:"
 OWN_EXTENSION = 0.1  # seconds after an extension in which an invalidation may be about that
 OWN_SET = 0.01  # seconds after a lock was acquired in which an invalidation may be about that
-READ_BACKS = 3  # how often a key that was taken by force is read before its lock counts
 _NONE: Mapping[int, float] = MappingProxyType({})
 
 
@@ -69,7 +68,6 @@ class Lease:
     scope_ref: Any  # the engine's: the scope to notify of a loss, and None before there is one
     # Once it is done:
     released_at: float
-    releases: int  # keys that a RELEASE was sent for
 
     __slots__ = (
         "acquired_at",
@@ -90,12 +88,10 @@ class Lease:
         "may_be_ours",
         "missed",
         "next_check",
-        "read_backs",
         "reading_back",
         "refused",
         "release_waiter",
         "released_at",
-        "releases",
         "room",
         "scope_ref",
         "silent",
@@ -121,8 +117,8 @@ class Lease:
         self.done = False
         # An attempt
         self.forced = forced  # False: only free keys are taken
-        self.reading_back = 0  # bit i: key i was taken by force, and is being read before the lock counts
-        self.read_backs = 0  # how often one was read, or is being read
+        #: bit i: key i was taken by force, and is being read before the lock counts; None: that has not begun
+        self.reading_back: int | None = None
         self.unsent = 0  # keys that an attempt that goes one by one has not requested yet: the last ones
         self.silent = False  # the attempt waits no longer for servers that have not answered
         self.refused = 0  # bit i: somebody else had key i, or it was missing as soon as it had been set
@@ -214,15 +210,15 @@ class Lease:
 
     def read_back(self, now: float) -> bool:
         """A majority was taken by force. Before it counts, let the previous holder see our token: if we released
-        earlier, it could find no key, and report it as deleted. Read every key that was taken, and the first that
-        answers twice more. True: that is done, or no READ is left to be answered.
+        earlier, it would find no key, and report it as deleted. Read every key that was taken. True: one of them was
+        read, or no READ is left to be answered.
 
-        Why three times: when the first is answered, the server has sent the invalidation, so the previous holder
-        reads its key no later than we send the third. A server may run that one first, but it runs both before it
-        answers either.
+        One more round trip takes about as long as the previous holder needs to read its key. It may need longer, and
+        then a lock that was taken over and given back at once counts as deleted. More round trips are not worth it:
+        two who force at the same time would take the lock from each other before either has it.
         """
-        if not self.read_backs:
-            self.read_backs = 1
+        if self.reading_back is None:
+            self.reading_back = 0
             for index, until in enumerate(self.votes):
                 if until > now and self.request(index, READ, now):
                     self.reading_back |= 1 << index
@@ -230,12 +226,6 @@ class Lease:
         elif not any(requests and self.reading_back >> index & 1 for index, requests in enumerate(self.in_flight)):
             self.reading_back = 0
         return not self.reading_back
-
-    def _read_back_again(self, index: int, now: float) -> None:
-        """Key ``index`` was read after it had been taken by force: once more, without the others."""
-        again = self.read_backs < READ_BACKS and self.request(index, READ, now)
-        self.read_backs += 1
-        self.reading_back = 1 << index if again else 0
 
     def release(self, now: float) -> int:
         """Send a RELEASE after everything that may have put the token into a key. Returns how many were sent."""
@@ -247,7 +237,7 @@ class Lease:
             if owed >> index & 1 and send(self, index, RELEASE, now):
                 sent += 1
         self.may_be_ours = 0
-        self.releases = self.unreleased = sent
+        self.unreleased = sent
         return sent
 
     def end(self, now: float) -> None:
@@ -391,7 +381,7 @@ class Lease:
         rules = self.room.rules
         if operation is READ:
             if self.reading_back and self.reading_back >> index & 1:
-                self._read_back_again(index, now)
+                self.reading_back = 0
             self.untracked &= ~(1 << index)
             # Another client may have shortened its life; to read it does not lengthen it. It ends between sent + ttl
             # and now + ttl: that depends on whether the request took the time, or the reply.
@@ -495,7 +485,7 @@ class Lease:
     def release_answered(self, index: int, ok: bool, now: float) -> bool:
         """The RELEASE of key ``index`` is answered (``ok``: it found the token), or never will be. True: that was the
         last one."""
-        if not ok:
+        if not ok and not self.released_at < self.votes[index] <= now:  # else it may have expired since
             self.missed |= 1 << index
             if self.votes[index] and self.request(index, READ, now):
                 return False  # the key was lost before: what is in it says why (``missed_because``)
@@ -539,11 +529,12 @@ class Lease:
         return sum(map(bool, self.in_flight))
 
     def loss_found_by_release(self) -> LossReason | None:
-        """Why the lock had been lost before its release, as the answers show; None: it had not. A holder has more keys
-        than were found then. (A key whose server does not answer counts as found.)"""
-        if not self.missed or self.releases - self.missed.bit_count() >= self.room.rules.majority:
+        """Why the lock had been lost before its release, as the answers show; None: it had not. (A key whose server
+        does not answer counts as found.)"""
+        if not self.missed:
             return None
-        return self.cause or LossReason.DELETED
+        found = sum(until > self.released_at and not self.missed >> index & 1 for index, until in enumerate(self.votes))
+        return None if found >= self.room.rules.majority else self.cause or LossReason.DELETED
 
     def refused_by_others(self, rules: Rules) -> bool:
         """Did the attempt fail because of others, rather than of servers that failed?"""

@@ -51,6 +51,7 @@ class Room(Generic[W]):
         "retries",
         "rules",
         "timer",
+        "unattended_since",
         "wake",
     )
 
@@ -66,6 +67,7 @@ class Room(Generic[W]):
         self.port = port
         self.keys = keys
         self.places = places
+        self.unattended_since = NEVER  # owned by whoever waits for releases (``_engine.pending_releases``)
         # Whoever wakes the room (``_engine.timers.Timers``) owns these:
         self.timer: Any = None  # of its own
         self.batch = NEVER  # when it is woken with others

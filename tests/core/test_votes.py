@@ -382,6 +382,37 @@ def test_a_release_that_finds_fewer_keys_than_a_holder_has_says_so() -> None:
     assert bench.settles == [lease.token] and lease.cause is LossReason.TAKEN_OVER
 
 
+def test_a_release_counts_a_key_whose_server_is_not_connected() -> None:
+    """It may be there: nobody knows better."""
+    bench = Bench(2)
+    lease = bench.hold()
+    bench.drop(2)
+    bench.release(lease)
+    bench.answer(Operation.RELEASE, 0)
+    bench.answer(Operation.RELEASE, 1, found=None)
+    assert lease.loss_found_by_release() is None
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_answer_that_comes_after_the_key_has_expired_proves_nothing(late: bool) -> None:
+    bench = Bench()
+    lease = bench.hold()
+    bench.release(lease)
+    bench.now += bench.rules.validity if late else bench.rules.validity / 2
+    bench.answer(Operation.RELEASE, found=None)
+    assert (lease.loss_found_by_release() is None) == late
+
+
+def test_a_release_that_comes_after_the_key_has_expired_finds_that() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    bench.now += bench.rules.validity
+    bench.release(lease)
+    bench.answer(Operation.RELEASE, found=None)
+    bench.answer(Operation.READ, found=None)
+    assert lease.loss_found_by_release() is LossReason.EXPIRED
+
+
 def test_a_connection_that_breaks_while_it_is_asked_why_a_release_found_nothing_ends_the_wait_for_it() -> None:
     bench = Bench()
     lease = bench.hold()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from asynclock.core.contention import Contention
-from asynclock.core.lease import READ_BACKS, Lease, Tokens
+from asynclock.core.lease import Lease, Tokens
 from asynclock.core.operations import Operation
 from asynclock.core.pace import Pace
 from asynclock.core.reasons import LossReason
@@ -114,16 +114,15 @@ class Bench:
         self.room.answered(*sent[:3], sent.when, okay, value, ttl, self.now)
 
     def forced(self, *indexes: int) -> None:
-        """Answer that these keys (default: the only one) were taken over, and every READ of the first before the lock
+        """Answer that these keys (default: the only one) were taken over, and the READ of the first before the lock
         counts."""
         for index in indexes or (0,):
             self.answer(Operation.FORCE, index)
         self.read_back(indexes[0] if indexes else 0)
 
     def read_back(self, index: int = 0) -> None:
-        """Answer every READ of a key that was taken by force, until the lock counts."""
-        for _ in range(READ_BACKS):
-            self.answer(Operation.READ, index, ttl=round(self.rules.validity * 1000))
+        """Answer the READ of a key that was taken by force: now the lock counts."""
+        self.answer(Operation.READ, index, ttl=round(self.rules.validity * 1000))
 
     def fail(self, operation: Operation, index: int = 0, error: Exception | None = None) -> None:
         self.room.failed(*self._take(operation, index)[:3], error, self.now)
