@@ -11,6 +11,7 @@ Statistic = Literal["min", "median", "p99", "max"]
 Sign = Literal["≤", "≥"]
 
 OURS = "asynclock"  # the build that is installed
+COMPILED = "compiled"
 PURE = "pure Python"  # ... and its source, where that is the compiled one
 SWIFT = "wait_release=False"
 

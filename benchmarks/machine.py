@@ -12,6 +12,7 @@ import asynclock
 from asynclock.testing import Server
 
 from .contestants import PEERS, version
+from .figures import COMPILED, PURE
 from .others import Outsider
 
 Machine = dict[str, str | int]
@@ -33,6 +34,7 @@ def describe(kind: str, quick: bool) -> Machine:
         "server": its_version,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "asynclock": asynclock.__version__,
+        "build": COMPILED if asynclock.compiled else PURE,
         **{name: version(name) for name in ("uvloop", "hiredis", *(peer.package for peer in PEERS))},
         **({"aioredis": version("aioredis")} if installed("aioredis") else {}),
         "date": datetime.date.today().isoformat(),
@@ -64,8 +66,9 @@ def memory() -> str:
 
 
 def in_a_line(machine: Machine) -> str:
-    """Hardware, operating system, Python and server, as a part of a sentence."""
+    """Hardware, operating system, Python, server and build, as a part of a sentence."""
     return (
         f"{machine['cpus']} cores ({machine['cpu']}), {machine['memory']}, {machine['os']}, {machine['python']}, "
-        f"{machine['server']}, load before {machine['load before']}, {machine['date']}"
+        f"{machine['server']}, asynclock {machine.get('build', PURE)}, load before {machine['load before']}, "
+        f"{machine['date']}"
     )

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from .figures import Figure, number
+from .figures import OURS, Figure, number
 from .machine import in_a_line
 from .results import ROOT, Results
 
@@ -67,10 +67,12 @@ def three(results: Results) -> str:
 def short(results: Results) -> str:
     """Ratios, which are also meaningful on other machines, and the few times that users ask for."""
 
-    def row(what: str, scenario: str, names: Sequence[str | Callable[[str], bool]], unit: str = "") -> str:
+    def row(
+        what: str, scenario: str, names: Sequence[str | Callable[[str], bool]], unit: str = "", by: str = OURS
+    ) -> str:
         cells = []
         for loop in LOOPS:
-            found = [results.find(scenario, name, loop) for name in names]
+            found = [results.find(scenario, name, loop, by) for name in names]
             values = " / ".join("-" if each is None else number(each.median) for each in found)
             cells.append(f"{values} {unit}" if any(found) else values)
         return f"| {what} | {cells[0]} | {cells[1]} |"
@@ -79,6 +81,9 @@ def short(results: Results) -> str:
         found = [results.find(scenario, name, loop) for loop in LOOPS]
         cells = [f"{number(each.median)} {each.unit} (at most {number(each.max)})" if each else "-" for each in found]
         return f"| {what} | {cells[0]} | {cells[1]} |"
+
+    ways = [each.by for each in results.figures if each.what == "1 task: ratio to the floor" and each.loop == "uvloop"]
+    ways = [way for way in ways if way != OURS]
 
     def faster(tasks: str) -> Callable[[str], bool]:
         return lambda what: what.startswith(f"{tasks}: faster than ")
@@ -95,8 +100,29 @@ def short(results: Results) -> str:
                 [f"{tasks}: ratio to the floor" for tasks in CYCLES],
                 "times",
             ),
+            *(
+                row(
+                    f"the same: {what.removeprefix(OURS + ', ')}",
+                    "cycle",
+                    [f"{tasks}: ratio to the floor" for tasks in CYCLES],
+                    "times",
+                    by=what,
+                )
+                for what in ways
+            ),
+            *(
+                row(
+                    f"the same: CPU time{what.removeprefix(OURS)}",
+                    "cycle",
+                    [f"{tasks}: CPU ratio to the floor" for tasks in CYCLES],
+                    "times",
+                    by=what,
+                )
+                for what in (OURS, *ways)
+                if results.find("cycle", "1 task: CPU ratio to the floor", "uvloop", what)
+            ),
             row(
-                "the same: speed relative to the fastest other library measured (2.0 = twice as fast)",
+                "acquire + release: speed relative to the fastest other library measured (2.0 = twice as fast)",
                 "cycle",
                 [faster(tasks) for tasks in CYCLES],
                 "times",

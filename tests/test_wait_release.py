@@ -198,7 +198,8 @@ async def test_one_at_a_time_all_the_same(server: Server) -> None:
 
 @pytest.mark.asyncio
 @pytest.mark.slow
-async def test_others_have_their_turn(server: Server) -> None:
+@pytest.mark.parametrize("body", [only_waits, with_a_task])
+async def test_others_have_their_turn(server: Server, body: Callable[[LockScope], Any]) -> None:
     """Whoever takes the lock again right behind its own release would have it for ever: nobody gets in between."""
     turns = [0, 0, 0]
     until = time.monotonic() + 4
@@ -206,8 +207,9 @@ async def test_others_have_their_turn(server: Server) -> None:
     async def work(number: int) -> None:
         async with Locker(server.url, wait_release=False) as locker:
             while time.monotonic() < until:
-                async with locker.with_context("job"):
+                async with locker.with_context("job") as scope:
                     turns[number] += 1
+                    await body(scope)
                     await asyncio.sleep(0.002)
 
     await asyncio.gather(*map(work, range(3)))

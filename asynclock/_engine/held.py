@@ -234,13 +234,14 @@ class HeldByScope:
     async def give_back(self) -> asyncio.CancelledError | None:
         scope = self._scope
         scope._check()
-        if not scope._wait_release:
-            self.send_release()
-            return None
         lease = self._send_release()
         if lease is None:
             return None
-        cancelled = await scope._manager.pending_releases.wait(lease)
+        pending_releases = scope._manager.pending_releases
+        if not scope._wait_release and pending_releases.may_leave_unattended(lease, scope._manager.clock()):
+            pending_releases.leave_unattended(lease)
+            return None
+        cancelled = await pending_releases.wait(lease)
         scope._find_out(lease)
         return cancelled
 
