@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from asynclock.testing.executables import find_executable
-from asynclock.testing.ports import HeldPort
+from asynclock.testing.ports import HeldPort, hold_ports
 from asynclock.testing.resp import encode_command, read_reply
 
 pytestmark = pytest.mark.serverless
@@ -126,7 +126,11 @@ def test_a_real_server_takes_each_command(tmp_path: Path) -> None:
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(find_executable("valkey-9.1"))} "$@" --bind 127.0.0.1\n')
     program.chmod(0o755)
     with contextlib.ExitStack() as stack:
-        held = {name: stack.enter_context(contextlib.closing(HeldPort())) for name in servers()}
+        held: dict[str, HeldPort] = {}
+        for name in servers():  # a cluster's nodes need two ports each
+            held[name], bus = hold_ports()
+            stack.callback(held[name].close)
+            stack.callback(bus.close)
         for name, service in servers().items():
             ports = {str(port_of(other)): held[by] for by, other in servers(*service["profiles"]).items()}
             if service["profiles"] == ["independent"]:  # 6379 each, in a container of its own

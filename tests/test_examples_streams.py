@@ -16,7 +16,7 @@ from fastapi import BackgroundTasks, FastAPI, WebSocket
 from fastapi.responses import StreamingResponse
 
 from asynclock import LockScope
-from asynclock.integrations.aiohttp import HANG_UP, LOCKER, SCOPE, locked, setup
+from asynclock.integrations.aiohttp import CLOSE_TIMEOUT, LOCKER, SCOPE, locked, setup
 from asynclock.testing import Server
 from examples import aiohttp_app, fastapi_app
 from examples.fastapi_app import AccountLock, AccountLockUntilSent
@@ -456,7 +456,7 @@ async def test_nothing_follows_the_close_of_a_websocket(name: str, answers: bool
             connection.writer.write(b"\x88\x82\0\0\0\0" + TRY_AGAIN_LATER)
         elif name == "fastapi":
             connection.writer.write_eof()  # uvicorn waits for an answer until its pings are not answered either
-        received = await connection.rest(HANG_UP + AT_ONCE)
+        received = await connection.rest(CLOSE_TIMEOUT + AT_ONCE)
         frame = received.partition(b"\r\n\r\n")[2]
         assert frame[:1] == b"\x88"
         assert frame[2:4] == TRY_AGAIN_LATER

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from .nodes import SLOTS, Node, follows, migrations, raw, slot_of, text, view
-from .ports import BUS_OFFSET, HeldPort
+from .ports import hold_ports
 from .servers import Server
 from .started import Started
 
@@ -63,7 +63,7 @@ class Cluster(Started):
         if self.servers:
             return
         for _ in range(self._primaries * (1 + self._replicas)):
-            port, bus_port = _hold_ports()
+            port, bus_port = hold_ports()
             self._resources.callback(port.close)
             self._resources.callback(bus_port.close)
             self.servers.append(Server(self._kind, port=port.number, config=self._config))
@@ -294,13 +294,3 @@ class Cluster(Started):
                 )
                 raise TimeoutError(f"the cluster did not get there within {seconds} s. How its nodes see it:\n{views}")
             time.sleep(_POLL)
-
-
-def _hold_ports() -> tuple[HeldPort, HeldPort]:
-    """A node's port, and that of its cluster bus. (Not every version can choose another port for the bus.)"""
-    while True:
-        port = HeldPort()
-        try:
-            return port, HeldPort(port.number + BUS_OFFSET)
-        except OSError:
-            port.close()

@@ -38,3 +38,13 @@ class HeldPort:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def hold_ports() -> tuple[HeldPort, HeldPort]:
+    """A node's port, and that of its cluster bus. (Not every version can choose another port for the bus.)"""
+    while True:
+        port = HeldPort()
+        try:
+            return port, HeldPort(port.number + BUS_OFFSET)
+        except OSError:
+            port.close()
