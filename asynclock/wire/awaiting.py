@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Generator
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-class Passing(Generic[T]):
+class Passing(Generator[Any, Any, T]):
     """Awaits ``awaitable``, and passes on what is thrown in as an exception alone.
 
     A compiled coroutine throws a type, an exception and a traceback, which futures and interpreted coroutines deprecate
@@ -21,18 +21,12 @@ class Passing(Generic[T]):
         self._inner = awaitable.__await__()
 
     def __await__(self) -> Generator[Any, Any, T]:
-        return self  # type: ignore[return-value]
-
-    def __iter__(self) -> Passing[T]:
         return self
-
-    def __next__(self) -> Any:
-        return next(self._inner)
 
     def send(self, value: Any) -> Any:
         return self._inner.send(value)
 
-    def throw(self, kind: Any, error: BaseException | None = None, traceback: object = None) -> Any:
+    def throw(self, kind: Any, error: Any = None, traceback: object = None, /) -> Any:
         return self._inner.throw(kind if error is None else error)
 
     def close(self) -> None:
