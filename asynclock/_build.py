@@ -12,12 +12,14 @@ from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceF
 from types import ModuleType
 
 
-class _SourceOnly:
-    """Finds the source of each module of this package, beside which there may be a compiled one."""
+class SourceOnly:
+    """Finds the source of each module of ``package``, beside which there may be a compiled one."""
 
-    @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name.startswith("asynclock.") and path is not None:
+    def __init__(self, package: str) -> None:
+        self._package = f"{package}."
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name.startswith(self._package) and path is not None:
             for directory in path:
                 if (spec := FileFinder(directory, (SourceFileLoader, SOURCE_SUFFIXES)).find_spec(name)) is not None:
                     return spec
@@ -30,4 +32,4 @@ def is_compiled(module: ModuleType) -> bool:
 
 
 if os.environ.get("ASYNCLOCK_PURE", "") not in ("", "0"):  # for debugging
-    sys.meta_path.insert(0, _SourceOnly)
+    sys.meta_path.insert(0, SourceOnly("asynclock"))

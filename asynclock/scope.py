@@ -131,6 +131,7 @@ class LockScope(Held):
         self._find_out(lease)
         try:
             if cancelled is not None:
+                self._manager.report_loss(lease)
                 raise cancelled
         finally:
             del cancelled  # no cycle through its traceback
@@ -209,6 +210,7 @@ class LockScope(Held):
                     lease = self._awaited_release
                     assert lease is not None
                     await self._wait_for_release(lease, lease.released_at)
+                    self._manager.report_loss(lease)
                     raise
                 if missed:
                     self._raise_if_lost()

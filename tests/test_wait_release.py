@@ -129,6 +129,37 @@ async def test_what_only_the_answer_shows_is_logged(
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("cancellations", [1, 2])
+@pytest.mark.parametrize("body", [only_waits, with_a_task])
+async def test_what_the_answer_shows_to_a_task_that_is_being_cancelled_is_logged(
+    server: Server, caplog: pytest.LogCaptureFixture, body: Callable[[LockScope], Any], cancellations: int
+) -> None:
+    """The cancellation goes before the loss."""
+    caplog.set_level(logging.WARNING, "asynclock")
+    leaving = asyncio.Event()
+
+    async def work() -> None:
+        async with locker.with_context("job") as scope:
+            await body(scope)
+            server.execute("SET", key("job"), "somebody else's")
+            proxy.freeze()
+            leaving.set()
+
+    async with Proxy(server.port) as proxy, Locker(proxy.url, try_next_after=10) as locker:
+        task = asyncio.create_task(work())
+        await leaving.wait()
+        for _ in range(cancellations):
+            await asyncio.sleep(0.05)  # it waits for the answer
+            task.cancel()
+        await asyncio.sleep(0.05)
+        proxy.thaw()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 5)
+        assert ["'job'" in said and "overwritten" in said for said in caplog.messages] == [True]
+    server.execute("DEL", key("job"))
+
+
+@pytest.mark.asyncio
 async def test_a_loss_that_is_known_is_raised(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     async with Locker(server.url, wait_release=False) as locker:
         with pytest.raises(LockLostError) as lost:

@@ -243,6 +243,8 @@ class HeldByScope:
             return None
         cancelled = await pending_releases.wait(lease)
         scope._find_out(lease)
+        if cancelled is not None:  # that goes before the loss
+            scope._manager.report_loss(lease)
         return cancelled
 
     def _send_release(self) -> Lease | None:

@@ -134,9 +134,7 @@ class LockManager:
         loop = asyncio.get_running_loop()
         self._timers = Timers(loop, clock)
         self._first_check = FirstCheck(loop, clock)
-        self.pending_releases = PendingReleases(
-            loop, clock, options.try_next_after, self._silent, self._unattended_answered
-        )
+        self.pending_releases = PendingReleases(loop, clock, options.try_next_after, self._silent, self.report_loss)
         self.request = self.topology.request
         self.wake = self._timers.set
         self.first_check_soon = self._first_check.soon
@@ -254,12 +252,13 @@ class LockManager:
         if not self.life.forked:
             room.woken(self.clock())
 
-    def _unattended_answered(self, lease: Lease) -> None:
-        """The release of ``lease`` is answered, and nothing has waited for that."""
+    def report_loss(self, lease: Lease) -> None:
+        """The release of ``lease`` is answered, and nothing is left to be told by an exception: log a loss."""
         reason = lease.loss_found_by_release()
         if reason is not None:
             log.warning(
-                "asynclock: lock %r on %s was lost: %s (%s). Nothing waited for that answer, so it is not raised",
+                "asynclock: lock %r on %s was lost: %s (%s). It is not raised: nothing waited for that answer, or it was "
+                "cancelled",
                 lease.room.name,
                 self.where(),
                 reason,

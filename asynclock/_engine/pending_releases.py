@@ -126,7 +126,8 @@ class PendingReleases:
             future.set_result(lease.missed)
 
     def close(self) -> None:
-        """Stop the timer."""
+        """Stop the timer, and expect nothing more."""
+        self._unattended.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
