@@ -257,8 +257,8 @@ class LockManager:
         reason = lease.loss_found_by_release()
         if reason is not None:
             log.warning(
-                "asynclock: lock %r on %s was lost: %s (%s). It is not raised: nothing waited for that answer, or it was "
-                "cancelled",
+                "asynclock: lock %r on %s was lost: %s (%s). It is not raised: nothing waited for that answer, "
+                "or it was cancelled",
                 lease.room.name,
                 self.where(),
                 reason,
