@@ -112,7 +112,7 @@ async def test_a_loss_stops_it_and_it_leads_again(
         since = lose(server)
         assert await asyncio.wait_for(task, 5) == 2
         assert run.ended[0] - since < AT_ONCE
-        assert leader.FIRST_PAUSE / 2 <= run.begun[1] - run.ended[0] < leader.FIRST_PAUSE + AT_ONCE
+        assert leader.FIRST_PAUSE / 2 - 0.02 <= run.begun[1] - run.ended[0] < leader.FIRST_PAUSE + AT_ONCE
     assert free(server)
     (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
     assert record.getMessage() == "asynclock: lock 'job' was lost (deleted), its leader was stopped, and contends again"
@@ -127,7 +127,8 @@ async def test_pauses_grow_while_losses_come_one_after_the_other(locker: Locker,
         assert await asyncio.wait_for(task, 10) == 5
     pauses = [begun - ended for ended, begun in zip(run.ended, run.begun[1:], strict=False)]
     for times, pause in enumerate(pauses):
-        assert pause >= leader.FIRST_PAUSE * 2**times / 2  # up to half of each is taken off at random
+        # Up to half of each is taken off at random; and uvloop counts a timer from where its turn began, in whole ms.
+        assert pause >= leader.FIRST_PAUSE * 2**times / 2 - 0.02
 
 
 async def test_a_leader_that_was_taken_over_waits_for_its_successor(locker: Locker, other: Locker) -> None:
