@@ -26,6 +26,7 @@ COMPILED = (
     "asynclock/core/retry.py",
     "asynclock/core/room.py",
     "asynclock/core/rules.py",
+    "asynclock/core/tokens.py",
     # From a request to bytes, and from bytes to its answer.
     "asynclock/wire/commands.py",
     "asynclock/wire/connection.py",

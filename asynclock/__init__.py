@@ -10,6 +10,7 @@ from ._build import is_compiled  # first: it chooses the build of the other modu
 from ._version import __version__
 from .acquisition import Acquisition
 from .core import room
+from .core.holders import Holder, KeyState
 from .errors import (
     AcquireTimeoutError,
     AlreadyHeldError,
@@ -23,6 +24,7 @@ from .errors import (
 )
 from .locker import Locker
 from .scope import LockScope
+from .statistics import Statistics
 
 compiled: bool = is_compiled(room)
 """Do the hot modules run as machine code? Not if no compiled wheel is installed, or ``ASYNCLOCK_PURE=1`` is set."""
@@ -33,6 +35,8 @@ __all__ = [
     "AlreadyHeldError",
     "AsyncLockError",
     "ConfigurationError",
+    "Holder",
+    "KeyState",
     "LockLostError",
     "LockScope",
     "Locker",
@@ -40,6 +44,7 @@ __all__ = [
     "LossReason",
     "NotLockedError",
     "ServerError",
+    "Statistics",
     "__version__",
     "compiled",
 ]

@@ -9,8 +9,8 @@ from threading import get_ident
 from types import CoroutineType, TracebackType
 from typing import Any
 
-from ._engine.holder import Holder
 from ._engine.manager import LockManager
+from ._engine.scope_link import ScopeLink
 from ._engine.waiter import Waiter
 from .core.room import Room
 from .core.rules import NEVER
@@ -86,7 +86,7 @@ async def acquire(
         context._locker = None
     life = manager.life
     loop = life.serving
-    now = manager.clock()
+    began = now = manager.clock()
     seconds, until = None, NEVER
     if timeout is not None:
         seconds = check_timeout(timeout)
@@ -111,18 +111,23 @@ async def acquire(
         except TimeoutError:
             assert seconds is not None
             why = ServerError(manager.where(), "has not answered yet")
-            raise AcquireTimeoutError(name, seconds, str(why)) from why
+            error = AcquireTimeoutError(name, seconds, str(why))
+            manager.reports.not_acquired(name, manager.clock() - began, error)
+            raise error from why
+        except ServerError as failed:
+            manager.reports.not_acquired(name, manager.clock() - began, failed)
+            raise
         loop, task = life.loop, current_task()
         now = manager.clock()
     assert loop is not None and task is not None
     while True:
         room = manager.rooms[name]
         future = loop.create_future()
-        waiter = Waiter(room, future)
+        waiter = Waiter(room, future, began)
         timer = None
         if room.holder is not None and enter is Room.join:
-            holder: Holder | None = room.holder.scope_ref
-            if holder is not None and holder.only_ended_by(task):
+            link: ScopeLink | None = room.holder.scope_ref
+            if link is not None and link.only_ended_by(task):
                 raise AlreadyHeldError(name)
         if seconds:
             timer = loop.call_later(max(0.0, until - now), manager.time_out, waiter, seconds)
@@ -133,6 +138,7 @@ async def acquire(
             # Cancelled before the lock was granted, or in the same turn of the event loop: give back what there is.
             # Or the coroutine is being closed (GeneratorExit), and cannot await anything.
             lease = manager.leave(waiter)
+            manager.reports.not_acquired(name, manager.clock() - began, error)
             if lease is not None and isinstance(error, asyncio.CancelledError):
                 await manager.pending_releases.wait(lease)
             raise
@@ -147,14 +153,27 @@ async def acquire(
             else:
                 scope = context._scope = LockScope(locker, manager, room, lease, context._wait_release, task)
             lease.scope_ref = ScopeRef(scope)
+            tally = manager.tally
+            tally.acquired += 1
+            if now - began > tally.longest_wait:
+                tally.longest_wait = now - began
+            if manager.reports.listeners:
+                scope._hold = manager.reports.acquired(name, now, now - began)
             return scope
         if waiter.error is not None:
             if (lease := waiter.lease) is not None and (
                 cancelled := await manager.pending_releases.wait(lease)
             ) is not None:
                 raise cancelled
-            if seconds == 0 and isinstance(waiter.error, NotLockedError):
-                raise AcquireTimeoutError(name, 0.0, waiter.error.why)
-            raise waiter.take_error()
+            failure = waiter.take_error()
+            if seconds == 0 and isinstance(failure, NotLockedError):
+                failure = AcquireTimeoutError(name, 0.0, failure.why)
+            try:
+                if isinstance(failure, NotLockedError | AcquireTimeoutError) and failure.__cause__ is None:
+                    failure.holder = await manager.read(room).wait(manager.options.try_next_after)
+                manager.reports.not_acquired(name, manager.clock() - began, failure)
+                raise failure
+            finally:
+                del failure  # no cycle through its traceback
         # Lost before this task could run: the caller never had it. Try again.
         manager.check_open()

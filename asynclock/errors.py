@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .core.holders import Holder
 from .core.reasons import LossReason
 
 __all__ = [
@@ -39,7 +40,10 @@ class NotLockedError(AsyncLockError):
 
     :ivar name: the name of the lock
     :ivar why: what prevented it, as in the message
+    :ivar holder: who had the lock then, a :class:`Holder`; None: that is not known, or nobody had it any more
     """
+
+    holder: Holder | None = None
 
     def __init__(self, name: str, why: str) -> None:
         super().__init__(name, why)
@@ -47,7 +51,10 @@ class NotLockedError(AsyncLockError):
         self.why = why
 
     def __str__(self) -> str:
-        return f"lock {self.name!r} was not acquired: {self.why}; try again later, or wait with acquire()"
+        return (
+            f"lock {self.name!r} was not acquired: {self.why}{_held_by(self.holder)}; "
+            "try again later, or wait with acquire()"
+        )
 
 
 class AcquireTimeoutError(AsyncLockError, TimeoutError):
@@ -57,7 +64,10 @@ class AcquireTimeoutError(AsyncLockError, TimeoutError):
     :ivar name: the name of the lock
     :ivar timeout: the ``timeout``, in seconds
     :ivar why: what prevented it, as in the message
+    :ivar holder: who had the lock then, a :class:`Holder`; None: that is not known, or nobody had it any more
     """
+
+    holder: Holder | None = None
 
     def __init__(self, name: str, timeout: float, why: str) -> None:
         super().__init__(name, timeout, why)
@@ -67,9 +77,13 @@ class AcquireTimeoutError(AsyncLockError, TimeoutError):
 
     def __str__(self) -> str:
         return (
-            f"lock {self.name!r} was not acquired within {self.timeout:g} s: {self.why}; "
+            f"lock {self.name!r} was not acquired within {self.timeout:g} s: {self.why}{_held_by(self.holder)}; "
             "try again later, or with a longer timeout"
         )
+
+
+def _held_by(holder: Holder | None) -> str:
+    return "" if holder is None else f" (held by {holder})"
 
 
 class AlreadyHeldError(AsyncLockError, RuntimeError):

@@ -15,6 +15,7 @@ from .wire.backoff import Backoff
 
 if TYPE_CHECKING:
     from .locker import Locker
+from .messages import about
 
 log = logging.getLogger("asynclock")
 T = TypeVar("T")
@@ -40,7 +41,12 @@ async def lead(locker: Locker, name: str, run: Callable[[LockScope], Awaitable[T
             if error.lasting:
                 raise
             if str(error) != told:
-                log.warning("asynclock: cannot contend for lock %r, still trying: %s", name, error)
+                log.warning(
+                    "asynclock: cannot contend for lock %r, still trying: %s",
+                    name,
+                    error,
+                    extra=about("cannot_contend", lock=name, server=error.server, error=error.problem),
+                )
                 told = str(error)
             await asyncio.sleep(backoff.next())
             continue
@@ -48,7 +54,7 @@ async def lead(locker: Locker, name: str, run: Callable[[LockScope], Awaitable[T
         assert task is not None
         cancelled_before = task.cancelling()
         told = ""
-        log.info("asynclock: leading, with lock %r", name)
+        log.info("asynclock: leading, with lock %r", name, extra=about("leading", lock=name))
         since = clock()
         result: list[T] = []  # empty, or what run has returned
         stopped = False  # cancelled before it returned, by a loss or by others
@@ -63,13 +69,19 @@ async def lead(locker: Locker, name: str, run: Callable[[LockScope], Awaitable[T
                 raise asyncio.CancelledError from error
         if result and (not stopped or task.cancelling() > cancelled_before):
             if scope.lost_reason is not None:
-                log.warning(
-                    "asynclock: lock %r was lost (%s) when its leader had done its work", name, scope.lost_reason
+                log.info(
+                    "asynclock: lock %r was lost (%s) when its leader had done its work",
+                    name,
+                    scope.lost_reason,
+                    extra=about("leader_done", lock=name, reason=str(scope.lost_reason)),
                 )
             return result[0]
         if scope.lost_reason is not None:
-            log.warning(
-                "asynclock: lock %r was lost (%s), its leader was stopped, and contends again", name, scope.lost_reason
+            log.info(
+                "asynclock: lock %r was lost (%s), its leader was stopped, and contends again",
+                name,
+                scope.lost_reason,
+                extra=about("leader_stopped", lock=name, reason=str(scope.lost_reason)),
             )
         if clock() - since > MAX_PAUSE:
             backoff.reset()

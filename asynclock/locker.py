@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Never, ParamSpec, TypeVar
 
@@ -13,11 +13,14 @@ from redis.asyncio.cluster import RedisCluster
 
 from ._engine.manager import LockManager
 from .acquisition import Acquisition, acquire
+from .core.holders import Holder
 from .core.room import Room
 from .errors import ConfigurationError
+from .events import Event
 from .leader import lead
 from .options import Seconds, check_options
 from .scope import LockScope
+from .statistics import Statistics
 from .synchronized import synchronized
 
 P = ParamSpec("P")
@@ -57,6 +60,10 @@ class Locker:
         server allows ``INFO``
     :param wait_release: ``False``: leaving a block sends the release and does not wait for the answer. That saves a
         round trip. A loss that only the answer would show is logged, and not raised
+    :param owner: who holds the locks, for people who look at keys and connections: at most 64 bytes of printable text;
+        default: ``host:pid``; ``""``: nothing
+    :param warn_after: log a warning, with the holder, when a task has waited for that long, and again after the same
+        time; ``None``: never
     :raises ConfigurationError: an option is wrong; the message names it, its value and the rule
     :raises ServerError: a client cannot be made just now (no file descriptor is left)
 
@@ -83,6 +90,8 @@ class Locker:
         min_replicas: int = 0,
         restart_quarantine: bool | None = None,
         wait_release: bool = True,
+        owner: str | None = None,
+        warn_after: Seconds | None = 30.0,
         **unknown: Never,
     ) -> None:
         options = check_options(
@@ -99,6 +108,8 @@ class Locker:
             min_replicas=min_replicas,
             restart_quarantine=restart_quarantine,
             wait_release=wait_release,
+            owner=owner,
+            warn_after=warn_after,
             unknown=unknown,
         )
         self._manager = LockManager(options, servers)
@@ -214,6 +225,52 @@ class Locker:
         nothing is run again.
         """
         return await lead(self, name, run)
+
+    # Looking
+
+    async def holder(self, name: str) -> Holder | None:
+        """Read who holds the lock now, in whatever process; ``None``: nobody. One round trip.
+
+        With several keys, it is who has a majority of them. If some cannot be read, it is who may have one.
+
+        :raises ServerError: too few servers have answered
+        :raises LockerClosedError: as :meth:`acquire`
+        :raises ConfigurationError: as :meth:`acquire`
+        """
+        return await self._manager.holder(name)
+
+    def watch(self, name: str) -> AsyncGenerator[Holder | None]:
+        """Watch who holds the lock: ``async for holder in locker.watch(name):`` gets the holder now, or ``None``, and
+        then each other one as soon as a server tells of the change (without ``client_side_caching``: within
+        ``extend_interval``).
+
+        What comes and goes while the loop's body runs, or faster than the servers tell, is left out: the newest counts.
+        A server that is away is no change; what has happened meanwhile is told when it is back.
+
+        Raises as :meth:`holder`, and :class:`LockerClosedError` when the locker closes.
+        """
+        return self._manager.watch(name)
+
+    async def names(self) -> list[str]:
+        """The names of all locks with this ``key_prefix`` that have a key on any server now, sorted. It uses ``SCAN``,
+        which goes through all keys of the servers bit by bit: for people and tools, not for services.
+
+        Raises as :meth:`holder`.
+        """
+        return await self._manager.names()
+
+    def statistics(self) -> Statistics:
+        """Figures of this locker: what it holds, what it has done, and what went wrong. Any thread may ask."""
+        return self._manager.statistics()
+
+    def subscribe(self, callback: Callable[[Event], object]) -> Callable[[], None]:
+        """Call ``callback`` with everything that happens to this locker's locks and servers: the events of
+        :mod:`asynclock.events`. Returns a function that ends that.
+
+        It is called in the event loop, right after what has happened, in the context (``contextvars``) of the task that
+        it has happened to. It must not block. What it raises is logged.
+        """
+        return self._manager.reports.subscribe(callback)
 
     # Opening and closing
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +15,7 @@ from .errors import ConfigurationError
 
 Seconds: TypeAlias = float | timedelta
 
+MAX_OWNER = 64  # bytes: part of every key's value
 MAX_NAME = 64 * 1024  # bytes: longer than any sensible name, short enough for every server's limits
 
 
@@ -33,6 +36,12 @@ class Options:
     min_replicas: int
     restart_quarantine: bool | None
     wait_release: bool
+    owner: str | None
+    warn_after: float | None
+
+    def owner_or_default(self) -> str:
+        """Who holds the locks, for whoever looks. The default is that of the process in which this is called."""
+        return default_owner() if self.owner is None else self.owner
 
     def rules(self, majority: int) -> Rules:
         return Rules(
@@ -60,6 +69,8 @@ def check_options(
     min_replicas: int,
     restart_quarantine: bool | None,
     wait_release: bool,
+    owner: str | None,
+    warn_after: Seconds | None,
     unknown: Mapping[str, object],
 ) -> Options:
     """Return the checked options. :raises ConfigurationError: one is wrong; the message has its value and the rule"""
@@ -99,6 +110,8 @@ def check_options(
     _flag("restart_quarantine", restart_quarantine, none=True)
     _flag("client_side_caching", client_side_caching, none=False)
     _flag("wait_release", wait_release, none=False)
+    if owner is not None:
+        _check_owner(owner)
     return Options(
         key_prefix=key_prefix,
         key_validity=validity,
@@ -113,6 +126,8 @@ def check_options(
         min_replicas=min_replicas,
         restart_quarantine=restart_quarantine,
         wait_release=wait_release,
+        owner=owner,
+        warn_after=None if warn_after is None else _positive("warn_after", warn_after),
     )
 
 
@@ -145,6 +160,20 @@ def check_wait_release(wait_release: bool) -> bool:
     """Whether leaving a block waits. :raises ConfigurationError: it is not True or False"""
     _flag("wait_release", wait_release, none=True)
     return wait_release
+
+
+def default_owner() -> str:
+    """``host:pid``, cut to ``MAX_OWNER`` bytes."""
+    pid = f":{os.getpid()}"
+    host = "".join(letter for letter in socket.gethostname() if letter.isprintable())
+    return host.encode(errors="ignore")[: MAX_OWNER - len(pid)].decode(errors="ignore") + pid
+
+
+def _check_owner(owner: object) -> None:
+    if not isinstance(owner, str) or not owner.isprintable():
+        raise _wrong("owner", owner, "must be printable text, or None for host:pid")
+    if len(encoded(owner, "owner")) > MAX_OWNER:
+        raise _wrong("owner", owner, f"must be at most {MAX_OWNER} bytes")
 
 
 def encoded(text: str, what: str) -> bytes:

@@ -131,7 +131,6 @@ class LockScope(Held):
         self._find_out(lease)
         try:
             if cancelled is not None:
-                self._manager.report_loss(lease)
                 raise cancelled
         finally:
             del cancelled  # no cycle through its traceback
@@ -210,7 +209,6 @@ class LockScope(Held):
                     lease = self._awaited_release
                     assert lease is not None
                     await self._wait_for_release(lease, lease.released_at)
-                    self._manager.report_loss(lease)
                     raise
                 if missed:
                     self._raise_if_lost()
@@ -229,7 +227,7 @@ class LockScope(Held):
     def __del__(self) -> None:
         lease = self._lease
         if lease is not None and not self._manager.life.forked:  # in the child of a fork, it is the parent's
-            self._manager.dropped(self._room, lease)
+            self._manager.dropped(self._room, lease, self._hold)
             warnings.warn(
                 f"the scope of lock {self.name!r} was forgotten without release; use 'async with', or call release()",
                 ResourceWarning,
@@ -239,7 +237,7 @@ class LockScope(Held):
 
 
 class ScopeRef(weakref.ref[LockScope]):
-    """A weak reference, so that a scope that nobody has is released: ``_engine.holder.Holder``."""
+    """A weak reference, so that a scope that nobody has is released: ``_engine.scope_link.ScopeLink``."""
 
     __slots__ = ()
 
@@ -251,6 +249,11 @@ class ScopeRef(weakref.ref[LockScope]):
         scope = self()
         if scope is not None:
             scope._on_lost(reason, detail)
+
+    def extension_late(self, remaining: float) -> None:
+        scope = self()
+        if scope is not None:
+            scope._manager.reports.extension_late(scope.name, scope._hold, remaining)
 
     def exited(self, caller: asyncio.Task[Any] | None) -> asyncio.Future[None] | None:
         scope = self()

@@ -427,7 +427,7 @@ def push() -> Drawing:
     d.inside("Room, Lease", "Room._judge", "no majority: Room._lose")
     d.chapter("the task is told")
     d.call("Room, Lease", "LockManager", "LockManager.lost", "reason, key")
-    d.call("LockManager", "your task", "Holder.lost", "of Lease.scope_ref")
+    d.call("LockManager", "your task", "ScopeLink.lost", "of Lease.scope_ref")
     d.inside(
         "your task", "LockScope.lost_reason", "is set; the scope has its Block cancel tasks and body, from the loop"
     )

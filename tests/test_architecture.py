@@ -139,7 +139,13 @@ def test_pictures_show_what_they_say() -> None:
         assert name in CLASSES and name in shown
 
 
-LEVELS = {"core": 0, "errors": 1, "options": 1, "_version": 1, "wire": 2, "topology": 3, "_engine": 4}
+LEVELS = {
+    "core": 0,
+    **dict.fromkeys(("errors", "events", "messages", "options", "statistics", "_version"), 1),
+    "wire": 2,
+    "topology": 3,
+    "_engine": 4,
+}
 FACE = 5
 
 

@@ -61,6 +61,14 @@ URL = "redis://127.0.0.1:1"
         ("fallback_setpx", "yes"),
         ("restart_quarantine", 0),
         ("wait_release", None),
+        ("owner", "a" * 65),
+        ("owner", "ä" * 33),
+        ("owner", "new\nline"),
+        ("owner", "\x1b[2J"),
+        ("owner", 7),
+        ("owner", b"web"),
+        ("warn_after", 0),
+        ("warn_after", "soon"),
     ],
 )
 def test_a_wrong_option_is_named_with_its_value_and_rule(option: str, value: object) -> None:
@@ -594,3 +602,10 @@ async def test_a_timeout_says_what_the_server_has_said(own_server: Server) -> No
                 assert killer.recv(100) == b"+OK\r\n"
         async with locker.with_context("job", timeout=5):
             pass
+
+
+def test_the_default_owner_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for host in ("h" * 64, "ö" * 64, "a\x1bb"):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        owner = internals.options(Locker("redis://127.0.0.1:1")).owner_or_default()
+        assert owner.endswith(f":{os.getpid()}") and owner.isprintable() and len(owner.encode()) <= 64

@@ -157,20 +157,26 @@ def test_every_method_is_named_by_what_it_is_for() -> None:
 
 
 def test_every_message_that_is_logged_is_in_the_table_of_its_level() -> None:
-    rows = re.findall(r"^\| `([A-Z]+)` \| `(.+?)` \|", (DOCS / "logging.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `([A-Z]+)` \| `(.+?)` \| `(\w+)` \|", (DOCS / "logging.md").read_text(), re.MULTILINE)
     logged = [call for path in (ROOT / "asynclock").rglob("*.py") for call in logs(ast.parse(path.read_text()))]
     assert len(logged) >= len(rows) > 10
-    for level, message in logged:
+    for level, message, known_as in logged:
         pattern = ".+".join(map(re.escape, re.split(r"%(?:s|r|d|g|\.\d+f)", message.removeprefix("asynclock: "))))
-        assert any(level == said and re.fullmatch(pattern, text) for said, text in rows), f"{level} {message}"
+        said = [row for row in rows if row[0] == level and row[2] == known_as]
+        assert any(re.fullmatch(pattern, text) for _, text, _ in said), f"{level} {known_as}: {message}"
 
 
-def logs(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """The levels and messages of all that is logged."""
+def logs(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
+    """The levels, messages and ids of all that is logged."""
     for node in ast.walk(tree):
         match node:
-            case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=level), args=[ast.Constant(str(text)), *_]):
-                yield {"exception": "ERROR"}.get(level, level.upper()), text
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="log"), attr="info" | "warning" | "error" | "exception" as level),
+                args=[ast.Constant(str(text)), *_],
+            ):
+                extra = next(keyword.value for keyword in node.keywords if keyword.arg == "extra")
+                assert isinstance(extra, ast.Call) and isinstance(extra.args[0], ast.Constant), text
+                yield {"exception": "ERROR"}.get(level, level.upper()), text, str(extra.args[0].value)
 
 
 @pytest.mark.slow

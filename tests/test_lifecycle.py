@@ -415,10 +415,10 @@ class Forked:
         return asyncio.run(self._tokens(locker, name))
 
 
-def without_number(tokens: list[bytes]) -> set[bytes]:
+def lockers_of(tokens: list[bytes]) -> set[bytes]:
     assert isinstance(tokens, list), tokens
     assert len(tokens) == len(set(tokens)) == 2, tokens
-    return {token.rpartition(b":")[0] for token in tokens}
+    return {token.split(b":")[2] for token in tokens}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
@@ -439,7 +439,7 @@ class TestForks:
             found = [in_child(lambda: use.tokens(locker)) for _ in range(2)]
             found.append(in_child(lambda: in_grandchild(lambda: use.tokens(locker))))
             found.append(use.tokens(locker))
-            prefixes = [without_number(tokens) for tokens in found]
+            prefixes = [lockers_of(tokens) for tokens in found]
             assert len(set.union(*prefixes)) == sum(map(len, prefixes)) == 4, found
 
     def test_all_at_once(self, server: Server) -> None:
@@ -465,7 +465,7 @@ class TestForks:
 
         assert asyncio.run(main()) == ["not locked", "not locked"]
         assert "ConfigurationError" in in_child(lambda: asyncio.run(first.acquire("job")))
-        assert without_number(Forked(server).tokens(second))
+        assert lockers_of(Forked(server).tokens(second))
 
     def test_after_connecting_has_failed(self, own_server: Server) -> None:
         own_server.kill()
@@ -474,7 +474,7 @@ class TestForks:
             asyncio.run(locker.acquire("job"))
         own_server.start()
         use = Forked(own_server)
-        assert without_number(in_child(lambda: use.tokens(locker))) != without_number(use.tokens(locker))
+        assert lockers_of(in_child(lambda: use.tokens(locker))) != lockers_of(use.tokens(locker))
 
     def test_one_that_connects(self, server: Server) -> None:
         locker = Locker(server.url)
@@ -527,7 +527,7 @@ class TestForks:
             locker = Locker(client)
             use = Forked(server)
             tokens = in_child(lambda: use.tokens(locker))
-            assert without_number(tokens)
+            assert lockers_of(tokens)
             assert await client.client_id() == mine
             async with locker, locker.with_context("job"):
                 pass

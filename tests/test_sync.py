@@ -8,6 +8,7 @@ import contextlib
 import gc
 import inspect
 import itertools
+import os
 import random
 import re
 import signal
@@ -39,6 +40,7 @@ from asynclock import (
     NotLockedError,
     ServerError,
 )
+from asynclock.events import Acquired, Event, Released
 from asynclock.sync import Locker, LockScope
 from asynclock.sync import locker as sync_locker
 from asynclock.sync.loop_thread import Latch, LoopThread
@@ -223,7 +225,8 @@ def test_so_are_the_methods() -> None:
     def methods(of: Any) -> set[str]:
         return {name for name in dir(of) if not name.startswith("_")}
 
-    for_coroutines = {"lead", "synchronized"}  # a body in a thread cannot be stopped when the lock is lost
+    # A body in a thread cannot be stopped when the lock is lost, nor can one that waits for a change be.
+    for_coroutines = {"lead", "synchronized", "watch"}
     there = methods(asynclock.Locker) - for_coroutines
     assert methods(Locker) - {"fork"} == {"close" if name == "aclose" else name for name in there}
     assert methods(LockScope) - {"on_lost"} == methods(asynclock.LockScope) - {"create_task"}
@@ -231,6 +234,29 @@ def test_so_are_the_methods() -> None:
         assert list(inspect.signature(getattr(Locker, name)).parameters) == list(
             inspect.signature(getattr(asynclock.Locker, name)).parameters
         )
+
+
+# Looking
+
+
+@pytest.mark.fast
+def test_who_holds_it_and_what_happens(locker: Locker, server: Server) -> None:
+    assert Locker(server.url).statistics().acquired == 0
+    told: list[Event] = []
+    unsubscribe = locker.subscribe(told.append)
+    with locker.with_context("job"):
+        holder = locker.holder("job")
+        assert holder is not None and holder.pid == os.getpid()
+        assert locker.names() == ["job"]
+        assert locker.statistics().held == 1
+    until(lambda: [type(event) for event in told] == [Acquired, Released])
+    unsubscribe()
+    with locker.with_context("job"):
+        pass
+    assert locker.holder("job") is None
+    assert len(told) == 2
+    locker.close()
+    assert locker.statistics().released == 2
 
 
 # Losses

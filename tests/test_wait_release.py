@@ -118,13 +118,12 @@ async def test_what_only_the_answer_shows_is_logged(
             raised = error
         if wait:
             assert raised is not None and raised.reason is LossReason.OVERWRITTEN
-            assert caplog.messages == []
         else:
             assert raised is None
-            await until(lambda: bool(caplog.messages))
-            (said,) = caplog.messages
-            for word in ("'job'", "overwritten", str(server.port), "noticed only when the lock was released"):
-                assert word in said
+        await until(lambda: bool(caplog.messages))
+        (said,) = caplog.messages
+        for word in ("'job'", "overwritten", "noticed only when the lock was released"):
+            assert word in said
         server.execute("DEL", key("job"))
 
 
@@ -168,7 +167,8 @@ async def test_a_loss_that_is_known_is_raised(server: Server, caplog: pytest.Log
                 server.execute("DEL", key("job"))
                 await asyncio.sleep(5)
         assert lost.value.reason is LossReason.DELETED
-    assert caplog.messages == []
+    (said,) = caplog.messages
+    assert "'job'" in said and "deleted" in said
 
 
 @pytest.mark.asyncio

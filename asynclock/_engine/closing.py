@@ -8,10 +8,10 @@ from typing import Any
 
 from ..core.lease import Lease
 from ..core.room import Room
-from .holder import Holder
 from .lifecycle import closed_error
 from .pending_releases import PendingReleases
 from .rooms import Rooms
+from .scope_link import ScopeLink
 from .waiter import Waiter
 
 TURNS = 5  # of the event loop, between telling scopes that the locker closes and giving their keys back
@@ -36,7 +36,7 @@ class Closing:
         self._clock = clock
         self._give_back = give_back
         self._leases: list[tuple[Room[Waiter], Lease]] = []
-        self._waited_for: list[Holder] = []
+        self._waited_for: list[ScopeLink] = []
         for room in list(rooms.values()):
             lease = room.holder
             for waiter in room.close(clock()):
@@ -59,10 +59,10 @@ class Closing:
         """
         exits: dict[asyncio.Future[None], float] = {}
         for _, lease in self._leases:
-            holder: Holder | None = lease.scope_ref
-            if holder is not None and (exited := holder.exited(caller)) is not None:
+            link: ScopeLink | None = lease.scope_ref
+            if link is not None and (exited := link.exited(caller)) is not None:
                 exits[exited] = lease.deadline
-                self._waited_for.append(holder)
+                self._waited_for.append(link)
         while exits and not hurry.done():
             timeout = max(0.0, min(exits.values()) - self._clock())
             await asyncio.wait([*exits, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -78,6 +78,6 @@ class Closing:
 
     def excuse(self, task: asyncio.Task[Any] | None) -> None:
         """This task waits for the locker to close, too: do not wait for its blocks."""
-        for holder in self._waited_for:
+        for link in self._waited_for:
             if task is not None:
-                holder.excuse(task)
+                link.excuse(task)

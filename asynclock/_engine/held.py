@@ -15,6 +15,7 @@ from .block import Block, being_left
 from .diagnosis import NOTICED_LATE
 from .manager import LockManager
 from .native import mypyc_attr
+from .reports import Hold
 from .whereabouts import Whereabouts
 
 
@@ -43,6 +44,7 @@ class Held:
         "_baseline",
         "_block",
         "_exiting",
+        "_hold",
         "_lease",
         "_locker",
         "_loss",
@@ -81,6 +83,7 @@ class Held:
         self._parent = task
         self._baseline = 0 if task is None else task.cancelling()  # when it entered the block
         self._exiting = False
+        self._hold: Hold | None = None  # while somebody is told of events
         self._block: Block | None = None
 
     # Leaving the block
@@ -102,7 +105,7 @@ class Held:
             return True
         pending_releases = manager.pending_releases
         if not self._wait_release and pending_releases.may_leave_unattended(lease, now):
-            pending_releases.leave_unattended(lease)
+            pending_releases.leave_unattended(lease, self._hold)
             return True
         self._awaited_release = lease
         return pending_releases.begin(lease, now + pending_releases.patience)
@@ -124,7 +127,7 @@ class Held:
         elif self._block is not None:
             self._manager.life.call_soon(functools.partial(self._block.close, HeldByScope(self)))
         elif (lease := self._end()) is not None:
-            self._manager.dropped(self._room, lease)
+            self._manager.give_back_soon(self._room, lease)
         return False
 
     # State: see the invariants above
@@ -133,8 +136,10 @@ class Held:
         """The lock is no longer this scope's: stop everything, and send nothing about it any more."""
         if reason is LossReason.CLOSED:
             self._release_at_exit = self._lease
-        self._loss = Loss(reason, detail)
-        self._lease = None
+        self._loss = loss = Loss(reason, detail)
+        lease, self._lease = self._lease, None
+        assert lease is not None
+        self._manager.reports.lost(lease, self._hold, loss.reason, loss.detail, held=True)
         self._wake()
         if self._parent is not None:
             self._get_block().abort(self._why_stopped())
@@ -176,6 +181,7 @@ class Held:
         reason = lease.loss_found_by_release()
         if reason is not None:
             self._loss = Loss(reason, NOTICED_LATE)
+            self._manager.reports.lost(lease, self._hold, reason, NOTICED_LATE, held=False)
 
     def _end(self) -> Lease | None:
         """The scope gives the lock up. Returns the lease, to be released."""
@@ -184,6 +190,8 @@ class Held:
             lease.scope_ref = None
             if self._waiting is not None:
                 self._wake()
+            if self._hold is not None:
+                self._manager.reports.released(self.name, self._hold)
         return lease
 
     def _get_block(self) -> Block:
@@ -229,7 +237,8 @@ class HeldByScope:
     def send_release(self) -> None:
         lease = self._send_release()
         if lease is not None:
-            self._scope._manager.pending_releases.leave_unattended(lease)
+            scope = self._scope
+            scope._manager.pending_releases.leave_unattended(lease, scope._hold)
 
     async def give_back(self) -> asyncio.CancelledError | None:
         scope = self._scope
@@ -239,12 +248,10 @@ class HeldByScope:
             return None
         pending_releases = scope._manager.pending_releases
         if not scope._wait_release and pending_releases.may_leave_unattended(lease, scope._manager.clock()):
-            pending_releases.leave_unattended(lease)
+            pending_releases.leave_unattended(lease, scope._hold)
             return None
         cancelled = await pending_releases.wait(lease)
         scope._find_out(lease)
-        if cancelled is not None:  # that goes before the loss
-            scope._manager.report_loss(lease)
         return cancelled
 
     def _send_release(self) -> Lease | None:

@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 import os
 import random
-from collections.abc import Callable, Collection
+import time
+from collections.abc import AsyncGenerator, Callable, Collection
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
 
-from ..core.lease import Lease, Tokens
+from ..core.holders import Holder
+from ..core.lease import Lease
 from ..core.operations import Operation
 from ..core.reasons import LossReason
 from ..core.room import Room
 from ..core.rules import Rules
+from ..core.tokens import Tokens
 from ..errors import ServerError
 from ..options import Options, check_name
+from ..statistics import Statistics
 from ..topology import Topology, connect
 from ..wire.commands import bulk
 from ..wire.node import Node
-from ..wire.requests import OwedRelease, Request
+from ..wire.requests import Redirectable
 from . import diagnosis, forks
 from .clients import Clients
 from .clock import clock
 from .closing import Closing
 from .first_check import FirstCheck
-from .holder import Holder
+from .late_extensions import LateExtensions
 from .lifecycle import Lifecycle, closed_error
+from .long_waits import LongWaits
+from .observations import Observations
 from .pending_releases import PendingReleases
+from .reading import Reading, names
+from .reports import Hold, Reports
 from .rooms import Rooms
+from .scope_link import ScopeLink
 from .suspends import Suspends
 from .timers import Timers
 from .waiter import Waiter
-
-log = logging.getLogger("asynclock")
 
 
 class LockManager:
@@ -64,6 +72,7 @@ class LockManager:
     _timers: Timers
     _first_check: FirstCheck
     _suspends: Suspends
+    _long_waits: LongWaits
 
     def __init__(self, options: Options, servers: object) -> None:
         """:raises ConfigurationError: these are no servers
@@ -73,8 +82,12 @@ class LockManager:
         self.clients = Clients(servers)
         self.life = Lifecycle()
         self.rooms = Rooms()
+        self.reports = Reports(self.life, clock)
+        self.tally = self.reports.tally
+        self.observations = Observations()
         self.clock = clock
         self.chance = random.random
+        self._readings: dict[str, Reading] = {}  # those that may be shared
         self._prefixes: list[bytes] = []  # of keys: one for each index
         self._closing: Closing | None = None
         forks.register(self)
@@ -134,15 +147,21 @@ class LockManager:
         loop = asyncio.get_running_loop()
         self._timers = Timers(loop, clock)
         self._first_check = FirstCheck(loop, clock)
-        self.pending_releases = PendingReleases(loop, clock, options.try_next_after, self._silent, self.report_loss)
+        self.pending_releases = PendingReleases(
+            loop, clock, options.try_next_after, self._silent, self._unattended_answered
+        )
         self.request = self.topology.request
         self.wake = self._timers.set
         self.first_check_soon = self._first_check.soon
         self.release_answered = self.pending_releases.release_answered
         self._suspends = Suspends(clock, self._woken)
+        self.reports.open(LateExtensions(self.rooms, self.rules, clock))
+        self._long_waits = LongWaits(self.rooms, clock, options.warn_after, self.where, self.read)
         self._prefixes = [f"{options.key_prefix}:{index}:".encode() for index in range(self.rules.keys)]
-        self.token = Tokens(os.urandom(16)).next  # not before: a fork that came until then must not share them
+        # Not before: a fork that came until then must not share them.
+        self.token = Tokens(os.urandom(16), options.owner_or_default().encode(), time.time).next
         self.rooms.open(self._room, self._timers.forget)
+        self.observations.open(self.topology, self.rules, self._prefixes, clock, self.reports)
 
     async def aclose(self) -> None:
         """As ``Locker.aclose``."""
@@ -180,6 +199,9 @@ class LockManager:
 
     def _stop(self) -> None:
         """Send no more requests, and notify nobody any more."""
+        self.observations.close(closed_error(self.label()))
+        self._long_waits.close()
+        self.reports.close()
         self.rooms.close()
         self._suspends.stop()
         self._first_check.close()
@@ -212,6 +234,60 @@ class LockManager:
         if not self.life.fork():
             self.clients.fork()
 
+    # For those who look
+
+    def read(self, room: Room[Waiter]) -> Reading:
+        """Read who holds the lock: what is under way already, or a new reading. So many tasks that give up at the same
+        time ask once."""
+        reading = self._readings.get(room.name)
+        if reading is None:
+            reading = Reading(self.topology, room, self._prefixes)
+            if not reading.done.done():
+                self._readings[room.name] = reading
+                reading.done.add_done_callback(lambda _: self._readings.pop(room.name, None))
+        return reading
+
+    async def holder(self, name: str) -> Holder | None:
+        """As ``Locker.holder``."""
+        check_name(name)
+        await self.ready()
+        return await Reading(self.topology, self.rooms[name], self._prefixes).wait()
+
+    async def names(self) -> list[str]:
+        """As ``Locker.names``."""
+        await self.ready()
+        return await names(self.topology, self._prefixes)
+
+    async def watch(self, name: str) -> AsyncGenerator[Holder | None]:
+        """As ``Locker.watch``."""
+        check_name(name)
+        await self.ready()
+        async with contextlib.aclosing(self.observations.watch(self.rooms[name])) as holders:
+            async for holder in holders:
+                yield holder
+
+    def statistics(self) -> Statistics:
+        """As ``Locker.statistics``."""
+        tally = self.tally
+        rooms = list(self.rooms.values())  # a copy: any thread may ask
+        holders = [room.holder for room in rooms]
+        held = sum(lease is not None and getattr(lease, "scope_ref", None) is not None for lease in holders)
+        return Statistics(
+            held=0 if self.life.forked else held,
+            waiting=0 if self.life.forked else sum(len(room.queue) + len(room.forces) for room in rooms),
+            acquired=tally.acquired,
+            released=tally.acquired - tally.lost_while_held - held,
+            handed_off=tally.handed_off,
+            lost=MappingProxyType({LossReason(reason): count for reason, count in tally.lost.items()}),
+            timed_out=tally.timed_out,
+            refused=tally.refused,
+            failed=tally.failed,
+            reconnects=tally.reconnects,
+            extensions=tally.extensions,
+            latest_extension=tally.latest_extension,
+            longest_wait=tally.longest_wait,
+        )
+
     # For waiters
 
     def time_out(self, waiter: Waiter, timeout: float) -> None:
@@ -243,27 +319,31 @@ class LockManager:
         if not self.life.forked:
             room.release(lease, now)
 
-    def dropped(self, room: Room[Waiter], lease: Lease) -> None:
-        """The same, from whatever thread: the scope was forgotten."""
+    def give_back_soon(self, room: Room[Waiter], lease: Lease) -> None:
+        """The same, from whatever thread."""
         self.life.call_soon(lambda: self.give_back(room, lease, self.clock()))
+
+    def dropped(self, room: Room[Waiter], lease: Lease, hold: Hold | None) -> None:
+        """The scope was forgotten. From whatever thread."""
+
+        def give_back() -> None:
+            lease.scope_ref = None
+            if hold is not None:
+                self.reports.released(room.name, hold)
+            self.give_back(room, lease, self.clock())
+
+        self.life.call_soon(give_back)
 
     def time_is_over(self, room: Room[Waiter]) -> None:
         """The deadline of its lease has passed, before the timer could say so."""
         if not self.life.forked:
             room.woken(self.clock())
 
-    def report_loss(self, lease: Lease) -> None:
-        """The release of ``lease`` is answered, and nothing is left to be told by an exception: log a loss."""
+    def _unattended_answered(self, lease: Lease, hold: Hold | None) -> None:
+        """The release of ``lease`` is answered, and nothing has waited for it: tell of a loss."""
         reason = lease.loss_found_by_release()
         if reason is not None:
-            log.warning(
-                "asynclock: lock %r on %s was lost: %s (%s). It is not raised: nothing waited for that answer, "
-                "or it was cancelled",
-                lease.room.name,
-                self.where(),
-                reason,
-                diagnosis.NOTICED_LATE,
-            )
+            self.reports.lost(lease, hold, reason, diagnosis.NOTICED_LATE, held=False)
 
     # For rooms (core.port.Port)
 
@@ -307,23 +387,27 @@ class LockManager:
             waiter.fail(diagnosis.failed(self.topology, waiter.room, self.options.key_validity))
 
     def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None:
-        holder: Holder | None = lease.scope_ref
-        if holder is not None and (room := holder.room()) is not None:
-            holder.lost(reason, diagnosis.loss(self.topology, room, lease, reason, index, self._prefixes))
+        link: ScopeLink | None = lease.scope_ref
+        if link is not None and (room := link.room()) is not None:
+            link.lost(reason, diagnosis.loss(self.topology, room, lease, reason, index, self._prefixes))
 
     # For nodes (wire.node.Listener) and the topology (topology.base.TopologyListener)
 
     def invalidated(self, key: bytes, now: float) -> None:
         for index, prefix in enumerate(self._prefixes):
             if key.startswith(prefix):
-                room = self.rooms.get(key[len(prefix) :].decode(errors="replace"))
+                name = key[len(prefix) :].decode(errors="replace")
+                room = self.rooms.get(name)
                 if room is not None:
                     room.invalidated(index, now)
+                if self.observations:
+                    self.observations.invalidated(name, index)
 
     def suspect(self, node: Node, cause: LossReason | None) -> None:
         now = self.clock()
         for room, index in self._keys_on(node):
             room.invalidated(index, now, cause)
+        self.observations.look_again()
 
     def clock_was_set(self, node: Node) -> None:
         now = self.clock()
@@ -337,22 +421,28 @@ class LockManager:
         now = self.clock()
         for room, index in self._keys_on(node):
             room.reconnected(index, now)
+        self.observations.look_again()
 
     def gone(self, node: Node) -> None:
         now = self.clock()
         for room, index in self._keys_on(node):
             room.gone(index, now)
+        self.observations.look_again()
 
     def lasting_failure(self) -> None:
         now = self.clock()
         for room in list(self.rooms.values()):
             room.lasting_failure(now)
 
-    def disconnected(self) -> None:
+    def connected(self, node: Node, after: float) -> None:
+        self.reports.connected(node.label, after)
+
+    def disconnected(self, node: Node, why: str) -> None:
+        self.reports.disconnected(node.label, why)
         if self.life.connected:
             self.topology.disconnected()
 
-    def redirected(self, request: Request | OwedRelease, error: str) -> bool:
+    def redirected(self, request: Redirectable, error: str) -> bool:
         return self.topology.redirected(request, error)
 
     def all_rooms(self) -> Collection[Room[Any]]:
@@ -362,6 +452,7 @@ class LockManager:
         node = self.topology.home(room, index)
         if node is not None and node.connection is not None:  # else the room is notified when it is connected
             room.reconnected(index, self.clock())
+        self.observations.look_again()
 
     def _keys_on(self, node: Node) -> list[tuple[Room[Waiter], int]]:
         """The rooms that have a key on that server, and which one that is."""

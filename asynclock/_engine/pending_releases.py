@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from ..core.lease import Lease
 from ..core.rules import NEVER
 from ..wire.awaiting import Passing
+from .reports import Hold
 
 
 class PendingReleases:
@@ -30,12 +31,13 @@ class PendingReleases:
         clock: Callable[[], float],
         patience: float,
         silent: Callable[[float], bool],
-        unattended_answered: Callable[[Lease], None],
+        unattended_answered: Callable[[Lease, Hold | None], None],
     ) -> None:
         """
         :param patience: seconds
         :param silent: have answers been missing for ``patience`` seconds?
-        :param unattended_answered: called with a lease when its release is answered and nothing has waited for it
+        :param unattended_answered: called when the release of a lease is answered and nothing has waited for it: with
+            the lease, and with what ``leave_unattended`` got
         """
         self.patience = patience
         self._loop = loop
@@ -43,7 +45,7 @@ class PendingReleases:
         self._silent = silent
         self._unattended_answered = unattended_answered
         self._until: dict[Lease, float] = {}
-        self._unattended: dict[Lease, None] = {}
+        self._unattended: dict[Lease, Hold | None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def may_leave_unattended(self, lease: Lease, now: float) -> bool:
@@ -60,11 +62,11 @@ class PendingReleases:
             return False
         return True
 
-    def leave_unattended(self, lease: Lease) -> None:
+    def leave_unattended(self, lease: Lease, hold: Hold | None) -> None:
         """Nothing waits for the release of ``lease``: report it when it is answered. (It has none if it was handed on
         to another task.)"""
         if lease.unreleased:
-            self._unattended[lease] = None
+            self._unattended[lease] = hold
 
     @property
     def unattended(self) -> list[Lease]:
@@ -112,10 +114,10 @@ class PendingReleases:
         if lease.release_waiter is not None:
             self._end_wait(lease)
         if self._unattended and lease in self._unattended:
-            del self._unattended[lease]
+            hold = self._unattended.pop(lease)
             if lease.room.empty:  # others have had their chance
                 lease.room.unattended_since = NEVER
-            self._unattended_answered(lease)
+            self._unattended_answered(lease, hold)
 
     def _end_wait(self, lease: Lease) -> None:
         """The release was answered, or the wait has timed out."""

@@ -16,10 +16,12 @@ class Waiter:
     very moment never reads its result.
     """
 
-    __slots__ = ("error", "future", "lease", "room")
+    __slots__ = ("error", "future", "lease", "room", "since")
 
-    def __init__(self, room: Room[Waiter], future: asyncio.Future[None]) -> None:
+    def __init__(self, room: Room[Waiter], future: asyncio.Future[None], since: float) -> None:
+        """:param since: when the wait began"""
         self.room = room
+        self.since = since
         self.future = future
         self.lease: Lease | None = None
         self.error: Exception | None = None

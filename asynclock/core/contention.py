@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .lease import MAGIC, Lease
+from .lease import Lease
 from .operations import READ
 from .rules import NEVER, Rules
+from .tokens import MAGIC
 
 if TYPE_CHECKING:
     from .room import Room

@@ -9,34 +9,14 @@ from typing import TYPE_CHECKING, Any
 from .operations import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from .reasons import LossReason
 from .rules import NEVER, Rules
+from .tokens import FORCED, TAKEN
 
 if TYPE_CHECKING:
     from .room import Room
 
-MAGIC = b"asynclock:"
 OWN_EXTENSION = 0.1  # seconds after an extension in which an invalidation may be about that
 OWN_SET = 0.01  # seconds after a lock was acquired in which an invalidation may be about that
 _NONE: Mapping[int, float] = MappingProxyType({})
-
-
-class Tokens:
-    """Values that no other lease ever writes: a random part for each locker, a number for each lease.
-
-    A token says whether it was set by force, so that a holder who finds it in its key knows what happened. Servers
-    and other libraries see an opaque byte string.
-    """
-
-    __slots__ = ("_count", "_forced", "_id", "_taken")
-
-    def __init__(self, random: bytes) -> None:
-        self._id = random.hex().encode()
-        self._taken = b"%bn:%b:" % (MAGIC, self._id)
-        self._forced = b"%bf:%b:" % (MAGIC, self._id)
-        self._count = 0
-
-    def next(self, forced: bool = False) -> bytes:
-        self._count += 1
-        return b"%b%x" % (self._forced if forced else self._taken, self._count)
 
 
 class Lease:
@@ -254,6 +234,12 @@ class Lease:
         for index in range(rules.keys):
             if not self.extending >> index & 1:  # a silent server gets the next one when it has answered
                 self.request(index, EXTEND if self.may_be_ours >> index & 1 else TAKE, now)
+
+    def extends_in_vain(self, now: float) -> bool:
+        """Is the deadline near, although it was extended since it was set?"""
+        rules = self.room.rules
+        near = self.deadline - now < rules.reserve * 0.75
+        return near and self.extended_at > 0.0 and self.deadline < self.extended_at + rules.term * 0.9
 
     def plan_extension(self, now: float) -> None:
         """Begin to extend, if that has not begun. A deadline that is closer than usual (a late grant, a lost vote)
@@ -544,9 +530,9 @@ class Lease:
     def why_lost(self, index: int, found: bytes | None, now: float) -> LossReason:
         """What happened to key ``index``, now that ``found`` is in it instead of the token."""
         if found is not None:
-            if found.startswith(MAGIC + b"f"):
+            if found.startswith(FORCED):
                 return LossReason.TAKEN_OVER
-            if not found.startswith(MAGIC + b"n"):
+            if not found.startswith(TAKEN):
                 return LossReason.OVERWRITTEN
             # Somebody acquired it, which takes a free key: it went away before that.
         if now >= self.votes[index]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from .lease import Lease
 from .operations import Operation
 from .reasons import LossReason
+from .tally import Tally
 
 if TYPE_CHECKING:
     from .room import Room
@@ -16,6 +17,10 @@ W = TypeVar("W")
 
 class Port(Protocol[W]):
     """None of these methods calls back into the room."""
+
+    @property
+    def tally(self) -> Tally:
+        """What is counted."""
 
     def token(self, forced: bool, /) -> bytes:
         """A value that no lease has had."""

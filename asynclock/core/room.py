@@ -145,6 +145,7 @@ class Room(Generic[W]):
             rules = self.rules
             if rules.handoffs and not lease.unverified and lease.deadline - now > rules.reserve / 2:
                 waiter, _ = self.queue.popitem(last=False)
+                self.port.tally.hand_off()
                 self.port.granted(waiter, lease)
                 return
             if contention is None and rules.tracking:  # else those who poll would never see it free in between
@@ -342,6 +343,7 @@ class Room(Generic[W]):
         lease = self.holder
         if lease is not None:
             if lease.extend_at <= now < lease.deadline:
+                self.port.tally.extension(now - lease.extend_at)
                 lease.extend(now)
                 again, deadline = lease.extend_at, lease.deadline
                 self._wake_at(again if again < deadline else deadline)

@@ -14,6 +14,7 @@ from starlette.requests import HTTPConnection
 from .._engine.templates import NameTemplate
 from ..errors import ConfigurationError
 from ..locker import Locker
+from ..messages import about
 from ..scope import LockScope
 from ._hold import Hold
 from ._names import RouteNames
@@ -94,6 +95,7 @@ class LockDependency:
                     connection.scope["path"],
                     self.__name__,
                     ", ".join(missing),
+                    extra=about("name_undeclared", path=connection.scope["path"], lock=self.__name__),
                 )
             known = self._routes[id(dependant)] = dependant, names
         return known[1]
@@ -109,7 +111,7 @@ class LockDependency:
                 f"and let it depend on the lock or come after it. If it has nothing to do with what the lock protects, "
                 f"name it in Locks(harmless=[{each_name(each)}])"
             )
-            log.warning("asynclock: %s", text)
+            log.warning("asynclock: %s", text, extra=about("lock_order", path=connection.scope["path"]))
             code = getattr(inspect.unwrap(dependant.call), "__code__", None)
             file, line = ("<unknown>", 0) if code is None else (code.co_filename, code.co_firstlineno)
             warnings.warn_explicit(text, LockOrderWarning, file, line)

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import AlreadyHeldError, AsyncLockError, ConfigurationError, LockLostError
+from ..messages import about
 from ..scope import LockScope
 from ._answers import ANSWERED, Answers, Outcome, claim, claimed, outcome
 
@@ -270,4 +271,11 @@ def response(error: AsyncLockError, answers: Answers) -> Response:
 def tell(scope: Scope, error: AsyncLockError, *, always: bool = False) -> None:
     """The log is told what clients are not: which lock, and which server."""
     if always or outcome(error) is not Outcome.BUSY:
-        log.warning("asynclock: %s %s: %s", scope.get("method", "WEBSOCKET"), scope["path"], error)
+        method = scope.get("method", "WEBSOCKET")
+        log.warning(
+            "asynclock: %s %s: %s",
+            method,
+            scope["path"],
+            error,
+            extra=about("request_failed", method=method, path=scope["path"], error=type(error).__name__),
+        )

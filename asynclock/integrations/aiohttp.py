@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     RequestKey = web.RequestKey
 else:
     RequestKey = getattr(web, "RequestKey", web.AppKey)  # before aiohttp 3.14, requests take any key
+from ..messages import about
 
 log = logging.getLogger("asynclock")
 P = ParamSpec("P")
@@ -274,7 +275,15 @@ async def _refuse(request: web.Request, error: AsyncLockError, answers: Answers)
 
 def _tell(request: web.Request, error: AsyncLockError) -> None:
     failed = error if isinstance(error.__cause__, BaseExceptionGroup) else None  # tasks, while they were stopped
-    log.warning("asynclock: %s %s: %s", request.method, request.rel_url.raw_path, error, exc_info=failed)
+    path = request.rel_url.raw_path
+    log.warning(
+        "asynclock: %s %s: %s",
+        request.method,
+        path,
+        error,
+        exc_info=failed,
+        extra=about("request_failed", method=request.method, path=path, error=type(error).__name__),
+    )
 
 
 # Responses that have begun

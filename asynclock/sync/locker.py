@@ -8,20 +8,25 @@ import warnings
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Never
+from typing import Any, Never, TypeVar
 
 import redis
 from redis.cluster import RedisCluster
 
 from .._engine import forks
 from .._engine.lifecycle import closed_error
+from ..core.holders import Holder
 from ..errors import LockerClosedError
+from ..events import Event
 from ..locker import Locker as AsyncLocker
 from ..options import Seconds, check_timeout, check_wait_release
 from ..scope import LockScope as AsyncScope
+from ..statistics import Statistics
 from .clients import asynchronous, synchronous
 from .loop_thread import Call, LoopThread, enlist, refuse_in_event_loop
 from .scope import LockScope, excuse_own, refuse_own
+
+T = TypeVar("T")
 
 
 class Locker:
@@ -65,6 +70,8 @@ class Locker:
         min_replicas: int = 0,
         restart_quarantine: bool | None = None,
         wait_release: bool = True,
+        owner: str | None = None,
+        warn_after: Seconds | None = 30.0,
         **unknown: Never,
     ) -> None:
         self._servers = servers
@@ -84,6 +91,8 @@ class Locker:
             min_replicas=min_replicas,
             restart_quarantine=restart_quarantine,
             wait_release=wait_release,
+            owner=owner,
+            warn_after=warn_after,
             **unknown,
         )
         self._here = InProcess(self._make)
@@ -175,6 +184,29 @@ class Locker:
             refuse_own(locker, waited_for)
         return LockScope(self, thread, Call(thread, partial(how, locker), _give_back).result())
 
+    # Looking
+
+    def holder(self, name: str) -> Holder | None:
+        """Read who holds the lock now, in whatever process; ``None``: nobody. As :meth:`asynclock.Locker.holder`."""
+        thread, locker = self._here.open()
+        return Call(thread, lambda: locker.holder(name)).result()
+
+    def names(self) -> list[str]:
+        """The names of all locks that have a key on any server now. As :meth:`asynclock.Locker.names`."""
+        thread, locker = self._here.open()
+        return Call(thread, locker.names).result()
+
+    def statistics(self) -> Statistics:
+        """Figures of this locker, in this process. As :meth:`asynclock.Locker.statistics`."""
+        return self._here.ask(AsyncLocker.statistics)
+
+    def subscribe(self, callback: Callable[[Event], object]) -> Callable[[], None]:
+        """Call ``callback`` with everything that happens to this locker's locks and servers, as
+        :meth:`asynclock.Locker.subscribe`, in the thread ``asynclock``, which must not be blocked. In the child of a
+        fork, subscribe again."""
+        unsubscribe = self._here.ask(lambda locker: locker.subscribe(callback))
+        return lambda: self._here.ask(lambda _: unsubscribe())
+
     # Opening and closing
 
     def __enter__(self) -> Locker:
@@ -254,6 +286,21 @@ class InProcess:
             if self.thread is None:
                 self.thread = enlist(self.locker)
             return self.thread, self.locker
+
+    def ask(self, question: Callable[[AsyncLocker], T]) -> T:
+        """Ask the locker something that waits for nothing: in its event loop, if that runs."""
+        with self.lock:
+            thread, locker = self.thread, self.locker
+        if thread is None or thread.gone:
+            return question(locker)
+
+        async def answer() -> T:
+            return question(locker)
+
+        try:
+            return Call(thread, answer).result()
+        except LockerClosedError:  # the loop has just ended
+            return question(locker)
 
     def close(self) -> None:
         with self.lock:

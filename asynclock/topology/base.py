@@ -9,7 +9,7 @@ from ..core.lease import Lease
 from ..core.operations import Operation
 from ..core.room import Room
 from ..wire.node import Listener, Node
-from ..wire.requests import OwedRelease, Request
+from ..wire.requests import Redirectable
 
 Address = tuple[str, int]
 
@@ -32,6 +32,10 @@ class Topology(Protocol):
         """How many keys of a name a holder must have."""
 
     @property
+    def dispensable(self) -> int:
+        """How many of the nodes may be away, and every held lock still has a key on another one."""
+
+    @property
     def nodes(self) -> Collection[Node]:
         """Every server that is connected or reconnecting."""
 
@@ -44,7 +48,7 @@ class Topology(Protocol):
     def request(self, lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
         """As ``core.port.Port.request``."""
 
-    def redirected(self, request: Request | OwedRelease, error: str) -> bool:
+    def redirected(self, request: Redirectable, error: str) -> bool:
         """As ``wire.node.Listener.redirected``."""
 
     def disconnected(self) -> None:

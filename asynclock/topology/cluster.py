@@ -14,11 +14,12 @@ from ..core.lease import Lease
 from ..core.operations import Operation
 from ..core.room import Room
 from ..errors import ServerError
+from ..messages import about
 from ..options import Options
 from ..wire.background import Loop
 from ..wire.commands import is_error, packed, unbulk
 from ..wire.node import Node
-from ..wire.requests import OwedRelease, Request
+from ..wire.requests import Redirectable
 from .base import Address, TopologyListener
 
 log = logging.getLogger("asynclock")
@@ -67,6 +68,8 @@ class Cluster:
         self._retiring: dict[asyncio.Task[None], Node] = {}
         self._closed = False
 
+    dispensable = 0  # each node has the only copy of its slots
+
     @property
     def nodes(self) -> Collection[Node]:
         return self._nodes.values() or self._seeds
@@ -86,7 +89,7 @@ class Cluster:
 
     # Signs of a change
 
-    def redirected(self, request: Request | OwedRelease, error: str) -> bool:
+    def redirected(self, request: Redirectable, error: str) -> bool:
         if self._closed:
             return False
         word, *rest = error.split()
@@ -157,7 +160,7 @@ class Cluster:
         try:
             await self._ask_for_slots()
         except ServerError as error:
-            log.info("asynclock: %s", error)
+            log.info("asynclock: %s", error, extra=about("slots_unknown", server=error.server, error=error.problem))
             self._stale = True
         if self._connected():
             self._leave_seeds()
@@ -237,6 +240,7 @@ class Cluster:
                     type(error).__name__,
                     error,
                     address,
+                    extra=about("remap_failed", address=address),
                 )
             return address
         return host, port

@@ -10,7 +10,7 @@ from ..core.operations import Operation
 from ..core.room import Room
 from ..errors import ConfigurationError
 from ..wire.node import Node
-from ..wire.requests import OwedRelease, Request
+from ..wire.requests import Redirectable
 
 
 class Fixed:
@@ -35,6 +35,10 @@ class Fixed:
                 f"so the majority is {self.majority}; leave the option out"
             )
 
+    @property
+    def dispensable(self) -> int:
+        return len(self.nodes) - self.majority if len(self.nodes) > 1 else 0
+
     def places(self, keys: tuple[bytes, ...]) -> tuple[int, ...]:
         return ()
 
@@ -44,7 +48,7 @@ class Fixed:
     def _request(self, lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
         return self._route[index].request(lease, index, operation, now)
 
-    def redirected(self, request: Request | OwedRelease, error: str) -> bool:
+    def redirected(self, request: Redirectable, error: str) -> bool:
         return False
 
     def disconnected(self) -> None: ...

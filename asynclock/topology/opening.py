@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from ..errors import ConfigurationError, ServerError
+from ..messages import about
 from ..options import Options
 from ..wire.connector import Connector
 from ..wire.node import Node
@@ -125,7 +126,11 @@ async def _first_connections(nodes: Sequence[Node], patience: float) -> None:
 
 def _warn(first: asyncio.Future[ServerError | ConfigurationError | None]) -> None:
     if (problem := first.result()) is not None:
-        log.warning("asynclock: a server is not connected: %s", problem)
+        log.warning(
+            "asynclock: a server is not connected: %s",
+            problem,
+            extra=about("server_missing", error=str(problem)),
+        )
 
 
 def _warn_of_one_server_twice(nodes: Sequence[Node]) -> None:
@@ -137,4 +142,5 @@ def _warn_of_one_server_twice(nodes: Sequence[Node]) -> None:
                 "asynclock: %s and %s are the same server: they are no quorum of independent servers",
                 twin.label,
                 node.label,
+                extra=about("same_server", server=node.label, other=twin.label),
             )

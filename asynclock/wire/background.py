@@ -16,6 +16,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVarTuple
 
+from ..messages import about
+
 log = logging.getLogger("asynclock")
 
 CANCELLED_PAUSE = 0.5  # seconds from a foreign cancellation until the loop restarts; by then, a program that ends has
@@ -114,7 +116,12 @@ class Loop:
             pause = min(FIRST_PAUSE * 2.0 ** min(failures - 1, 10), MAX_PAUSE)
             if repr(error) != known:
                 known = repr(error)
-                log.error("asynclock: %s failed; retrying", self._name, exc_info=error)
+                log.error(
+                    "asynclock: %s failed; retrying",
+                    self._name,
+                    exc_info=error,
+                    extra=about("background_failed", work=self._name),
+                )
             self._on_error(error)
             del error  # no reference cycle through its traceback
 
@@ -176,7 +183,9 @@ class Ticker:
         except Exception as error:
             if repr(error) != self._known:
                 self._known = repr(error)
-                log.exception("asynclock: %s failed; retrying", self._name)
+                log.exception(
+                    "asynclock: %s failed; retrying", self._name, extra=about("background_failed", work=self._name)
+                )
         finally:
             if self._look is not None:
                 self._timer.start(self._usual if pause is None else pause, self._tick)

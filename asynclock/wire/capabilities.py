@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ..core.clock import ServerClock
 from ..core.operations import RELEASE
 from ..errors import ServerError
+from ..messages import about
 from ..options import Options
 from . import noloop
 from .commands import LOAD, TEMPORARY, Capabilities, Commands, bulk, is_error, packed, seconds_of
@@ -197,8 +198,8 @@ def _probes(connector: Connector, options: Options, key: bytes, *, pxat: bool) -
         del probes["SET PXAT"]
     if connector.plain:
         probes = {name: probes[name] for name in ("GET", "PTTL", "SET")}
-    if connector.client_name is not None and not connector.plain:  # an error does not matter
-        probes["CLIENT SETNAME"] = packed(b"CLIENT", b"SETNAME", connector.client_name.encode())
+    if not connector.plain:
+        probes |= connector.introduction
     if options.min_replicas:
         probes["WAIT"] = packed(b"WAIT", b"0", b"1")  # for 0 replicas: returns at once
     return probes
@@ -268,6 +269,7 @@ def _started(connector: Connector, info: Any, now: float, options: Options) -> t
                 "unnoticed: grant INFO, or set restart_quarantine",
                 connector.label,
                 connector.redact(info),
+                extra=about("start_unknown", server=connector.label),
             )
             return None, ""
         raise refused(connector, "INFO", info)

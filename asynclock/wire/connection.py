@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 
 import hiredis
 
+from ..messages import about
 from .reply_limits import ReplyLimits
 from .violations import ViolationError
 
@@ -246,7 +247,11 @@ class Connection:
         except Exception as error:
             if not isinstance(error, hiredis.ProtocolError | ViolationError):
                 # For example a map whose key is unhashable in Python, or a bug here.
-                log.warning("asynclock: a reply could not be parsed; the connection is dropped", exc_info=True)
+                log.warning(
+                    "asynclock: a reply could not be parsed; the connection is dropped",
+                    exc_info=True,
+                    extra=about("malformed_reply"),
+                )
             if expects is not None:
                 waiting.appendleft(expects)
             self.abort(error)

@@ -29,9 +29,9 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from .. import _version
 from ..errors import ConfigurationError, GoneError, ServerError
 from . import credentials, tls
+from .introduction import introduction
 from .limited_parser import LimitedParser
 from .lookup import Connects, with_own_lookup
 from .redaction import redacted
@@ -100,8 +100,8 @@ class Connector:
         _check_timeouts(kwargs)
         kwargs["retry"] = Retry(NoBackoff(), 0)  # the node does the retries
         kwargs.setdefault("parser_class", LimitedParser)
-        # The user's client_name is set by redis-py, and must be accepted. ``probe`` sets ours, and ignores a refusal.
-        self.client_name = None if kwargs.get("client_name") else f"asynclock-{_version.__version__}"
+        self._named_by_user = bool(kwargs.get("client_name"))  # that is set by redis-py, and must be accepted
+        self.introduction: dict[str, bytes] = {}  #: what a new connection sends about itself; refusals do not matter
         self.protocol = 2 if str(protocol) == "2" else 3
         self.plain = False
         self._pool = pool
@@ -122,6 +122,10 @@ class Connector:
         )
         with contextlib.suppress(ServerError):  # perhaps out of file descriptors: ``open`` will raise it
             self._make(self.protocol)
+
+    def introduce_as(self, owner: str) -> None:
+        """From now on, connections say whose they are."""
+        self.introduction = introduction(None if self._named_by_user else owner)
 
     def at(self, host: str, port: int) -> Connector:
         """A connector with the same options to another node of the same cluster."""

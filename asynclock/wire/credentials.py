@@ -23,6 +23,7 @@ from redis.credentials import CredentialProvider
 
 if TYPE_CHECKING:
     from redis.auth.token import TokenInterface
+from ..messages import about
 
 log = logging.getLogger("asynclock")
 
@@ -84,6 +85,7 @@ def listen(provider: object, pool: Any, callback: Callable[[Credentials], None])
             "asynclock: the credential provider takes no callback (%s): rotated credentials are used from the next "
             "connection on",
             type(error).__name__,
+            extra=about("credentials_not_streamed", error=type(error).__name__),
         )
     return stop
 

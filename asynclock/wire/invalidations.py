@@ -74,8 +74,8 @@ class Invalidations(Connection):
 
     async def _subscribe(self, connector: Connector, silence: float) -> None:
         sent = {"INFO": self.call(INFO), "CLIENT ID": self.call(packed(b"CLIENT", b"ID"))}
-        if connector.client_name is not None:
-            self.call(packed(b"CLIENT", b"SETNAME", connector.client_name.encode()))  # an error does not matter
+        for introduces in connector.introduction.values():
+            self.call(introduces)
         sent["SUBSCRIBE"] = self.call(_SUBSCRIBE)
         replies = {command: await Passing(reply) for command, reply in sent.items()}
         for command in ("CLIENT ID", "SUBSCRIBE"):

@@ -12,7 +12,9 @@ from ..core.operations import RELEASE, Operation
 from ..core.pace import Pace
 from ..core.reasons import LossReason
 from ..core.room import Room
+from ..core.rules import NEVER
 from ..errors import ConfigurationError, GoneError, ServerError
+from ..messages import about
 from ..options import Options
 from .awaiting import Passing
 from .background import Loop
@@ -25,7 +27,7 @@ from .grace import Grace
 from .owed import OwedReleases
 from .quarantine import Quarantine
 from .replicas import Replicas
-from .requests import NO_MEMORY, OwedRelease, ReadAgain, Request
+from .requests import NO_MEMORY, OwedRelease, Peek, ReadAgain, Redirectable, Request
 from .session import Session, unforeseen
 from .violations import unexpected
 
@@ -59,13 +61,17 @@ class Listener(Protocol):
     def lasting_failure(self) -> None:
         """Disconnected, and the server refuses this client in a way that retrying cannot help (``Node.trouble``)."""
 
-    def disconnected(self) -> None:
+    def connected(self, node: Node, after: float) -> None:
+        """A connection was made, ``after`` seconds after the last one was lost (NEVER: it is the first). Called before
+        ``reconnected``."""
+
+    def disconnected(self, node: Node, why: str) -> None:
         """The connection is lost. ``reconnected``, ``gone`` or ``lasting_failure`` may follow."""
 
     def in_use(self) -> bool:
         """Does any task hold a lock, or wait for one?"""
 
-    def redirected(self, request: Request | OwedRelease, error: str) -> bool:
+    def redirected(self, request: Redirectable, error: str) -> bool:
         """A cluster's node has answered MOVED or ASK. True: the request was sent to the node that was named."""
 
 
@@ -89,6 +95,7 @@ class Node:
     ) -> None:
         """:param quarantine: does a server that was just started give no votes for a while?"""
         self.connector = connector
+        connector.introduce_as(options.owner_or_default())
         self.label = connector.label  #: behind Sentinels it changes with the server
         self.options = options
         self.clock = clock
@@ -103,6 +110,7 @@ class Node:
         self.first: asyncio.Future[ServerError | ConfigurationError | None]  #: what ``start`` has returned
         self.closed = False
         self._problem: ServerError | None = None  # why it is not connected, once that is known
+        self._lost_at = NEVER  # when the last connection was lost, until there is another
         self._lost_session: Session | None = None  # the last one that was lost: its connections may still be closing
 
         # What outlives a session, each the owner of its own state.
@@ -196,7 +204,11 @@ class Node:
         return session
 
     def _connected(self, session: Session) -> None:
-        log.info("asynclock: connected to %s", self.label)
+        after = NEVER if self._lost_at == NEVER else self.clock() - self._lost_at
+        self._lost_at = NEVER
+        log.info(
+            "asynclock: connected to %s", self.label, extra=about("connected", server=self.label, again=after != NEVER)
+        )
         self.session = session
         self._problem = None
         self._lost_session = None
@@ -211,6 +223,7 @@ class Node:
             self.owed.send_all()
             if not self.first.done():
                 self.first.set_result(None)
+            self._listener.connected(self, after)
             self._listener.reconnected(self)
         except BaseException:
             session.connection.abort()  # not every room was notified: the next session's ``reconnected`` does it
@@ -225,7 +238,11 @@ class Node:
         if not self.first.done():
             self.first.set_result(error)
         elif not known:
-            log.warning("asynclock: not connected, still trying: %s", error)
+            log.warning(
+                "asynclock: not connected, still trying: %s",
+                error,
+                extra=about("not_connected", server=error.server, error=error.problem),
+            )
         if isinstance(error, GoneError):
             self._grace.refused(self._gone)
         if error.lasting:
@@ -261,13 +278,26 @@ class Node:
             self.owed.owe(lease.room.keys[index], lease.token)
         return False
 
+    def peek(
+        self,
+        room: Room[Any],
+        index: int,
+        answered: Callable[[str, bytes | None, int | None, ServerError | None], None],
+    ) -> None:
+        """Read a key for nobody's lease, as ``Peek``. If the node is not connected, the answer is an error, at once."""
+        session = self.session
+        if session is None or self.closed or session.connection.full:
+            answered(self.label, None, None, self.trouble or ServerError(self.label, "disconnected; reconnecting"))
+        else:
+            self._send(session, Peek(self, room, index, answered), self.clock())
+
     def release(self, key: bytes, token: bytes) -> None:
         """Release a key for a node that has left the cluster."""
         self.owed.owe(key, token)
         if self.session is not None:
             self.owed.send_all()
 
-    def resend(self, request: Request | OwedRelease, asking: bool) -> None:
+    def resend(self, request: Redirectable, asking: bool) -> None:
         """Send a request that this or another node has sent before.
 
         :param asking: the key's slot is still being moved to this node (ASK)
@@ -287,7 +317,7 @@ class Node:
         self._send(session, OwedRelease(self, key, token, until), self.clock())
         return True
 
-    def _send(self, session: Session, request: Request | OwedRelease, now: float, asking: bool = False) -> None:
+    def _send(self, session: Session, request: Redirectable, now: float, asking: bool = False) -> None:
         operation = request.operation
         expiry = session.expiry.argument(now) if operation.writes else b""
         data = session.commands.packers[operation](request.key, request.token, expiry)
@@ -338,7 +368,7 @@ class Node:
             temporary = session.memory.is_temporary(now)
         return error_of(self.label, command, self.key_text(room, index), reply, self.redact(reply), temporary=temporary)
 
-    def redirected(self, request: Request | OwedRelease, error: str) -> bool:
+    def redirected(self, request: Redirectable, error: str) -> bool:
         return self._listener.redirected(request, error)
 
     def scripts_are_gone(self, request: Request | OwedRelease) -> None:
@@ -439,11 +469,17 @@ class Node:
             pause = self._backoff.next()
         self._problem = None
         if connection.problem is not None:  # dropped from this side
-            why = f"the connection was lost ({connection.problem}); reconnecting"
-            self._problem = ServerError(self.label, why)
-        log.info("asynclock: lost the connection to %s (%s), reconnecting", self.label, error or "closed by the server")
+            self._problem = ServerError(self.label, f"the connection was lost ({connection.problem}); reconnecting")
+        self._lost_at = self.clock()
+        why = str(connection.problem or error or "closed by the server")
+        log.info(
+            "asynclock: lost the connection to %s (%s), reconnecting",
+            self.label,
+            error or "closed by the server",
+            extra=about("disconnected", server=self.label, error=why),
+        )
         self.connecting.start(pause)
-        self._listener.disconnected()
+        self._listener.disconnected(self, why)
 
     # Close
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 from ..errors import ServerError
+from ..messages import about
 from .background import Timer
 
 log = logging.getLogger("asynclock")
@@ -40,7 +41,12 @@ class Quarantine:
         self._run_id = run_id or self._run_id
         left = max(self._restarted, -math.inf if started is None else started) + self._validity - now
         if left > 0:
-            log.info("asynclock: %s was just started, and gives no votes for %.1f s", label, left)
+            log.info(
+                "asynclock: %s was just started, and gives no votes for %.1f s",
+                label,
+                left,
+                extra=about("quarantine", server=label, seconds=left),
+            )
             self.until = now + left
             self._timer.start(left, self._end, on_end)
 

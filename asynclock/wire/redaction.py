@@ -15,7 +15,7 @@ MAX_SHOWN = 200  # characters
 _MAX_SCANNED = 100_000  # characters that are searched for secrets; the rest is dropped
 
 _REPEATED = re.compile(r"[\s,:;(]*(?:with args|beginning with)\b.*", re.IGNORECASE | re.DOTALL)
-_VALUE = re.compile(r"asynclock:[nfw]:[0-9a-f:]+")  # core.lease.Tokens, and markers.py
+_VALUE = re.compile(r"asynclock:[nfw]:[0-9a-f:]+")  # core.tokens.Tokens up to the owner, and markers.py
 _repr = reprlib.Repr()
 _repr.maxother = _repr.maxstring = MAX_SHOWN
 

@@ -105,9 +105,8 @@ class Replicas:
         writer = await connector.open_another()
         self = cls(connector, main, writer, capabilities, options, nudge, silence)
         try:
-            if connector.client_name is not None:
-                name = packed(b"CLIENT", b"SETNAME", connector.client_name.encode())
-                self._side.send(name, Ignored(), 1, self._clock())
+            for command in connector.introduction.values():
+                self._side.send(command, Ignored(), 1, self._clock())
             if capabilities.mode != "cluster":  # there, every node has an address of its own
                 await self._check_same_server()
         except BaseException:

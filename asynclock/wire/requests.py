@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from ..core.lease import Lease
 from ..core.operations import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Operation
@@ -60,7 +60,7 @@ class Sender(Protocol):
     def error_of(self, command: str, room: Room[Any], index: int, reply: Any, now: float) -> ServerError | None:
         """As ``commands.error_of``."""
 
-    def redirected(self, request: Request | OwedRelease, error: str) -> bool:
+    def redirected(self, request: Redirectable, error: str) -> bool:
         """As ``wire.node.Listener.redirected``."""
 
     def scripts_are_gone(self, request: Request | OwedRelease) -> None:
@@ -261,6 +261,58 @@ class ReadAgain:
         self._request.unconfirmed(ServerError(self._request.node.label, "the connection was lost"))
 
 
+class Peek:
+    """Reads a key for nobody's lease: somebody looks who holds a lock."""
+
+    __slots__ = ("_answered", "_asking", "_index", "_room", "hops", "node")
+
+    operation = READ
+    token = b""
+
+    def __init__(
+        self,
+        node: Sender,
+        room: Room[Any],
+        index: int,
+        answered: Callable[[str, bytes | None, int | None, ServerError | None], None],
+    ) -> None:
+        """:param answered: called once: the server, the value, its PTTL in milliseconds; or an error"""
+        self.node = node
+        self.hops = 0
+        self._room = room
+        self._index = index
+        self._asking = False
+        self._answered = answered
+
+    @property
+    def key(self) -> bytes:
+        return self._room.keys[self._index]
+
+    def move_to(self, node: Sender, sent: float, asking: bool) -> None:
+        self.node = node
+        self._asking = asking
+        self.hops += 1
+
+    def fail(self, error: ServerError, now: float, node: Sender) -> None:
+        self._answered(node.label, None, None, error)
+
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
+        node, replies = self.node, [*(earlier[1::2] if self._asking else earlier), reply]
+        for command, said in zip(("PTTL", "GET"), replies, strict=True):
+            if is_error(said):
+                if self.hops < MAX_HOPS and str(said).startswith(REDIRECTIONS) and node.redirected(self, str(said)):
+                    return
+                error = node.error_of(command, self._room, self._index, said, now)
+                if error is not None:
+                    self._answered(node.label, None, None, error)
+                    return
+                replies[1] = _OTHERS  # it is no string, so somebody else's
+        self._answered(node.label, _value(replies[1]), _time_to_live(replies[0]), None)
+
+    def dropped(self) -> None:
+        self._answered(self.node.label, None, None, ServerError(self.node.label, "the connection was lost"))
+
+
 class Ignored:
     """Ignores a reply that does not matter."""
 
@@ -311,6 +363,9 @@ class OwedRelease:
 
     def dropped(self) -> None:
         self.node.owed.owe(self.key, self.token, self.until)
+
+
+Redirectable: TypeAlias = Request | OwedRelease | Peek  # what a cluster's node may send elsewhere
 
 
 class Reauthentication:

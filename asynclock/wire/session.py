@@ -10,6 +10,7 @@ from typing import Any
 from ..core.clock import ServerClock
 from ..core.pace import Pace
 from ..errors import ConfigurationError, GoneError, ServerError
+from ..messages import about
 from ..options import Options
 from .capabilities import probe, tracking_on
 from .commands import Capabilities, Commands, packed
@@ -221,7 +222,12 @@ class Session:
             self._eviction_watch = None  # no reference cycle
 
     def _end_noloop(self) -> None:
-        log.info("asynclock: %s evicts keys, or tracks too many: NOLOOP is off from now on", self._connector.label)
+        label = self._connector.label
+        log.info(
+            "asynclock: %s evicts keys, or tracks too many: NOLOOP is off from now on",
+            label,
+            extra=about("noloop_off", server=label),
+        )
         self.change(noloop=False)
         self._stop_eviction_watch()
         redirect = None if self.invalidations is None else self.invalidations.redirect

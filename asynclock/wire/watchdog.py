@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from ..messages import about
 from ..options import Options
 from .background import Ticker
 from .connection import Connection
@@ -61,6 +62,7 @@ class Watchdog:
                     "asynclock: %s answers more than %g s late: no new locks are requested until it catches up",
                     self._label,
                     silence,
+                    extra=about("server_slow", server=self._label, late=silence),
                 )
             self._late_at = now
             connection.slow_down()

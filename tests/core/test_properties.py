@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asynclock.core.clock import ServerClock
-from asynclock.core.lease import Lease, Tokens
+from asynclock.core.lease import Lease
 from asynclock.core.retry import enough_free_at
 from asynclock.core.rules import NEVER, Rules
+from asynclock.core.tokens import Tokens
 from tests.support.bench import Bench
 
 pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
@@ -71,7 +72,7 @@ def test_a_waiter_looks_again_when_a_majority_can_be_free_and_not_before(
 
 
 def test_no_two_tokens_are_the_same() -> None:
-    one, two = Tokens(b"1"), Tokens(b"2")
+    one, two = Tokens(b"1", b"a", lambda: 0.0), Tokens(b"2", b"a", lambda: 0.0)
     tokens = [tokens.next(forced=forced) for tokens in (one, two) for forced in (False, True) for _ in range(500)]
     assert len(set(tokens)) == len(tokens)
 

@@ -273,7 +273,8 @@ async def test_a_loss_stops_the_handler_and_is_503(server: Server, caplog: pytes
         await check_refused(await asked, 503)
         assert time.monotonic() - since < AT_ONCE
         assert stopped.is_set()
-    told = [record.getMessage() for record in caplog.records if record.name == "asynclock"]
+    lost, *told = [record.getMessage() for record in caplog.records if record.name == "asynclock"]
+    assert lost.startswith("asynclock: lock 'user:7\\nx' was lost after ")
     assert len(told) == 1
     assert told[0].startswith("asynclock: GET /users/7%0Ax: lock 'user:7\\nx' was lost: another client deleted its key")
 

@@ -6,12 +6,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from asynclock.core.clock import ServerClock
-from asynclock.core.lease import Lease, Tokens
+from asynclock.core.lease import Lease
 from asynclock.core.operations import Operation
 from asynclock.core.pace import Pace
 from asynclock.core.reasons import LossReason
 from asynclock.core.room import Room
 from asynclock.core.rules import NEVER
+from asynclock.core.tally import Tally
+from asynclock.core.tokens import Tokens
 from asynclock.wire.noloop import CHECK_EVERY, EvictionReport
 
 from .links import Link
@@ -52,7 +54,8 @@ class Client:
         self.name = name
         self.rooms: dict[str, Room[Task]] = {}
         self.tasks: list[Task] = []
-        self.tokens = Tokens(world.random.randbytes(3))
+        self.tally = Tally()
+        self.tokens = Tokens(world.random.randbytes(3), name.encode(), lambda: world.now)
         self.pxat = world.random.random() < 0.5
         self.alive = True
         self.past = False  # has it been replaced? (it may still be closing)

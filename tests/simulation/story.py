@@ -325,4 +325,4 @@ def _is_owed(world: World, server: Server, key: bytes, value: bytes) -> bool:
 
 
 def _is_owned(world: World, value: bytes) -> bool:
-    return any(client.tokens._id in value for client in [*world.clients, *world.past] if client.alive)
+    return any(client.tokens.locker in value for client in [*world.clients, *world.past] if client.alive)

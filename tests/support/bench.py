@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from asynclock.core.contention import Contention
-from asynclock.core.lease import Lease, Tokens
+from asynclock.core.lease import Lease
 from asynclock.core.operations import Operation
 from asynclock.core.pace import Pace
 from asynclock.core.reasons import LossReason
 from asynclock.core.room import Room
 from asynclock.core.rules import NEVER, Rules
+from asynclock.core.tally import Tally
+from asynclock.core.tokens import Tokens
 
 OURS: Any = object()  # stands for the token of the lease that asked
 OTHER = b"asynclock:n:ff:1"  # of another process
@@ -44,7 +46,8 @@ class Bench:
         self.needless_checks = 0
         self.ordered = False  # do pushes and answers arrive on one connection?
         self.looks: list[Lease] = []  # leases whose first check is due
-        self._tokens = Tokens(b"\0")
+        self.tally = Tally()
+        self._tokens = Tokens(b"\0", b"me", lambda: 0.0)
 
     # What a test does
 

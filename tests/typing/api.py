@@ -48,6 +48,8 @@ async def making(client: redis.Redis, cluster: RedisCluster, urls: list[str]) ->
         min_replicas=1,
         restart_quarantine=True,
         wait_release=False,
+        owner="web-3:812",
+        warn_after=timedelta(minutes=1),
     )
     Locker("redis://127.0.0.1:6379", key_vality=10)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Locker(6379)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

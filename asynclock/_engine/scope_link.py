@@ -1,4 +1,4 @@
-"""Holder: what the engine may ask of the scope that a lease belongs to, and tell it."""
+"""ScopeLink: what the engine may ask of the scope that a lease belongs to, and tell it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..core.reasons import LossReason
 from ..core.room import Room
 
 
-class Holder(Protocol):
+class ScopeLink(Protocol):
     """A weak reference to a scope: ``Lease.scope_ref``. Once that has been forgotten, nothing here does anything."""
 
     def room(self) -> Room[Any] | None:
@@ -17,6 +17,9 @@ class Holder(Protocol):
 
     def lost(self, reason: LossReason, detail: str) -> None:
         """The lock is no longer the scope's."""
+
+    def extension_late(self, remaining: float) -> None:
+        """Extensions fail, and in ``remaining`` seconds the lock will be lost."""
 
     def exited(self, caller: asyncio.Task[Any] | None) -> asyncio.Future[None] | None:
         """Done when the block of the scope has been left. ``None``: there is none to wait for, or only that of

@@ -1,0 +1,86 @@
+"""LongWaits: warns when tasks wait for a lock for long."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ..core.room import Room
+from ..messages import about
+from ..wire.background import Ticker
+from .reading import Reading
+from .rooms import Rooms
+
+log = logging.getLogger("asynclock")
+
+LOOKS = 4  # how often in that time the waits are looked at: a warning is at most a quarter late
+
+
+class LongWaits:
+    """Logs a warning for each name that the first task in its queue has waited for longer than ``warn_after``: once in
+    that time.
+
+    State: ``_warned`` has the time of the last warning for each name that tasks have waited for since then.
+    """
+
+    __slots__ = ("_clock", "_read", "_rooms", "_ticker", "_warn_after", "_warned", "_where")
+
+    def __init__(
+        self,
+        rooms: Rooms,
+        clock: Callable[[], float],
+        warn_after: float | None,
+        where: Callable[[], str],
+        read: Callable[[Room[Any]], Reading],
+    ) -> None:
+        """
+        :param warn_after: seconds; None: never
+        :param read: begins to read who holds the lock of a room
+        """
+        self._rooms = rooms
+        self._clock = clock
+        self._where = where
+        self._read = read
+        self._warned: dict[str, float] = {}
+        self._ticker: Ticker | None = None
+        if warn_after is not None:
+            self._warn_after = warn_after
+            self._ticker = Ticker("looking for tasks that wait for long", self._look, warn_after / LOOKS)
+
+    def close(self) -> None:
+        if self._ticker is not None:
+            self._ticker.stop()
+
+    def _look(self) -> None:
+        now = self._clock()
+        self._warned = {name: when for name, when in self._warned.items() if self._waits(name)}
+        for name, room in self._rooms.items():
+            if room.queue:
+                since = next(iter(room.queue)).since
+                if now - max(since, self._warned.get(name, since)) >= self._warn_after:
+                    self._warned[name] = now
+                    self._warn_with_holder(room, now - since)
+
+    def _waits(self, name: str) -> bool:
+        room = self._rooms.get(name)
+        return room is not None and bool(room.queue)
+
+    def _warn_with_holder(self, room: Room[Any], waited: float) -> None:
+        reading = self._read(room)
+        tasks = len(room.queue)
+
+        def warn(_: asyncio.Future[None]) -> None:
+            holder = reading.result()
+            log.warning(
+                "asynclock: lock %r on %s: a task has waited for it for %.1f s (%d wait here); %s",
+                room.name,
+                self._where(),
+                waited,
+                tasks,
+                "nobody holds it now" if holder is None else f"held by {holder}",
+                extra=about("long_wait", lock=room.name, waited=waited, tasks=tasks, holder=holder),
+            )
+
+        reading.done.add_done_callback(warn)

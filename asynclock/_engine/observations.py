@@ -1,0 +1,206 @@
+"""Observations: who holds a lock, for as long as somebody watches it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from functools import partial
+from typing import Any
+
+from ..core.holders import Holder, KeyState, holder_of, is_unknown
+from ..core.room import Room
+from ..core.rules import Rules
+from ..errors import AsyncLockError, ServerError
+from ..events import Acquired, Event, Released
+from ..topology import Topology
+from ..wire.background import Timer
+from .reading import key_state, read_key
+from .reports import Reports
+
+PAUSE = 0.01  # seconds between two readings of one key: a lock may change hands far more often than anybody looks
+EXPIRED = 0.002  # seconds after a key's end in which the server may still count it as there
+
+
+class Observation:
+    """The keys of one name, read again whenever they may have changed: after an invalidation, and when one expires.
+
+    Invariants: between ``start`` and ``stop``, each key is being read (``_reading``), or will be read at the time in
+    ``_due`` (``_timer`` is set for the first of these), or its state in ``keys`` is what the server said last, and the
+    server will tell of the next change. ``changed`` is done whenever there is news for those who watch, who replace it.
+    """
+
+    def __init__(
+        self, topology: Topology, rules: Rules, prefixes: list[bytes], room: Room[Any], clock: Callable[[], float]
+    ) -> None:
+        self.watchers = 0
+        self.room = room
+        self.keys: list[KeyState | None] = [None] * rules.keys
+        self.changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._topology = topology
+        self._rules = rules
+        self._prefixes = prefixes
+        self._clock = clock
+        self._reading = 0  # bit i: key i is being read
+        self._stale = 0  # bit i: it may have changed since that began
+        self._read_at = [float("-inf")] * rules.keys
+        self._due: dict[int, float] = {}
+        self._timer = Timer()
+        self.look_again()
+
+    def is_known(self) -> bool:
+        """Does ``holder`` say who it is?"""
+        return None not in self.keys and not is_unknown(self._states(), self._rules.majority)
+
+    def holder(self) -> Holder | None:
+        return holder_of(self.room.name, self._states(), self._rules.majority)
+
+    def _states(self) -> list[KeyState]:
+        return [state for state in self.keys if state is not None]
+
+    def look_again(self) -> None:
+        """Any key may have changed."""
+        for index in range(self._rules.keys):
+            self.look(index)
+
+    def look(self, index: int) -> None:
+        """Key ``index`` may have changed."""
+        if self._reading >> index & 1:
+            self._stale |= 1 << index
+        else:
+            self._read_by(index, self._read_at[index] + PAUSE)
+
+    def stop(self) -> None:
+        self._timer.stop()
+        self._reading = ~0  # whatever comes, nothing is read any more
+
+    def _read_by(self, index: int, when: float) -> None:
+        """Read it then, or before."""
+        if when <= self._clock():
+            self._read(index)
+        else:
+            self._due[index] = min(when, self._due.get(index, when))
+            self._plan()
+
+    def _plan(self) -> None:
+        if self._due:
+            self._timer.start(max(0.0, min(self._due.values()) - self._clock()), self._read_due)
+        else:
+            self._timer.stop()
+
+    def _read_due(self) -> None:
+        now = self._clock()
+        for index in [index for index, when in self._due.items() if when <= now]:
+            self._read(index)
+        self._plan()
+
+    def _read(self, index: int) -> None:
+        self._due.pop(index, None)
+        self._reading |= 1 << index
+        self._stale &= ~(1 << index)
+        self._read_at[index] = self._clock()
+        read_key(self._topology, self.room, index, partial(self._answered, index))
+
+    def _answered(
+        self, index: int, server: str, value: bytes | None, ttl: int | None, error: ServerError | None
+    ) -> None:
+        if self._reading < 0:  # stopped
+            return
+        now, rules = self._clock(), self._rules
+        self._reading &= ~(1 << index)
+        self.keys[index] = key_state(self._prefixes[index], self.room, server, value, ttl, error)
+        if not self.changed.done():
+            self.changed.set_result(None)
+        if self._stale >> index & 1:
+            self._read_by(index, self._read_at[index] + PAUSE)
+        elif error is not None:
+            self._read_by(index, now + rules.extend_interval)  # or when its server is back
+        elif ttl is not None and ttl >= 0:
+            self._read_by(index, now + max(PAUSE, ttl / 1000 + EXPIRED))
+        if not rules.tracking:
+            self._read_by(index, now + rules.extend_interval)
+
+
+class Observations(dict[str, Observation]):
+    """Every name that somebody watches.
+
+    Invariants: a name is in here while its ``Observation`` has watchers. After ``close`` there are none. While there
+    are some, this subscribes to the reports of its own locker: with NOLOOP, servers do not tell of what that does.
+    """
+
+    _make: Callable[[Room[Any]], Observation]
+    _reports: Reports
+    _closed: AsyncLockError | None = None
+    _unsubscribe: Callable[[], None] | None = None
+
+    def open(
+        self, topology: Topology, rules: Rules, prefixes: list[bytes], clock: Callable[[], float], reports: Reports
+    ) -> None:
+        """From now on there may be some."""
+        self._reports = reports
+        self._make = lambda room: Observation(topology, rules, prefixes, room, clock)
+
+    def invalidated(self, name: str, index: int) -> None:
+        """The server says that a key has changed."""
+        if (observation := self.get(name)) is not None:
+            observation.look(index)
+
+    def look_again(self) -> None:
+        """Any key of any name may have changed."""
+        for observation in list(self.values()):
+            observation.look_again()
+
+    def _happened_here(self, event: Event) -> None:
+        if isinstance(event, Acquired | Released) and (observation := self.get(event.name)) is not None:
+            observation.look_again()
+
+    def close(self, error: AsyncLockError) -> None:
+        """Those who watch raise ``error``."""
+        self._closed = error
+        for observation in self.values():
+            observation.stop()
+            if not observation.changed.done():
+                observation.changed.set_result(None)
+        self.clear()
+        self._subscribe()
+
+    def _subscribe(self) -> None:
+        """Subscribe, or end that: as is needed now."""
+        if self and self._unsubscribe is None:
+            self._unsubscribe = self._reports.subscribe(self._happened_here)
+        elif not self and self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+
+    async def watch(self, room: Room[Any]) -> AsyncGenerator[Holder | None]:
+        """As ``Locker.watch``."""
+        observation = self.get(room.name)
+        if observation is None:
+            observation = self[room.name] = self._make(room)
+            self._subscribe()
+        observation.watchers += 1
+        told, known = False, None
+        try:
+            while True:
+                if observation.changed.done():
+                    observation.changed = asyncio.get_running_loop().create_future()
+                changed = observation.changed
+                if self._closed is not None:
+                    raise type(self._closed)(*self._closed.args)
+                if observation.is_known():
+                    holder = observation.holder()
+                    if not told or _identity(holder) != _identity(known):
+                        told, known = True, holder
+                        yield holder
+                        continue  # it may have changed meanwhile
+                await asyncio.shield(changed)
+        finally:
+            observation.watchers -= 1
+            if not observation.watchers and self.get(room.name) is observation:
+                del self[room.name]
+                observation.stop()
+                self._subscribe()
+
+
+def _identity(holder: Holder | None) -> bytes | None:
+    """The same holder has the same value; that its lock was extended is no change."""
+    return None if holder is None else holder.value

@@ -1,0 +1,45 @@
+"""Tally: what a locker counts."""
+
+from __future__ import annotations
+
+
+class Tally:
+    """Counts since the locker was made; ``Locker.statistics`` explains them. Whoever sees it happen adds to it: the
+    rules here, and the engine."""
+
+    __slots__ = (
+        "acquired",
+        "extensions",
+        "failed",
+        "handed_off",
+        "latest_extension",
+        "longest_wait",
+        "lost",
+        "lost_while_held",
+        "reconnects",
+        "refused",
+        "timed_out",
+    )
+
+    def __init__(self) -> None:
+        self.acquired = 0
+        self.handed_off = 0
+        self.timed_out = 0
+        self.refused = 0
+        self.failed = 0
+        self.reconnects = 0
+        self.extensions = 0
+        self.latest_extension = 0.0
+        self.longest_wait = 0.0
+        self.lost: dict[str, int] = {}  # by LossReason
+        self.lost_while_held = 0  # the others were found when the lock had been released
+
+    def hand_off(self) -> None:
+        """A lease passes on to the next who waits here."""
+        self.handed_off += 1
+
+    def extension(self, late: float) -> None:
+        """A lease is extended, ``late`` seconds after its time."""
+        self.extensions += 1
+        if late > self.latest_extension:
+            self.latest_extension = late

@@ -1,0 +1,58 @@
+"""Tokens: the values of keys. Each belongs to one lease, and says who has the lock and since when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+MAGIC = b"asynclock:"
+TAKEN, FORCED = MAGIC + b"n:", MAGIC + b"f:"  # what tokens begin with: a free key was taken; or any, by force
+
+MAX_MILLISECONDS = 1 << 47  # Unix time: a later one is not from a clock
+
+
+class Tokens:
+    """Values that no other lease ever writes: a random part for each locker, and a number for each lease.
+
+    A token is ``asynclock:n:<locker>:<number>:<milliseconds>:<owner>``, with ``f`` in place of ``n`` if it was set by
+    force: then a holder who finds it in its key knows what happened. The milliseconds are the owner's clock, in Unix
+    time, when the attempt began. The owner comes last, since it may contain colons.
+    """
+
+    __slots__ = ("_count", "_forced", "_owner", "_taken", "_time", "locker")
+
+    def __init__(self, random: bytes, owner: bytes, time: Callable[[], float]) -> None:
+        """:param time: the time of day, in Unix seconds"""
+        self.locker = random.hex().encode()  #: in all of them
+        self._taken = b"%b%b:" % (TAKEN, self.locker)
+        self._forced = b"%b%b:" % (FORCED, self.locker)
+        self._owner = owner
+        self._time = time
+        self._count = 0
+
+    def next(self, forced: bool = False) -> bytes:
+        self._count += 1
+        begin = self._forced if forced else self._taken
+        return b"%b%x:%d:%b" % (begin, self._count, int(self._time() * 1000), self._owner)
+
+
+class Claim(NamedTuple):
+    """What a token says."""
+
+    owner: str
+    since: float  #: Unix seconds, by the owner's clock
+    forced: bool
+
+
+def claim_of(value: bytes) -> Claim | None:
+    """What is in this value; None: it is no token of this version of asynclock."""
+    parts = value.split(b":", 5)
+    if len(parts) != 6 or not value.startswith((TAKEN, FORCED)):
+        return None
+    try:
+        owner, milliseconds = parts[5].decode(), int(parts[4])
+    except ValueError:
+        return None
+    if not owner.isprintable() or not 0 <= milliseconds < MAX_MILLISECONDS:
+        return None
+    return Claim(owner, milliseconds / 1000, parts[1] == b"f")

@@ -1,0 +1,11 @@
+"""What log records carry beside their text."""
+
+from __future__ import annotations
+
+
+def about(message: str, **values: object) -> dict[str, object]:
+    """For ``extra=``: the stable id of a message, ``asynclock_message``, and what it is about (``asynclock_lock``, …).
+
+    docs/logging.md has all ids and fields.
+    """
+    return {"asynclock_message": message, **{f"asynclock_{name}": value for name, value in values.items()}}
