@@ -18,8 +18,11 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import aiohttp
+import httpx
 import pytest
-from opentelemetry import trace
+from aiohttp import web
+from fastapi import FastAPI
 from opentelemetry.sdk.metrics import AlwaysOnExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -39,8 +42,11 @@ from asynclock import (
     sync,
 )
 from asynclock.events import Event, ExtensionLate
+from asynclock.integrations import aiohttp as aiohttp_locks
+from asynclock.integrations.fastapi import Locks
 from asynclock.integrations.opentelemetry import BUCKETS, instrument
 from asynclock.testing import Proxy, Server
+from tests.support.apps import serve_aiohttp
 from tests.support.helpers import AT_ONCE, ROOT, key, until
 
 pytestmark = [pytest.mark.every_python, pytest.mark.serverless, pytest.mark.asyncio]
@@ -527,9 +533,15 @@ async def test_spans_do_not_pile_up(telemetry: Telemetry, locker: Locker) -> Non
             pass
     await told()
     telemetry.exporter.clear()
-    gc.collect()
-    assert sum(type(each).__name__ == "_Span" for each in gc.get_objects()) == 0
-    assert sum(isinstance(each, trace.NonRecordingSpan) for each in gc.get_objects()) <= 1010
+
+    def living(kind: str) -> int:
+        gc.collect()
+        return sum(type(each).__name__ == kind for each in gc.get_objects())
+
+    assert living("_Span") == 0 and living("NonRecordingSpan") <= 1010
+    async with locker.with_context("job"):
+        await told()
+        assert living("_Span") == 1  # so they are seen
 
 
 async def test_what_goes_wrong_is_logged_and_not_raised(
@@ -575,12 +587,61 @@ async def test_metrics_are_read_in_another_thread(
     assert not caplog.records
 
 
-@pytest.mark.parametrize(
-    "wrong", ["redis://127.0.0.1:6379", sync.Locker("redis://127.0.0.1:6379")], ids=["url", "sync"]
-)
-async def test_what_is_no_locker_is_refused(wrong: Any) -> None:
+@pytest.mark.parametrize("make", [str, sync.Locker], ids=["url", "sync"])
+async def test_what_is_no_locker_is_refused(make: Any) -> None:
+    wrong = make("redis://127.0.0.1:6379")
     with pytest.raises(ConfigurationError, match=r"needs an asynclock\.Locker.*asynclock\.sync report no events"):
         instrument(wrong)
+
+
+# In web frameworks: as docs/observability.md has it, with a span around each request
+
+
+async def test_in_fastapi(telemetry: Telemetry, server: Server) -> None:
+    locks = Locks(server.url)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        telemetry.instrument(await locks.locker())
+        yield
+
+    app = FastAPI(lifespan=lifespan)
+    locks.install(app)
+
+    @app.get("/", dependencies=[locks.lock("job")])
+    async def endpoint() -> None: ...
+
+    async def traced(scope: Any, receive: Any, send: Any) -> None:
+        with telemetry.tracer.start_as_current_span("request"):
+            await app(scope, receive, send)
+
+    async with app.router.lifespan_context(app):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(traced), base_url="http://test") as client:
+            assert (await client.get("/")).status_code == 200
+        await told()
+    for name in ("asynclock.acquire", "asynclock.hold"):
+        assert is_child(telemetry.span(name), telemetry.span("request"))
+
+
+async def test_in_aiohttp(telemetry: Telemetry, server: Server) -> None:
+    @web.middleware
+    async def traced(request: web.Request, handler: Any) -> Any:
+        with telemetry.tracer.start_as_current_span("request"):
+            return await handler(request)
+
+    @aiohttp_locks.locked("job")
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response()
+
+    app = web.Application(middlewares=[traced])
+    telemetry.instrument(aiohttp_locks.setup(app, server.url))
+    app.router.add_get("/", handler)
+    async with serve_aiohttp(app) as port, aiohttp.ClientSession() as client:
+        async with client.get(f"http://127.0.0.1:{port}/") as response:
+            assert response.status == 200
+        await told()
+    for name in ("asynclock.acquire", "asynclock.hold"):
+        assert is_child(telemetry.span(name), telemetry.span("request"))
 
 
 # In processes of their own
