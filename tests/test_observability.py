@@ -19,7 +19,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -88,9 +88,9 @@ def exported(shared_server: Server) -> Exported:
 
 
 async def everything(server: Server) -> Exported:
-    registry, exporter, tracers = CollectorRegistry(), InMemorySpanExporter(), TracerProvider()
+    exporter, tracers = InMemorySpanExporter(), TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(exporter))
-    meters = MeterProvider([PrometheusMetricReader(registry=registry)])
+    meters = MeterProvider([PrometheusMetricReader()])
     async with Proxy(server.port) as proxy, Locker(proxy.url, key_validity=4, extend_interval=0.2) as locker:
         instrument(locker, meter_provider=meters, tracer_provider=tracers)
         events: list[Event] = []
@@ -115,7 +115,7 @@ async def everything(server: Server) -> Exported:
             await scope.release()
             await until(lambda: any(span.name == "asynclock.lost" for span in exporter.get_finished_spans()))
         exported = Exported()
-        for family in text_string_to_metric_families(generate_latest(registry).decode()):
+        for family in text_string_to_metric_families(generate_latest(REGISTRY).decode()):
             for sample in family.samples:
                 exported.labels.setdefault(sample.name, set()).update(sample.labels)
                 for label, value in sample.labels.items():
