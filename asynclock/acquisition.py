@@ -153,12 +153,12 @@ async def acquire(
             else:
                 scope = context._scope = LockScope(locker, manager, room, lease, context._wait_release, task)
             lease.scope_ref = ScopeRef(scope)
-            tally = manager.tally
-            tally.acquired += 1
-            if now - began > tally.longest_wait:
-                tally.longest_wait = now - began
-            if manager.reports.listeners:
-                scope._hold = manager.reports.acquired(name, now, now - began)
+            reports = manager.reports
+            reports.acquisitions += 1
+            if now - began > reports.longest_wait:
+                reports.longest_wait = now - began
+            if reports.listeners:
+                scope._hold = reports.acquired(name, now, now - began)
             return scope
         if waiter.error is not None:
             if (lease := waiter.lease) is not None and (

@@ -275,8 +275,8 @@ class LockManager:
         return Statistics(
             held=0 if self.life.forked else held,
             waiting=0 if self.life.forked else sum(len(room.queue) + len(room.forces) for room in rooms),
-            acquired=tally.acquired,
-            released=tally.acquired - tally.lost_while_held - held,
+            acquired=self.reports.acquisitions,
+            released=self.reports.acquisitions - tally.lost_while_held - held,
             handed_off=tally.handed_off,
             lost=MappingProxyType({LossReason(reason): count for reason, count in tally.lost.items()}),
             timed_out=tally.timed_out,
@@ -285,7 +285,7 @@ class LockManager:
             reconnects=tally.reconnects,
             extensions=tally.extensions,
             latest_extension=tally.latest_extension,
-            longest_wait=tally.longest_wait,
+            longest_wait=self.reports.longest_wait,
         )
 
     # For waiters

@@ -8,12 +8,10 @@ class Tally:
     rules here, and the engine."""
 
     __slots__ = (
-        "acquired",
         "extensions",
         "failed",
         "handed_off",
         "latest_extension",
-        "longest_wait",
         "lost",
         "lost_while_held",
         "reconnects",
@@ -22,7 +20,6 @@ class Tally:
     )
 
     def __init__(self) -> None:
-        self.acquired = 0
         self.handed_off = 0
         self.timed_out = 0
         self.refused = 0
@@ -30,7 +27,6 @@ class Tally:
         self.reconnects = 0
         self.extensions = 0
         self.latest_extension = 0.0
-        self.longest_wait = 0.0
         self.lost: dict[str, int] = {}  # by LossReason
         self.lost_while_held = 0  # the others were found when the lock had been released
 

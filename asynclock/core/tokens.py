@@ -19,7 +19,7 @@ class Tokens:
     time, when the attempt began. The owner comes last, since it may contain colons.
     """
 
-    __slots__ = ("_count", "_forced", "_owner", "_taken", "_time", "locker")
+    __slots__ = ("_began", "_count", "_ended", "_forced", "_owner", "_rest", "_taken", "_time", "locker")
 
     def __init__(self, random: bytes, owner: bytes, time: Callable[[], float]) -> None:
         """:param time: the time of day, in Unix seconds"""
@@ -29,11 +29,18 @@ class Tokens:
         self._owner = owner
         self._time = time
         self._count = 0
+        # The end of all tokens of one millisecond, in which many may be made: from _began to _ended.
+        self._rest = b""
+        self._began = self._ended = 0.0
 
     def next(self, forced: bool = False) -> bytes:
         self._count += 1
-        begin = self._forced if forced else self._taken
-        return b"%b%x:%d:%b" % (begin, self._count, int(self._time() * 1000), self._owner)
+        now = self._time()
+        if not self._began <= now < self._ended:
+            milliseconds = int(now * 1000)
+            self._rest = b":%d:%b" % (milliseconds, self._owner)
+            self._began, self._ended = now, (milliseconds + 1) / 1000
+        return b"%b%x%b" % (self._forced if forced else self._taken, self._count, self._rest)
 
 
 class Claim(NamedTuple):
