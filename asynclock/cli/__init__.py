@@ -1,20 +1,28 @@
 """The command ``asynclock``. Importing this needs neither typer nor rich; running it says so if they are missing."""
 
+import signal
 import sys
+from collections.abc import Callable
 from importlib import import_module
+from types import FrameType
 
-__all__ = ["check_installed", "main"]
+__all__ = ["check_installed", "handle_sigint", "main"]
 
 
 def main() -> None:
     """Run the command line. Ends with ``SystemExit``: 2 if a package is missing or the arguments are wrong."""
-    try:
-        check_installed("typer", "rich")
-        from .app import app
+    # During the imports Ctrl-C just ends this. As an exception it would show a traceback, and Python loses some there.
+    handle_sigint(signal.SIG_DFL)
+    check_installed("typer", "rich")
+    from .app import app
 
-        app(prog_name="asynclock")
-    except KeyboardInterrupt:  # during the imports
-        sys.exit(130)
+    app(prog_name="asynclock")
+
+
+def handle_sigint(how: signal.Handlers | Callable[[int, FrameType | None], object]) -> None:
+    """Set what SIGINT does, unless it was ignored when this process began."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, how)
 
 
 def check_installed(*packages: str) -> None:

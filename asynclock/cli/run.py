@@ -1,0 +1,266 @@
+"""``asynclock run``: holds locks while a command runs, and ends the command when one of them is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from asynclock import (
+    AcquireTimeoutError,
+    AsyncLockError,
+    ConfigurationError,
+    Locker,
+    LockLostError,
+    LockScope,
+    NotLockedError,
+    ServerError,
+)
+
+from .run_command import PASSED_ON, Command, is_ignored
+from .run_terminal import Terminal
+from .servers import Servers
+
+NOT_ACQUIRED = 1
+LOST = 75  # EX_TEMPFAIL of sysexits.h
+FAILED = 125  # as of env, nohup and timeout; so are the next two
+NOT_RUNNABLE = 126
+NOT_FOUND = 127
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to do. Times are in seconds."""
+
+    names: Sequence[str]
+    command: Sequence[str]
+    timeout: float | None = None  #: how long to wait for all locks together; ``None``: without a limit
+    conflict_exit_code: int = NOT_ACQUIRED
+    at_least: float = 0.0
+    kill_after: float = 5.0
+    verbose: bool = False
+
+    def check(self) -> None:
+        """:raises ConfigurationError: something in it cannot be right"""
+        if not self.names:
+            raise ConfigurationError("give the name of a lock: asynclock run NAME -- COMMAND")
+        if not self.command:
+            raise ConfigurationError("give a command, after --: asynclock run NAME -- COMMAND")
+        for number, name in enumerate(self.names):
+            if name in self.names[:number]:
+                raise ConfigurationError(f"lock {name!r} is given twice")
+        for option in ("timeout", "at_least", "kill_after"):
+            seconds = getattr(self, option)
+            if seconds is not None and not 0 <= seconds < math.inf:
+                raise ConfigurationError(f"--{option.replace('_', '-')}: must be 0 or more seconds")
+
+
+def run(plan: Plan, servers: Servers) -> int:
+    """Run it. Returns the exit status."""
+    _open_standard_files()
+    try:
+        plan.check()
+        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [*PASSED_ON, signal.SIGCHLD, signal.SIGCONT])
+        with contextlib.closing(Terminal()) as terminal:
+            one = Run(plan, servers, terminal, mask)
+            status = asyncio.run(one.run())
+            if one.interrupted and terminal.exists:
+                # Ctrl-C is for the script, too, that this is in. A shell goes on after an exit with status 130, and
+                # stops if SIGINT has ended this, as it would have ended the command.
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                signal.raise_signal(signal.SIGINT)
+            return status
+    except ConfigurationError as error:
+        say(str(error))
+        return FAILED
+    except Exception:
+        say("failed:", traceback.format_exc().rstrip())
+        return FAILED
+
+
+def say(*words: str) -> None:
+    """On stderr, in a line of its own."""
+    # The command may have the terminal, and `stty tostop` stops all others who write to it: unless they block this.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
+    # Nobody may be reading, and that is no reason to stop.
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        sys.stderr.write(f"asynclock run: {' '.join(words)}\n")
+        sys.stderr.flush()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+class Run:
+    """One run: acquires, starts the command, waits for it, and gives the locks back.
+
+    Signals come to ``_on_signal``, which each phase sets for itself. They are acted upon in callbacks of the loop:
+    these go on, whatever happens to a task.
+    """
+
+    def __init__(self, plan: Plan, servers: Servers, terminal: Terminal, mask: set[int]) -> None:
+        self._plan = plan
+        self._servers = servers
+        self._terminal = terminal
+        self._mask = mask
+        self._last: int | None = None  # the signal that came last
+        self._given_up: int | None = None  # the one that ended the wait for the locks
+        self._on_signal: Callable[[int], None] = self._give_up
+        self._scopes: list[LockScope] = []
+        self._loss_told = False
+        self.interrupted = False  #: SIGINT came, and ended the command or the wait for the locks
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        for number in PASSED_ON:
+            if not is_ignored(number):
+                loop.add_signal_handler(number, self._signal, number)
+        self._configure_logging()
+        try:
+            async with contextlib.aclosing(self._servers.locker()) as locker:
+                return await self._locked(locker)
+        except LockLostError as error:
+            if not self._loss_told:
+                say(str(error))
+            return LOST
+        except NotLockedError as error:
+            return self._not_acquired(f"lock {error.name!r} was not acquired: {error.why}")
+        except AcquireTimeoutError as error:
+            what = f"lock {error.name!r} was not acquired within {self._plan.timeout:g} s: {error.why}"
+            if not isinstance(error.__cause__, ServerError):
+                return self._not_acquired(what)
+            say(what)
+            return FAILED
+        except AsyncLockError as error:
+            say(str(error))
+            return FAILED
+        except asyncio.CancelledError:
+            if self._given_up is None:
+                raise
+            self.interrupted = self._given_up == signal.SIGINT
+            return 128 + self._given_up
+
+    def _signal(self, number: int) -> None:
+        self._last = number
+        self._on_signal(number)
+
+    def _give_up(self, number: int) -> None:
+        """While it waits for the locks."""
+        if self._given_up is None:
+            self._given_up = number
+            self._tell(f"{signal.Signals(number).name}: stops waiting")
+            assert self._task is not None
+            self._task.cancel()
+
+    async def _locked(self, locker: Locker) -> int:
+        async with contextlib.AsyncExitStack() as locks:
+            await self._acquire(locker, locks)
+            acquired = time.monotonic()
+            if self._given_up is not None:  # it has come when the last lock was there
+                raise asyncio.CancelledError
+            # No ``await`` from here to the start.
+            try:
+                command = Command(self._plan.command, self._environment(), self._mask, self._terminal, self._still_held)
+            except OSError as error:
+                return self._not_started(error)
+            self._on_signal = command.send
+            self._tell(f"command started, with pid {command.pid}")
+            try:
+                code = await command.wait()
+            except asyncio.CancelledError:
+                self._tell_loss()
+                raise
+            finally:
+                await command.end(self._plan.kill_after)
+            status = code if code >= 0 else 128 - code
+            self._tell(f"command ended, with status {status}")
+            self.interrupted = self._last == signal.SIGINT == -code
+            await self._stay_until(acquired + self._plan.at_least)
+            return status
+        raise AssertionError  # no block above swallows an exception
+
+    async def _acquire(self, locker: Locker, locks: contextlib.AsyncExitStack) -> None:
+        """All of them, in the one order in which everybody acquires them, so that no two wait for each other."""
+        began = time.monotonic()
+        timeout = self._plan.timeout
+        for name in sorted(self._plan.names, key=lambda name: name.encode(errors="surrogateescape")):
+            self._tell(f"waits for lock {name!r} on {self._servers.public_urls()}")
+            left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
+            entering = (
+                locker.try_with_context(name) if left == 0 == timeout else locker.with_context(name, timeout=left)
+            )
+            self._scopes.append(await locks.enter_async_context(entering))
+            self._tell(f"acquired lock {name!r} after {time.monotonic() - began:.3f} s")
+
+    async def _stay_until(self, end: float) -> None:
+        """Keep the locks, or until a signal comes."""
+        signalled = asyncio.Event()
+        self._on_signal = lambda number: signalled.set()
+        left = end - time.monotonic()
+        if left > 0:
+            self._tell(f"keeps the lock for {left:.1f} s more")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await signalled.wait()
+
+    def _still_held(self) -> bool:
+        return all(scope.held for scope in self._scopes)
+
+    def _tell_loss(self) -> None:
+        """At once, and not when the command has ended."""
+        try:
+            for scope in self._scopes:
+                scope.check()
+        except LockLostError as error:
+            self._loss_told = True
+            say(str(error))
+
+    def _environment(self) -> Mapping[str, str]:
+        return {
+            **os.environ,
+            "ASYNCLOCK_NAME": "\n".join(self._plan.names),
+            "ASYNCLOCK_URL": self._servers.public_urls(),
+        }
+
+    def _not_acquired(self, what: str) -> int:
+        status = self._plan.conflict_exit_code
+        if status == 0:  # it is no error
+            self._tell(what)
+        else:
+            say(what)
+        return status
+
+    def _not_started(self, error: OSError) -> int:
+        say(f"{self._plan.command[0]}: {error.strerror}")
+        if error.filename is None:  # no process could be made
+            return FAILED
+        return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_RUNNABLE
+
+    def _tell(self, what: str) -> None:
+        if self._plan.verbose:
+            say(what)
+
+    def _configure_logging(self) -> None:
+        """What the library logs about its servers: all of it with -v, and errors alone without."""
+        handler = logging.StreamHandler()
+        handler.setLevel(logging.INFO if self._plan.verbose else logging.ERROR)
+        log = logging.getLogger("asynclock")
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+
+
+def _open_standard_files() -> None:
+    """Whoever has started this may have closed stdin, stdout or stderr. A connection to a server must not take their
+    place: what the command prints would go there."""
+    for file in (0, 1, 2):
+        try:
+            os.fstat(file)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
