@@ -9,9 +9,9 @@ import typer
 
 from asynclock import __version__, compiled
 
-from . import check_installed
+from . import check_installed, looking
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode="rich")
 
 
 def _version(wanted: bool) -> None:
@@ -48,3 +48,6 @@ def demo(
     from .demo_view import choose_view
 
     raise typer.Exit(play(choose_view(plain)))
+
+
+looking.register(app)
