@@ -74,8 +74,8 @@ def who(holder: Holder) -> str:
     return safe(holder.owner, LONGEST) or "(no name)"
 
 
-def since(holder: Holder) -> str:
-    return UNKNOWN if holder.since is None else second(holder.since)
+def since(holder: Holder, today: datetime | None = None) -> str:
+    return UNKNOWN if holder.since is None else second(holder.since, today)
 
 
 def age_text(holder: Holder, now: datetime) -> str:

@@ -136,7 +136,7 @@ class _Text:
         return (
             safe(each.name, LONGEST),
             who(holder),
-            since(holder),
+            since(holder, self._now if sys.stdout.isatty() else None),
             age_text(holder, self._now),
             left(holder),
             votes(holder),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 
 LONGEST = 200  # characters of a name that are shown to people
 
@@ -39,9 +39,11 @@ def stamp(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def second(at: datetime) -> str:
-    """The same for people: in UTC, to the second."""
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+def second(at: datetime, today: datetime | None = None) -> str:
+    """The same for people: in UTC, to the second; without the date, if that is the one of ``today``."""
+    at = at.astimezone(UTC)
+    form = "%H:%M:%SZ" if today is not None and at.date() == today.astimezone(UTC).date() else "%Y-%m-%d %H:%M:%SZ"
+    return at.strftime(form)
 
 
 def span(seconds: float) -> str:
@@ -56,10 +58,30 @@ def span(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """One line for each row, with the columns below each other."""
+def columns(rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
+    """One line for each row, with the columns below each other.
+
+    :param width: of a line at most, in cells of a terminal: the first two columns lose their middles for it
+    """
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+    if width is not None:
+        room = max(2 * _NARROWEST, width - sum(widths[2:]) - _GAP * (len(widths) - 1))
+        first = min(widths[0], max(room // 2, room - widths[1]))
+        widths[:2] = [first, min(widths[1], room - first)]
+    lines = [
+        (" " * _GAP).join(_filled(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
+    return lines if width is None else [set_cell_size(line, width).rstrip() for line in lines]
+
+
+_GAP = 2  # spaces between columns
+_NARROWEST = 8
+
+
+def _filled(text: str, width: int) -> str:
+    """In this number of cells."""
+    if cell_len(text) <= width:
+        return text + " " * (width - cell_len(text))
+    end = (width - 1) // 2
+    return set_cell_size(text, width - 1 - end) + "…" + set_cell_size(text[::-1], end)[::-1]

@@ -14,9 +14,10 @@ from asynclock.events import Disconnected, Reconnected
 from .changes import Change, Watched
 from .ending import Ending
 from .facts import dumped, facts, sentence, utc_now, votes, who
-from .texts import safe, span, stamp
+from .texts import LONGEST, columns, safe, span, stamp
 
 FRESH = 1.0  # seconds for which a change stands out
+HEAD = ("LOCK", "OWNER", "HELD FOR", "LEFT", "KEYS")
 AROUND = 5  # lines of the terminal that are not rows of the table
 
 
@@ -127,18 +128,14 @@ class Table(Lines):
     def picture(self, locks: Sequence[Watched], away: Sequence[Disconnected]) -> Any:
         """What is on the screen."""
         from rich.console import Group
-        from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(box=None, header_style="bold", pad_edge=False)
-        for title in ("LOCK", "OWNER"):
-            table.add_column(title, overflow="ellipsis", no_wrap=True)
-        for title in ("HELD FOR", "LEFT", "KEYS"):
-            table.add_column(title, no_wrap=True)
         shown = self.visible(locks)
         now = utc_now()
-        for lock in shown:
-            table.add_row(*map(Text, _row(lock, now)), style="bold" if _fresh(lock, FRESH) else "")
+        head, *rows = columns([HEAD, *(_row(lock, now) for lock in shown)], self._console.width)
+        table = [Text(head, style="bold", no_wrap=True)]
+        for lock, row in zip(shown, rows, strict=True):
+            table.append(Text(row, style="bold" if _fresh(lock, FRESH) else "", no_wrap=True))
         held = sum(lock.holder is not None for lock in locks)
         foot = [f"{now:%H:%M:%S}Z  {held} held, {sum(lock.known for lock in locks) - held} free"]
         if (hidden := held + sum(lock.given and lock.known and lock.holder is None for lock in locks) - len(shown)) > 0:
@@ -148,16 +145,16 @@ class Table(Lines):
             gone = span(now.timestamp() - event.at)
             text = f"{safe(event.server)}: disconnected for {gone}, reconnecting"
             lines.append(Text(text, style="red", no_wrap=True, overflow="ellipsis"))
-        return Group(table, Text(""), *lines)
+        return Group(*table, Text(""), *lines)
 
 
 def _row(lock: Watched, now: datetime) -> tuple[str, ...]:
     holder, passed = lock.holder, time.monotonic() - lock.read_at
     if holder is None:
-        return safe(lock.name), "free", "", "", ""
+        return safe(lock.name, LONGEST), "free", "", "", ""
     held_for = "" if holder.since is None else span((now - holder.since).total_seconds())
     left = "no end" if holder.remaining is None else span(holder.remaining - passed)
-    return safe(lock.name), who(holder), held_for, left, votes(holder)
+    return safe(lock.name, LONGEST), who(holder), held_for, left, votes(holder)
 
 
 def _fresh(lock: Watched, seconds: float) -> bool:
