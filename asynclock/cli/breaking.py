@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 from asynclock import ConfigurationError, Holder, LockLostError
@@ -12,6 +13,7 @@ from .facts import sentence, utc_now, who
 from .servers import Servers
 from .texts import LONGEST, safe
 
+HOLD = 0.25  # seconds: time for the holder to read its key. If that is gone by then, it cannot see who took its lock
 LOOKS = 10  # the holders that are asked about: in a lock that changes hands this fast, nobody is stuck
 
 
@@ -37,7 +39,7 @@ async def _break(name: str, servers: Servers, ending: Ending, yes: bool) -> int:
             if yes or (agreed is not None and holder.value == agreed.value):
                 try:
                     async with locker.force_with_context(name):
-                        pass
+                        await asyncio.sleep(HOLD)
                 except LockLostError:
                     pass  # somebody else has it already: the holder has lost it anyhow
                 ending.tell(f"Lock {shown} was taken from {sentence(holder, utc_now())}, and given back.")

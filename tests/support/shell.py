@@ -168,7 +168,7 @@ class Lines:
     async def ended(self) -> Done:
         out, err = await asyncio.wait_for(self.process.communicate(), LIMIT)
         assert self.process.returncode is not None
-        return Done(self.process.returncode, out.decode(), err.decode())
+        return Done(self.process.returncode, (out or b"").decode(), err.decode())
 
 
 @contextlib.asynccontextmanager
@@ -227,7 +227,7 @@ class Terminal:
         """Wait until it has written this, from position ``since`` on. Returns what was written from there."""
         end = time.monotonic() + seconds
         while not re.search(pattern, self.written[since:], re.DOTALL):
-            assert self._read(end), f"{pattern!r} is not in {self.written[since:]!r}"
+            assert self._read(end), f"{pattern!r} is not in {self.written[since:][-3000:]!r}"
         return self.written[since:]
 
     def ended(self) -> int:
