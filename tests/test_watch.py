@@ -174,7 +174,7 @@ async def test_a_table_that_stays(server: Server) -> None:
                     terminal.shows(r"Ctrl-C ends this", since=position)
                     # Up to the end of the last frame: the next one may have come in parts.
                     frame = "\n".join(screen(terminal.written[: terminal.written.rindex(" ends this.")]))
-                    (seconds,) = re.findall(r"^job .* (\d\.\d) s  1/1$", frame, re.MULTILINE)
+                    (seconds,) = re.findall(r"^job .* (\d\.\d) s +1/1$", frame, re.MULTILINE)
                     left.append(float(seconds))
                 assert len(left) > 3
                 asyncio.run_coroutine_threadsafe(scopes[1].release(), loop).result(LIMIT)
