@@ -30,14 +30,16 @@ class Stopped(BaseException):
 class Ending:
     """Runs a command, and turns whatever ends it into an exit status.
 
-    State: ``_task`` is the command while it runs, and ``_signal`` the signal that ends it. ``_blocked`` is true while
-    the event loop may wait for somebody: then it cannot take notice of a signal.
+    State: ``_task`` is the command while it runs. ``_signal`` is the signal that ends it; ``_unread`` is true if it ends
+    because nobody reads its output any more. ``_blocked`` is true while the event loop may wait for somebody: then it
+    cannot take notice of a signal.
     """
 
     def __init__(self, command: str) -> None:
         self._command = command
         self._task: asyncio.Task[int] | None = None
         self._signal: int | None = None
+        self._unread = False
         self._blocked = False
 
     def run(self, work: Callable[[], Coroutine[Any, Any, int]]) -> int:
@@ -56,9 +58,12 @@ class Ending:
     def _status(self, error: BaseException) -> int:
         match error:
             case Stopped() | asyncio.CancelledError() if self._signal is not None:
-                return self._ended_by_signal(self._signal)
-            case BrokenPipeError():
-                return self._nobody_reads()
+                if self._blocked:
+                    _forget_output()
+                return 128 + self._signal
+            case asyncio.CancelledError() | BrokenPipeError() if self._unread or isinstance(error, BrokenPipeError):
+                _forget_output()
+                return 0
             case ConfigurationError():
                 self.say(str(error))
                 return WRONG_USAGE
@@ -86,7 +91,7 @@ class Ending:
 
     def _reader_gone(self, pipe: int) -> None:
         asyncio.get_running_loop().remove_reader(pipe)
-        self._signal = signal.SIGPIPE
+        self._unread = True
         if self._task is not None:
             self._task.cancel()
 
@@ -97,19 +102,6 @@ class Ending:
         if self._task is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the command is ending anyway
                 self._task.get_loop().call_soon_threadsafe(self._task.cancel)
-
-    def _ended_by_signal(self, number: int) -> int:
-        if number == signal.SIGPIPE:
-            return self._nobody_reads()
-        if self._blocked:
-            self._nobody_reads()
-        return 128 + number
-
-    def _nobody_reads(self) -> int:
-        """What is still in the buffer must not be written at exit."""
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
 
     @contextlib.contextmanager
     def blocked(self) -> Iterator[None]:
@@ -144,8 +136,18 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
+def _forget_output() -> None:
+    """Nobody reads what is still in the buffer of stdout, so it must not be written at exit."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def _stdout_pipe() -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        if stat.S_ISFIFO(os.fstat(1).st_mode):
-            return 1
+    """stdout, if it is a pipe that this process only writes to: it becomes readable when its reader is gone."""
+    if sys.platform != "win32":
+        import fcntl
+
+        with contextlib.suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(1).st_mode) and fcntl.fcntl(1, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+                return 1
     return None

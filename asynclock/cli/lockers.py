@@ -1,4 +1,4 @@
-"""Which lockers are connected to the servers, as far as these say it.
+"""Which servers are connected, and which lockers are connected to them, as far as these say it.
 
 A server does not tell which client waits for which lock: it knows which keys a client tracks, and has no command that
 shows them. What it shows is its connections (``CLIENT LIST``), and those of asynclock have its name.
@@ -27,6 +27,11 @@ class Connected:
     server: str  #: its address, without credentials
     owners: tuple[str, ...]  #: one for each locker, as its connection is called; empty: it has no name
     problem: str = ""  #: why they are not known
+
+
+def away(locker: Locker) -> list[str]:
+    """The servers that are not connected now."""
+    return [node.label for node in locker._manager.topology.nodes if node.connection is None]
 
 
 async def connected_lockers(locker: Locker) -> list[Connected]:

@@ -38,7 +38,7 @@ Who has had the lock today?\n
   asynclock watch report >> report.log
 
 Wait until it is free:\n
-  asynclock watch --json report | grep -m1 '"held": false'
+  asynclock watch --json report | grep -m1 '"event": "free"'
 """
 
 BREAK_EXAMPLES = """[bold]Examples[/bold]

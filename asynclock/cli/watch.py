@@ -14,6 +14,7 @@ from asynclock.options import check_name
 from .changes import Change, Watched
 from .ending import Ending
 from .facts import utc_now
+from .lockers import away
 from .servers import Servers
 from .watch_view import View, choose_view
 
@@ -55,7 +56,7 @@ class Watching:
         self._view = view
         self._ending = ending
         self._events: asyncio.Queue[Change | Disconnected | Reconnected] = asyncio.Queue()
-        self._away: dict[str, Disconnected] = {}
+        self._lost_at: dict[str, float] = {}  # when the connection to a server was lost, in Unix seconds
 
     async def run(self, names: Sequence[str], *, given: bool) -> None:
         """:param given: these and no others"""
@@ -80,7 +81,9 @@ class Watching:
             async with asyncio.timeout(FRAME if self._view.live else None):
                 while True:
                     self._tell(await self._events.get())
-        self._view.draw(list(self._locks.values()), list(self._away.values()))
+        # Not by the events alone: a server may have another address when it is back, or not be needed any more.
+        servers = {server: self._lost_at.get(server) for server in away(self._locker)}
+        self._view.draw(list(self._locks.values()), servers)
 
     def _tell(self, event: Change | Disconnected | Reconnected) -> None:
         match event:
@@ -88,10 +91,10 @@ class Watching:
                 self._view.change(event)
                 return
             case Disconnected():
-                self._away[event.server] = event
+                self._lost_at[event.server] = event.at
                 self._ending.say(f"{event.server}: disconnected, reconnecting: {event.why}")
             case Reconnected():
-                self._away.pop(event.server, None)
+                self._lost_at.pop(event.server, None)
                 self._ending.say(f"{event.server}: connected again after {event.after:.1f} s")
         self._view.server(event)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol, Self
 
@@ -33,7 +33,8 @@ class View(Protocol):
     def visible(self, locks: Sequence[Watched]) -> list[Watched]:
         """Those that can be seen, in their order."""
 
-    def draw(self, locks: Sequence[Watched], away: Sequence[Disconnected]) -> None: ...
+    def draw(self, locks: Sequence[Watched], away: Mapping[str, float | None]) -> None:
+        """:param away: the servers that are not connected, and since when, in Unix seconds"""
 
 
 def choose_view(ending: Ending, as_json: bool) -> View:
@@ -73,7 +74,7 @@ class Lines:
     def visible(self, locks: Sequence[Watched]) -> list[Watched]:
         return []
 
-    def draw(self, locks: Sequence[Watched], away: Sequence[Disconnected]) -> None: ...
+    def draw(self, locks: Sequence[Watched], away: Mapping[str, float | None]) -> None: ...
 
 
 class JSONLines(Lines):
@@ -121,11 +122,11 @@ class Table(Lines):
         known.sort(key=lambda lock: (lock.holder is None, lock.name))
         return known[: max(1, self._console.height - AROUND)]
 
-    def draw(self, locks: Sequence[Watched], away: Sequence[Disconnected]) -> None:
+    def draw(self, locks: Sequence[Watched], away: Mapping[str, float | None]) -> None:
         with self._ending.blocked():
             self._live.update(self.picture(locks, away), refresh=True)
 
-    def picture(self, locks: Sequence[Watched], away: Sequence[Disconnected]) -> Any:
+    def picture(self, locks: Sequence[Watched], away: Mapping[str, float | None]) -> Any:
         """What is on the screen."""
         from rich.console import Group
         from rich.text import Text
@@ -141,9 +142,9 @@ class Table(Lines):
         if (hidden := held + sum(lock.given and lock.known and lock.holder is None for lock in locks) - len(shown)) > 0:
             foot.append(f"{hidden} more than fit here")
         lines = [Text("; ".join(foot) + ". Ctrl-C ends this.", style="dim", no_wrap=True, overflow="ellipsis")]
-        for event in away:
-            gone = span(now.timestamp() - event.at)
-            text = f"{safe(event.server)}: disconnected for {gone}, reconnecting"
+        for server, since in away.items():
+            gone = "" if since is None else f" for {span(now.timestamp() - since)}"
+            text = f"{safe(server)}: disconnected{gone}, reconnecting"
             lines.append(Text(text, style="red", no_wrap=True, overflow="ellipsis"))
         return Group(*table, Text(""), *lines)
 
