@@ -33,14 +33,13 @@ ALL_KEYS = KEYS | {"problem", "keys"}
 async def test_held_and_free_on_every_deployment(deployment: Deployment) -> None:
     where = deployment.arguments
     async with deployment.locker(owner="web-3:812") as locker, locker.with_context("report:daily"):
-        text = await shell("status", *where, "report:daily")
+        text, done = await asyncio.gather(shell("status", *where, "report:daily"), shell("status", *where, "--json"))
         assert (text.status, text.err) == (0, "")
         votes = rf"{deployment.keys}/{deployment.keys}"
         assert re.search(rf"^report:daily +web-3:812 +20\d\d-.*Z +[\d.]+ s +\d\.\d s +{votes}$", text.out, re.MULTILINE)
         assert len(
             re.findall(r"^asynclock:\d:report:daily +.*127.0.0.1:\d+/\d .*the holder$", text.out, re.MULTILINE)
         ) == (deployment.keys)
-        done = await shell("status", *where, "--json")
         assert (done.status, done.err) == (0, "")
         lock = done.lock
         assert set(lock) == ALL_KEYS
@@ -62,7 +61,8 @@ async def test_held_and_free_on_every_deployment(deployment: Deployment) -> None
         ]
         assert {state["state"] for state in lock["keys"]} == {"held"}
         assert all(re.fullmatch(r"(mymaster at )?127\.0\.0\.1:\d+/\d", state["server"]) for state in lock["keys"])
-        assert all(server["lockers"] == 1 and server["owners"] == ["web-3:812"] for server in done.json["servers"])
+        for server in done.json["servers"]:  # the other command of these two may be there
+            assert "web-3:812" in server["owners"] and server["lockers"] == len(server["owners"]) <= 2
         assert len(done.json["servers"]) == (3 if deployment.keys == 3 else 1)
     done = await shell("status", *where, "--json", "report:daily")
     assert done.status == 1
@@ -101,33 +101,37 @@ async def test_other_libraries_are_unknown_and_no_value_is_shown(server: Server)
     async with Go(server.port, "rueidislock") as go:
         lock = await go.acquire("job")
         value = safe_bytes(lock.value)
-        text, listed = await shell("status", *where, "job"), await shell("status", *where, "--json")
+        text, listed, values, listed_values = await asyncio.gather(
+            shell("status", *where, "job"),
+            shell("status", *where, "--json"),
+            shell("status", *where, "--values"),
+            shell("status", *where, "--values", "--json"),
+        )
         assert text.status == listed.status == 0
         assert re.search(r"^job +unknown +unknown +unknown +\d\.\d s +1/1$", text.out, re.MULTILINE)
         assert listed.lock["library"] == "unknown" and listed.lock["owner"] is listed.lock["since"] is None
         assert value not in text.out and "value" not in listed.lock["keys"][0]
-        assert value in (await shell("status", *where, "--values")).out
-        assert (await shell("status", *where, "--values", "--json")).lock["keys"][0]["value"] == value
+        assert value in values.out and listed_values.lock["keys"][0]["value"] == value
     async with Locker(server.url) as locker, locker.with_context("job"):
         own = server.execute("GET", key("job"))
         assert isinstance(own, bytes)
-        for arguments, shown in ((["job"], False), (["--json"], False), (["--values"], True)):
-            done = await shell("status", "--url", server.url, *arguments)
-            assert (own.decode() in done.out) is shown
+        table = [["job"], ["--json"], ["--values"]]
+        shown = await asyncio.gather(*(shell("status", "--url", server.url, *arguments) for arguments in table))
+        assert [own.decode() in done.out for done in shown] == [False, False, True]
 
 
 @pytest.mark.asyncio
-async def test_taken_by_force(server: Server) -> None:
+async def test_taken_by_force_and_without_an_end(server: Server) -> None:
+    server.execute("SET", key("endless"), "x")
     async with Locker(server.url) as locker, locker.force_with_context("job"):
-        assert (await shell("status", "--url", server.url, "--json")).lock["forced"] is True
-        assert re.search(r"1/1 by force$", (await shell("status", "--url", server.url)).out, re.MULTILINE)
-
-
-@pytest.mark.asyncio
-async def test_a_lock_that_never_expires(server: Server) -> None:
-    server.execute("SET", key("job"), "x")
-    assert "no end" in (await shell("status", "--url", server.url)).out
-    assert (await shell("status", "--url", server.url, "--json")).lock["remaining"] is None
+        text, listed = await asyncio.gather(
+            shell("status", "--url", server.url), shell("status", "--url", server.url, "--json")
+        )
+    assert re.search(r"^job .*1/1 by force$", text.out, re.MULTILINE)
+    assert re.search(r"^endless .* no end  1/1$", text.out, re.MULTILINE)
+    endless, forced = listed.json["locks"]
+    assert endless["held"] is True and endless["remaining"] is None and endless["forced"] is False
+    assert forced["forced"] is True
 
 
 EVIL = ["\x1b[2J\x1b]0;title\x07", "line\nbreak\r\ttab", "\u202eright-to-left", "\x9b31m", "é 世界", "l" * 300]
@@ -195,7 +199,8 @@ async def test_one_of_three_servers_is_down_and_two_are(trio: Deployment) -> Non
 
 @pytest.mark.asyncio
 async def test_what_the_user_may_not_see(server: Server) -> None:
-    server.execute("ACL", "SETUSER", "looker", "on", ">secret", "~*", "&*", "+@all", "-client|list")
+    allowed = ["+@all", "-client", "+client|tracking", "+client|id", "+client|setname"]
+    server.execute("ACL", "SETUSER", "looker", "on", ">secret", "~*", "&*", *allowed)
     try:
         async with Locker(server.url) as locker, locker.with_context("job"):
             done = await shell("status", "--url", f"redis://looker:secret@127.0.0.1:{server.port}", "job")

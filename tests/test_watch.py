@@ -20,7 +20,7 @@ from asynclock.testing import Server
 from tests.support.helpers import key, until, worker
 from tests.support.shell import COMMAND, LIMIT, Deployment, Lines, Terminal, environment, running, screen, shell
 
-pytestmark = [pytest.mark.one_loop]
+pytestmark = [pytest.mark.serverless, pytest.mark.one_loop]
 
 # Several times what it takes: another process reads the change, and this one reads what that has written.
 SOON = 1.0
