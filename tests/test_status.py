@@ -284,6 +284,16 @@ async def test_nobody_reads_it(server: Server) -> None:
     assert re.fullmatch(r"LOCK .*\n0\n", done.stdout)
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("where", "status"), [(">&-", 0), (">&- 2>&- <&-", 0), ("> /dev/full", 125)])
+async def test_an_output_that_is_not_there(server: Server, where: str, status: int) -> None:
+    server.execute("SET", key("job"), "x")
+    program = ["sh", "-c", f'{" ".join(COMMAND)} status --url {server.url} job {where}; echo "$?" >&2']
+    done = await shell(program=program)
+    assert (done.err.splitlines()[-1], done.out) == (str(status), "")
+    assert "Traceback" not in done.err and "ignored" not in done.err
+
+
 # Text
 
 

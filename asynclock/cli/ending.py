@@ -30,9 +30,9 @@ class Stopped(BaseException):
 class Ending:
     """Runs a command, and turns whatever ends it into an exit status.
 
-    State: ``_task`` is the command while it runs. ``_signal`` is the signal that ends it; ``_unread`` is true if it ends
-    because nobody reads its output any more. ``_blocked`` is true while the event loop may wait for somebody: then it
-    cannot take notice of a signal.
+    State: ``_task`` is the command while it runs. ``_signal`` is the signal that ends it, and ``_unread`` is true if it
+    ends since nobody reads its output any more. ``_blocked`` is true while the event loop may wait for somebody: then
+    it cannot take notice of a signal.
     """
 
     def __init__(self, command: str) -> None:
@@ -44,6 +44,7 @@ class Ending:
 
     def run(self, work: Callable[[], Coroutine[Any, Any, int]]) -> int:
         """Run it. Returns the exit status."""
+        _open_standard_files()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
@@ -58,16 +59,23 @@ class Ending:
     def _status(self, error: BaseException) -> int:
         match error:
             case Stopped() | asyncio.CancelledError() if self._signal is not None:
-                if self._blocked:
+                if isinstance(error, Stopped):
                     _forget_output()
                 return 128 + self._signal
-            case asyncio.CancelledError() | BrokenPipeError() if self._unread or isinstance(error, BrokenPipeError):
+            case asyncio.CancelledError() if self._unread:
+                _forget_output()
+                return 0
+            case BrokenPipeError():
                 _forget_output()
                 return 0
             case ConfigurationError():
                 self.say(str(error))
                 return WRONG_USAGE
-            case AsyncLockError() | OSError():
+            case AsyncLockError():
+                self.say(str(error))
+                return FAILED
+            case OSError():  # the disk is full, for example
+                _forget_output()
                 self.say(str(error))
                 return FAILED
             case Exception():
@@ -108,8 +116,10 @@ class Ending:
         """Around what waits for somebody: a reader that does not read, or an answer. In the task of the command only:
         elsewhere ``Stopped`` would not end it."""
         self._blocked = True
-        yield
-        self._blocked = False  # not after an exception: what is still in the buffer cannot be written
+        try:
+            yield
+        finally:
+            self._blocked = False
 
     def tell(self, line: str) -> None:
         """A line on stdout, at once."""
@@ -125,8 +135,15 @@ class Ending:
     def say(self, what: str) -> None:
         """A line on stderr."""
         lines = "\n".join(map(safe, what.splitlines()))
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it
+        with contextlib.suppress(OSError, ValueError), self.blocked():  # nobody may be reading it
             print(f"asynclock {self._command}: {lines}", file=sys.stderr, flush=True)
+
+
+def _open_standard_files() -> None:
+    """Whoever has started this may have closed them. A connection to a server must not take their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for good; the lowest free number is this one's
 
 
 def _first(error: BaseException) -> BaseException:
@@ -137,7 +154,7 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _forget_output() -> None:
-    """Nobody reads what is still in the buffer of stdout, so it must not be written at exit."""
+    """What is still in the buffer of stdout cannot be written. Python would try again at exit."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 

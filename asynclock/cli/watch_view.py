@@ -17,6 +17,7 @@ from .facts import dumped, facts, sentence, utc_now, votes, who
 from .texts import LONGEST, columns, safe, span, stamp
 
 FRESH = 1.0  # seconds for which a change stands out
+LINGER = 10.0  # seconds for which a lock is shown that was not named, and that nobody holds any more
 HEAD = ("LOCK", "OWNER", "HELD FOR", "LEFT", "KEYS")
 AROUND = 5  # lines of the terminal that are not rows of the table
 
@@ -112,15 +113,20 @@ class Table(Lines):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), self._ending.blocked():
             self._live.stop()
 
     def change(self, change: Change) -> None: ...
 
     def visible(self, locks: Sequence[Watched]) -> list[Watched]:
-        known = [lock for lock in locks if lock.known and (lock.given or lock.holder is not None or _fresh(lock, 10))]
-        known.sort(key=lambda lock: (lock.holder is None, lock.name))
-        return known[: max(1, self._console.height - AROUND)]
+        return self._worth_showing(locks)[: max(1, self._console.height - AROUND)]
+
+    def _worth_showing(self, locks: Sequence[Watched]) -> list[Watched]:
+        """The held ones first."""
+        known = [
+            lock for lock in locks if lock.known and (lock.given or lock.holder is not None or _fresh(lock, LINGER))
+        ]
+        return sorted(known, key=lambda lock: (lock.holder is None, lock.name))
 
     def draw(self, locks: Sequence[Watched], away: Mapping[str, float | None]) -> None:
         with self._ending.blocked():
@@ -139,7 +145,7 @@ class Table(Lines):
             table.append(Text(row, style="bold" if _fresh(lock, FRESH) else "", no_wrap=True))
         held = sum(lock.holder is not None for lock in locks)
         foot = [f"{now:%H:%M:%S}Z  {held} held, {sum(lock.known for lock in locks) - held} free"]
-        if (hidden := held + sum(lock.given and lock.known and lock.holder is None for lock in locks) - len(shown)) > 0:
+        if hidden := len(self._worth_showing(locks)) - len(shown):
             foot.append(f"{hidden} more than fit here")
         lines = [Text("; ".join(foot) + ". Ctrl-C ends this.", style="dim", no_wrap=True, overflow="ellipsis")]
         for server, since in away.items():
