@@ -191,10 +191,10 @@ async def test_one_of_three_servers_is_down_and_two_are(trio: Deployment) -> Non
             assert done.lock["owner"] == "web-3:812" and done.lock["votes"] == 2
             assert [state["state"] for state in done.lock["keys"]] == ["unreadable", "held", "held"]
             assert [each["lockers"] for each in done.json["servers"]] == [None, 1, 1]
-        trio.servers[1].kill()
-        done = await shell("status", *trio.arguments, "job")
-        assert (done.status, done.out) == (125, "")
-        assert str(trio.servers[0].port) in done.err and "Traceback" not in done.err
+    trio.servers[1].kill()
+    done = await shell("status", *trio.arguments, "job")
+    assert (done.status, done.out) == (125, "")
+    assert str(trio.servers[0].port) in done.err and "Traceback" not in done.err
 
 
 @pytest.mark.asyncio
