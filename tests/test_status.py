@@ -16,7 +16,7 @@ from asynclock.cli.lockers import owners_in
 from asynclock.cli.texts import columns, safe, safe_bytes, span
 from asynclock.testing import Server
 from tests.support.go import Go
-from tests.support.helpers import key, until, worker
+from tests.support.helpers import key, worker
 from tests.support.shell import COMMAND, LIMIT, Deployment, Terminal, environment, shell
 
 pytestmark = [pytest.mark.one_loop]
@@ -33,6 +33,7 @@ ALL_KEYS = KEYS | {"problem", "keys"}
 async def test_held_and_free_on_every_deployment(deployment: Deployment) -> None:
     where = deployment.arguments
     async with deployment.locker(owner="web-3:812") as locker, locker.with_context("report:daily"):
+        await deployment.complete(locker, "report:daily")
         text, done = await asyncio.gather(shell("status", *where, "report:daily"), shell("status", *where, "--json"))
         assert (text.status, text.err) == (0, "")
         votes = rf"{deployment.keys}/{deployment.keys}"
@@ -98,7 +99,7 @@ async def test_all_locks_are_found_by_scan(server: Server) -> None:
 async def test_other_libraries_are_unknown_and_no_value_is_shown(server: Server) -> None:
     """Whoever knows a value can release the key."""
     where = ["--url", server.url, "--key-prefix", "rueidislock"]
-    async with Go(server.port, "rueidislock") as go:
+    async with Go(server.port, "rueidislock", validity=60) as go:
         lock = await go.acquire("job")
         value = safe_bytes(lock.value)
         text, listed, values, listed_values = await asyncio.gather(
@@ -108,7 +109,7 @@ async def test_other_libraries_are_unknown_and_no_value_is_shown(server: Server)
             shell("status", *where, "--values", "--json"),
         )
         assert text.status == listed.status == 0
-        assert re.search(r"^job +unknown +unknown +unknown +\d\.\d s +1/1$", text.out, re.MULTILINE)
+        assert re.search(r"^job +unknown +unknown +unknown +5\d\.\d s +1/1$", text.out, re.MULTILINE)
         assert listed.lock["library"] == "unknown" and listed.lock["owner"] is listed.lock["since"] is None
         assert value not in text.out and "value" not in listed.lock["keys"][0]
         assert value in values.out and listed_values.lock["keys"][0]["value"] == value
@@ -183,7 +184,7 @@ async def test_on_a_terminal_of_80_columns(server: Server) -> None:
 @pytest.mark.asyncio
 async def test_one_of_three_servers_is_down_and_two_are(trio: Deployment) -> None:
     async with trio.locker(owner="web-3:812") as locker, locker.with_context("job"):
-        await until(lambda: all(server.execute("EXISTS", key("job", i)) for i, server in enumerate(trio.servers)))
+        await trio.complete(locker, "job")
         trio.servers[0].kill()
         for arguments in (["job"], []):
             done = await shell("status", *trio.arguments, "--json", *arguments)

@@ -53,6 +53,12 @@ class Deployment:
             options.setdefault("restart_quarantine", False)
         return Locker(self.urls[0] if len(self.urls) == 1 else list(self.urls), **options)
 
+    async def complete(self, locker: Locker, name: str) -> None:
+        """Wait until its holder has every key: a majority is enough to acquire a lock, and the rest may come later."""
+        async with asyncio.timeout(LIMIT):
+            while (holder := await locker.holder(name)) is None or holder.votes < self.keys:
+                await asyncio.sleep(0.01)
+
 
 @pytest.fixture(scope="session")
 def shared_sentinels(kind: str) -> Iterator[Sentinels]:
