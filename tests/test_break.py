@@ -15,7 +15,7 @@ from asynclock import Locker
 from asynclock.testing import Server
 from tests.support.go import Go
 from tests.support.helpers import AT_ONCE, Body, body, key, until, worker
-from tests.support.shell import Deployment, Terminal, shell
+from tests.support.shell import Deployment, Terminal, shell, shells
 
 pytestmark = [pytest.mark.serverless, pytest.mark.one_loop]
 
@@ -181,7 +181,7 @@ async def test_what_it_refuses(server: Server) -> None:
         ("--yes", "--url", nowhere, "job"): 125,
         ("--url", nowhere, "job"): 2,
     }
-    results = await asyncio.gather(*(shell("break", *arguments) for arguments in table))
+    results = await shells("break", *table)
     for (arguments, expected), done in zip(table.items(), results, strict=True):
         assert (done.status, done.out) == (expected, ""), (arguments, done)
         assert done.err and "Traceback" not in done.err

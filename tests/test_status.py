@@ -17,7 +17,7 @@ from asynclock.cli.texts import columns, safe, safe_bytes, span
 from asynclock.testing import Server
 from tests.support.go import Go
 from tests.support.helpers import key, worker
-from tests.support.shell import COMMAND, LIMIT, Deployment, Terminal, environment, shell
+from tests.support.shell import COMMAND, LIMIT, Deployment, Terminal, environment, shell, shells
 
 pytestmark = [pytest.mark.one_loop]
 
@@ -257,7 +257,7 @@ async def test_exit_statuses(server: Server) -> None:
             ("--url", NOWHERE): 125,
             ("--url", NOWHERE, "held"): 125,
         }
-        results = await asyncio.gather(*(shell("status", *arguments) for arguments in table))
+        results = await shells("status", *table)
     for (arguments, expected), done in zip(table.items(), results, strict=True):
         assert done.status == expected, (arguments, done)
         assert bool(done.err) is (expected > 1)

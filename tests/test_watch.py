@@ -18,7 +18,7 @@ import pytest
 from asynclock import Locker, LockLostError
 from asynclock.testing import Server
 from tests.support.helpers import key, until, worker
-from tests.support.shell import COMMAND, LIMIT, Deployment, Lines, Terminal, environment, running, screen, shell
+from tests.support.shell import COMMAND, LIMIT, Deployment, Lines, Terminal, environment, running, screen, shells
 
 pytestmark = [pytest.mark.serverless, pytest.mark.one_loop]
 
@@ -280,7 +280,7 @@ async def test_what_it_refuses(server: Server) -> None:
         ("--url", "redis://127.0.0.1:1"): 125,
         ("--url", "redis://127.0.0.1:1", "job"): 125,
     }
-    results = await asyncio.gather(*(shell("watch", *arguments) for arguments in table))
+    results = await shells("watch", *table)
     for (arguments, expected), done in zip(table.items(), results, strict=True):
         assert (done.status, done.out) == (expected, ""), (arguments, done)
         assert done.err and "Traceback" not in done.err

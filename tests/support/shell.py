@@ -142,6 +142,30 @@ async def shell(*arguments: str, program: Sequence[str] = COMMAND, **env: str) -
     return Done(process.returncode, out.decode(), err.decode())
 
 
+_EACH = """
+import contextlib, io, json, sys
+from asynclock.cli.app import app
+done = []
+for arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            app(arguments, prog_name="asynclock")
+        except SystemExit as ending:
+            status = ending.code
+    done.append((status, out.getvalue(), err.getvalue()))
+print(json.dumps(done))
+"""
+
+
+async def shells(command: str, *table: Sequence[str]) -> list[Done]:
+    """The same command with each of these arguments, one after the other in one process, which saves many starts."""
+    program = [sys.executable, "-c", _EACH]
+    done = await shell(json.dumps([[command, *arguments] for arguments in table]), program=program)
+    assert (done.status, done.err) == (0, "")
+    return [Done(*each) for each in done.json]
+
+
 class Lines:
     """A command that runs on, and what it prints."""
 
