@@ -20,7 +20,7 @@ Who holds it, and since when?\n
   asynclock status report
 
 Does anybody?\n
-  asynclock status report > /dev/null && echo busy
+  asynclock status report > /dev/null && echo "already running"
 
 All locks of three independent servers:\n
   asynclock status --url redis://a --url redis://b --url redis://c
