@@ -20,7 +20,7 @@ from asynclock.testing import KINDS, Cluster, Server
 from tests.support.family import Family
 from tests.support.proofs import proofs
 
-pytest_plugins = ["tests.support.leftovers"]
+pytest_plugins = ["tests.support.leftovers", "tests.support.shell"]
 
 try:
     import uvloop

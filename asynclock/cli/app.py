@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,48 +12,10 @@ from typer.core import TyperCommand
 
 from asynclock import __version__, compiled
 
-from . import check_installed, handle_sigint
+from . import check_installed, handle_sigint, looking
+from .where import Config, KeyPrefix, PasswordFile, Urls
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode="rich")
-
-# Where the servers are: the same for every command. `servers.find_servers` makes one of them.
-WHERE = "Where the servers are"
-Urls = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--url",
-        envvar="ASYNCLOCK_URL",
-        metavar="URL",
-        help="URL of a server, of a node of a cluster, or of Sentinels. Repeat it for independent servers. "
-        "Default: redis://127.0.0.1:6379",
-        rich_help_panel=WHERE,
-    ),
-]
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="ASYNCLOCK_CONFIG",
-        metavar="FILE",
-        help="A TOML file with url or urls, password_file, and options of Locker, such as key_validity.",
-        rich_help_panel=WHERE,
-    ),
-]
-KeyPrefix = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TEXT",
-        help="Prefix of the keys, the same for all who share locks. Default: asynclock",
-        rich_help_panel=WHERE,
-    ),
-]
-PasswordFile = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="File with the password for URLs without one. Or set ASYNCLOCK_PASSWORD.",
-        rich_help_panel=WHERE,
-    ),
-]
 
 
 def _version(wanted: bool) -> None:
@@ -218,3 +179,6 @@ def run(
         say(str(error))
         raise typer.Exit(FAILED) from None
     raise typer.Exit(run_plan(plan, servers))
+
+
+looking.register(app)

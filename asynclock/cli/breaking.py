@@ -1,0 +1,55 @@
+"""``asynclock break``: takes a lock from its holder, and gives it back."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from asynclock import ConfigurationError, Holder, LockLostError
+from asynclock.options import check_name
+
+from .ending import FREE, WRONG_USAGE, Ending
+from .facts import sentence, utc_now, who
+from .servers import Servers
+from .texts import LONGEST, safe
+
+HOLD = 0.25  # seconds: time for the holder to read its key. If that is gone by then, it cannot see who took its lock
+LOOKS = 10  # the holders that are asked about: in a lock that changes hands this fast, nobody is stuck
+
+
+def break_lock(name: str, servers: Servers, *, yes: bool) -> int:
+    """Break it. Returns the exit status."""
+    ending = Ending("break")
+    return ending.run(lambda: _break(name, servers, ending, yes))
+
+
+async def _break(name: str, servers: Servers, ending: Ending, yes: bool) -> int:
+    check_name(name)
+    shown = f"'{safe(name, LONGEST)}'"
+    if not yes and not sys.stdin.isatty():
+        ending.say("there is no terminal to ask on: say --yes")
+        return WRONG_USAGE
+    agreed: Holder | None = None
+    for _ in range(LOOKS):
+        async with servers.locker() as locker:
+            holder = await locker.holder(name)
+            if holder is None:
+                ending.say(f"nobody holds lock {shown}{' any more' if agreed else ''}; nothing was done")
+                return FREE
+            if yes or (agreed is not None and holder.value == agreed.value):
+                try:
+                    async with locker.force_with_context(name):
+                        await asyncio.sleep(HOLD)
+                except LockLostError:
+                    pass  # somebody else has it already: the holder has lost it anyhow
+                ending.tell(f"Lock {shown} was taken from {sentence(holder, utc_now())}, and given back.")
+                return 0
+        # Without connections, since the answer may take its time.
+        if agreed is not None:
+            ending.say("meanwhile, the lock has another holder")
+        print(f"Lock {shown} is held by {sentence(holder, utc_now())}.", file=sys.stderr)
+        if ending.ask(f"Take it from {who(holder)}, whose work under it is cancelled? [y/N]") not in ("y", "yes"):
+            ending.say("nothing was done")
+            return FREE
+        agreed = holder
+    raise ConfigurationError(f"lock {shown} changes hands faster than you answer; with --yes, you are not asked")

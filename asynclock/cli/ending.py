@@ -1,0 +1,170 @@
+"""How the commands that look at locks end: exit statuses, signals, and output that nobody reads any more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import signal
+import stat
+import sys
+import traceback
+from collections.abc import Callable, Coroutine, Iterator
+from types import FrameType
+from typing import Any
+
+from asynclock import AsyncLockError, ConfigurationError
+
+from .texts import safe
+
+FREE = 1
+WRONG_USAGE = 2
+FAILED = 125  # as of `asynclock run`
+
+
+class Stopped(BaseException):
+    """A signal has come while this thread was blocked: give up."""
+
+
+class Ending:
+    """Runs a command, and turns whatever ends it into an exit status.
+
+    State: ``_task`` is the command while it runs. ``_signal`` is the signal that ends it, and ``_unread`` is true if it
+    ends since nobody reads its output any more. ``_blocked`` is true while the event loop may wait for somebody: then
+    it cannot take notice of a signal.
+    """
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+        self._task: asyncio.Task[int] | None = None
+        self._signal: int | None = None
+        self._unread = False
+        self._blocked = False
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+        """Run it. Returns the exit status."""
+        _open_standard_files()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._stop)
+        try:
+            return asyncio.run(self._run(work))
+        except BaseException as error:
+            return self._status(_first(error))
+
+    def _status(self, error: BaseException) -> int:
+        match error:
+            case Stopped() | asyncio.CancelledError() if self._signal is not None:
+                if isinstance(error, Stopped):
+                    _forget_output()
+                return 128 + self._signal
+            case asyncio.CancelledError() if self._unread:
+                _forget_output()
+                return 0
+            case BrokenPipeError():
+                _forget_output()
+                return 0
+            case ConfigurationError():
+                self.say(str(error))
+                return WRONG_USAGE
+            case AsyncLockError():
+                self.say(str(error))
+                return FAILED
+            case OSError():  # the disk is full, for example
+                _forget_output()
+                self.say(str(error))
+                return FAILED
+            case Exception():
+                self.say("failed:\n" + "".join(traceback.format_exception(error)))
+                return FAILED
+        raise error
+
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+        self._task = asyncio.current_task()
+        if self._signal is not None:
+            raise asyncio.CancelledError
+        loop = asyncio.get_running_loop()
+        pipe = _stdout_pipe()
+        if pipe is not None:  # the other end may be closed long before there is something to write
+            loop.add_reader(pipe, self._reader_gone, pipe)
+        try:
+            return await work()
+        finally:
+            if pipe is not None:
+                loop.remove_reader(pipe)
+
+    def _reader_gone(self, pipe: int) -> None:
+        asyncio.get_running_loop().remove_reader(pipe)
+        self._unread = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+        if self._blocked:
+            raise Stopped
+        if self._task is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the command is ending anyway
+                self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+
+    @contextlib.contextmanager
+    def blocked(self) -> Iterator[None]:
+        """Around what waits for somebody: a reader that does not read, or an answer. In the task of the command only:
+        elsewhere ``Stopped`` would not end it."""
+        self._blocked = True
+        try:
+            yield
+        finally:
+            self._blocked = False
+
+    def tell(self, line: str) -> None:
+        """A line on stdout, at once."""
+        with self.blocked():
+            print(line, flush=True)
+
+    def ask(self, question: str) -> str:
+        """The answer on stdin, in lower case; empty if there is none."""
+        with self.blocked():
+            print(question, end=" ", file=sys.stderr, flush=True)
+            return sys.stdin.readline().strip().lower()
+
+    def say(self, what: str) -> None:
+        """A line on stderr."""
+        lines = "\n".join(map(safe, what.splitlines()))
+        with contextlib.suppress(OSError, ValueError), self.blocked():  # nobody may be reading it
+            print(f"asynclock {self._command}: {lines}", file=sys.stderr, flush=True)
+
+
+def _open_standard_files() -> None:
+    """Whoever has started this may have closed them. A connection to a server must not take their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for good; the lowest free number is this one's
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first in the groups that task groups make."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _forget_output() -> None:
+    """What is still in the buffer of stdout cannot be written. Python would try again at exit."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _stdout_pipe() -> int | None:
+    """stdout, if it is a pipe that this process only writes to: it becomes readable when its reader is gone."""
+    if sys.platform != "win32":
+        import fcntl
+
+        with contextlib.suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(1).st_mode) and fcntl.fcntl(1, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+                return 1
+    return None
