@@ -50,7 +50,7 @@ def debug(session: nox.Session) -> None:
 def servers(session: nox.Session, server: str, loop: str) -> None:
     """The tests on other servers. A server knows nothing of event loops, so each is tested with one of them."""
     session.install("-e", ".[test]")
-    session.run("pytest", "--server", server, "--loop", loop, "-m", "not serverless", *session.posargs)
+    session.run("pytest", "--server", server, "--loop", loop, "-m", "not serverless and not slow", *session.posargs)
 
 
 @nox.session
