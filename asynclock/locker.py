@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Never, ParamSpec, TypeVar
 
@@ -268,9 +269,13 @@ class Locker:
         :mod:`asynclock.events`. Returns a function that ends that.
 
         It is called in the event loop, right after what has happened, in the context (``contextvars``) of the task that
-        it has happened to. It must not block. What it raises is logged.
+        it has happened to. It must not block. What it raises is logged, which shows nothing until logging is set up.
         """
         return self._manager.reports.subscribe(callback)
+
+    def _one_wait(self, name: str) -> AbstractContextManager[None]:
+        """For integrations, which try several times for one wait: ``Reports.one_wait``."""
+        return self._manager.reports.one_wait(name)
 
     # Opening and closing
 

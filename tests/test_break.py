@@ -79,7 +79,7 @@ async def test_without_a_terminal_nobody_can_be_asked(server: Server) -> None:
     async with Locker(server.url) as locker, locker.with_context("job") as scope:
         done = await shell("break", "--url", server.url, "job")
         assert (done.status, done.out) == (2, "")
-        assert done.err == "asynclock break: there is no terminal to ask on: say --yes\n"
+        assert done.err == "asynclock break: there is no terminal to ask on: add --yes\n"
         assert scope.held and scope.lost_reason is None
 
 

@@ -38,6 +38,7 @@ from asynclock.events import (
     Released,
     TimedOut,
 )
+from asynclock.integrations import _acquire as service
 from asynclock.testing import Proxy, Server
 from tests.support.helpers import body, key, until
 
@@ -330,6 +331,32 @@ async def test_servers_that_are_away_are_counted() -> None:
     await fails()
     await fails()
     assert locker.statistics().failed == 2
+
+
+async def test_a_request_of_a_service_is_one_wait(server: Server, locker: Locker, other: Locker) -> None:
+    """The integrations try up to three times for it."""
+    told: list[Event] = []
+    locker.subscribe(told.append)
+
+    async def request() -> None:
+        async with await service.acquire(locker, "job", 5):
+            await asyncio.sleep(0.01)
+
+    await asyncio.gather(*(request() for _ in range(10)))
+    async with other.with_context("job"):
+        with pytest.raises(AcquireTimeoutError) as caught:
+            await service.acquire(locker, "job", 0.2)
+        with pytest.raises(AcquireTimeoutError):
+            await service.acquire(locker, "job", 0)
+    assert caught.value.holder is not None
+    await delivered()
+    figures = locker.statistics()
+    assert (figures.acquired, figures.timed_out, figures.refused, figures.failed) == (10, 2, 0, 0)
+    waits = [event for event in told if isinstance(event, TimedOut | GaveUp)]
+    assert [type(wait) for wait in waits] == [TimedOut, TimedOut]
+    assert waits[0].waited >= 0.2
+    acquired = [event.waited for event in told if isinstance(event, Acquired)]
+    assert max(acquired) > 0.05  # from the first attempt on
 
 
 # Long waits

@@ -120,7 +120,9 @@ async def _scan(node: Node, prefix: bytes) -> Any:
         except ConnectionError as error:
             raise ServerError(node.label, "the connection was lost; try again") from error
         if type(reply) is not list or len(reply) != 2 or type(reply[0]) is not bytes or type(reply[1]) is not list:
-            raise ServerError(node.label, f"answered SCAN with {node.redact(reply)}", lasting=True)
+            raise ServerError(
+                node.label, f"answered SCAN with {node.redact(reply)}; name the locks, or grant +scan", lasting=True
+            )
         cursor = reply[0]
         for key in reply[1]:
             if type(key) is bytes:

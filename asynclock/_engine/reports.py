@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import NamedTuple
 
 from ..core.lease import Lease
@@ -30,6 +31,10 @@ from .late_extensions import LateExtensions
 from .lifecycle import Lifecycle
 
 log = logging.getLogger("asynclock")
+
+
+# Since when the caller waits, while it tries several times for one wait: see Reports.one_wait.
+_waits_since: ContextVar[float | None] = ContextVar("asynclock waits since", default=None)
 
 
 class Hold(NamedTuple):
@@ -115,13 +120,30 @@ class Reports:
 
     # Waits
 
+    @contextlib.contextmanager
+    def one_wait(self, name: str) -> Iterator[None]:
+        """What is tried inside for the lock is one wait: it is told of once, when it has ended."""
+        began = self._clock()
+        token = _waits_since.set(began)
+        try:
+            yield
+        except BaseException as error:
+            _waits_since.reset(token)
+            self.not_acquired(name, self._clock() - began, error)
+            raise
+        _waits_since.reset(token)
+
     def acquired(self, name: str, now: float, waited: float) -> Hold:
         hold = Hold(self.acquisitions, now)
+        if (since := _waits_since.get()) is not None:
+            waited = now - since
         self._tell(Acquired(time.time(), name, hold.number, waited))
         return hold
 
     def not_acquired(self, name: str, waited: float, error: BaseException) -> None:
         """A wait has ended with ``error``."""
+        if _waits_since.get() is not None:
+            return  # it goes on, or ``one_wait`` tells of it
         tally = self.tally
         if isinstance(error, AcquireTimeoutError):
             tally.timed_out += 1

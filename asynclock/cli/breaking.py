@@ -27,7 +27,7 @@ async def _break(name: str, servers: Servers, ending: Ending, yes: bool) -> int:
     check_name(name)
     shown = f"'{safe(name, LONGEST)}'"
     if not yes and not sys.stdin.isatty():
-        ending.say("there is no terminal to ask on: say --yes")
+        ending.say("there is no terminal to ask on: add --yes")
         return WRONG_USAGE
     agreed: Holder | None = None
     for _ in range(LOOKS):

@@ -131,9 +131,9 @@ class Run:
                 say(str(error))
             return LOST
         except NotLockedError as error:
-            return self._not_acquired(f"lock {error.name!r} was not acquired: {error.why}")
+            return self._not_acquired(f"lock {error.name!r} was not acquired: {error.why}{_held_by(error)}")
         except AcquireTimeoutError as error:
-            what = f"lock {error.name!r} was not acquired within {self._plan.timeout:g} s: {error.why}"
+            what = f"lock {error.name!r} was not acquired within {self._plan.timeout:g} s: {error.why}{_held_by(error)}"
             if not isinstance(error.__cause__, ServerError):
                 return self._not_acquired(what)
             say(what)
@@ -264,3 +264,7 @@ def _open_standard_files() -> None:
             os.fstat(file)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+
+
+def _held_by(error: NotLockedError | AcquireTimeoutError) -> str:
+    return "" if error.holder is None else f" (held by {error.holder})"

@@ -24,7 +24,8 @@ Config = Annotated[
     typer.Option(
         envvar="ASYNCLOCK_CONFIG",
         metavar="FILE",
-        help="A TOML file with url or urls, password_file, and options of Locker, such as key_validity.",
+        help="A TOML file with url or urls, password_file, and options of Locker, such as key_validity, owner "
+        "and disconnect_grace.",
         rich_help_panel=WHERE,
     ),
 ]

@@ -22,6 +22,11 @@ async def acquire(locker: Locker, name: str, timeout: Seconds | None) -> LockSco
     :raises ServerError: the servers are unavailable
     """
     seconds = check_timeout(timeout)
+    with locker._one_wait(name):
+        return await _acquire(locker, name, seconds)
+
+
+async def _acquire(locker: Locker, name: str, seconds: float | None) -> LockScope:
     loop = asyncio.get_running_loop()
     since = loop.time()
     patience = max(FAR_AWAY, min(seconds or ANSWER, ANSWER))
@@ -37,6 +42,7 @@ async def acquire(locker: Locker, name: str, timeout: Seconds | None) -> LockSco
         if isinstance(error.__cause__, ServerError):
             raise
         busy = AcquireTimeoutError(name, seconds or 0.0, error.why)  # it names the whole timeout
+        busy.holder = error.holder
     try:
         return await _attempt(locker, name, patience)
     except AcquireTimeoutError:

@@ -69,7 +69,8 @@ def instrument(
     """
     if not isinstance(locker, Locker):
         raise ConfigurationError(
-            f"instrument() needs an asynclock.Locker, and not {locker!r}; lockers of asynclock.sync report no events"
+            f"instrument() needs an asynclock.Locker, and not {locker!r}; "
+            "with asynclock.sync, use locker.subscribe() and locker.statistics()"
         )
     for each in list(_instrumented):
         if each.locker() is locker and each.providers == (meter_provider, tracer_provider):
