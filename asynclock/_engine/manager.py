@@ -87,7 +87,7 @@ class LockManager:
         self.observations = Observations()
         self.clock = clock
         self.chance = random.random
-        self._readings: dict[str, Reading] = {}  # those that may be shared
+        self._readings: dict[str, Reading] = {}  # under way, by name: shared by all who want to know meanwhile
         self._prefixes: list[bytes] = []  # of keys: one for each index
         self._closing: Closing | None = None
         forks.register(self)
@@ -234,11 +234,10 @@ class LockManager:
         if not self.life.fork():
             self.clients.fork()
 
-    # For those who look
+    # Who holds a lock, and figures
 
     def read(self, room: Room[Waiter]) -> Reading:
-        """Read who holds the lock: what is under way already, or a new reading. So many tasks that give up at the same
-        time ask once."""
+        """Read who holds the lock; if that is under way already, share it: many tasks may give up at the same time."""
         reading = self._readings.get(room.name)
         if reading is None:
             reading = Reading(self.topology, room, self._prefixes)

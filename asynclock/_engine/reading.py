@@ -1,9 +1,8 @@
-"""Reading: who holds a lock, asked of every server that has a key of it."""
+"""Reading: who holds a lock now, as the servers that have its keys say; and which locks there are."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,15 +12,16 @@ from ..errors import ServerError
 from ..topology import Topology
 from ..wire.commands import packed
 from ..wire.node import Node
+from ..wire.requests import KeyRead
 
 _SPECIAL = b"\\*?[]"  # in the patterns of SCAN
 
 
 class Reading:
-    """The keys of one name, being read for nobody's lease.
+    """All keys of one lock, each read once, to see who holds it.
 
-    Invariant: ``done`` is set as soon as every key was answered for, or never will be. Each server answers, or its
-    connection is dropped for its silence.
+    Invariant: ``done`` is set as soon as each key was read, or could not be. That always comes: a server that does not
+    answer has its connection dropped.
     """
 
     __slots__ = ("_answered", "_keys", "_prefixes", "_room", "_topology", "done")
@@ -65,12 +65,8 @@ class Reading:
         ]
 
 
-Answered = Callable[[str, "bytes | None", "int | None", "ServerError | None"], None]
-
-
-def read_key(topology: Topology, room: Room[Any], index: int, answered: Answered) -> None:
-    """Read one key. ``answered`` is called once, with the server, the value and the PTTL, or an error; perhaps before
-    this returns."""
+def read_key(topology: Topology, room: Room[Any], index: int, answered: KeyRead) -> None:
+    """Read one key. ``answered`` may be called before this returns."""
     node = topology.home(room, index)
     if node is None:
         servers = ", ".join(each.label for each in topology.nodes)
@@ -89,7 +85,7 @@ def key_state(
 async def names(topology: Topology, prefixes: list[bytes]) -> list[str]:
     """The names that have a key on any server.
 
-    :raises ServerError: so many servers are unavailable or refuse that the keys of a held lock may all be there
+    :raises ServerError: servers are unavailable or refuse, and all keys of a held lock may be on these
     """
     found: dict[str, None] = {}
     away: list[ServerError] = []
