@@ -277,7 +277,7 @@ class LockManager:
             acquired=self.reports.acquisitions,
             released=self.reports.acquisitions - tally.lost_while_held - held,
             handed_off=tally.handed_off,
-            lost=MappingProxyType({LossReason(reason): count for reason, count in tally.lost.items()}),
+            lost=MappingProxyType(dict(tally.lost)),
             timed_out=tally.timed_out,
             refused=tally.refused,
             failed=tally.failed,
