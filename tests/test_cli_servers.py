@@ -109,7 +109,7 @@ def test_no_password_is_shown(url: str, public: str) -> None:
     [
         ("key_validty = 5", "key_validty: unknown key; did you mean key_validity?"),
         ("zzz = 5", "zzz: unknown key; there are url, urls, password_file, key_prefix, "),
-        ('password = "s3cret"', "password: passwords do not stand here"),
+        ('password = "s3cret"', "password: passwords are not allowed here"),
         ("key_validity = -1", "key_validity=-1: must be more than 0 seconds"),
         ('key_validity = "5"', "key_validity='5': must be a number of seconds or a timedelta"),
         ("key_validity = 1\nextend_interval = 2", "extend_interval=2: must be less than key_validity=1"),

@@ -136,7 +136,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _unknown(key: str) -> str:
     if "password" in key:
-        return "passwords do not stand here; put it into a file of its own, and give its path as password_file"
+        return (
+            "passwords are not allowed here; put it into a file of its own, and give the path of that as password_file"
+        )
     import difflib
 
     known = [*_OWN_KEYS, *_OPTIONS]
