@@ -40,7 +40,7 @@ class LateExtensions:
         now = self._clock()
         for room in self._rooms.values():
             lease = room.holder
-            if lease is not None and lease.extends_in_vain(now):
+            if lease is not None and lease.extension_is_late(now):
                 link: ScopeLink | None = lease.scope_ref
                 if link is not None:
                     link.extension_late(lease.deadline - now)

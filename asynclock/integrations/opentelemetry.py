@@ -69,7 +69,8 @@ def instrument(
     """
     if not isinstance(locker, Locker):
         raise ConfigurationError(
-            f"instrument() needs an asynclock.Locker, and not {locker!r}; lockers of asynclock.sync cannot be instrumented"
+            f"instrument() needs an asynclock.Locker, and not {locker!r}; "
+            "lockers of asynclock.sync cannot be instrumented"
         )
     for each in list(_instrumented):
         if each.locker() is locker and each.providers == (meter_provider, tracer_provider):
@@ -124,7 +125,7 @@ class _Instrumentation:
         self._late = meter.create_counter(
             "asynclock.extension.late",
             unit="{extension}",
-            description="How often a held lock was found that was not extended in time: up to 3 times before it is lost",
+            description="How often a held lock was found not extended in time: up to 3 times before it is lost",
         )
         self._reconnects = meter.create_counter(
             "asynclock.reconnects", unit="{reconnect}", description="Lost connections to servers that were made again"
