@@ -250,7 +250,7 @@ class LockManager:
         """As ``Locker.holder``."""
         check_name(name)
         await self.ready()
-        return await Reading(self.topology, self.rooms[name], self._prefixes).wait()
+        return await Reading(self.topology, self.rooms[name], self._prefixes).holder()
 
     async def names(self) -> list[str]:
         """As ``Locker.names``."""

@@ -40,18 +40,23 @@ class Reading:
         if None not in self._keys and not self.done.done():
             self.done.set_result(None)
 
-    async def wait(self, patience: float | None = None) -> Holder | None:
-        """Wait for the answers, at most ``patience`` seconds. None: nobody holds the lock, or too few have answered.
+    async def holder(self) -> Holder | None:
+        """Wait until each key was read, or could not be. None: nobody holds the lock.
 
-        :raises ServerError: too few keys could be read to say so (without ``patience``)
+        :raises ServerError: too few keys could be read to say so
         """
-        await asyncio.wait([self.done], timeout=patience)
-        keys, holder = self._keys_now(), self.result()
-        if is_unknown(keys, self._room.rules.majority) and patience is None:
+        await asyncio.wait([self.done])
+        keys = self._keys_now()
+        if is_unknown(keys, self._room.rules.majority):
             problems = [state for state in keys if state.problem]
             servers = ", ".join(dict.fromkeys(state.server for state in problems))
             raise ServerError(servers, "; ".join(dict.fromkeys(state.problem for state in problems)))
-        return holder
+        return self.result()
+
+    async def holder_within(self, seconds: float) -> Holder | None:
+        """The same, after this time at the latest, and without an error. None: nobody, or it is unknown."""
+        await asyncio.wait([self.done], timeout=seconds)
+        return self.result()
 
     def result(self) -> Holder | None:
         """The holder, by the answers until now. None: nobody, or it is unknown."""
