@@ -268,7 +268,7 @@ class LockManager:
     def statistics(self) -> Statistics:
         """As ``Locker.statistics``."""
         tally = self.tally
-        rooms = list(self.rooms.values())  # a copy: any thread may ask
+        rooms = list(self.rooms.values())  # a copy, and getattr: any thread may ask, in the middle of a grant
         holders = [room.holder for room in rooms]
         held = sum(lease is not None and getattr(lease, "scope_ref", None) is not None for lease in holders)
         return Statistics(
