@@ -170,7 +170,7 @@ async def acquire(
                 failure = AcquireTimeoutError(name, 0.0, failure.why)
             try:
                 if isinstance(failure, NotLockedError | AcquireTimeoutError) and failure.__cause__ is None:
-                    failure.holder = await manager.read(room).wait(manager.options.try_next_after)
+                    failure.holder = await manager.read(room).holder_within(manager.options.try_next_after)
                 manager.reports.not_acquired(name, manager.clock() - began, failure)
                 raise failure
             finally:

@@ -1,6 +1,6 @@
-"""What happens to locks and servers, for callbacks: see ``Locker.subscribe``.
+"""Events: what ``Locker.subscribe`` calls its callbacks with.
 
-Each event is told in the context (``contextvars``) of the task that it happened to, if there is one.
+Each comes in the context (``contextvars``) of the task that it happened to, if there is one.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class Acquired:
 
     at: float  #: Unix seconds, on this machine's clock
     name: str  #: of the lock
-    hold: int  #: a number that no other hold of this locker has: the later events of this one have it, too
+    hold: int  #: the number of this hold, which no other one of this locker has: its later events have it, too
     waited: float  #: seconds from the call
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """A scope has given its lock back. If only the server's answer shows that the lock had been lost, ``Lost`` follows.
-    Not told of a hold that began before the subscription."""
+    """A scope has released its lock. If only the server's answer shows that the lock had been lost, ``Lost`` follows.
+    There is none for a hold that began before the subscription."""
 
     at: float  #: Unix seconds, on this machine's clock
     name: str  #: of the lock
-    hold: int  #: as in ``Acquired``; 0: it began before the subscription
+    hold: int  #: as in ``Acquired``
     held: float  #: seconds for which the lock was held
 
 
@@ -80,8 +80,8 @@ class GaveUp:
 
 @dataclass(frozen=True, slots=True)
 class ExtensionLate:
-    """Extensions of a held lock fail, or are not answered, and its end comes near. Told again, until one works or the
-    lock is lost."""
+    """A held lock was not extended in time: extensions fail, or are not answered. Comes again until an extension
+    succeeds, or the lock is lost."""
 
     at: float  #: Unix seconds, on this machine's clock
     name: str  #: of the lock

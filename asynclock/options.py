@@ -40,7 +40,7 @@ class Options:
     warn_after: float | None
 
     def owner_or_default(self) -> str:
-        """Who holds the locks, for whoever looks. The default is that of the process in which this is called."""
+        """``owner``, or the default, which names the process in which this is called."""
         return default_owner() if self.owner is None else self.owner
 
     def rules(self, majority: int) -> Rules:

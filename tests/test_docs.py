@@ -166,6 +166,24 @@ def test_every_message_that_is_logged_is_in_the_table_of_its_level() -> None:
         assert any(re.fullmatch(pattern, text) for _, text, _ in said), f"{level} {known_as}: {message}"
 
 
+def test_every_field_of_a_log_record_is_in_the_table_with_its_ids() -> None:
+    section = (DOCS / "logging.md").read_text().partition("\n## Fields\n")[2].partition("\n## ")[0]
+    told = {
+        (field, of)
+        for fields, ids in re.findall(r"^\| (`asynclock_.+?) \| (`.+?) \|", section, re.MULTILINE)
+        for field in re.findall(r"`asynclock_(\w+)`", fields)
+        for of in re.findall(r"`(\w+)`", ids)
+    }
+    sent: set[tuple[str | None, object]] = set()
+    for path in (ROOT / "asynclock").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(func=ast.Name(id="about"), args=[ast.Constant(of)]):
+                    sent |= {(keyword.arg, of) for keyword in node.keywords}
+    assert sent - told == set()
+    assert {field for field, _ in told} == {field for field, _ in sent}
+
+
 def logs(tree: ast.Module) -> Iterator[tuple[str, str, str]]:
     """The levels, messages and ids of all that is logged."""
     for node in ast.walk(tree):

@@ -13,7 +13,7 @@ import pytest
 
 from asynclock import Locker
 from asynclock.cli.lockers import owners_in
-from asynclock.cli.texts import columns, safe, safe_bytes, span
+from asynclock.cli.texts import columns, duration, safe, safe_bytes
 from asynclock.testing import Server
 from tests.support.go import Go
 from tests.support.helpers import key, worker
@@ -310,7 +310,7 @@ def test_text_is_made_safe() -> None:
     ],
 )
 def test_lengths_of_time(seconds: float, text: str) -> None:
-    assert span(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_columns_fit() -> None:

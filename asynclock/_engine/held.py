@@ -83,7 +83,7 @@ class Held:
         self._parent = task
         self._baseline = 0 if task is None else task.cancelling()  # when it entered the block
         self._exiting = False
-        self._hold: Hold | None = None  # while somebody is told of events
+        self._hold: Hold | None = None  # for its events; None: nobody had subscribed when it began
         self._block: Block | None = None
 
     # Leaving the block

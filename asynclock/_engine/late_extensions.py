@@ -1,4 +1,4 @@
-"""LateExtensions: finds held locks whose extensions fail, before they are lost."""
+"""LateExtensions: finds held locks that were not extended in time, before they are lost."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ..wire.background import Ticker
 from .rooms import Rooms
 from .scope_link import ScopeLink
 
-LOOKS = 4  # how often they are looked for while a lock that was due for an extension has time left
+LOOKS = 4  # in ``Rules.reserve``, the time between an extension and the end of the lock if it fails
 
 
 class LateExtensions:
-    """Looks for them while somebody wants to know.
+    """Looks for them from ``start`` to ``stop``: while somebody is told of them.
 
     Invariant: ``_ticker`` is set between ``start`` and ``stop``.
     """
@@ -40,7 +40,7 @@ class LateExtensions:
         now = self._clock()
         for room in self._rooms.values():
             lease = room.holder
-            if lease is not None and lease.extends_in_vain(now):
+            if lease is not None and lease.extension_is_late(now):
                 link: ScopeLink | None = lease.scope_ref
                 if link is not None:
                     link.extension_late(lease.deadline - now)

@@ -1,4 +1,4 @@
-"""LongWaits: warns when tasks wait for a lock for long."""
+"""LongWaits: warns when tasks wait long for a lock."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .rooms import Rooms
 
 log = logging.getLogger("asynclock")
 
-LOOKS = 4  # how often in that time the waits are looked at: a warning is at most a quarter late
+LOOKS = 4  # in ``warn_after``: so a warning comes at most a quarter of that late
 
 
 class LongWaits:
-    """Logs a warning for each name that the first task in its queue has waited for longer than ``warn_after``: once in
-    that time.
+    """Logs a warning for each lock that a task has waited for ``warn_after`` seconds or longer, and another one
+    after each further ``warn_after`` seconds.
 
-    State: ``_warned`` has the time of the last warning for each name that tasks have waited for since then.
+    State: ``_warned`` has the time of the last warning for each name that tasks have waited for ever since.
     """
 
     __slots__ = ("_clock", "_read", "_rooms", "_ticker", "_warn_after", "_warned", "_where")

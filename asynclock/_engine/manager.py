@@ -87,7 +87,7 @@ class LockManager:
         self.observations = Observations()
         self.clock = clock
         self.chance = random.random
-        self._readings: dict[str, Reading] = {}  # those that may be shared
+        self._readings: dict[str, Reading] = {}  # under way, by name: shared by all who want to know meanwhile
         self._prefixes: list[bytes] = []  # of keys: one for each index
         self._closing: Closing | None = None
         forks.register(self)
@@ -234,11 +234,10 @@ class LockManager:
         if not self.life.fork():
             self.clients.fork()
 
-    # For those who look
+    # Who holds a lock, and figures
 
     def read(self, room: Room[Waiter]) -> Reading:
-        """Read who holds the lock: what is under way already, or a new reading. So many tasks that give up at the same
-        time ask once."""
+        """Read who holds the lock; if that is under way already, share it: many tasks may give up at the same time."""
         reading = self._readings.get(room.name)
         if reading is None:
             reading = Reading(self.topology, room, self._prefixes)
@@ -251,7 +250,7 @@ class LockManager:
         """As ``Locker.holder``."""
         check_name(name)
         await self.ready()
-        return await Reading(self.topology, self.rooms[name], self._prefixes).wait()
+        return await Reading(self.topology, self.rooms[name], self._prefixes).holder()
 
     async def names(self) -> list[str]:
         """As ``Locker.names``."""
@@ -269,7 +268,7 @@ class LockManager:
     def statistics(self) -> Statistics:
         """As ``Locker.statistics``."""
         tally = self.tally
-        rooms = list(self.rooms.values())  # a copy: any thread may ask
+        rooms = list(self.rooms.values())  # a copy, and getattr: any thread may ask, in the middle of a grant
         holders = [room.holder for room in rooms]
         held = sum(lease is not None and getattr(lease, "scope_ref", None) is not None for lease in holders)
         return Statistics(
@@ -278,7 +277,7 @@ class LockManager:
             acquired=self.reports.acquisitions,
             released=self.reports.acquisitions - tally.lost_while_held - held,
             handed_off=tally.handed_off,
-            lost=MappingProxyType({LossReason(reason): count for reason, count in tally.lost.items()}),
+            lost=MappingProxyType(dict(tally.lost)),
             timed_out=tally.timed_out,
             refused=tally.refused,
             failed=tally.failed,

@@ -1,4 +1,4 @@
-"""Observations: who holds a lock, for as long as somebody watches it."""
+"""Observations: who holds a lock, read again after each change, while somebody watches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Observation:
 
     Invariants: between ``start`` and ``stop``, each key is being read (``_reading``), or will be read at the time in
     ``_due`` (``_timer`` is set for the first of these), or its state in ``keys`` is what the server said last, and the
-    server will tell of the next change. ``changed`` is done whenever there is news for those who watch, who replace it.
+    server will push an invalidation at the next change. ``changed`` is done when a key was read since a watcher looked;
+    watchers replace it.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Observation:
         self.look_again()
 
     def is_known(self) -> bool:
-        """Does ``holder`` say who it is?"""
+        """Were enough keys read to say who holds the lock? Before that, ``holder`` means nothing."""
         return None not in self.keys and not is_unknown(self._states(), self._rules.majority)
 
     def holder(self) -> Holder | None:
@@ -124,7 +125,8 @@ class Observations(dict[str, Observation]):
     """Every name that somebody watches.
 
     Invariants: a name is in here while its ``Observation`` has watchers. After ``close`` there are none. While there
-    are some, this subscribes to the reports of its own locker: with NOLOOP, servers do not tell of what that does.
+    are some, this subscribes to the reports of its own locker: with NOLOOP, servers push no invalidation of what that
+    locker changes itself.
     """
 
     _make: Callable[[Room[Any]], Observation]
@@ -135,7 +137,7 @@ class Observations(dict[str, Observation]):
     def open(
         self, topology: Topology, rules: Rules, prefixes: list[bytes], clock: Callable[[], float], reports: Reports
     ) -> None:
-        """From now on there may be some."""
+        """The locker is connected: names can be watched."""
         self._reports = reports
         self._make = lambda room: Observation(topology, rules, prefixes, room, clock)
 
@@ -164,7 +166,7 @@ class Observations(dict[str, Observation]):
         self._subscribe()
 
     def _subscribe(self) -> None:
-        """Subscribe, or end that: as is needed now."""
+        """Subscribe while there are names, and not otherwise."""
         if self and self._unsubscribe is None:
             self._unsubscribe = self._reports.subscribe(self._happened_here)
         elif not self and self._unsubscribe is not None:

@@ -1,9 +1,8 @@
-"""Reading: who holds a lock, asked of every server that has a key of it."""
+"""Reading: who holds a lock now, as the servers that have its keys say; and which locks there are."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,15 +12,16 @@ from ..errors import ServerError
 from ..topology import Topology
 from ..wire.commands import packed
 from ..wire.node import Node
+from ..wire.requests import KeyRead
 
 _SPECIAL = b"\\*?[]"  # in the patterns of SCAN
 
 
 class Reading:
-    """The keys of one name, being read for nobody's lease.
+    """All keys of one lock, each read once, to see who holds it.
 
-    Invariant: ``done`` is set as soon as every key was answered for, or never will be. Each server answers, or its
-    connection is dropped for its silence.
+    Invariant: ``done`` is set as soon as each key was read, or could not be. That always comes: a server that does not
+    answer has its connection dropped.
     """
 
     __slots__ = ("_answered", "_keys", "_prefixes", "_room", "_topology", "done")
@@ -40,18 +40,23 @@ class Reading:
         if None not in self._keys and not self.done.done():
             self.done.set_result(None)
 
-    async def wait(self, patience: float | None = None) -> Holder | None:
-        """Wait for the answers, at most ``patience`` seconds. None: nobody holds the lock, or too few have answered.
+    async def holder(self) -> Holder | None:
+        """Wait until each key was read, or could not be. None: nobody holds the lock.
 
-        :raises ServerError: too few keys could be read to say so (without ``patience``)
+        :raises ServerError: too few keys could be read to say so
         """
-        await asyncio.wait([self.done], timeout=patience)
-        keys, holder = self._keys_now(), self.result()
-        if is_unknown(keys, self._room.rules.majority) and patience is None:
+        await asyncio.wait([self.done])
+        keys = self._keys_now()
+        if is_unknown(keys, self._room.rules.majority):
             problems = [state for state in keys if state.problem]
             servers = ", ".join(dict.fromkeys(state.server for state in problems))
             raise ServerError(servers, "; ".join(dict.fromkeys(state.problem for state in problems)))
-        return holder
+        return self.result()
+
+    async def holder_within(self, seconds: float) -> Holder | None:
+        """The same, after this time at the latest, and without an error. None: nobody, or it is unknown."""
+        await asyncio.wait([self.done], timeout=seconds)
+        return self.result()
 
     def result(self) -> Holder | None:
         """The holder, by the answers until now. None: nobody, or it is unknown."""
@@ -65,12 +70,8 @@ class Reading:
         ]
 
 
-Answered = Callable[[str, "bytes | None", "int | None", "ServerError | None"], None]
-
-
-def read_key(topology: Topology, room: Room[Any], index: int, answered: Answered) -> None:
-    """Read one key. ``answered`` is called once, with the server, the value and the PTTL, or an error; perhaps before
-    this returns."""
+def read_key(topology: Topology, room: Room[Any], index: int, answered: KeyRead) -> None:
+    """Read one key. ``answered`` may be called before this returns."""
     node = topology.home(room, index)
     if node is None:
         servers = ", ".join(each.label for each in topology.nodes)
@@ -89,7 +90,7 @@ def key_state(
 async def names(topology: Topology, prefixes: list[bytes]) -> list[str]:
     """The names that have a key on any server.
 
-    :raises ServerError: so many servers are unavailable or refuse that the keys of a held lock may all be there
+    :raises ServerError: servers are unavailable or refuse, and all keys of a held lock may be on these
     """
     found: dict[str, None] = {}
     away: list[ServerError] = []

@@ -1,4 +1,4 @@
-"""Reports: what a locker tells about itself: to subscribers, to the log, and in its statistics."""
+"""Reports: what a locker reports about itself: events to subscribers, warnings to the log, and counts."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ _waits_since: ContextVar[float | None] = ContextVar("asynclock waits since", def
 
 
 class Hold(NamedTuple):
-    """One scope's time with a lock, as it is told of."""
+    """A scope's time with a lock, as its events report it: from ``Acquired`` to ``Released`` or ``Lost``."""
 
     number: int
     since: float
 
 
 class Reports:
-    """Tells of everything that happens to the locks and servers of one locker.
+    """Reports what happens to the locks and servers of one locker. It is called from where that happens.
 
-    Callbacks are called by the event loop in its next turn, in the context of the caller. So whatever they do happens
-    after what they are told of, cannot get in between, and raises to nobody.
+    Callbacks are called in the next turn of the event loop, in the context of the caller: so a callback cannot act
+    before what it is told of is complete, and what it raises goes to the log.
 
     Invariants: ``listeners`` is never changed, only replaced. While it is empty, no event is made. ``_late_extensions``
-    looks for those while there are listeners, from ``open`` to ``close``.
+    runs while there are listeners, from ``open`` to ``close``.
     """
 
     __slots__ = ("_clock", "_late_extensions", "_life", "acquisitions", "listeners", "longest_wait", "tally")
@@ -59,7 +59,7 @@ class Reports:
     def __init__(self, life: Lifecycle, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._life = life
-        # Counted by ``acquire`` itself, for its speed; what is rarer is in the tally.
+        # ``acquire`` counts these itself, for its speed. The rest is in the tally.
         self.acquisitions = 0
         self.longest_wait = 0.0
         self.tally = Tally()
@@ -69,15 +69,15 @@ class Reports:
     def open(self, late_extensions: LateExtensions) -> None:
         """The locker is connected."""
         self._late_extensions = late_extensions
-        self._look_or_not()
+        self._start_or_stop()
 
     def close(self) -> None:
-        """Nothing is looked for any more."""
+        """The locker is closed: look for late extensions no more."""
         if self._late_extensions is not None:
             self._late_extensions.stop()
             self._late_extensions = None
 
-    def _look_or_not(self) -> None:
+    def _start_or_stop(self) -> None:
         """Look for late extensions while somebody listens."""
         if self._late_extensions is not None:
             if self.listeners:
@@ -92,18 +92,18 @@ class Reports:
             return callback(event)
 
         self.listeners = (*self.listeners, listener)
-        self._life.call_soon(self._look_or_not)  # in the loop, whoever calls
+        self._life.call_soon(self._start_or_stop)  # in the loop, whoever calls
 
         def unsubscribe() -> None:
             self.listeners = tuple(each for each in self.listeners if each is not listener)
-            self._life.call_soon(self._look_or_not)
+            self._life.call_soon(self._start_or_stop)
 
         return unsubscribe
 
     def _tell(self, event: Event) -> None:
         if self._life.forked:
             return
-        loop = self._life.loop or asyncio.get_running_loop()  # it may not be connected yet, or not have got so far
+        loop = self._life.loop or asyncio.get_running_loop()  # None: it has failed to connect, in this one
         with contextlib.suppress(RuntimeError):  # it is closed
             loop.call_soon_threadsafe(self._deliver, event)
 

@@ -13,8 +13,8 @@ from .facts import sentence, utc_now, who
 from .servers import Servers
 from .texts import LONGEST, safe
 
-HOLD = 0.25  # seconds: time for the holder to read its key. If that is gone by then, it cannot see who took its lock
-LOOKS = 10  # the holders that are asked about: in a lock that changes hands this fast, nobody is stuck
+HOLD = 0.25  # seconds, for the holder to read its key: once the key is gone, it shows no take-over
+MAX_QUESTIONS = 10  # a lock that has another holder at each answer is not stuck
 
 
 def break_lock(name: str, servers: Servers, *, yes: bool) -> int:
@@ -30,7 +30,7 @@ async def _break(name: str, servers: Servers, ending: Ending, yes: bool) -> int:
         ending.say("there is no terminal to ask on: add --yes")
         return WRONG_USAGE
     agreed: Holder | None = None
-    for _ in range(LOOKS):
+    for _ in range(MAX_QUESTIONS):
         async with servers.locker() as locker:
             holder = await locker.holder(name)
             if holder is None:
@@ -41,10 +41,10 @@ async def _break(name: str, servers: Servers, ending: Ending, yes: bool) -> int:
                     async with locker.force_with_context(name):
                         await asyncio.sleep(HOLD)
                 except LockLostError:
-                    pass  # somebody else has it already: the holder has lost it anyhow
+                    pass  # somebody else has taken it meanwhile: the old holder has lost it anyhow
                 ending.tell(f"Lock {shown} was taken from {sentence(holder, utc_now())}, and given back.")
                 return 0
-        # Without connections, since the answer may take its time.
+        # The connections are closed: the answer may take its time.
         if agreed is not None:
             ending.say("meanwhile, the lock has another holder")
         print(f"Lock {shown} is held by {sentence(holder, utc_now())}.", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What ``asynclock watch`` knows of a lock, and what it tells."""
+"""What ``asynclock watch`` knows of a lock, and a change of that."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from asynclock import Holder
 
 @dataclass(slots=True)
 class Watched:
-    """One lock, as the servers told last. Times are those of ``time.monotonic()``."""
+    """One lock, as it was read last. Times are those of ``time.monotonic()``."""
 
     name: str
     given: bool  #: was it named on the command line?
     changed_at: float
-    known: bool = False  #: has anything been told?
+    known: bool = False  #: was it read at all?
     holder: Holder | None = None
     read_at: float = 0.0  #: when ``holder.remaining`` was read
     task: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -29,4 +29,4 @@ class Change:
     at: datetime
     name: str
     holder: Holder | None
-    initial: bool  #: it was so when the watching began
+    initial: bool  #: no change: this is how it was when the watching began

@@ -1,4 +1,4 @@
-"""How the commands that look at locks end: exit statuses, signals, and output that nobody reads any more."""
+"""How ``status``, ``watch`` and ``break`` end: exit statuses, signals, and output that nobody reads any more."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ FAILED = 125  # as of `asynclock run`
 
 
 class Stopped(BaseException):
-    """A signal has come while this thread was blocked: give up."""
+    """A signal came while this thread was blocked."""
 
 
 class Ending:
     """Runs a command, and turns whatever ends it into an exit status.
 
     State: ``_task`` is the command while it runs. ``_signal`` is the signal that ends it, and ``_unread`` is true if it
-    ends since nobody reads its output any more. ``_blocked`` is true while the event loop may wait for somebody: then
-    it cannot take notice of a signal.
+    ends since nobody reads its output any more. ``_blocked`` is true while this thread may wait for a reader or an
+    answer: then the event loop cannot act on a signal.
     """
 
     def __init__(self, command: str) -> None:
@@ -140,14 +140,14 @@ class Ending:
 
 
 def _open_standard_files() -> None:
-    """Whoever has started this may have closed them. A connection to a server must not take their place."""
+    """They may have been closed when this was started. Then a connection to a server must not take their place."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for good; the lowest free number is this one's
 
 
 def _first(error: BaseException) -> BaseException:
-    """The first in the groups that task groups make."""
+    """The first one, if it is a group of exceptions (of a task group)."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

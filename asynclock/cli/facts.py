@@ -1,4 +1,4 @@
-"""What is known about a lock, as the commands tell it: for JSON, whose keys are stable, and in words."""
+"""What the commands show of a lock: as JSON, whose keys do not change, and as words for people."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from asynclock import Holder
 
-from .texts import LONGEST, safe, safe_bytes, second, span, stamp
+from .texts import LONGEST, duration, safe, safe_bytes, short_timestamp, timestamp
 
 UNKNOWN = "unknown"  # the owner, if another library holds the lock
-KEYS = ("library", "owner", "host", "pid", "since", "age", "remaining", "forced", "votes", "problem")
+FIELDS = ("library", "owner", "host", "pid", "since", "age", "remaining", "forced", "votes", "problem")
 
 
 def facts(name: str, holder: Holder | None, now: datetime, *, values: bool = False) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def facts(name: str, holder: Holder | None, now: datetime, *, values: bool = Fal
 
     :param values: with the values of keys. Whoever knows one can release the key
     """
-    known: dict[str, Any] = {"name": name, "held": holder is not None, **dict.fromkeys(KEYS), "keys": []}
+    known: dict[str, Any] = {"name": name, "held": holder is not None, **dict.fromkeys(FIELDS), "keys": []}
     if holder is None:
         return known
     return known | {
@@ -28,7 +28,7 @@ def facts(name: str, holder: Holder | None, now: datetime, *, values: bool = Fal
         "owner": holder.owner,
         "host": holder.host,
         "pid": holder.pid,
-        "since": None if holder.since is None else stamp(holder.since),
+        "since": None if holder.since is None else timestamp(holder.since),
         "age": age(holder, now),
         "remaining": holder.remaining,
         "forced": holder.forced,
@@ -61,7 +61,7 @@ def dumped(known: Mapping[str, Any]) -> str:
 
 
 def age(holder: Holder, now: datetime) -> float | None:
-    """Seconds for which the lock has been held; by two clocks, so it may be a little off."""
+    """Seconds since the holder's attempt began: its clock and this one may differ."""
     return None if holder.since is None else round(max(0.0, (now - holder.since).total_seconds()), 3)
 
 
@@ -75,27 +75,27 @@ def who(holder: Holder) -> str:
 
 
 def since(holder: Holder, today: datetime | None = None) -> str:
-    return UNKNOWN if holder.since is None else second(holder.since, today)
+    return UNKNOWN if holder.since is None else short_timestamp(holder.since, today)
 
 
 def age_text(holder: Holder, now: datetime) -> str:
     seconds = age(holder, now)
-    return UNKNOWN if seconds is None else span(seconds)
+    return UNKNOWN if seconds is None else duration(seconds)
 
 
 def left(holder: Holder) -> str:
-    return "no end" if holder.remaining is None else span(holder.remaining)
+    return "no end" if holder.remaining is None else duration(holder.remaining)
 
 
 def votes(holder: Holder) -> str:
-    """How many keys of how many, and whether that was by force."""
+    """``2/3``, or ``2/3 by force``."""
     return f"{holder.votes}/{len(holder.keys)}{' by force' if holder.forced else ''}"
 
 
 def sentence(holder: Holder, now: datetime) -> str:
     """For messages: ``web-3:812, since 2026-01-31 09:30:00Z (2 min 5 s), 4.2 s left, 1/1 keys``."""
-    begun = "" if holder.since is None else f", since {second(holder.since)} ({age_text(holder, now)})"
-    ends = "without an end" if holder.remaining is None else f"{span(holder.remaining)} left"
+    begun = "" if holder.since is None else f", since {short_timestamp(holder.since)} ({age_text(holder, now)})"
+    ends = "without an end" if holder.remaining is None else f"{duration(holder.remaining)} left"
     by = "another library" if holder.owner is None else who(holder)
     return f"{by}{begun}, {ends}, {holder.votes} of {len(holder.keys)} keys"
 

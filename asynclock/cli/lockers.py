@@ -1,4 +1,4 @@
-"""Which servers are connected, and which lockers are connected to them, as far as these say it.
+"""Which servers are connected, and which other lockers are connected to them, as far as the servers say.
 
 A server does not tell which client waits for which lock: it knows which keys a client tracks, and has no command that
 shows them. What it shows is its connections (``CLIENT LIST``), and those of asynclock have its name.
@@ -22,10 +22,10 @@ _LIBRARY = "redis-py(asynclock"
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The lockers that are connected to one server, without this one."""
+    """The other lockers that are connected to one server."""
 
     server: str  #: its address, without credentials
-    owners: tuple[str, ...]  #: one for each locker, as its connection is called; empty: it has no name
+    owners: tuple[str, ...]  #: one for each locker; empty: its connection does not say
     problem: str = ""  #: why they are not known
 
 
@@ -35,7 +35,7 @@ def away(locker: Locker) -> list[str]:
 
 
 async def connected_lockers(locker: Locker) -> list[Connected]:
-    """For every server of this locker, which is connected."""
+    """For each server of this locker, which must be open."""
     return [await _at(node) for node in list(locker._manager.topology.nodes)]
 
 
@@ -54,7 +54,7 @@ async def _at(node: Node) -> Connected:
 
 
 def owners_in(clients: Any, own: Any) -> tuple[str, ...]:
-    """The owners in the reply to ``CLIENT LIST``, sorted, but that of the connection with the id ``own``."""
+    """The owners in the reply to ``CLIENT LIST``, sorted, without that of the connection with id ``own``."""
     if not isinstance(clients, bytes):
         return ()
     owners: list[str] = []

@@ -31,14 +31,14 @@ from .servers import Servers
 
 NOT_ACQUIRED = 1
 LOST = 75  # EX_TEMPFAIL of sysexits.h
-FAILED = 125  # as of env, nohup and timeout; so are the next two
+FAILED = 125  # this one and the next two: as env, nohup and timeout have them
 NOT_RUNNABLE = 126
 NOT_FOUND = 127
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to do. Times are in seconds."""
+    """The arguments of the command line. Times are in seconds."""
 
     names: Sequence[str]
     command: Sequence[str]
@@ -90,7 +90,7 @@ def say(*words: str) -> None:
     """On stderr, in a line of its own."""
     # The command may have the terminal, and `stty tostop` stops all others who write to it: unless they block this.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
-    # Nobody may be reading, and that is no reason to stop.
+    # That nobody reads stderr is no reason to stop.
     with contextlib.suppress(OSError, AttributeError, ValueError):
         sys.stderr.write(f"asynclock run: {' '.join(words)}\n")
         sys.stderr.flush()
@@ -98,10 +98,10 @@ def say(*words: str) -> None:
 
 
 class Run:
-    """One run: acquires, starts the command, waits for it, and gives the locks back.
+    """One run: acquires the locks, runs the command, and releases the locks.
 
-    Signals come to ``_on_signal``, which each phase sets for itself. They are acted upon in callbacks of the loop:
-    these go on, whatever happens to a task.
+    A signal calls ``_on_signal``, which each phase sets for itself. It is called by the event loop, and not in a task:
+    so it works in every state of the task.
     """
 
     def __init__(self, plan: Plan, servers: Servers, terminal: Terminal, mask: set[int]) -> None:
@@ -163,7 +163,7 @@ class Run:
         async with contextlib.AsyncExitStack() as locks:
             await self._acquire(locker, locks)
             acquired = time.monotonic()
-            if self._given_up is not None:  # it has come when the last lock was there
+            if self._given_up is not None:  # the signal came when the last lock had been acquired
                 raise asyncio.CancelledError
             # No ``await`` from here to the start.
             try:
@@ -187,15 +187,13 @@ class Run:
         raise AssertionError  # no block above swallows an exception
 
     async def _acquire(self, locker: Locker, locks: contextlib.AsyncExitStack) -> None:
-        """All of them, in the one order in which everybody acquires them, so that no two wait for each other."""
+        """Acquire all locks, in an order that is the same for everybody, so that no two runs wait for each other."""
         began = time.monotonic()
         timeout = self._plan.timeout
         for name in sorted(self._plan.names, key=lambda name: name.encode(errors="surrogateescape")):
             self._tell(f"waits for lock {name!r} on {self._servers.public_urls()}")
             left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
-            entering = (
-                locker.try_with_context(name) if left == 0 == timeout else locker.with_context(name, timeout=left)
-            )
+            entering = locker.try_with_context(name) if timeout == 0 else locker.with_context(name, timeout=left)
             self._scopes.append(await locks.enter_async_context(entering))
             self._tell(f"acquired lock {name!r} after {time.monotonic() - began:.3f} s")
 
@@ -257,8 +255,8 @@ class Run:
 
 
 def _open_standard_files() -> None:
-    """Whoever has started this may have closed stdin, stdout or stderr. A connection to a server must not take their
-    place: what the command prints would go there."""
+    """stdin, stdout or stderr may have been closed when this was started. Then a connection to a server must not take
+    their place: what the command prints would go there."""
     for file in (0, 1, 2):
         try:
             os.fstat(file)

@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from .run_terminal import Terminal
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-POLL = 0.02  # seconds between two looks whether the rest of the group has ended: nobody tells
+POLL = 0.02  # seconds between two checks whether the rest of the group has ended, which nothing reports
 _PR_SET_PDEATHSIG = 1
 
 
 class Command:
-    """Runs. Whoever starts it awaits :meth:`wait`, or :meth:`end` if that is broken off.
+    """The running command. Whoever starts it awaits :meth:`wait`, and :meth:`end` if that is cancelled.
 
-    It is the only one that waits for the process: ``returncode`` changes in :meth:`_look` alone, so the number of the
-    process group is not given to another one before. (Not asyncio's or anyio's subprocesses: these neither put it into
-    a group of the same session, nor do they tell when it is stopped.)
+    Invariant: nobody else waits for the process, and ``returncode`` changes in :meth:`_look` alone. So while it is
+    ``None``, the kernel gives the number of the process group to nobody else. (Not asyncio's or anyio's subprocesses:
+    these wait for the process themselves, and do not report that it was stopped.)
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Command:
         return True
 
     def _look(self) -> None:
-        """It has changed its state, or may have."""
+        """Find out whether it has ended or was stopped."""
         while self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG | os.WUNTRACED)
             if pid == 0:
@@ -132,8 +132,9 @@ class Command:
         # Or somebody has stopped it, and nothing else, from outside: it keeps its lock.
 
     def _stop_self(self, number: int) -> None:
-        """Returns when somebody continues this process. No callback tells of that a second time, and later: it would
-        continue a command that was stopped again meanwhile."""
+        """Stop this process. Returns when somebody continues it, and the caller then continues the command. Our
+        handlers are not set meanwhile: that of SIGCONT would continue it a second time, later, when it may have been
+        stopped again."""
         own = [each for each in (signal.SIGTSTP, signal.SIGCONT) if each in self._handlers]
         for each in own:
             self._loop.remove_signal_handler(each)
@@ -142,8 +143,8 @@ class Command:
             self._loop.add_signal_handler(each, self._handlers[each])
 
     def _go_on(self) -> None:
-        """This process was continued: so is the command. But not if the lock was lost meanwhile: then the locker
-        notices that in the next turn of the loop, and ``end`` is what continues the command."""
+        """This process was continued, so continue the command. Not if the lock was lost meanwhile: the locker finds
+        that in the next turn of the loop, and then ``end`` continues the command."""
         if self.returncode is None and self._held():
             self._continue()
 
@@ -206,12 +207,12 @@ def start(
 
 
 def is_ignored(number: int) -> bool:
-    """It is ignored since before this process began, as by ``nohup``. Then so it is for the command."""
+    """Was it ignored when this process began, as by ``nohup``? Then the command ignores it, too."""
     return signal.getsignal(number) is signal.SIG_IGN
 
 
 def _parent_death() -> Callable[[], object] | None:
-    """What has the kernel kill this process when its parent dies, on systems that can do that."""
+    """A function that makes the kernel kill this process when its parent dies; None: this system cannot."""
     if sys.platform != "linux":
         return None
     try:

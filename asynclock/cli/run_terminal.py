@@ -21,13 +21,13 @@ from typing import Any
 
 
 class Terminal:
-    """The controlling terminal, if there is one. ``command`` is the process group that has it by our doing."""
+    """The controlling terminal, if there is one. ``_command`` is the process group that we have given it to."""
 
     def __init__(self) -> None:
         self._file: int | None = None
         self._modes: list[Any] | None = None
         self._command: int | None = None
-        self.wanted = False  #: the command is to have it whenever ``run`` is in the foreground
+        self.wanted = False  #: should the command have it whenever ``run`` is in the foreground?
         with contextlib.suppress(OSError):  # there is none
             self._file = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
             self.wanted = os.getpgrp() == os.getpid() and not any(map(_is_pipe, (0, 1)))

@@ -15,7 +15,7 @@ from .ending import FAILED, FREE, Ending
 from .facts import age_text, dumped, facts, left, since, utc_now, votes, who
 from .lockers import Connected, connected_lockers
 from .servers import Servers
-from .texts import LONGEST, columns, safe, safe_bytes, span, stamp
+from .texts import LONGEST, columns, duration, safe, safe_bytes, timestamp
 
 AT_ONCE = 100  # locks that are read at the same time
 LOST_LETTER = "\ufffd"  # in the names that are no UTF-8
@@ -82,7 +82,7 @@ def _exit_status(found: Sequence[Found], ending: Ending, *, all_of_them: bool) -
 
 def _document(found: Sequence[Found], connected: Sequence[Connected], now: datetime, values: bool) -> dict[str, Any]:
     return {
-        "at": stamp(now),
+        "at": timestamp(now),
         "locks": [
             facts(each.name, each.holder, now, values=values)
             | ({} if each.error is None else {"held": None, "problem": str(each.error)})
@@ -155,7 +155,7 @@ class _Text:
                 has = safe_bytes(key.value)
             else:
                 has = "the holder" if key.value == each.holder.value else "another value"
-            ends = "" if key.value is None else "no end" if key.remaining is None else span(key.remaining)
+            ends = "" if key.value is None else "no end" if key.remaining is None else duration(key.remaining)
             rows.append((safe(key.key, LONGEST), safe(key.server), ends, has))
         return rows
 

@@ -1,7 +1,7 @@
 """Text for people: what a server says made harmless, times, and columns.
 
 Names and values come from servers, and anybody who can write there has chosen them. Nothing of them may reach a
-terminal but what can be printed: an escape sequence could clear the screen, or show another owner than there is.
+terminal but what can be printed: an escape sequence could clear the screen, or show a wrong owner.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ def safe_bytes(value: bytes) -> str:
     return "".join(chr(byte) if 0x20 <= byte < 0x7F and byte != 0x5C else f"\\x{byte:02x}" for byte in value)
 
 
-def stamp(at: datetime) -> str:
+def timestamp(at: datetime) -> str:
     """ISO 8601 in UTC, with milliseconds."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def second(at: datetime, today: datetime | None = None) -> str:
+def short_timestamp(at: datetime, today: datetime | None = None) -> str:
     """The same for people: in UTC, to the second; without the date, if that is the one of ``today``."""
     at = at.astimezone(UTC)
     form = "%H:%M:%SZ" if today is not None and at.date() == today.astimezone(UTC).date() else "%Y-%m-%d %H:%M:%SZ"
     return at.strftime(form)
 
 
-def span(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A length of time, in at most two units: ``4.2 s``, ``2 min 5 s``, ``3 h 12 min``, ``5 d 3 h``."""
     if seconds < 59.95:
         return f"{max(0.0, seconds):.1f} s"
@@ -80,7 +80,7 @@ _NARROWEST = 8
 
 
 def _filled(text: str, width: int) -> str:
-    """In this number of cells."""
+    """Padded, or without its middle: exactly this number of cells."""
     if cell_len(text) <= width:
         return text + " " * (width - cell_len(text))
     end = (width - 1) // 2

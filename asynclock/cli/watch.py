@@ -19,7 +19,7 @@ from .servers import Servers
 from .watch_view import View, choose_view
 
 SEARCH = 5.0  # seconds between two searches for new locks
-SEARCH_SHARE = 10  # ... but at least so many times as long as a search takes: SCAN goes through all keys
+SEARCH_SHARE = 10  # ... but at least ten times as long as a search takes: SCAN goes through all keys
 KEEP = 60.0  # seconds for which a lock that was found is still watched when nobody holds it any more
 FRAME = 0.25  # seconds between two frames of the table
 READ_AGAIN = 1.0  # seconds between two readings of the time left: that a lock was extended is no change
@@ -127,7 +127,7 @@ class Watching:
                     assert lock.task is not None
                     lock.task.cancel()
                     del self._locks[lock.name]
-            with contextlib.suppress(ServerError):  # a server is away, which was told
+            with contextlib.suppress(ServerError):  # a server is away, which was reported
                 for name in await self._locker.names():
                     if name not in self._locks:
                         self._add(name, given=False)

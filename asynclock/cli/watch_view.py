@@ -14,7 +14,7 @@ from asynclock.events import Disconnected, Reconnected
 from .changes import Change, Watched
 from .ending import Ending
 from .facts import dumped, facts, sentence, utc_now, votes, who
-from .texts import LONGEST, columns, safe, span, stamp
+from .texts import LONGEST, columns, duration, safe, timestamp
 
 FRESH = 1.0  # seconds for which a change stands out
 LINGER = 10.0  # seconds for which a lock is shown that was not named, and that nobody holds any more
@@ -68,7 +68,7 @@ class Lines:
         holder = change.holder
         state = "free" if holder is None else "forced" if holder.forced else "held"
         by = "" if holder is None else f"  {sentence(holder, change.at)}"
-        self._ending.tell(f"{stamp(change.at)}  {state:6}  {safe(change.name)}{by}")
+        self._ending.tell(f"{timestamp(change.at)}  {state:6}  {safe(change.name)}{by}")
 
     def server(self, event: Disconnected | Reconnected) -> None: ...
 
@@ -91,7 +91,7 @@ class JSONLines(Lines):
         self._tell(datetime.fromtimestamp(event.at, UTC), word, {"server": event.server, **more})
 
     def _tell(self, at: datetime, event: str, more: dict[str, Any]) -> None:
-        self._ending.tell(dumped({"at": stamp(at), "event": event, **more}))
+        self._ending.tell(dumped({"at": timestamp(at), "event": event, **more}))
 
 
 class Table(Lines):
@@ -149,7 +149,7 @@ class Table(Lines):
             foot.append(f"{hidden} more than fit here")
         lines = [Text("; ".join(foot) + ". Ctrl-C ends this.", style="dim", no_wrap=True, overflow="ellipsis")]
         for server, since in away.items():
-            gone = "" if since is None else f" for {span(now.timestamp() - since)}"
+            gone = "" if since is None else f" for {duration(now.timestamp() - since)}"
             text = f"{safe(server)}: disconnected{gone}, reconnecting"
             lines.append(Text(text, style="red", no_wrap=True, overflow="ellipsis"))
         return Group(*table, Text(""), *lines)
@@ -159,8 +159,8 @@ def _row(lock: Watched, now: datetime) -> tuple[str, ...]:
     holder, passed = lock.holder, time.monotonic() - lock.read_at
     if holder is None:
         return safe(lock.name, LONGEST), "free", "", "", ""
-    held_for = "" if holder.since is None else span((now - holder.since).total_seconds())
-    left = "no end" if holder.remaining is None else span(holder.remaining - passed)
+    held_for = "" if holder.since is None else duration((now - holder.since).total_seconds())
+    left = "no end" if holder.remaining is None else duration(holder.remaining - passed)
     return safe(lock.name, LONGEST), who(holder), held_for, left, votes(holder)
 
 

@@ -1,4 +1,4 @@
-"""The options that say where the servers are: the same for every command. `servers.find_servers` makes one of them."""
+"""The options that say where the servers are: the same for every command. ``servers.py`` evaluates them."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from .tokens import claim_of
 class KeyState:
     """One key of a lock, when it was read."""
 
-    key: str  #: its name on the server
+    key: str  #: the name of the key on the server
     server: str  #: the address, without credentials
     value: bytes | None = field(repr=False)  #: what is in it; None: there is no such key, or it could not be read
     remaining: float | None = None  #: seconds until it expires; None: it never does, or there is none
@@ -45,7 +45,7 @@ class Holder:
 
     @property
     def pid(self) -> int | None:
-        """As ``host``."""
+        """The process, from an owner of that form."""
         return self._address()[1]
 
     def _address(self) -> tuple[str | None, int | None]:
@@ -59,19 +59,19 @@ class Holder:
 
 
 def is_unknown(keys: Sequence[KeyState], majority: int) -> bool:
-    """Could so many keys not be read that anybody may have a majority?"""
+    """Could too few keys be read to say who holds the lock? The unreadable ones alone may be somebody's majority."""
     return sum(bool(state.problem) for state in keys) >= majority
 
 
 def holder_of(name: str, keys: Sequence[KeyState], majority: int) -> Holder | None:
-    """Who has a majority of the keys, or may have it, together with keys that could not be read. Not if
-    ``is_unknown``."""
+    """Who has a majority of the keys, or may have one, with those that could not be read. Ask ``is_unknown`` first."""
     values = Counter(state.value for state in keys if state.value is not None)
     if not values:
         return None
     value, votes = values.most_common(1)[0]
     if votes + sum(bool(state.problem) for state in keys) < majority:
         return None
+    # The lock lasts as long as a majority of its keys: the votes beyond a majority that end first do not matter.
     ends = sorted(
         (float("inf") if state.remaining is None else state.remaining for state in keys if state.value == value),
         reverse=True,

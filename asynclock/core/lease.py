@@ -235,10 +235,11 @@ class Lease:
             if not self.extending >> index & 1:  # a silent server gets the next one when it has answered
                 self.request(index, EXTEND if self.may_be_ours >> index & 1 else TAKE, now)
 
-    def extends_in_vain(self, now: float) -> bool:
-        """Is the deadline near, although it was extended since it was set?"""
+    def extension_is_late(self, now: float) -> bool:
+        """Was an extension sent that has not succeeded, with a quarter of ``Rules.reserve`` over, the time for it?"""
         rules = self.room.rules
         near = self.deadline - now < rules.reserve * 0.75
+        # A success moves the deadline to ``term`` after the extension was sent; or a little less, if votes differ.
         return near and self.extended_at > 0.0 and self.deadline < self.extended_at + rules.term * 0.9
 
     def plan_extension(self, now: float) -> None:

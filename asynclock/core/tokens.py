@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 MAGIC = b"asynclock:"
-TAKEN, FORCED = MAGIC + b"n:", MAGIC + b"f:"  # what tokens begin with: a free key was taken; or any, by force
+TAKEN, FORCED = MAGIC + b"n:", MAGIC + b"f:"  # how tokens begin: of an attempt for a free key, or of one by force
 
 MAX_MILLISECONDS = 1 << 47  # Unix time: a later one is not from a clock
 
@@ -16,20 +16,21 @@ class Tokens:
 
     A token is ``asynclock:n:<locker>:<number>:<milliseconds>:<owner>``, with ``f`` in place of ``n`` if it was set by
     force: then a holder who finds it in its key knows what happened. The milliseconds are the owner's clock, in Unix
-    time, when the attempt began. The owner comes last, since it may contain colons.
+    time, when the attempt began. The owner, ``Locker(owner=…)``, comes last, since it may contain colons. Servers and
+    other libraries see an opaque byte string.
     """
 
     __slots__ = ("_began", "_count", "_ended", "_forced", "_owner", "_rest", "_taken", "_time", "locker")
 
     def __init__(self, random: bytes, owner: bytes, time: Callable[[], float]) -> None:
         """:param time: the time of day, in Unix seconds"""
-        self.locker = random.hex().encode()  #: in all of them
+        self.locker = random.hex().encode()  #: the random part, in hexadecimal: in all of its tokens
         self._taken = b"%b%b:" % (TAKEN, self.locker)
         self._forced = b"%b%b:" % (FORCED, self.locker)
         self._owner = owner
         self._time = time
         self._count = 0
-        # The end of all tokens of one millisecond, in which many may be made: from _began to _ended.
+        # How all tokens of this millisecond end, from _began to _ended: kept, since many may be made in one.
         self._rest = b""
         self._began = self._ended = 0.0
 
@@ -52,7 +53,7 @@ class Claim(NamedTuple):
 
 
 def claim_of(value: bytes) -> Claim | None:
-    """What is in this value; None: it is no token of this version of asynclock."""
+    """What the value of a key says; None: it is no token of asynclock, or has another form."""
     parts = value.split(b":", 5)
     if len(parts) != 6 or not value.startswith((TAKEN, FORCED)):
         return None

@@ -35,6 +35,7 @@ from ..errors import (
     only_tells_of_loss,
 )
 from ..locker import Locker
+from ..messages import about
 from ..options import Seconds, check_timeout
 from ..scope import LockScope
 from ._acquire import acquire
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     RequestKey = web.RequestKey
 else:
     RequestKey = getattr(web, "RequestKey", web.AppKey)  # before aiohttp 3.14, requests take any key
-from ..messages import about
 
 log = logging.getLogger("asynclock")
 P = ParamSpec("P")

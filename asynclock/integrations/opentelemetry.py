@@ -2,7 +2,7 @@
 
 end = instrument(locker)
 
-Everything is made from what ``Locker.subscribe`` and ``Locker.statistics`` tell.
+All of it is made from ``Locker.subscribe`` and ``Locker.statistics``.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def instrument(
         services with few names. Spans always have it
     :param meter_provider: default: the global one, also if that is set later
     :param tracer_provider: likewise
-    :returns: a function that ends it; call it in the locker's event loop. Spans of locks that are held then end, too
+    :returns: a function that ends this; call it in the locker's event loop. Spans of locks that are held then end, too
     :raises ConfigurationError: this is no ``asynclock.Locker``, or it is instrumented with these providers already
 
     It does not keep the locker alive, and ends with it. What goes wrong in it is logged, and never raised into the
@@ -125,7 +125,7 @@ class _Instrumentation:
         self._late = meter.create_counter(
             "asynclock.extension.late",
             unit="{extension}",
-            description="Extensions that failed or were not answered, and were tried again",
+            description="How often a held lock was found not extended in time: up to 3 times before it is lost",
         )
         self._reconnects = meter.create_counter(
             "asynclock.reconnects", unit="{reconnect}", description="Lost connections to servers that were made again"
@@ -204,13 +204,14 @@ def _sum(
 class _Spans:
     """The spans of one locker.
 
-    A wait is told of when it is over, in the context of the task, so its parent is the task's span. A hold is told of
-    at both ends, and the second one may come in any context: so its span is kept open.
+    The event of a wait comes at its end, in the context of the task, so its parent is the task's span. A hold has an
+    event at both ends, and the second one may come in any context: so its span is kept open.
 
-    Times are those of the events, and durations too: on a clock that nobody sets.
+    Starts and durations are those of the events. An end is start and duration, since people may set the clock
+    meanwhile.
 
-    Invariants: ``_held`` has the spans of the holds whose beginning was told, and not their end: no more than locks are
-    held. ``_released`` has the latest REMEMBERED of those that were released.
+    Invariants: ``_held`` has the spans of the holds that have begun and not ended: no more than locks are held.
+    ``_released`` has the latest REMEMBERED of those that were released.
     """
 
     def __init__(self, tracer: trace.Tracer) -> None:
@@ -219,12 +220,12 @@ class _Spans:
         self._released: OrderedDict[int, Context] = OrderedDict()
 
     def end(self) -> None:
-        """Nothing more will be told."""
+        """No more events come."""
         while self._held:
             self._held.popitem()[1][0].end()
 
     def drop(self) -> None:
-        """These spans are the parent's, and this is the child of a fork: the parent ends them."""
+        """This is the child of a fork: the parent ends its spans itself."""
         self._held.clear()
 
     def acquired(self, event: Acquired) -> None:
@@ -256,7 +257,7 @@ class _Spans:
         return context
 
     def lost(self, event: Lost) -> tuple[Context, bool]:
-        """Returns also whether the release of this hold has been told."""
+        """Returns also whether this hold was released before."""
         released = event.hold in self._released
         if event.hold in self._held:
             span, began = self._held.pop(event.hold)

@@ -7,7 +7,7 @@ import redis
 from .. import _version
 from .commands import packed
 
-_ABOUT_US = (  # in the form that Redis asks of libraries that are built on a client
+_ABOUT_US = (  # in the form that Redis wants from libraries that are built on a client library
     packed(b"CLIENT", b"SETINFO", b"lib-name", f"redis-py(asynclock_v{_version.__version__})".encode()),
     packed(b"CLIENT", b"SETINFO", b"lib-ver", str(getattr(redis, "__version__", "unknown")).encode()),
 )
@@ -17,7 +17,7 @@ def introduction(owner: str | None) -> dict[str, bytes]:
     """Commands to send on a new connection, by name. Errors do not matter: old servers do not know SETINFO, and a user
     may lack the permission.
 
-    :param owner: part of the connection's name; None: the user of asynclock has named it
+    :param owner: part of the connection's name; None: the user of asynclock has set ``client_name``
     """
     commands = {f"CLIENT SETINFO {number}": command for number, command in enumerate(_ABOUT_US)}
     if owner is not None:

@@ -27,7 +27,7 @@ from .grace import Grace
 from .owed import OwedReleases
 from .quarantine import Quarantine
 from .replicas import Replicas
-from .requests import NO_MEMORY, OwedRelease, Peek, ReadAgain, Redirectable, Request
+from .requests import NO_MEMORY, KeyRead, OwedRelease, Peek, ReadAgain, Redirectable, Request
 from .session import Session, unforeseen
 from .violations import unexpected
 
@@ -278,13 +278,8 @@ class Node:
             self.owed.owe(lease.room.keys[index], lease.token)
         return False
 
-    def peek(
-        self,
-        room: Room[Any],
-        index: int,
-        answered: Callable[[str, bytes | None, int | None, ServerError | None], None],
-    ) -> None:
-        """Read a key for nobody's lease, as ``Peek``. If the node is not connected, the answer is an error, at once."""
+    def peek(self, room: Room[Any], index: int, answered: KeyRead) -> None:
+        """Read a key to see who holds the lock. If the node is not connected, ``answered`` gets an error, at once."""
         session = self.session
         if session is None or self.closed or session.connection.full:
             answered(self.label, None, None, self.trouble or ServerError(self.label, "disconnected; reconnecting"))

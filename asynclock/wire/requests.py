@@ -261,8 +261,12 @@ class ReadAgain:
         self._request.unconfirmed(ServerError(self._request.node.label, "the connection was lost"))
 
 
+KeyRead: TypeAlias = Callable[[str, bytes | None, int | None, ServerError | None], None]
+"""Called once, with the server, the value of the key, and its PTTL in milliseconds; or with the server and an error."""
+
+
 class Peek:
-    """Reads a key for nobody's lease: somebody looks who holds a lock."""
+    """Reads a key to see who holds the lock. It belongs to no lease."""
 
     __slots__ = ("_answered", "_asking", "_index", "_room", "hops", "node")
 
@@ -274,9 +278,8 @@ class Peek:
         node: Sender,
         room: Room[Any],
         index: int,
-        answered: Callable[[str, bytes | None, int | None, ServerError | None], None],
+        answered: KeyRead,
     ) -> None:
-        """:param answered: called once: the server, the value, its PTTL in milliseconds; or an error"""
         self.node = node
         self.hops = 0
         self._room = room

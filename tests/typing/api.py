@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from datetime import date, timedelta
-from typing import Protocol, assert_type
+from datetime import date, datetime, timedelta
+from typing import Protocol, assert_never, assert_type
 
 import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
@@ -17,6 +17,8 @@ from asynclock import (
     AlreadyHeldError,
     AsyncLockError,
     ConfigurationError,
+    Holder,
+    KeyState,
     Locker,
     LockerClosedError,
     LockLostError,
@@ -24,6 +26,18 @@ from asynclock import (
     LossReason,
     NotLockedError,
     ServerError,
+    Statistics,
+)
+from asynclock.events import (
+    Acquired,
+    Disconnected,
+    Event,
+    ExtensionLate,
+    GaveUp,
+    Lost,
+    Reconnected,
+    Released,
+    TimedOut,
 )
 
 
@@ -186,6 +200,49 @@ async def leading(locker: Locker) -> None:
     assert_type(await locker.lead("x", Scheduler().run), None)
     await locker.lead("x", run(await locker.acquire("x")))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await locker.lead("x", lambda: run)  # type: ignore[arg-type, misc]  # pyright: ignore[reportArgumentType]
+
+
+async def looking(locker: Locker) -> None:
+    holder = await locker.holder("x")
+    assert_type(holder, Holder | None)
+    if holder is not None:
+        assert_type(holder.owner, str | None)
+        assert_type(holder.host, str | None)
+        assert_type(holder.pid, int | None)
+        assert_type(holder.since, datetime | None)
+        assert_type(holder.remaining, float | None)
+        assert_type(holder.keys, tuple[KeyState, ...])
+        holder.name = "y"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    assert_type(locker.watch("x"), AsyncGenerator[Holder | None])
+    async for each in locker.watch("x"):
+        assert_type(each, Holder | None)
+    assert_type(await locker.names(), list[str])
+    assert_type(locker.statistics(), Statistics)
+    assert_type(locker.statistics().lost, Mapping[LossReason, int])
+
+
+def subscribing(locker: Locker) -> None:
+    def told(event: Event) -> str:
+        assert_type(event.at, float)
+        match event:
+            case Acquired(name=name, hold=hold, waited=waited):
+                return f"{name} {hold + 1} {waited:.1f}"
+            case Released(held=seconds) | Reconnected(after=seconds) | ExtensionLate(remaining=seconds):
+                return f"{seconds:.1f}"
+            case Lost():
+                assert_type(event.reason, LossReason)
+                return event.detail
+            case TimedOut():
+                assert_type(event.holder, Holder | None)
+                return event.name
+            case GaveUp(error=text) | Disconnected(why=text):
+                return text
+            case _:
+                assert_never(event)
+
+    assert_type(locker.subscribe(told), Callable[[], None])
+    locker.subscribe(print)
+    locker.subscribe(lambda: None)  # type: ignore[arg-type, misc]  # pyright: ignore[reportArgumentType]
 
 
 class Locks(Protocol):

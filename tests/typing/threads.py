@@ -14,7 +14,7 @@ import redis
 import redis.asyncio
 from redis.cluster import RedisCluster
 
-from asynclock import LockLostError, LossReason
+from asynclock import Holder, LockLostError, LossReason, Statistics
 from asynclock.sync import Acquisition, Locker, LockScope
 
 
@@ -41,6 +41,13 @@ def acquiring(locker: Locker) -> None:
     assert_type(locker.force_acquire("x"), LockScope)
     locker.try_acquire("x", timeout=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     locker.acquire(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def looking(locker: Locker) -> None:
+    assert_type(locker.holder("x"), Holder | None)
+    assert_type(locker.names(), list[str])
+    assert_type(locker.statistics(), Statistics)
+    assert_type(locker.subscribe(print), Callable[[], None])
 
 
 def contexts(locker: Locker) -> None:
