@@ -27,9 +27,11 @@ try:
 except ImportError:  # pragma: no cover - in the test extra, except where there is no uvloop
     uvloop = None  # type: ignore[assignment]  # a module otherwise
 
-# In the background of a shell, SIGINT is ignored, and so it would be by the programs that tests start.
+# In the background of a shell, these are ignored, and so they would be by the programs that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if sys.platform != "win32" and signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 LOOPS: dict[str, Callable[[], Any]] = {"asyncio": asyncio.new_event_loop}
 if uvloop is not None:

@@ -30,8 +30,8 @@ def _escape(letter: str) -> str:
 
 
 def safe_bytes(value: bytes) -> str:
-    """ASCII as it is, and escapes (``\\xf3``) for the rest."""
-    return "".join(chr(byte) if 0x20 <= byte < 0x7F and byte != 0x5C else f"\\x{byte:02x}" for byte in value)
+    """Printable ASCII as it is, and escapes (``\\xf3``) for the rest, spaces too: they would get lost in a column."""
+    return "".join(chr(byte) if 0x20 < byte < 0x7F and byte != 0x5C else f"\\x{byte:02x}" for byte in value)
 
 
 def timestamp(at: datetime) -> str:

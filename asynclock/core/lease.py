@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 OWN_EXTENSION = 0.1  # seconds after an extension in which an invalidation may be about that
 OWN_SET = 0.01  # seconds after a lock was acquired in which an invalidation may be about that
+LATE = 0.75  # share of ``Rules.reserve`` that is left when an extension should have succeeded
+MOVED = 0.9  # share of ``Rules.term`` that a deadline is at least after the extension that has moved it
 _NONE: Mapping[int, float] = MappingProxyType({})
 
 
@@ -238,9 +240,9 @@ class Lease:
     def extension_is_late(self, now: float) -> bool:
         """Was an extension sent that has not succeeded, with a quarter of ``Rules.reserve`` over, the time for it?"""
         rules = self.room.rules
-        near = self.deadline - now < rules.reserve * 0.75
+        near = self.deadline - now < rules.reserve * LATE
         # A success moves the deadline to ``term`` after the extension was sent; or a little less, if votes differ.
-        return near and self.extended_at > 0.0 and self.deadline < self.extended_at + rules.term * 0.9
+        return near and self.extended_at > 0.0 and self.deadline < self.extended_at + rules.term * MOVED
 
     def plan_extension(self, now: float) -> None:
         """Begin to extend, if that has not begun. A deadline that is closer than usual (a late grant, a lost vote)

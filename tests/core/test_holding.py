@@ -959,3 +959,18 @@ def test_an_extension_that_was_due_while_one_was_under_way_is_made_up_for_when_t
     assert bench.asks == []
     bench.wait(late + TERM - bench.now + 0.01)
     assert bench.told == [] and bench.room.holder is lease
+
+
+def test_an_extension_is_late_while_it_is_not_answered_and_the_end_comes_near() -> None:
+    bench = Bench()
+    lease = bench.hold()
+    assert not lease.extension_is_late(lease.deadline - 0.1)  # there was none yet
+    bench.wait(2.5)
+    bench.answer(Operation.EXTEND)
+    bench.wait(lease.extend_at - bench.now)
+    assert (Operation.EXTEND, 0) in bench.asks
+    assert not lease.extension_is_late(bench.now)  # it was just sent
+    bench.wait(1.2)
+    assert lease.extension_is_late(bench.now)
+    bench.answer(Operation.EXTEND)
+    assert not lease.extension_is_late(bench.now)

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -58,9 +59,14 @@ class Started:
     def until(self, word: str) -> str:
         """Read until there is a line with this word, and return that line."""
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if word in line:
-                return line
+        late = threading.Timer(LIMIT, self.process.kill)  # which ends its output
+        late.start()
+        try:
+            for line in self.process.stdout:
+                if word in line:
+                    return line
+        finally:
+            late.cancel()
         raise AssertionError(f"it ended with {self.process.wait()} without a line with {word!r}")
 
     def send(self, number: int) -> None:
