@@ -14,7 +14,14 @@ from ._engine.scope_link import ScopeLink
 from ._engine.waiter import Waiter
 from .core.room import Room
 from .core.rules import NEVER
-from .errors import AcquireTimeoutError, AlreadyHeldError, ConfigurationError, NotLockedError, ServerError
+from .errors import (
+    AcquireTimeoutError,
+    AlreadyHeldError,
+    ConfigurationError,
+    LockerClosedError,
+    NotLockedError,
+    ServerError,
+)
 from .options import Seconds, check_name, check_timeout, check_wait_release
 from .scope import LockScope, ScopeRef
 
@@ -111,11 +118,11 @@ async def acquire(
         except TimeoutError:
             assert seconds is not None
             why = ServerError(manager.where(), "has not answered yet")
-            error = AcquireTimeoutError(name, seconds, str(why))
+            waited = manager.clock() - began
+            manager.reports.not_acquired(name, waited, AcquireTimeoutError(name, seconds, str(why)))
+            raise AcquireTimeoutError(name, seconds, str(why)) from why
+        except BaseException as error:
             manager.reports.not_acquired(name, manager.clock() - began, error)
-            raise error from why
-        except ServerError as failed:
-            manager.reports.not_acquired(name, manager.clock() - began, failed)
             raise
         loop, task = life.loop, current_task()
         now = manager.clock()
@@ -128,6 +135,7 @@ async def acquire(
         if room.holder is not None and enter is Room.join:
             link: ScopeLink | None = room.holder.scope_ref
             if link is not None and link.only_ended_by(task):
+                manager.reports.not_acquired(name, manager.clock() - began, AlreadyHeldError(name))
                 raise AlreadyHeldError(name)
         if seconds:
             timer = loop.call_later(max(0.0, until - now), manager.time_out, waiter, seconds)
@@ -161,19 +169,26 @@ async def acquire(
                 scope._hold = reports.acquired(name, now, now - began)
             return scope
         if waiter.error is not None:
-            if (lease := waiter.lease) is not None and (
-                cancelled := await manager.pending_releases.wait(lease)
-            ) is not None:
-                raise cancelled
             failure = waiter.take_error()
             if seconds == 0 and isinstance(failure, NotLockedError):
                 failure = AcquireTimeoutError(name, 0.0, failure.why)
+            reading = None
+            if isinstance(failure, NotLockedError | AcquireTimeoutError) and failure.__cause__ is None:
+                reading = manager.read(room)  # while its release is waited for, if there is one
             try:
-                if isinstance(failure, NotLockedError | AcquireTimeoutError) and failure.__cause__ is None:
-                    failure.holder = await manager.read(room).holder_within(manager.options.try_next_after)
-                manager.reports.not_acquired(name, manager.clock() - began, failure)
+                if (lease := waiter.lease) is not None and (
+                    cancelled := await manager.pending_releases.wait(lease)
+                ) is not None:
+                    raise cancelled
+                if reading is not None:
+                    failure.holder = await reading.wait_for_patience()  # type: ignore[attr-defined]  # it is one of the two
                 raise failure
             finally:
+                manager.reports.not_acquired(name, manager.clock() - began, failure)
                 del failure  # no cycle through its traceback
         # Lost before this task could run: the caller never had it. Try again.
-        manager.check_open()
+        try:
+            manager.check_open()
+        except LockerClosedError as error:
+            manager.reports.not_acquired(name, manager.clock() - began, error)
+            raise

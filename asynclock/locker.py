@@ -240,7 +240,7 @@ class Locker:
         """
         return await self._manager.holder(name)
 
-    def watch(self, name: str) -> AsyncGenerator[Holder | None]:
+    async def watch(self, name: str) -> AsyncGenerator[Holder | None]:
         """Watch who holds the lock: ``async for holder in locker.watch(name):`` gets the holder now, or ``None``, and
         then each other one as soon as a server tells of the change (without ``client_side_caching``: within
         ``extend_interval``).
@@ -250,7 +250,9 @@ class Locker:
 
         Raises as :meth:`holder`, and :class:`LockerClosedError` when the locker closes.
         """
-        return self._manager.watch(name)
+        async with contextlib.aclosing(self._manager.watch(name)) as holders:
+            async for holder in holders:  # here, and not there, which would not keep this locker
+                yield holder
 
     async def names(self) -> list[str]:
         """The names of all locks with this ``key_prefix`` that have a key on any server now, sorted. It uses ``SCAN``,

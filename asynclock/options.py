@@ -15,6 +15,7 @@ from .errors import ConfigurationError
 
 Seconds: TypeAlias = float | timedelta
 
+MIN_WARN_AFTER = 0.1  # seconds: it is how often a name may be warned of
 MAX_OWNER = 64  # bytes: part of every key's value
 MAX_NAME = 64 * 1024  # bytes: longer than any sensible name, short enough for every server's limits
 
@@ -127,8 +128,15 @@ def check_options(
         restart_quarantine=restart_quarantine,
         wait_release=wait_release,
         owner=owner,
-        warn_after=None if warn_after is None else _positive("warn_after", warn_after),
+        warn_after=None if warn_after is None else _warn_after(warn_after),
     )
+
+
+def _warn_after(value: Seconds) -> float:
+    seconds = check_seconds("warn_after", value)
+    if seconds < MIN_WARN_AFTER:
+        raise _wrong("warn_after", value, f"must be at least {MIN_WARN_AFTER:g} s, or None for no warnings")
+    return seconds
 
 
 def check_name(name: object) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -71,16 +70,20 @@ class LongWaits:
         reading = self._read(room)
         tasks = len(room.queue)
 
-        def warn(_: asyncio.Future[None]) -> None:
-            holder = reading.result()
+        def warn() -> None:
+            holder = reading.holder
+            if holder is not None:
+                who = f"held by {holder}"
+            else:
+                who = "nobody holds it now" if reading.known else "it is not known who holds it"
             log.warning(
                 "asynclock: lock %r on %s: a task has waited for it for %.1f s (%d wait here); %s",
                 room.name,
                 self._where(),
                 waited,
                 tasks,
-                "nobody holds it now" if holder is None else f"held by {holder}",
+                who,
                 extra=about("long_wait", lock=room.name, waited=waited, tasks=tasks, holder=holder),
             )
 
-        reading.done.add_done_callback(warn)
+        reading.when_complete(warn)

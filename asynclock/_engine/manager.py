@@ -240,17 +240,18 @@ class LockManager:
         """Read who holds the lock; if that is under way already, share it: many tasks may give up at the same time."""
         reading = self._readings.get(room.name)
         if reading is None:
-            reading = Reading(self.topology, room, self._prefixes)
-            if not reading.done.done():
-                self._readings[room.name] = reading
-                reading.done.add_done_callback(lambda _: self._readings.pop(room.name, None))
+            reading = self._readings[room.name] = Reading(
+                self.topology, room, self._prefixes, self.options.try_next_after
+            )
+            reading.when_complete(lambda: self._readings.pop(room.name, None))
         return reading
 
     async def holder(self, name: str) -> Holder | None:
         """As ``Locker.holder``."""
         check_name(name)
         await self.ready()
-        return await Reading(self.topology, self.rooms[name], self._prefixes).holder()
+        reading = Reading(self.topology, self.rooms[name], self._prefixes, self.options.try_next_after)
+        return await reading.wait()
 
     async def names(self) -> list[str]:
         """As ``Locker.names``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Any
@@ -11,9 +10,10 @@ from ..core.holders import Holder, KeyState, holder_of, is_unknown
 from ..core.room import Room
 from ..core.rules import Rules
 from ..errors import AsyncLockError, ServerError
-from ..events import Acquired, Event, Released
+from ..events import Acquired, Event, GaveUp, Lost, Released, TimedOut
 from ..topology import Topology
 from ..wire.background import Timer
+from .changes import Changes
 from .reading import key_state, read_key
 from .reports import Reports
 
@@ -26,8 +26,7 @@ class Observation:
 
     Invariants: between ``start`` and ``stop``, each key is being read (``_reading``), or will be read at the time in
     ``_due`` (``_timer`` is set for the first of these), or its state in ``keys`` is what the server said last, and the
-    server will push an invalidation at the next change. ``changed`` is done when a key was read since a watcher looked;
-    watchers replace it.
+    server will push an invalidation at the next change. ``changes`` tells those who watch of each answer.
     """
 
     def __init__(
@@ -36,7 +35,7 @@ class Observation:
         self.watchers = 0
         self.room = room
         self.keys: list[KeyState | None] = [None] * rules.keys
-        self.changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.changes = Changes()
         self._topology = topology
         self._rules = rules
         self._prefixes = prefixes
@@ -109,8 +108,7 @@ class Observation:
         now, rules = self._clock(), self._rules
         self._reading &= ~(1 << index)
         self.keys[index] = key_state(self._prefixes[index], self.room, server, value, ttl, error)
-        if not self.changed.done():
-            self.changed.set_result(None)
+        self.changes.tell()
         if self._stale >> index & 1:
             self._read_by(index, self._read_at[index] + PAUSE)
         elif error is not None:
@@ -152,16 +150,18 @@ class Observations(dict[str, Observation]):
             observation.look_again()
 
     def _happened_here(self, event: Event) -> None:
-        if isinstance(event, Acquired | Released) and (observation := self.get(event.name)) is not None:
-            observation.look_again()
+        # A wait that was given up may have had the lock for a moment.
+        if isinstance(event, Acquired | Released | Lost | GaveUp | TimedOut):
+            observation = self.get(event.name)
+            if observation is not None:
+                observation.look_again()
 
     def close(self, error: AsyncLockError) -> None:
         """Those who watch raise ``error``."""
         self._closed = error
         for observation in self.values():
             observation.stop()
-            if not observation.changed.done():
-                observation.changed.set_result(None)
+            observation.changes.tell()
         self.clear()
         self._subscribe()
 
@@ -183,9 +183,7 @@ class Observations(dict[str, Observation]):
         told, known = False, None
         try:
             while True:
-                if observation.changed.done():
-                    observation.changed = asyncio.get_running_loop().create_future()
-                changed = observation.changed
+                count = observation.changes.count
                 if self._closed is not None:
                     raise type(self._closed)(*self._closed.args)
                 if observation.is_known():
@@ -194,7 +192,7 @@ class Observations(dict[str, Observation]):
                         told, known = True, holder
                         yield holder
                         continue  # it may have changed meanwhile
-                await asyncio.shield(changed)
+                await observation.changes.after(count)
         finally:
             observation.watchers -= 1
             if not observation.watchers and self.get(room.name) is observation:

@@ -3,65 +3,100 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..core.holders import Holder, KeyState, holder_of, is_unknown
+from ..core.holders import Holder, KeyState, holder_of, is_unknown, most_votes
 from ..core.room import Room
 from ..errors import ServerError
+from ..options import MAX_NAME
 from ..topology import Topology
 from ..wire.commands import packed
 from ..wire.node import Node
 from ..wire.requests import KeyRead
+from .changes import Changes
 
 _SPECIAL = b"\\*?[]"  # in the patterns of SCAN
 
 
 class Reading:
-    """All keys of one lock, each read once, to see who holds it.
+    """All keys of one lock, each read once, to see who holds it. Any number of tasks may wait for that.
 
-    Invariant: ``done`` is set as soon as each key was read, or could not be. That always comes: a server that does not
-    answer has its connection dropped.
+    Invariants: ``holder`` follows from ``_keys``, and each answer is told to ``_changes``. Each key is answered for in
+    the end: a server that is silent has its connection dropped. After ``patience`` seconds (``_timer``), it is enough
+    that the answers until then say who holds the lock.
     """
 
-    __slots__ = ("_answered", "_keys", "_prefixes", "_room", "_topology", "done")
+    __slots__ = ("_changes", "_clear", "_keys", "_late", "_prefixes", "_room", "_then", "_timer", "_topology", "holder")
 
-    def __init__(self, topology: Topology, room: Room[Any], prefixes: list[bytes]) -> None:
+    def __init__(self, topology: Topology, room: Room[Any], prefixes: list[bytes], patience: float) -> None:
+        """:param patience: seconds"""
         self._topology = topology
         self._room = room
         self._prefixes = prefixes
         self._keys: list[KeyState | None] = [None] * room.rules.keys
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._clear = self._late = False
+        self._changes = Changes()
+        self._then: list[Callable[[], object]] = []  # called once it is complete
+        self.holder: Holder | None = None  #: by the answers until now; None: nobody, or it is not ``known``
+        self._timer = asyncio.get_running_loop().call_later(patience, self._patience_is_over)
         for index in range(room.rules.keys):
             read_key(topology, room, index, partial(self._read, index))
 
     def _read(self, index: int, server: str, value: bytes | None, ttl: int | None, error: ServerError | None) -> None:
         self._keys[index] = key_state(self._prefixes[index], self._room, server, value, ttl, error)
-        if None not in self._keys and not self.done.done():
-            self.done.set_result(None)
+        keys, majority = self._keys_now(), self._room.rules.majority
+        self.holder = None if is_unknown(keys, majority) else holder_of(self._room.name, keys, majority)
+        most = most_votes(keys)
+        unread = sum(bool(state.problem) for state in keys)
+        self._clear = most >= majority or most + unread < majority
+        self._changes.tell()
+        if self.complete:
+            self._timer.cancel()
+            then, self._then = self._then, []
+            for callback in then:
+                callback()
 
-    async def holder(self) -> Holder | None:
-        """Wait until each key was read, or could not be. None: nobody holds the lock.
+    def _patience_is_over(self) -> None:
+        self._late = True
+        self._changes.tell()
+
+    def when_complete(self, callback: Callable[[], object]) -> None:
+        """Call it once each key was read, or is known not to be readable; perhaps now."""
+        if self.complete:
+            callback()
+        else:
+            self._then.append(callback)
+
+    @property
+    def complete(self) -> bool:
+        """Was each key read, or is known not to be readable?"""
+        return None not in self._keys
+
+    @property
+    def known(self) -> bool:
+        """Do the answers until now say who holds the lock, or that nobody does?"""
+        return not is_unknown(self._keys_now(), self._room.rules.majority)
+
+    async def wait(self) -> Holder | None:
+        """Wait for every key; after ``patience`` only until it is clear who holds the lock. None: nobody.
 
         :raises ServerError: too few keys could be read to say so
         """
-        await asyncio.wait([self.done])
-        keys = self._keys_now()
-        if is_unknown(keys, self._room.rules.majority):
-            problems = [state for state in keys if state.problem]
+        while not (self.complete or (self._late and self._clear)):
+            await self._changes.after(self._changes.count)
+        if not self.known:
+            problems = [state for state in self._keys_now() if state.problem]
             servers = ", ".join(dict.fromkeys(state.server for state in problems))
             raise ServerError(servers, "; ".join(dict.fromkeys(state.problem for state in problems)))
-        return self.result()
+        return self.holder
 
-    async def holder_within(self, seconds: float) -> Holder | None:
-        """The same, after this time at the latest, and without an error. None: nobody, or it is unknown."""
-        await asyncio.wait([self.done], timeout=seconds)
-        return self.result()
-
-    def result(self) -> Holder | None:
-        """The holder, by the answers until now. None: nobody, or it is unknown."""
-        keys, majority = self._keys_now(), self._room.rules.majority
-        return None if is_unknown(keys, majority) else holder_of(self._room.name, keys, majority)
+    async def wait_for_patience(self) -> Holder | None:
+        """Wait until it is clear who holds the lock, or ``patience`` is over. None: nobody, or it is unknown."""
+        while not (self.complete or self._clear or self._late):
+            await self._changes.after(self._changes.count)
+        return self.holder
 
     def _keys_now(self) -> list[KeyState]:
         return [
@@ -98,7 +133,7 @@ async def names(topology: Topology, prefixes: list[bytes]) -> list[str]:
         try:
             async for key in _scan(node, prefixes[0].rsplit(b":", 2)[0]):
                 for prefix in prefixes:
-                    if key.startswith(prefix):
+                    if key.startswith(prefix) and 0 < len(key) - len(prefix) <= MAX_NAME:
                         found[key[len(prefix) :].decode(errors="replace")] = None
         except ServerError as error:
             away.append(error)

@@ -111,7 +111,7 @@ class Reports:
         for listener in self.listeners:
             try:
                 listener(event)
-            except Exception:
+            except (Exception, asyncio.CancelledError):  # the result of a future that was cancelled raises that
                 log.exception(
                     "asynclock: a subscriber raised at %s",
                     type(event).__name__,

@@ -16,6 +16,7 @@ from typing import Any
 
 from asynclock import AsyncLockError, ConfigurationError
 
+from .stderr import write_line
 from .texts import safe
 
 FREE = 1
@@ -135,8 +136,7 @@ class Ending:
     def say(self, what: str) -> None:
         """A line on stderr."""
         lines = "\n".join(map(safe, what.splitlines()))
-        with contextlib.suppress(OSError, ValueError), self.blocked():  # nobody may be reading it
-            print(f"asynclock {self._command}: {lines}", file=sys.stderr, flush=True)
+        write_line(f"asynclock {self._command}: {lines}")
 
 
 def _open_standard_files() -> None:

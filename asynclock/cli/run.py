@@ -8,11 +8,11 @@ import logging
 import math
 import os
 import signal
-import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from asynclock import (
     AcquireTimeoutError,
@@ -28,6 +28,7 @@ from asynclock import (
 from .run_command import PASSED_ON, Command, is_ignored
 from .run_terminal import Terminal
 from .servers import Servers
+from .stderr import LinesOnStderr, write_line
 
 NOT_ACQUIRED = 1
 LOST = 75  # EX_TEMPFAIL of sysexits.h
@@ -88,13 +89,7 @@ def run(plan: Plan, servers: Servers) -> int:
 
 def say(*words: str) -> None:
     """On stderr, in a line of its own."""
-    # The command may have the terminal, and `stty tostop` stops all others who write to it: unless they block this.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
-    # That nobody reads stderr is no reason to stop.
-    with contextlib.suppress(OSError, AttributeError, ValueError):
-        sys.stderr.write(f"asynclock run: {' '.join(words)}\n")
-        sys.stderr.flush()
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    write_line(f"asynclock run: {' '.join(words)}")
 
 
 class Run:
@@ -114,6 +109,7 @@ class Run:
         self._on_signal: Callable[[int], None] = self._give_up
         self._scopes: list[LockScope] = []
         self._loss_told = False
+        self._ended_with: int | None = None  # the command's status, while the locks are kept longer than it ran
         self.interrupted = False  #: SIGINT came, and ended the command or the wait for the locks
 
     async def run(self) -> int:
@@ -129,7 +125,7 @@ class Run:
         except LockLostError as error:
             if not self._loss_told:
                 say(str(error))
-            return LOST
+            return LOST if self._ended_with is None else self._ended_with
         except NotLockedError as error:
             return self._not_acquired(f"lock {error.name!r} was not acquired: {error.why}{_held_by(error)}")
         except AcquireTimeoutError as error:
@@ -175,14 +171,17 @@ class Run:
             try:
                 code = await command.wait()
             except asyncio.CancelledError:
+                command.send(signal.SIGTERM)  # before anything that may take long
                 self._tell_loss()
                 raise
             finally:
-                await command.end(self._plan.kill_after)
+                await to_its_end(command.end(self._plan.kill_after))
             status = code if code >= 0 else 128 - code
             self._tell(f"command ended, with status {status}")
             self.interrupted = self._last == signal.SIGINT == -code
+            self._ended_with = status
             await self._stay_until(acquired + self._plan.at_least)
+            self._ended_with = None  # a loss that only the release shows may have come while the command ran
             return status
         raise AssertionError  # no block above swallows an exception
 
@@ -247,7 +246,7 @@ class Run:
 
     def _configure_logging(self) -> None:
         """What the library logs about its servers: all of it with -v, and errors alone without."""
-        handler = logging.StreamHandler()
+        handler = LinesOnStderr()
         handler.setLevel(logging.INFO if self._plan.verbose else logging.ERROR)
         log = logging.getLogger("asynclock")
         log.addHandler(handler)
@@ -266,3 +265,17 @@ def _open_standard_files() -> None:
 
 def _held_by(error: NotLockedError | AcquireTimeoutError) -> str:
     return "" if error.holder is None else f" (held by {error.holder})"
+
+
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await it. It is not cancelled with this task, as by the loss of a second lock: then that is raised at its end."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled

@@ -63,6 +63,12 @@ def is_unknown(keys: Sequence[KeyState], majority: int) -> bool:
     return sum(bool(state.problem) for state in keys) >= majority
 
 
+def most_votes(keys: Sequence[KeyState]) -> int:
+    """How many keys the one has who has most of these."""
+    values = Counter(state.value for state in keys if state.value is not None)
+    return max(values.values(), default=0)
+
+
 def holder_of(name: str, keys: Sequence[KeyState], majority: int) -> Holder | None:
     """Who has a majority of the keys, or may have one, with those that could not be read. Ask ``is_unknown`` first."""
     values = Counter(state.value for state in keys if state.value is not None)

@@ -290,8 +290,10 @@ class InProcess:
     def ask(self, question: Callable[[AsyncLocker], T]) -> T:
         """Ask the locker something that waits for nothing: in its event loop, if that runs."""
         with self.lock:
+            if self._copied and not self._closed:
+                self.locker, self._copied = self._make(), False
             thread, locker = self.thread, self.locker
-        if thread is None or thread.gone:
+        if thread is None or thread.gone or thread.is_this():
             return question(locker)
 
         async def answer() -> T:

@@ -127,6 +127,10 @@ class LoopThread:
                 self.stop()
             raise
 
+    def is_this(self) -> bool:
+        """Does this run in that thread, as callbacks do?"""
+        return threading.current_thread() is self._thread
+
     def _run(self) -> None:
         try:
             anyio.run(self._serve)

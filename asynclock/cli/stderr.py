@@ -1,0 +1,37 @@
+"""Lines on stderr. Nothing waits for long for whoever reads them, nor ends because nobody does."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import sys
+
+PATIENCE = 0.5  # seconds until a line is dropped, since the pipe is full or the terminal is stopped
+ATOMIC = 512  # bytes that can always be written to a pipe that has room: POSIX's least PIPE_BUF
+
+
+def write_line(line: str) -> None:
+    """Write it, or drop it."""
+    data = f"{line}\n".encode(errors="backslashreplace")
+    # Whoever has the terminal may stop all others who write to it (`stty tostop`), unless they block this signal.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
+    try:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or nobody reads it any more
+            file = sys.stderr.fileno()
+            sys.stderr.flush()
+            for start in range(0, len(data), ATOMIC):
+                if not select.select([], [file], [], PATIENCE)[1]:
+                    return
+                os.write(file, data[start : start + ATOMIC])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+class LinesOnStderr(logging.Handler):
+    """Writes log records like this."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        write_line(self.format(record))
