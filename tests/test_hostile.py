@@ -27,7 +27,7 @@ MB = 1 << 20
 
 # For how long other work in the loop may have to wait: what a busy machine does to a loop by itself (tests
 # run beside each other), and far less than any lock's validity.
-BLOCKED = 0.25
+BLOCKED = 0.5
 # By how much memory may grow: hostile bytes under way in both processes' buffers, of which this one has both ends.
 GROWN = 64 * MB
 

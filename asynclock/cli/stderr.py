@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import select
@@ -19,15 +20,28 @@ def write_line(line: str) -> None:
     # Whoever has the terminal may stop all others who write to it (`stty tostop`), unless they block this signal.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
     try:
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # it is closed, or nobody reads it any more
-            file = sys.stderr.fileno()
-            sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):  # it is closed, or nobody reads it any more
+            file = _descriptor()
+            if file is None:
+                print(line, file=sys.stderr)
+                return
             for start in range(0, len(data), ATOMIC):
                 if not select.select([], [file], [], PATIENCE)[1]:
                     return
                 os.write(file, data[start : start + ATOMIC])
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _descriptor() -> int | None:
+    """That of stderr. None: it is no file, as in tests that capture it."""
+    if sys.stderr is None:
+        raise OSError
+    sys.stderr.flush()
+    try:
+        return sys.stderr.fileno()
+    except io.UnsupportedOperation:
+        return None
 
 
 class LinesOnStderr(logging.Handler):
