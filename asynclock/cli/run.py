@@ -171,7 +171,7 @@ class Run:
             try:
                 code = await command.wait()
             except asyncio.CancelledError:
-                command.send(signal.SIGTERM)  # before anything that may take long
+                command.ask_to_end()  # before anything that may take long
                 self._tell_loss()
                 raise
             finally:

@@ -44,6 +44,7 @@ class Command:
         self._terminal = terminal
         self._held = held
         self._ended = asyncio.Event()
+        self._asked_to_end = False
         self._handlers: dict[signal.Signals, Callable[[], None]] = {
             signal.SIGCHLD: self._look,  # also if it was ignored: the kernel would forget the exit status
             signal.SIGCONT: self._go_on,
@@ -78,12 +79,18 @@ class Command:
         if self.returncode is None:
             self._send(number)
 
+    def ask_to_end(self) -> None:
+        """Send SIGTERM to its process group, if it still runs; once, since a second one may break off its clean-up."""
+        if self.returncode is None and not self._asked_to_end:
+            self._asked_to_end = True
+            self._send(signal.SIGTERM)
+            self._send(signal.SIGCONT)  # a stopped process dies of the other one first
+
     async def end(self, kill_after: float) -> None:
         """End its process group, if it still runs: SIGTERM, and SIGKILL after ``kill_after`` seconds."""
+        self.ask_to_end()
         if self.returncode is not None:
             return
-        self._send(signal.SIGTERM)
-        self._send(signal.SIGCONT)  # a stopped process dies of the other one first
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(kill_after):
                 await self._ended.wait()
