@@ -143,7 +143,8 @@ def _open_standard_files() -> None:
     """They may have been closed when this was started. Then a connection to a server must not take their place."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for good; the lowest free number is this one's
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one's
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115 - for good
 
 
 def _first(error: BaseException) -> BaseException:
