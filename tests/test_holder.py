@@ -19,6 +19,7 @@ from tests.support import internals
 from tests.support.cluster import primaries, spread
 from tests.support.go import Go
 from tests.support.helpers import AT_ONCE, body, key, until, worker
+from tests.support.kinds import needs
 
 pytestmark = pytest.mark.every_python
 
@@ -619,6 +620,7 @@ async def test_without_tracking(server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@needs("redis-6.2")
 async def test_redis_6_2() -> None:
     with Server("redis-6.2") as server:
         async with named(server, "a") as locker, Locker(server.url) as other, watching(other) as watcher:
