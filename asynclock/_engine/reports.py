@@ -103,8 +103,8 @@ class Reports:
     def _tell(self, event: Event) -> None:
         if self._life.forked:
             return
-        loop = self._life.loop or asyncio.get_running_loop()  # None: it has failed to connect, in this one
-        with contextlib.suppress(RuntimeError):  # it is closed
+        with contextlib.suppress(RuntimeError):  # the loop is closed, or there is none
+            loop = self._life.loop or asyncio.get_running_loop()  # None: it has failed to connect, in this one
             loop.call_soon_threadsafe(self._deliver, event)
 
     def _deliver(self, event: Event) -> None:
