@@ -172,20 +172,21 @@ async def acquire(
             failure = waiter.take_error()
             if seconds == 0 and isinstance(failure, NotLockedError):
                 failure = AcquireTimeoutError(name, 0.0, failure.why)
-            reading = None
+            names_holder = None  # the error, if somebody's having the lock is its reason
             if isinstance(failure, NotLockedError | AcquireTimeoutError) and failure.__cause__ is None:
+                names_holder = failure
                 reading = manager.read(room)  # while its release is waited for, if there is one
             try:
                 if (lease := waiter.lease) is not None and (
                     cancelled := await manager.pending_releases.wait(lease)
                 ) is not None:
                     raise cancelled
-                if reading is not None:
-                    failure.holder = await reading.wait_for_patience()  # type: ignore[attr-defined]  # it is one of the two
+                if names_holder is not None:
+                    names_holder.holder = await reading.wait_for_patience()
                 raise failure
             finally:
                 manager.reports.not_acquired(name, manager.clock() - began, failure)
-                del failure  # no cycle through its traceback
+                del failure, names_holder  # no cycle through its traceback
         # Lost before this task could run: the caller never had it. Try again.
         try:
             manager.check_open()

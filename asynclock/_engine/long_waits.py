@@ -71,6 +71,8 @@ class LongWaits:
         tasks = len(room.queue)
 
         def warn() -> None:
+            if not self._waits(room.name):
+                return  # no more: they have the lock, gave up, or the locker closes
             holder = reading.holder
             if holder is not None:
                 who = f"held by {holder}"
