@@ -12,7 +12,7 @@ import pytest
 import typer.main
 
 from asynclock import Holder
-from asynclock.cli import ending
+from asynclock.cli import exit_status
 from asynclock.cli.app import app
 from asynclock.cli.facts import facts
 from asynclock.core.holders import KeyState
@@ -60,8 +60,8 @@ def test_statuses(command: str) -> None:
         for row in re.findall(r"^\| ([\d, ]+) \|", section(command), re.MULTILINE)
         for status in row.split(",")
     }
-    free = set() if command == "watch" else {ending.FREE}
-    assert told == {0, ending.WRONG_USAGE, ending.FAILED, 130, 143} | free
+    free = set() if command == "watch" else {exit_status.FREE}
+    assert told == {0, exit_status.WRONG_USAGE, exit_status.FAILED, 130, 143} | free
 
 
 def test_the_keys_of_json() -> None:

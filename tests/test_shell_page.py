@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from asynclock.cli import run as statuses
+from asynclock.cli import exit_status as statuses
 from asynclock.cli.app import app
 from asynclock.cli.servers import find_servers
 from asynclock.testing import Server

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from typing import Annotated, Any
@@ -13,7 +12,8 @@ from typer.core import TyperCommand
 from asynclock import __version__, compiled
 
 from . import check_installed, handle_sigint, looking
-from .where import Config, KeyPrefix, PasswordFile, Urls
+from .exit_status import FAILED
+from .where import Config, KeyPrefix, PasswordFile, Urls, servers_or_exit
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, rich_markup_mode="rich")
 
@@ -147,13 +147,11 @@ def run(
     """
     if sys.platform == "win32":
         print("asynclock run: not available on Windows, which has no process groups and signals", file=sys.stderr)
-        raise typer.Exit(125)
+        raise typer.Exit(FAILED)
     handle_sigint(signal.SIG_DFL)  # until there is something to clean up
-    from asynclock import ConfigurationError
 
-    from .run import FAILED, Plan, say
+    from .run import Plan, say
     from .run import run as run_plan
-    from .servers import find_servers
 
     if no_wait and timeout is not None:
         say("give --no-wait or --timeout, not both")
@@ -167,17 +165,7 @@ def run(
         kill_after=kill_after,
         verbose=verbose,
     )
-    try:
-        servers = find_servers(
-            urls=url or (),
-            config=config,
-            key_prefix=key_prefix,
-            password_file=password_file,
-            environment=os.environ,
-        )
-    except ConfigurationError as error:
-        say(str(error))
-        raise typer.Exit(FAILED) from None
+    servers = servers_or_exit("run", FAILED, url, config, key_prefix, password_file)
     raise typer.Exit(run_plan(plan, servers))
 
 

@@ -8,7 +8,8 @@ import sys
 from asynclock import ConfigurationError, Holder, LockLostError
 from asynclock.options import check_name
 
-from .ending import FREE, WRONG_USAGE, Ending
+from .ending import Ending
+from .exit_status import FREE, WRONG_USAGE
 from .facts import sentence, utc_now, who
 from .servers import Servers
 from .texts import LONGEST, safe

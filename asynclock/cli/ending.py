@@ -16,12 +16,10 @@ from typing import Any
 
 from asynclock import AsyncLockError, ConfigurationError
 
+from .exit_status import FAILED, WRONG_USAGE
+from .standard_files import open_standard_files
 from .stderr import write_line
 from .texts import safe
-
-FREE = 1
-WRONG_USAGE = 2
-FAILED = 125  # as of `asynclock run`
 
 
 class Stopped(BaseException):
@@ -45,7 +43,7 @@ class Ending:
 
     def run(self, work: Callable[[], Coroutine[Any, Any, int]]) -> int:
         """Run it. Returns the exit status."""
-        _open_standard_files()
+        open_standard_files()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
@@ -137,14 +135,6 @@ class Ending:
         """A line on stderr."""
         lines = "\n".join(map(safe, what.splitlines()))
         write_line(f"asynclock {self._command}: {lines}")
-
-
-def _open_standard_files() -> None:
-    """They may have been closed when this was started. Then a connection to a server must not take their place."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one's
-            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115 - for good
 
 
 def _first(error: BaseException) -> BaseException:

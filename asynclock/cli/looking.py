@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .where import Config, KeyPrefix, PasswordFile, Urls
+from .exit_status import WRONG_USAGE
+from .where import Config, KeyPrefix, PasswordFile, Urls, servers_or_exit
 
 if TYPE_CHECKING:
-    from .servers import Servers
+    pass
 
 STATUS_EXAMPLES = """[bold]Examples[/bold]
 
@@ -83,7 +81,7 @@ def status(
     """
     from .status import status as show
 
-    servers = _servers("status", url, config, key_prefix, password_file)
+    servers = servers_or_exit("status", WRONG_USAGE, url, config, key_prefix, password_file)
     raise typer.Exit(show(names or (), servers, as_json=as_json, values=values))
 
 
@@ -108,7 +106,7 @@ def watch(
     """
     from .watch import watch as show
 
-    servers = _servers("watch", url, config, key_prefix, password_file)
+    servers = servers_or_exit("watch", WRONG_USAGE, url, config, key_prefix, password_file)
     raise typer.Exit(show(names or (), servers, as_json=as_json))
 
 
@@ -131,25 +129,5 @@ def break_lock(
     """
     from .breaking import break_lock as take
 
-    servers = _servers("break", url, config, key_prefix, password_file)
+    servers = servers_or_exit("break", WRONG_USAGE, url, config, key_prefix, password_file)
     raise typer.Exit(take(name, servers, yes=yes))
-
-
-def _servers(
-    command: str, url: list[str] | None, config: Path | None, key_prefix: str | None, password_file: Path | None
-) -> Servers:
-    from asynclock import ConfigurationError
-
-    from .servers import find_servers
-
-    try:
-        return find_servers(
-            urls=url or (),
-            config=config,
-            key_prefix=key_prefix,
-            password_file=password_file,
-            environment=os.environ,
-        )
-    except ConfigurationError as error:
-        print(f"asynclock {command}: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None

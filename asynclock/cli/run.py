@@ -25,16 +25,12 @@ from asynclock import (
     ServerError,
 )
 
+from .exit_status import FAILED, LOST, NOT_ACQUIRED, NOT_FOUND, NOT_RUNNABLE
 from .run_command import PASSED_ON, Command, is_ignored
 from .run_terminal import Terminal
 from .servers import Servers
+from .standard_files import open_standard_files
 from .stderr import LinesOnStderr, write_line
-
-NOT_ACQUIRED = 1
-LOST = 75  # EX_TEMPFAIL of sysexits.h
-FAILED = 125  # this one and the next two: as env, nohup and timeout have them
-NOT_RUNNABLE = 126
-NOT_FOUND = 127
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +62,7 @@ class Plan:
 
 def run(plan: Plan, servers: Servers) -> int:
     """Run it. Returns the exit status."""
-    _open_standard_files()
+    open_standard_files()
     try:
         plan.check()
         mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [*PASSED_ON, signal.SIGCHLD, signal.SIGCONT])
@@ -251,16 +247,6 @@ class Run:
         log = logging.getLogger("asynclock")
         log.addHandler(handler)
         log.setLevel(logging.INFO)
-
-
-def _open_standard_files() -> None:
-    """stdin, stdout or stderr may have been closed when this was started. Then a connection to a server must not take
-    their place: what the command prints would go there."""
-    for file in (0, 1, 2):
-        try:
-            os.fstat(file)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
 
 
 def _held_by(error: NotLockedError | AcquireTimeoutError) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 from asynclock import Holder, Locker, ServerError
 
-from .ending import FAILED, FREE, Ending
+from .ending import Ending
+from .exit_status import FAILED, FREE
 from .facts import age_text, dumped, facts, left, since, utc_now, votes, who
 from .lockers import Connected, connected_lockers
 from .servers import Servers

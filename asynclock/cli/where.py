@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from .servers import Servers
 
 WHERE = "Where the servers are"
 Urls = Annotated[
@@ -45,3 +49,30 @@ PasswordFile = Annotated[
         rich_help_panel=WHERE,
     ),
 ]
+
+
+def servers_or_exit(
+    command: str,
+    status: int,
+    url: list[str] | None,
+    config: Path | None,
+    key_prefix: str | None,
+    password_file: Path | None,
+) -> Servers:
+    """What the options say. If they are wrong, the command ends with a line on stderr and this exit status."""
+    from asynclock import ConfigurationError
+
+    from .servers import find_servers
+    from .stderr import write_line
+
+    try:
+        return find_servers(
+            urls=url or (),
+            config=config,
+            key_prefix=key_prefix,
+            password_file=password_file,
+            environment=os.environ,
+        )
+    except ConfigurationError as error:
+        write_line(f"asynclock {command}: {error}")
+        raise typer.Exit(status) from None
