@@ -11,7 +11,7 @@ import warnings
 import anyio
 import pytest
 
-from asynclock import Locker, LockLostError, LockScope, LossReason, ServerError
+from asynclock import Locker, LockerClosedError, LockLostError, LockScope, LossReason, ServerError
 from asynclock.testing import Proxy, Server
 from tests.support import internals
 from tests.support.helpers import AT_ONCE, key, until
@@ -797,3 +797,19 @@ async def test_close_while_who_has_just_been_granted_the_lock_is_cancelled(own_s
     assert done == {acquiring, closing}
     assert acquiring.cancelled()
     await until(lambda: own_server.execute("KEYS", "*") == [], AT_ONCE)
+
+
+@pytest.mark.asyncio
+async def test_close_while_an_attempt_is_under_way(server: Server) -> None:
+    """Its answer comes just after its release was sent. If the connection were closed already, the answer would be
+    refused with RST, and a proxy drops what it has not passed on when it sees that: the release."""
+    async with Proxy(server.port) as proxy:
+        locker = Locker(proxy.url, try_next_after=1)
+        await (await locker.acquire("other")).release()
+        proxy.delay = 0.1  # in each direction
+        acquiring = asyncio.create_task(locker.acquire("job"))
+        await asyncio.sleep(0.18)
+        await locker.aclose()
+        with pytest.raises(LockerClosedError):
+            await acquiring
+        assert free(server)

@@ -188,6 +188,10 @@ class Connection:
             self.send(data, call, 1, self.clock())
         return call.future
 
+    def answered(self) -> asyncio.Future[Any]:
+        """A future that is done when everything that was sent until now is answered. As ``call``."""
+        return self.call(self._ping)
+
     def _flush(self) -> None:
         self._flushing = False
         if self._out and not self._paused and not self._transport.is_closing():

@@ -490,8 +490,10 @@ class Node:
         return self.connecting.drop()
 
     async def aclose(self) -> None:
-        """Flush, and close. Takes at most ``try_next_after`` if the server hangs, and ``owed.MAX_WAIT`` in addition if
-        it refuses releases."""
+        """Wait for the answers to what was sent, and close. Takes at most twice ``try_next_after`` if the server hangs,
+        and ``owed.MAX_WAIT`` in addition if it refuses releases."""
+        if self.session is not None:
+            await Passing(self.session.wait_answered(self.options.try_next_after))
         if self.session is not None:
             await self.owed.wait_empty()
         self._close()

@@ -235,6 +235,15 @@ class Session:
 
     # Its end
 
+    async def wait_answered(self, patience: float) -> None:
+        """Wait until everything that was sent is answered, for at most ``patience`` seconds.
+
+        An answer that comes to a closed connection is refused with RST. A proxy that sees that drops what it has not
+        passed on yet: the releases that were sent last.
+        """
+        if self.connection.waiting:
+            await asyncio.wait([self.connection.answered()], timeout=patience)
+
     async def aclose(self, patience: float) -> None:
         """Flush, and close every connection. If the server hangs, they are aborted after ``patience`` seconds."""
         connection = self.connection
