@@ -22,6 +22,7 @@ from asynclock.testing import Cluster, Proxy, Sentinels, Server, clock_off
 from asynclock.testing.nodes import slot_of
 from tests.support.cluster import execute, primaries, spread
 from tests.support.helpers import key, until, worker
+from tests.support.interceptor import Interceptor
 from tests.support.tap import Tap
 
 DAY = 86_400_000  # ms
@@ -573,6 +574,29 @@ async def test_the_connection_is_lost_meanwhile(server: Server, when: str) -> No
             number = await asyncio.wait_for(waiting, 10)
             assert scope.held
             assert number == value(server) > before
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "reply", [b"+OK\r\n", b":-1\r\n", b":9007199254740992\r\n", b"$1\r\n7\r\n", b"_\r\n", b"*0\r\n", b",7.5\r\n"]
+)
+async def test_a_reply_that_no_server_gives(server: Server, reply: bytes) -> None:
+    """The connection is dropped, and the number comes over the next one."""
+    async with Interceptor(server.port) as proxy, Locker(proxy.url) as locker:
+        async with locker.with_context("job") as scope:
+
+            def lie(command: bytes) -> bytes | None:
+                if b":f0:" not in command:
+                    return None
+                proxy.answer = None
+                return reply
+
+            connections = proxy.connections
+            proxy.answer = lie
+            number = await asyncio.wait_for(scope.fencing_token(), 10)
+            assert proxy.connections == connections + 1
+            assert number == value(server) == await scope.fencing_token()
+            assert scope.held
 
 
 @pytest.mark.asyncio
