@@ -31,7 +31,7 @@ FAILOVER = 20.0  # seconds; it takes two or three
 
 
 def counter(name: str = "job", index: int = 0) -> str:
-    return counter_of(b"asynclock", index, name.encode()).decode()
+    return counter_of(key(name, index).encode(), b"asynclock", index, name.encode()).decode()
 
 
 async def token(locker: Locker, name: str = "job") -> int:
@@ -129,7 +129,9 @@ async def test_whatever_becomes_of_the_counter(server: Server, locker: Locker, w
 async def test_a_counter_that_is_ahead_of_the_clock(server: Server, locker: Locker) -> None:
     server.execute("SET", counter(), MAX_NUMBER - 2)
     assert [await token(locker), await token(locker)] == [MAX_NUMBER - 1, MAX_NUMBER]
-    with pytest.raises(ServerError, match="the counter is at its end"):
+    with pytest.raises(
+        ServerError, match=r"the counter is at its end \(delete the key 'asynclock:f0:\{asynclock:0:job\}'"
+    ):
         await token(locker)
     server.execute("DEL", counter())
     assert await token(locker) < MAX_NUMBER

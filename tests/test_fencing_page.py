@@ -176,4 +176,4 @@ async def test_a_stopped_holder_comes_too_late(
 def test_the_name_of_a_counter() -> None:
     from asynclock.core.counters import counter_of
 
-    assert f"`{counter_of(b'asynclock', 0, b'my_lock').decode()}`" in PAGE
+    assert f"`{counter_of(b'asynclock:0:my_lock', b'asynclock', 0, b'my_lock').decode()}`" in PAGE

@@ -9,6 +9,7 @@ from ..core.counters import counter_of
 from ..core.fencing import NOT_OURS, Fencing
 from ..core.lease import Lease
 from ..errors import ServerError
+from ..wire.commands import unbulk
 from .manager import LockManager
 
 FIRST_PAUSE = 0.01  # seconds before a counter is asked again whose server has failed; then twice as long, up to
@@ -33,7 +34,7 @@ class Fence:
         self._lease = lease
         self._link = lease.scope_ref  # another scope may get the lease later
         self._fencing = Fencing(rules.keys, rules.majority)
-        self._counters = [counter_of(prefix, index, name) for index in range(rules.keys)]
+        self._counters = [counter_of(unbulk(key), prefix, index, name) for index, key in enumerate(lease.room.keys)]
         self._waiting: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._pause = FIRST_PAUSE

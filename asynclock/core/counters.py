@@ -11,14 +11,13 @@ _LETTERS = b"0123456789abcdefghijklmnopqrstuvwxyz"
 _LENGTH = 4  # letters of a tag that is found by its slot: the shortest with which every slot can be reached
 
 
-def counter_of(prefix: bytes, index: int, name: bytes) -> bytes:
-    """The counter of key ``index`` of this name.
+def counter_of(key: bytes, prefix: bytes, index: int, name: bytes) -> bytes:
+    """The counter of ``key``, which is key ``index`` of this name, and begins with the prefix.
 
     It is ``prefix:f<index>:`` and what leads to the slot of the key: the key's hash tag, if it has one, or the whole
     key as a tag. So it is covered by the same pattern in an ACL. Some prefixes and names leave no choice but letters
     that happen to lead there.
     """
-    key = b"%b:%d:%b" % (prefix, index, name)
     start = b"%b:f%d:" % (prefix, index)
     if b"{" not in prefix:
         tag = hash_tag(key)

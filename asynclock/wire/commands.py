@@ -25,12 +25,13 @@ _EXPIRE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call(ARGV[2]
 
 # Take a number from the counter KEYS[2], or raise it to ARGV[2], only if KEYS[1] still has our value. (A number has up
 # to 16 digits, of which Lua by itself writes 14.) Whatever else is in the counter counts as no number, and is replaced.
+COUNTED_UP = "ERR the counter is at its end"
 _COUNT = b"""if redis.call('GET',KEYS[1])~=ARGV[1] then return 0 end
 local last,n=tonumber(redis.pcall('GET',KEYS[2])) or 0,tonumber(ARGV[2])
 if n==0 then local t=redis.call('TIME') n=math.max(t[1]*1000000+t[2],last+1) elseif last>=n then return last end
-if n>9007199254740991 then return redis.error_reply('ERR the counter is at its end') end
-redis.call('SET',KEYS[2],string.format('%.0f',n),'PX',ARGV[3])
-return n"""
+if n>9007199254740991 then return redis.error_reply('%b') end
+redis.call('SET',KEYS[2],string.format('%%.0f',n),'PX',ARGV[3])
+return n""" % COUNTED_UP.encode()
 COUNTER_LIFE = 86_400_000  # ms that a counter is kept after it was last changed: far longer than any lock is held
 
 # The errors by which Redis and Valkey refuse any command temporarily (processCommand in server.c, getNodeByQuery in

@@ -11,7 +11,7 @@ from ..core.operations import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from ..core.room import Room
 from ..errors import ServerError
 from ..options import Options
-from .commands import OK, Commands, cause_in_script, count, is_error
+from .commands import COUNTED_UP, OK, Commands, cause_in_script, count, is_error
 from .owed import OwedReleases
 from .violations import unexpected
 
@@ -379,8 +379,10 @@ class Count:
             self._answered(NOT_OURS, None)
             return
         if error.lasting:
-            pattern = f"{node.options.key_prefix}:*"
-            hint = f"fencing tokens need EVAL, GET, SET and TIME on keys like {pattern}"
+            if text == COUNTED_UP:
+                hint = f"delete the key {self._counter.decode()!r}; it then goes on at the server's clock"
+            else:
+                hint = f"fencing tokens need EVAL, GET, SET and TIME on keys like {node.options.key_prefix}:*"
             error = ServerError(error.server, f"{error.problem} ({hint})", lasting=True)
         self._answered(NOT_OURS, error)
 

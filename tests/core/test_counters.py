@@ -20,7 +20,7 @@ def key_of(prefix: str, index: int, name: str) -> bytes:
 
 
 def counter(prefix: str, index: int, name: str) -> bytes:
-    return counter_of(prefix.encode(), index, name.encode())
+    return counter_of(key_of(prefix, index, name), prefix.encode(), index, name.encode())
 
 
 @given(prefix=prefixes, index=st.integers(0, 20), name=odd)
