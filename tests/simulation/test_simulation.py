@@ -124,6 +124,10 @@ def test_a_server_that_is_away_starves_nobody() -> None:
         crowd(world, Check(world))
 
 
+def test_nobody_starves_while_a_killed_holders_key_lives_for_longer_since_a_clock_was_set_back() -> None:
+    assert play_slice(1136863, 1).failed is None
+
+
 def test_a_deadline_allows_for_a_clock_that_is_half_a_percent_fast() -> None:
     rules = Rules(majority=1, validity=1.0, extend_interval=0.5, try_next_after=0.02)
     for seed in range(20):
