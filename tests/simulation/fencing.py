@@ -54,8 +54,7 @@ class Fence:
         self._pausing = False
 
     def _held(self) -> bool:
-        world, lease = self.client.world, self.lease
-        return self.task.state == "held" and not lease.done and world.now < lease.deadline
+        return self.task.state == "held" and not self.lease.done
 
     def ask(self) -> None:
         client, world = self.client, self.client.world
@@ -91,7 +90,7 @@ class Fence:
         number = self.rules.number
         if number is not None or self.rules.error is not None:
             self.over = True
-            if number is not None and self._held():
+            if number is not None and self._held() and world.now < self.lease.deadline:
                 world.log("%r HAS TOKEN %d", self.task, number)
                 world.tokens.append((self.task, number))
         elif anew:
