@@ -678,6 +678,55 @@ async def test_a_permission_is_missing(server: Server, missing: str) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_permission_is_missing_on_some_of_three(three: list[Server]) -> None:
+    """One is no obstacle. Two are, and the call says so."""
+    for server in three:
+        server.execute("ACL", "SETUSER", "fenced", "reset", "on", ">secret", "~asynclock:*", "+@all")
+    try:
+        urls = [server.url.replace("redis://", "redis://fenced:secret@") for server in three]
+        async with Locker(urls, restart_quarantine=False, fallback_setpx=True, key_validity=10) as locker:
+            before = await token(locker)
+            scope = await locker.acquire("job")
+            await all_keys(three)
+            three[0].execute("ACL", "SETUSER", "fenced", "-time")
+            assert await scope.fencing_token() > before
+            await scope.release()
+
+            scope = await locker.acquire("job")
+            await all_keys(three)
+            three[2].execute("ACL", "SETUSER", "fenced", "-time")
+            with pytest.raises(ServerError, match="need EVAL, GET, SET and TIME"):
+                await scope.fencing_token()
+            three[0].execute("ACL", "SETUSER", "fenced", "+time")
+            assert await scope.fencing_token() > before
+            await scope.release()
+    finally:
+        for server in three:
+            server.execute("ACL", "DELUSER", "fenced")
+
+
+@pytest.mark.asyncio
+async def test_a_permission_is_granted_while_the_only_other_server_is_away(three: list[Server]) -> None:
+    """The one that refuses is asked again, since a majority may depend on it."""
+    three[0].execute("ACL", "SETUSER", "fenced", "reset", "on", ">secret", "~asynclock:*", "+@all")
+    try:
+        urls = [three[0].url.replace("redis://", "redis://fenced:secret@"), *(server.url for server in three[1:])]
+        async with Locker(urls, restart_quarantine=False, fallback_setpx=True, key_validity=10) as locker:
+            scope = await locker.acquire("job")
+            await all_keys(three)
+            three[0].execute("ACL", "SETUSER", "fenced", "-time")
+            three[1].kill()
+            waiting = asyncio.create_task(scope.fencing_token())
+            await asyncio.sleep(0.3)
+            assert not waiting.done() and scope.held
+            three[0].execute("ACL", "SETUSER", "fenced", "+time")
+            assert await asyncio.wait_for(waiting, 5) == value(three[0]) == value(three[2], 2)
+            await scope.release()
+    finally:
+        three[0].execute("ACL", "DELUSER", "fenced")
+
+
+@pytest.mark.asyncio
 async def test_a_server_that_is_full(own_server: Server) -> None:
     """It waits while that may be temporary, and gets its token when there is memory again."""
     async with Locker(own_server.url, key_validity=30) as locker, locker.with_context("job") as scope:

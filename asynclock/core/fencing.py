@@ -32,7 +32,7 @@ class Fencing:
         self._keys = keys
         self._majority = majority
         self._answers: dict[int, int] = {}  # the new numbers
-        self._errors: dict[int, Exception] = {}  # of servers where another try cannot help
+        self._errors: dict[int, Exception] = {}  # of servers whose last answer was a refusal that is to last
         self._asked = 0
         self._good = 0
         self.floor = 0  #: what the next requests say
@@ -40,7 +40,7 @@ class Fencing:
     def due(self) -> list[int]:
         """The keys whose counters are to be asked. They count as asked, until ``answered`` or ``failed``."""
         done = self._asked | self._good
-        indexes = [index for index in range(self._keys) if not done >> index & 1 and index not in self._errors]
+        indexes = [index for index in range(self._keys) if not done >> index & 1]
         for index in indexes:
             self._asked |= 1 << index
         return indexes
@@ -48,6 +48,7 @@ class Fencing:
     def answered(self, index: int, floor: int, value: int) -> bool:
         """The answer to a request. True: all others are to be asked anew, for a higher ``floor``."""
         self._no_longer_asked(index, floor)
+        self._errors.pop(index, None)
         if value == NOT_OURS:
             return False
         if self.floor:
@@ -68,11 +69,13 @@ class Fencing:
     def failed(self, index: int, floor: int, lasting: Exception | None) -> None:
         """No answer to a request will come.
 
-        :param lasting: why another try cannot help; None: it may
+        :param lasting: why another try will hardly help; None: it may
         """
         self._no_longer_asked(index, floor)
         if lasting is not None:
             self._errors[index] = lasting
+        else:
+            self._errors.pop(index, None)
 
     def _no_longer_asked(self, index: int, floor: int) -> None:
         if floor == self.floor:
@@ -85,7 +88,8 @@ class Fencing:
 
     @property
     def error(self) -> Exception | None:
-        """Why there will be no token, if so many servers refuse that no majority is left."""
+        """Why there will be no token, if so many servers refuse that no majority is left. As long as there is one,
+        those are asked again too: the others may stay away, and a permission may be granted."""
         if len(self._errors) <= self._keys - self._majority:
             return None
         return next(iter(self._errors.values()))
@@ -93,5 +97,4 @@ class Fencing:
     @property
     def any_due(self) -> bool:
         """Would ``due`` return any?"""
-        done = self._asked | self._good
-        return any(not done >> index & 1 and index not in self._errors for index in range(self._keys))
+        return (self._asked | self._good).bit_count() < self._keys

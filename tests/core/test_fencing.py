@@ -74,11 +74,25 @@ def test_failures() -> None:
     assert fencing.due() == [0]
     first, second = Exception("first"), Exception("second")
     fencing.failed(0, 0, first)
-    assert not fencing.any_due
     assert fencing.error is None  # the others are enough
+    assert fencing.due() == [0]  # ... but may stay away
     fencing.failed(2, 0, second)
     assert fencing.error is first
     assert fencing.number is None
+
+
+def test_a_refusal_may_end() -> None:
+    for later in (4, NOT_OURS, None):
+        fencing = Fencing(3, 2)
+        fencing.due()
+        fencing.failed(0, 0, Exception("NOPERM"))
+        assert fencing.due() == [0]
+        if later is None:
+            fencing.failed(0, 0, None)
+        else:
+            fencing.answered(0, 0, later)
+        fencing.failed(1, 0, Exception("NOPERM"))
+        assert fencing.error is None
 
 
 @given(data=st.data(), servers=st.sampled_from([1, 3, 5]))
