@@ -219,6 +219,7 @@ async def test_the_server_says_that_it_is_over_before_anything_else_does(server:
 
 
 @pytest.mark.asyncio
+@pytest.mark.every_python
 @pytest.mark.parametrize("how", ["released", "left", "cancelled", "closed", "taken over"])
 async def test_it_ends_while_the_server_is_silent(own_server: Server, how: str) -> None:
     async with Locker(own_server.url) as locker:
@@ -262,6 +263,7 @@ async def test_a_silent_server_until_the_lock_expires(own_server: Server) -> Non
 
 
 @pytest.mark.asyncio
+@pytest.mark.every_python
 async def test_inside_a_block_a_loss_cancels_whoever_waits(own_server: Server) -> None:
     async with Locker(own_server.url, key_validity=0.5) as locker:
         try:
@@ -274,6 +276,7 @@ async def test_inside_a_block_a_loss_cancels_whoever_waits(own_server: Server) -
 
 
 @pytest.mark.asyncio
+@pytest.mark.every_python
 async def test_one_of_those_who_wait_is_cancelled(own_server: Server) -> None:
     async with Locker(own_server.url) as locker, locker.with_context("job") as scope:
         own_server.pause()
@@ -288,6 +291,7 @@ async def test_one_of_those_who_wait_is_cancelled(own_server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.every_python
 async def test_all_of_those_who_wait_are_cancelled(own_server: Server) -> None:
     """At any moment, and the next one gets the token."""
     async with Locker(own_server.url) as locker:
@@ -305,6 +309,7 @@ async def test_all_of_those_who_wait_are_cancelled(own_server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.every_python
 async def test_a_forgotten_scope_is_released_though_a_token_is_on_its_way(own_server: Server) -> None:
     async with Locker(own_server.url) as locker:
         scope = await locker.acquire("job")
