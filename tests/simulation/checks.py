@@ -349,9 +349,9 @@ class Check:
     def _tokens_grow(self) -> None:
         """Each new token fits between those of earlier and later holds.
 
-        A server whose clock is behind what its counter had been, and that has lost the counter, is excused; it is
-        documented. So is an earlier holder who gets the lock back from a later one, by servers that had lost the keys
-        of both: then neither was later.
+        Two things are excused, and documented. A server has lost its counter, and its clock is behind what that had
+        been. Or an earlier holder asks when the later one is over, and has got its keys back before it was told that it
+        had lost them: by force and without tracking, or since the servers had lost the keys of both.
         """
         for position in range(self.tokens, len(self.world.tokens)):
             task, number = self.world.tokens[position]
@@ -362,7 +362,7 @@ class Check:
                 grows = before < number if later is task else number < before
                 if grows or self.world.behind.get(task.name, 0.0) >= later.granted:
                     continue
-                if earlier is task and self._has_lost_a_key(other):
+                if earlier is task and self._is_over(other):
                     continue
                 raise self.broken(
                     7,
@@ -371,6 +371,7 @@ class Check:
                 )
         self.tokens = len(self.world.tokens)
 
-    def _has_lost_a_key(self, task: Task) -> bool:
+    def _is_over(self, task: Task) -> bool:
+        """Has the task given the lock back, or lost a key of it?"""
         assert task.room is not None and task.lease is not None
-        return any((key, task.lease.token) in self.world.touched for key in task.room.keys)
+        return task.state != "held" or any((key, task.lease.token) in self.world.touched for key in task.room.keys)
