@@ -11,6 +11,7 @@ from contextvars import Context
 from types import TracebackType
 from typing import Any, TypeVar
 
+from ._engine.fence import Fence
 from ._engine.held import Held, HeldByScope
 from ._engine.whereabouts import may_be_used_by_others
 from .core.lease import Lease
@@ -37,7 +38,9 @@ class LockScope(Held):
     ``asyncio.run_coroutine_threadsafe(scope.release(), loop)``.
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "_fence")
+
+    _fence: Fence  # set by the first call of ``fencing_token``: to set it in every scope would cost every acquisition
 
     def __repr__(self) -> str:
         state = (
@@ -102,6 +105,45 @@ class LockScope(Held):
                 if self._waiting is not None:
                     self._waiting.remove(future)
         return None if self._loss is None else self._loss.reason
+
+    async def fencing_token(self) -> int:
+        """A number that is greater than every one that was given out for this name before, to any scope in any process.
+        Pass it on to what the lock protects, which then refuses work with an older number than it has seen.
+
+        The servers give it out in the same step in which they check that they still have the lock for this scope: one
+        round trip on one server, two where a majority of several has to agree. Within a scope it is the same number
+        every time, and only the first call asks the servers. It fits into 53 bits, so JSON and SQL can hold it.
+
+        While too few servers answer, it waits, for as long as the lock is held.
+
+        :raises LockLostError: the lock is lost, has expired, or was released, before or meanwhile
+        :raises ServerError: the servers do not let this user run the script that it takes. The message says what to
+            grant
+        :raises ConfigurationError: called in another event loop or thread than the locker's
+        """
+        self._check_here()
+        self.check()
+        fence: Fence | None = getattr(self, "_fence", None)
+        if fence is None or fence.error is not None:
+            assert self._lease is not None
+            fence = self._fence = Fence(self._manager, self._lease)
+        number = fence.number
+        if number is None:
+            if self._waiting is None:
+                self._waiting = []
+            future = fence.wait()
+            self._waiting.append(future)  # done, too, when the lock is lost or released
+            try:
+                await future
+            finally:
+                if self._waiting is not None:
+                    self._waiting.remove(future)
+            self.check()
+            if fence.error is not None:
+                raise fence.error.copy()
+            number = fence.number
+            assert number is not None
+        return number
 
     # Ending
 

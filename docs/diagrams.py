@@ -169,6 +169,35 @@ def loss() -> Drawing:
     return d
 
 
+def fencing() -> Drawing:
+    d = Drawing(
+        "A fencing token: a write that comes too late has a lower number than the one before, and is refused", 860, 292
+    )
+    left, lost, has, end = 150, 310, 430, 836  # x: the beginning, A has lost the lock, B has it, the end
+    for y, name, what in (
+        (60, "process A", "token 33"),
+        (154, "database", "checks the number"),
+        (244, "process B", "token 34"),
+    ):
+        d.text(24, y, name, size=14, bold=True, anchor="start", fill=VIOLET if name == "database" else BLUE)
+        d.text(24, y + 18, what, size=12, fill=SOFT, anchor="start")
+    d.bar(left, 46, lost - left, "holds my_lock", color=BLUE)
+    d.bar(lost + 8, 46, 310, "stopped: the lock expires, and it does not know", color=GREY, dashed=True)
+    d.bar(left, 142, 390, "fence = 33", color=AMBER, mono=True)
+    d.bar(540, 142, end - 540, "fence = 34", color=AMBER, mono=True)
+    d.bar(has, 232, end - has, "holds my_lock", color=BLUE)
+    d.arrow(240, 80, 240, 140)
+    d.text(248, 116, "writes with 33", size=12, fill=SOFT, anchor="start")
+    d.arrow(520, 230, 540, 178)
+    d.text(548, 212, "writes with 34", size=12, fill=SOFT, anchor="start")
+    d.arrow(636, 80, 670, 140, dashed=True)
+    d.text(680, 108, "the late write with 33:", anchor="start", size=12)
+    d.text(680, 124, "refused, since 33 < 34", anchor="start", size=12, bold=True)
+    d.arrow(end - 110, 280, end - 34, 280)
+    d.text(end, 284, "time", size=12, fill=SOFT, anchor="end")
+    return d
+
+
 def single() -> Drawing:
     d = Drawing("One server: the only key of my_lock lives on it", 760, 230)
     d.box(24, 28, 200, 70, "process A", "holds my_lock", color=BLUE)
@@ -438,6 +467,7 @@ def push() -> Drawing:
 
 DRAWINGS = {
     "loss": loss,
+    "fencing": fencing,
     "single": single,
     "independent": independent,
     "cluster": cluster,

@@ -53,6 +53,7 @@ def everything(locker: Locker, scope: LockScope) -> dict[str, Callable[[], objec
     coroutines: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
         "release": scope.release,
         "wait_lost": scope.wait_lost,
+        "fencing_token": scope.fencing_token,
         "__aenter__": scope.__aenter__,
         "__aexit__": lambda: scope.__aexit__(None, None, None),
         "__aexit__ with an error": lambda: scope.__aexit__(OwnError, OwnError(), None),

@@ -48,6 +48,7 @@ async def test_the_least_privileged_user_can_lock(server: Server, kind: str, tra
             assert scope.lost_reason == "taken over"
             await asyncio.sleep(0.8)  # longer than a key lives that is not extended
             assert taken.held
+            assert await taken.fencing_token()
             await taken.release()
             assert server.execute("EXISTS", key("job")) == 0
     finally:
@@ -82,7 +83,8 @@ async def test_the_least_privileged_user_of_a_cluster_can_lock(cluster: Cluster,
             async with locker.with_context(name) as scope:
                 await asyncio.sleep(0.8)  # longer than a key lives that is not extended
                 assert scope.held and len(keys(cluster, f"asynclock:*:{name}")) == 3
-            await no_keys(cluster)
+                assert await scope.fencing_token()
+            await no_keys(cluster, only=f"asynclock:[0-9]:{name}")
         with pytest.raises(NoPermissionError, match="'command'"):
             await use_client()
         grant(*needed, *more_for("`locker.client` on a cluster"))

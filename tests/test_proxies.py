@@ -56,6 +56,7 @@ async def works(proxy: Proxy, server: Server, **options: object) -> Locker:
                 assert 1 <= int(str(server.execute("PTTL", key("job")))) <= 500  # in the server's time
                 await asyncio.sleep(0.5)  # through an extension
                 assert scope.held
+                assert await scope.fencing_token() == await scope.fencing_token()
                 async with Locker(proxy.url, **options) as other:  # type: ignore[arg-type]
                     with pytest.raises(NotLockedError):
                         await other.try_acquire("job")

@@ -381,6 +381,31 @@ def test_environment(server: Server, env: dict[str, str], tmp_path_factory: pyte
     assert shown == [f"a b|{server.url}|\n", f"b\na|{server.url}|\n"]
 
 
+def test_fencing_tokens(server: Server, env: dict[str, str]) -> None:
+    script = 'echo "$ASYNCLOCK_FENCING_TOKEN"'
+    shown = [run(*names, "--", "sh", "-c", script, env=env).stdout for names in (["b", "a"], ["b"], ["b", "a"])]
+    first, second, third = ([int(token) for token in tokens.split()] for tokens in shown)
+    assert first[0] < second[0] < third[0] and first[1] < third[1]
+    counters = [server.execute("GET", f"asynclock:f0:{{asynclock:0:{name}}}") for name in "ba"]
+    assert third == [int(token) for token in counters if isinstance(token, bytes)]
+
+
+def test_no_fencing_tokens_where_the_user_may_not_have_them(server: Server, env: dict[str, str]) -> None:
+    """Most commands need none: it runs. That of another run around it is not passed on."""
+    server.execute("ACL", "SETUSER", "fenceless", "reset", "on", ">secret", "~asynclock:*", "+@all", "-time")
+    try:
+        url = server.url.replace("redis://", "redis://fenceless:secret@")
+        done = run(
+            *("-v", "job", "--", "sh", "-c", "echo ${ASYNCLOCK_FENCING_TOKEN-none}"),
+            env=env | {"ASYNCLOCK_URL": url, "ASYNCLOCK_FENCING_TOKEN": "7"},
+        )
+        assert (done.returncode, done.stdout) == (0, "none\n")
+        assert "no fencing tokens: " in done.stderr and "need EVAL, GET, SET and TIME" in done.stderr
+        assert "secret" not in done.stderr
+    finally:
+        server.execute("ACL", "DELUSER", "fenceless")
+
+
 def test_passwords(env: dict[str, str], kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     password = tmp_path_factory.mktemp("files") / "password"
     password.write_text("s3cret\n")

@@ -104,6 +104,7 @@ class Run:
         self._given_up: int | None = None  # the one that ended the wait for the locks
         self._on_signal: Callable[[int], None] = self._give_up
         self._scopes: list[LockScope] = []
+        self._tokens: dict[str, int] | None = None  # the fencing token of each lock, if the servers permit them
         self._loss_told = False
         self._ended_with: int | None = None  # the command's status, while the locks are kept longer than it ran
         self.interrupted = False  #: SIGINT came, and ended the command or the wait for the locks
@@ -191,6 +192,10 @@ class Run:
             entering = locker.try_with_context(name) if timeout == 0 else locker.with_context(name, timeout=left)
             self._scopes.append(await locks.enter_async_context(entering))
             self._tell(f"acquired lock {name!r} after {time.monotonic() - began:.3f} s")
+        try:
+            self._tokens = {scope.name: await scope.fencing_token() for scope in self._scopes}
+        except ServerError as error:  # most commands need none
+            self._tell(f"no fencing tokens: {error}")
 
     async def _stay_until(self, end: float) -> None:
         """Keep the locks, or until a signal comes."""
@@ -216,11 +221,15 @@ class Run:
             say(str(error))
 
     def _environment(self) -> Mapping[str, str]:
-        return {
+        environment = {
             **os.environ,
             "ASYNCLOCK_NAME": "\n".join(self._plan.names),
             "ASYNCLOCK_URL": self._servers.public_urls(),
         }
+        environment.pop("ASYNCLOCK_FENCING_TOKEN", None)  # that of a run around this one
+        if self._tokens is not None:
+            environment["ASYNCLOCK_FENCING_TOKEN"] = "\n".join(str(self._tokens[name]) for name in self._plan.names)
+        return environment
 
     def _not_acquired(self, what: str) -> int:
         status = self._plan.conflict_exit_code

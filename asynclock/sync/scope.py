@@ -110,6 +110,25 @@ class LockScope:
             watch.wait(seconds)
         return None if self._cancelled else self.lost_reason
 
+    def fencing_token(self) -> int:
+        """A number that is greater than every one that was given out for this name before, to any scope in any process;
+        the same every time within a scope. Pass it on to what the lock protects, which then refuses work with an older
+        number than it has seen.
+
+        The first call asks the servers: see :meth:`asynclock.LockScope.fencing_token`.
+
+        :raises LockLostError: the lock is lost, has expired, was released or cancelled, before or meanwhile
+        :raises ServerError: the servers do not let this user run the script that it takes. The message says what to
+            grant
+        :raises ConfigurationError: an event loop runs in this thread, or this is the child of a fork: the lock is the
+            parent's
+        """
+        refuse_in_event_loop()
+        self.check()
+        number = Call(self._thread, self._scope.fencing_token).result()
+        self.check()
+        return number
+
     def on_lost(self, callback: Callable[[LossReason], object] | Callable[[], object]) -> None:
         """Call ``callback`` once when the lock is lost, or now if it is; never if it is released or cancelled. The
         callback gets the :class:`LossReason`, or nothing if it takes no argument: ``scope.on_lost(process.kill)``.

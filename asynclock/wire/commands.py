@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,17 @@ MAX_TIME = 1 << 42  # Unix seconds: a later time is a malformed reply
 # distributed locks, for servers that have no command for it.
 _DELETE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call('DEL',KEYS[1]) end return 0"
 _EXPIRE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call(ARGV[2],KEYS[1],ARGV[3]) end return 0"
+
+# Take a number from the counter KEYS[2], or raise it to ARGV[2], only if KEYS[1] still has our value. (A number has up
+# to 16 digits, of which Lua by itself writes 14.) Whatever else is in the counter counts as no number, and is replaced.
+COUNTED_UP = "ERR the counter is at its end"
+_COUNT = b"""if redis.call('GET',KEYS[1])~=ARGV[1] then return 0 end
+local last,n=tonumber(redis.pcall('GET',KEYS[2])) or 0,tonumber(ARGV[2])
+if n==0 then local t=redis.call('TIME') n=math.max(t[1]*1000000+t[2],last+1) elseif last>=n then return last end
+if n>9007199254740991 then return redis.error_reply('%b') end
+redis.call('SET',KEYS[2],string.format('%%.0f',n),'PX',ARGV[3])
+return n""" % COUNTED_UP.encode()
+COUNTER_LIFE = 86_400_000  # ms that a counter is kept after it was last changed: far longer than any lock is held
 
 # The errors by which Redis and Valkey refuse any command temporarily (processCommand in server.c, getNodeByQuery in
 # cluster.c), so a retry may help. Others (NOPERM, an unknown command, ...) are raised to the caller.
@@ -167,6 +179,13 @@ def _delex(key: bytes, token: bytes, expiry: bytes) -> bytes:
 _RELEASES = {b"DELIFEQ": _delifeq, b"DELEX": _delex}
 
 
+def count(key: bytes, token: bytes, counter: bytes, floor: int) -> bytes:
+    """Ask the counter of a key for a number (``core.fencing``): always by the script itself, which is short. Its digest
+    would need one more permission, and one more round trip on every server that has forgotten it."""
+    life = b"%d" % COUNTER_LIFE
+    return packed(b"EVAL", _COUNT, b"2", unbulk(key), counter, token, b"%d" % floor, life)
+
+
 def px(milliseconds: int) -> bytes:
     """The expiry argument for a time to live."""
     return b"$2\r\nPX\r\n" + bulk(b"%d" % milliseconds)
@@ -213,6 +232,15 @@ def seconds_of(time: Any) -> float:
         if seconds < MAX_TIME and microseconds < 1_000_000:
             return float(seconds + microseconds / 1e6)
     raise ValueError("not a time")
+
+
+def cause_in_script(reply: Any) -> Any:
+    """The error of the command that a script has called, where Redis before 7 wraps it in one of its own."""
+    found = _IN_SCRIPT.search(str(reply))
+    return reply if found is None else hiredis.ReplyError(found[1])
+
+
+_IN_SCRIPT = re.compile(r"^ERR Error running script.*?: -([A-Z]+ .*)$", re.DOTALL)
 
 
 def is_error(reply: Any) -> bool:

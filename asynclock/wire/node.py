@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ..core.fencing import NOT_OURS
 from ..core.lease import Lease
 from ..core.operations import RELEASE, Operation
 from ..core.pace import Pace
@@ -27,7 +28,7 @@ from .grace import Grace
 from .owed import OwedReleases
 from .quarantine import Quarantine
 from .replicas import Replicas
-from .requests import NO_MEMORY, KeyRead, OwedRelease, Peek, ReadAgain, Redirectable, Request
+from .requests import NO_MEMORY, Count, KeyRead, OwedRelease, Peek, ReadAgain, Redirectable, Request
 from .session import Session, unforeseen
 from .violations import unexpected
 
@@ -286,6 +287,21 @@ class Node:
         else:
             self._send(session, Peek(self, room, index, answered), self.clock())
 
+    def count(
+        self,
+        lease: Lease,
+        index: int,
+        counter: bytes,
+        floor: int,
+        answered: Callable[[int, ServerError | None], None],
+    ) -> None:
+        """Ask the counter of a key, as ``Count``. If the node is not connected, the answer is an error, at once."""
+        session = self.session
+        if session is None or self.closed or session.connection.full:
+            answered(NOT_OURS, self.trouble or ServerError(self.label, "disconnected; reconnecting"))
+        else:
+            self._send(session, Count(self, lease, index, counter, floor, answered), self.clock())
+
     def release(self, key: bytes, token: bytes) -> None:
         """Release a key for a node that has left the cluster."""
         self.owed.owe(key, token)
@@ -313,10 +329,13 @@ class Node:
         return True
 
     def _send(self, session: Session, request: Redirectable, now: float, asking: bool = False) -> None:
-        operation = request.operation
-        expiry = session.expiry.argument(now) if operation.writes else b""
-        data = session.commands.packers[operation](request.key, request.token, expiry)
-        replies = operation.replies
+        if isinstance(request, Count):
+            data, replies = request.packed(), 1
+        else:
+            operation = request.operation
+            expiry = session.expiry.argument(now) if operation.writes else b""
+            data = session.commands.packers[operation](request.key, request.token, expiry)
+            replies = operation.replies
         if asking:
             data = b"".join([_ASKING + command for command in split(data)])
             replies *= 2

@@ -28,7 +28,7 @@ from .connection import Connection
 from .connector import Connector
 from .credentials import Credentials
 from .markers import Markers
-from .requests import Ignored, Reauthentication, Request
+from .requests import Count, Ignored, Reauthentication, Request
 from .violations import unexpected
 
 MIN_MARGIN = 0.01  # seconds by which a WAIT may be late before its connection counts as hung, at least
@@ -79,8 +79,8 @@ class Replicas:
         self._nudge = nudge
         self._silence = silence
         self._markers = Markers(options.key_prefix, capabilities)
-        self._covered: list[tuple[float, Request]] = []
-        self._queued: list[tuple[float, Request]] = []
+        self._covered: list[tuple[float, Request | Count]] = []
+        self._queued: list[tuple[float, Request | Count]] = []
         self._wait = _Wait.NONE
         self._timer = Timer()  # for a WAIT that is not answered in time
         self._trouble: tuple[float, ServerError] | None = None  # the last failure, and until when to report it
@@ -143,7 +143,7 @@ class Replicas:
             packed(b"AUTH", *credentials), Reauthentication(self._side.abort, self._redact), 1, self._clock()
         )
 
-    def confirm(self, request: Request) -> None:
+    def confirm(self, request: Request | Count) -> None:
         """Call the request's ``confirmed`` or ``unconfirmed``, within little more than ``try_next_after``."""
         if self._wait is _Wait.DROPPED:
             self._fail(request, _LOST)
@@ -179,7 +179,7 @@ class Replicas:
         self._timer.stop()
         self._wait = _Wait.NONE
         covered, self._covered = self._covered, []
-        confirmed: list[tuple[float, Request]] = []
+        confirmed: list[tuple[float, Request | Count]] = []
         markers = self._markers
         why = ""
         if is_error(reply):
@@ -215,7 +215,7 @@ class Replicas:
                 "(min_replicas); is replication up?",
             )
 
-    def _fail(self, request: Request, problem: str) -> None:
+    def _fail(self, request: Request | Count, problem: str) -> None:
         error = ServerError(self._label, problem)
         self._trouble = (self._clock() + REMEMBER, error)
         request.unconfirmed(error)

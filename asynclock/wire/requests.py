@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
+from ..core.fencing import MAX_NUMBER, NOT_OURS
 from ..core.lease import Lease
 from ..core.operations import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from ..core.room import Room
 from ..errors import ServerError
 from ..options import Options
-from .commands import OK, Commands, is_error
+from .commands import COUNTED_UP, OK, Commands, cause_in_script, count, is_error
 from .owed import OwedReleases
 from .violations import unexpected
 
@@ -27,7 +28,7 @@ NO_KEY, NO_END = -2, -1  # replies to PTTL: the key does not exist, or never exp
 
 
 class Confirms(Protocol):
-    def confirm(self, request: Request) -> None:
+    def confirm(self, request: Request | Count) -> None:
         """Call its ``confirmed`` or ``unconfirmed``, once."""
 
 
@@ -316,6 +317,90 @@ class Peek:
         self._answered(self.node.label, None, None, ServerError(self.node.label, "the connection was lost"))
 
 
+class Count:
+    """Asks the counter of a key for a number, for the holder of a lease (``core.fencing``)."""
+
+    __slots__ = ("_answered", "_counter", "_floor", "hops", "index", "lease", "node", "value")
+
+    def __init__(
+        self,
+        node: Sender,
+        lease: Lease,
+        index: int,
+        counter: bytes,
+        floor: int,
+        answered: Callable[[int, ServerError | None], None],
+    ) -> None:
+        """
+        :param floor: raise the counter to this; 0: give out a new number
+        :param answered: called once: the value of the counter, or NOT_OURS; or an error
+        """
+        self.node = node
+        self.lease = lease
+        self.index = index
+        self.hops = 0
+        self.value: int  # while it waits for replicas
+        self._counter = counter
+        self._floor = floor
+        self._answered = answered
+
+    @property
+    def key(self) -> bytes:
+        return self.lease.room.keys[self.index]
+
+    def packed(self) -> bytes:
+        return count(self.key, self.lease.token, self._counter, self._floor)
+
+    def move_to(self, node: Sender, sent: float, asking: bool) -> None:
+        self.node = node
+        self.hops += 1
+
+    def fail(self, error: ServerError, now: float, node: Sender) -> None:
+        self._answered(NOT_OURS, error)
+
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
+        if is_error(reply):
+            self._refused(cause_in_script(reply), now)
+            return
+        if type(reply) is not int or not (reply == NOT_OURS or max(1, self._floor) <= reply <= MAX_NUMBER):
+            raise unexpected("the answer to EVAL", reply)
+        replicas = self.node.replicas
+        if replicas is not None and reply != NOT_OURS:
+            self.value = reply
+            replicas.confirm(self)
+        else:
+            self._answered(reply, None)
+
+    def _refused(self, reply: Any, now: float) -> None:
+        node, text = self.node, str(reply)
+        if self.hops < MAX_HOPS and text.startswith(REDIRECTIONS) and node.redirected(self, text):
+            return
+        if text.startswith("READONLY"):
+            node.demoted()
+        error = node.error_of("EVAL", self.lease.room, self.index, reply, now)
+        if error is None:  # the key is no string, so somebody else's
+            self._answered(NOT_OURS, None)
+            return
+        if error.lasting:
+            if text == COUNTED_UP:
+                hint = f"delete the key {self._counter.decode()!r}; it then goes on at the server's clock"
+            else:
+                hint = f"fencing tokens need EVAL, GET, SET and TIME on keys like {node.options.key_prefix}:*"
+            error = ServerError(error.server, f"{error.problem} ({hint})", lasting=True)
+        self._answered(NOT_OURS, error)
+
+    def dropped(self) -> None:
+        self._answered(NOT_OURS, ServerError(self.node.label, "the connection was lost"))
+
+    def confirmed(self) -> None:
+        """Enough replicas have the write."""
+        self._answered(self.value, None)
+
+    def unconfirmed(self, error: ServerError) -> None:
+        """Too few replicas have the write, or it is unknown how many."""
+        self._answered(NOT_OURS, error)
+
+
 class Ignored:
     """Ignores a reply that does not matter."""
 
@@ -368,7 +453,7 @@ class OwedRelease:
         self.node.owed.owe(self.key, self.token, self.until)
 
 
-Redirectable: TypeAlias = Request | OwedRelease | Peek  # what a cluster's node may send elsewhere
+Redirectable: TypeAlias = Request | OwedRelease | Peek | Count  # what a cluster's node may send elsewhere
 
 
 class Reauthentication:

@@ -62,7 +62,8 @@ async def record(server: Server) -> Recording:
             Locker(recorder.url, key_validity=0.2, key_majority=majority) as locker,
             Locker(server.url, key_majority=majority) as other,
         ):
-            async with locker.with_context("job"):
+            async with locker.with_context("job") as scope:
+                await scope.fencing_token()
                 await asyncio.sleep(0.25)  # through two extensions
             busy = await other.acquire("busy")
             with contextlib.suppress(NotLockedError):

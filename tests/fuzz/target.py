@@ -155,6 +155,8 @@ class Case:
                     async with context as scope:
                         scope.create_task(asyncio.sleep(r.random() * 0.004))
                         repr(scope)
+                        if r.random() < 0.3:
+                            await scope.fencing_token()
             except (AsyncLockError, TimeoutError) as error:
                 str(error)
             except Exception as error:
@@ -183,7 +185,7 @@ class Case:
         while True:
             try:
                 async with locker.with_context(name, timeout=max(0.5, end - time.monotonic())) as scope:
-                    scope.check()
+                    await scope.fencing_token()
                 return
             except LockLostError:  # on a busy machine, since the validity is short
                 await asyncio.sleep(0.02)

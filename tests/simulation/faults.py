@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from asynclock.core.fencing import Fencing
 from asynclock.core.lease import Lease
 from asynclock.core.operations import Operation
 from asynclock.core.room import Room
@@ -14,7 +15,7 @@ from asynclock.core.rules import Rules
 
 from .links import Link
 from .processes import Client, Task
-from .servers import Server
+from .servers import Expiry, Server
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -129,6 +130,28 @@ def believe_the_uptime(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Client, "_connect", trusting)
 
 
+def written_back_to_one(patch: pytest.MonkeyPatch) -> None:
+    """A fencing token is given out as soon as one counter has reached it."""
+    patch.setattr(Fencing, "number", property(lambda self: self.floor or None))
+
+
+def counted_without_the_clock(patch: pytest.MonkeyPatch) -> None:
+    """A counter starts at 1, though the server may have forgotten it."""
+    patch.setattr(Server, "new_number", lambda self, last: last + 1)
+
+
+def counted_for_anybody(patch: pytest.MonkeyPatch) -> None:
+    """A counter gives out a number without a look at the key."""
+    execute = Server._execute
+
+    def careless(self: Server, command: str, key: bytes, token: bytes, expiry: Expiry, link: Link) -> Any:
+        if command == "COUNT" and self.world.now >= self.troubled:
+            return self.count(key, expiry.when)
+        return execute(self, command, key, token, expiry, link)
+
+    patch.setattr(Server, "_execute", careless)
+
+
 FAULTS: dict[str, Plant] = {
     "deadline counted from the reply": count_from_the_reply,
     "no wake-up at the time to live": forget_to_wake,
@@ -140,4 +163,7 @@ FAULTS: dict[str, Plant] = {
     "a refused release forgotten": forget_refused_releases,
     "NOLOOP kept while keys are evicted": keep_noloop,
     "uptime believed": believe_the_uptime,
+    "fencing token written back to one server only": written_back_to_one,
+    "fencing token not compared with the clock": counted_without_the_clock,
+    "fencing token without a look at the key": counted_for_anybody,
 }

@@ -16,6 +16,7 @@ from asynclock.core.tally import Tally
 from asynclock.core.tokens import Tokens
 from asynclock.wire.noloop import CHECK_EVERY, EvictionReport
 
+from .fencing import Count, Fence, ask_some_time
 from .links import Link
 from .requests import NO_EXPIRY, Ignored, OwedRelease, Request, Silence, TimeRequest
 from .servers import Expiry, Trouble
@@ -29,7 +30,20 @@ VOTES = (Operation.TAKE, Operation.TAKE_TTL, Operation.FORCE)  # operations that
 class Task:
     """One call of acquire, and its outcome."""
 
-    __slots__ = ("client", "how", "lease", "name", "number", "problem", "room", "since", "state")
+    __slots__ = (
+        "client",
+        "fence",
+        "granted",
+        "how",
+        "lease",
+        "name",
+        "number",
+        "problem",
+        "room",
+        "since",
+        "state",
+        "turn",
+    )
 
     def __init__(self, client: Client, number: int, name: str, how: str) -> None:
         self.client = client
@@ -41,6 +55,9 @@ class Task:
         self.lease: Lease | None = None
         self.state = "waiting"  # held, released, lost, refused, failed, left
         self.problem: Any = None  # the error, or the loss reason
+        self.granted = NEVER  # when it got the lock
+        self.turn = 0  # how many locks were granted until then, with this one
+        self.fence: Fence | None = None  # once it wants a fencing token
 
     def __repr__(self) -> str:
         return f"{self.client.name}.{self.number}"
@@ -232,6 +249,9 @@ class Client:
             world.log("%r HOLDS %r until %.3f, as %s", task, task.name, world.ms(lease.deadline), lease.token.decode())
         world.granted += 1
         world.progress = world.now
+        task.granted, task.turn = world.now, world.granted
+        if world.fencing:
+            ask_some_time(self, task)
         if world.hold is not None:
             world.at(world.now + world.hold(), self._held_enough, task)
 
@@ -307,6 +327,8 @@ class Client:
             request = link.waiting.popleft()
             if isinstance(request, OwedRelease):
                 self.may_be_ours[home][request.key, request.token] = None
+            elif isinstance(request, Count):
+                request.dropped()
             elif isinstance(request, Request):
                 if request.request is Operation.RELEASE:
                     self.may_be_ours[home][request.key, request.lease.token] = None

@@ -23,6 +23,7 @@ class Tally:
     schedules: int = 0
     events: int = 0
     granted: int = 0
+    tokens: int = 0  # fencing tokens
     losses: Counter[str] = field(default_factory=Counter)
     overlaps: int = 0  # a lock had two holders, after a server had lost keys of one of them
     told: float = 0.0  # packet delays from the loss of a majority until the holder was notified: the maximum
@@ -32,6 +33,7 @@ class Tally:
         self.schedules += other.schedules
         self.events += other.events
         self.granted += other.granted
+        self.tokens += other.tokens
         self.losses += other.losses
         self.overlaps += other.overlaps
         self.told = max(self.told, other.told)
@@ -40,13 +42,15 @@ class Tally:
         return self
 
 
-def play_slice(start: int, count: int, which: str | None = None, tracking: bool | None = None) -> Tally:
+def play_slice(
+    start: int, count: int, which: str | None = None, tracking: bool | None = None, fencing: bool | None = None
+) -> Tally:
     """Play ``count`` schedules, or up to the first that fails."""
     tally = Tally()
     gc.disable()  # a world is full of reference cycles: it is cheaper to collect hundreds of worlds at once
     try:
         for seed in range(start, start + count):
-            chosen = schedule(seed, which, tracking)
+            chosen = schedule(seed, which, tracking, fencing)
             world = chosen.world()
             tally.schedules += 1
             try:
@@ -56,6 +60,7 @@ def play_slice(start: int, count: int, which: str | None = None, tracking: bool 
                 break
             tally.events += world.events
             tally.granted += world.granted
+            tally.tokens += check.tokens
             tally.losses += check.count_losses()
             tally.overlaps += check.overlaps
             tally.told = max(tally.told, *check.told, 0.0)
@@ -66,14 +71,19 @@ def play_slice(start: int, count: int, which: str | None = None, tracking: bool 
 
 
 def play_all(
-    start: int, count: int, which: str | None = None, tracking: bool | None = None, jobs: int = 1
+    start: int,
+    count: int,
+    which: str | None = None,
+    tracking: bool | None = None,
+    fencing: bool | None = None,
+    jobs: int = 1,
 ) -> Iterator[Tally]:
     """Yield the tally so far after every slice. Ends after a slice that fails."""
     total = Tally()
     slices = ((first, min(SLICE, start + count - first)) for first in range(start, start + count, SLICE))
     if jobs == 1:
         for first, size in slices:
-            total += play_slice(first, size, which, tracking)
+            total += play_slice(first, size, which, tracking, fencing)
             yield total
             if total.failed is not None:
                 return
@@ -81,7 +91,7 @@ def play_all(
     with ProcessPoolExecutor(jobs) as pool:
         under_way: set[Future[Tally]] = set()
         for first, size in slices:
-            under_way.add(pool.submit(play_slice, first, size, which, tracking))
+            under_way.add(pool.submit(play_slice, first, size, which, tracking, fencing))
             if len(under_way) == jobs + 1:  # one slice waits for the first process that is done
                 done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                 for future in done:

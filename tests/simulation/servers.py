@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from asynclock.core.fencing import NOT_OURS
 from asynclock.core.rules import NEVER
 from asynclock.wire.noloop import EvictionReport
 
@@ -54,8 +55,11 @@ class Server:
         self.full_at = -NEVER  # when its tracking table was last full: real ones stay so until they are asked
         # (client, key) -> when the key, or its tracking entry, was changed without a push to the client
         self.hidden: dict[tuple[object, bytes], float] = {}
+        self.counters: dict[bytes, int] = {}  # the counter beside each key, for fencing tokens
+        self.highest: dict[bytes, int] = {}  # ... and its highest value, though the server may have forgotten it
         self._rate = 1 + (world.random.random() * 2 - 1) * world.drift
-        self._shift = (world.random.random() * 2 - 0.5) * 3600 + world.now * (1 - self._rate)
+        off = (world.random.random() * 2 - 0.5) * (0.05 if world.close_clocks else 3600)  # seconds
+        self._shift = off + world.now * (1 - self._rate)
 
     @property
     def up(self) -> bool:
@@ -133,6 +137,8 @@ class Server:
         """Evict a key for lack of memory, during some client's command."""
         self.evicted += 1
         self.evicts = True
+        if self.world.chance.random() < 0.5:
+            self.counters.pop(key, None)
         if key in self.data:
             self.world.touch(key, self.data[key][0])
             self.world.altered = True
@@ -167,13 +173,15 @@ class Server:
         if command == "TIME":
             return self.time()
         found = self.look(key)
-        if command in ("GET", "PTTL") and world.rules.tracking:  # a read makes the server track the key
+        if command in ("GET", "PTTL", "COUNT") and world.rules.tracking:  # a read makes the server track the key
             self.tracked.setdefault(key, {})[link] = None
         if command == "GET":
             return found
         if command == "PTTL":
             expiry_now = self.data[key][1] if found is not None else 0
             return -2 if found is None else -1 if expiry_now is None else expiry_now - self.milliseconds()
+        if command == "COUNT":
+            return self.count(key, expiry.when) if found == token else NOT_OURS
         if command == "DELIFEQ":
             if found != token:
                 return 0
@@ -195,11 +203,31 @@ class Server:
                 world.touch(key, token)
         return b"OK"
 
+    # Fencing tokens
+
+    def count(self, key: bytes, floor: int) -> int:
+        """What the script in ``asynclock.wire.commands`` does for the owner of the key."""
+        last, highest = self.counters.get(key, 0), self.highest.get(key, 0)
+        if not floor and last < highest and self.microseconds() <= highest:
+            self.world.behind[key[2:].decode()] = self.world.now
+        number = max(last, floor) if floor else self.new_number(last)
+        self.counters[key] = number
+        self.highest[key] = max(number, highest)
+        return number
+
+    def new_number(self, last: int) -> int:
+        return max(last + 1, self.microseconds())
+
+    def microseconds(self) -> int:
+        return int(self.time() * 1e6)
+
     # Changes by others, and accidents
 
     def meddle(self, key: bytes, change: str) -> None:
-        """Another program deletes the key, overwrites it, or shortens its life."""
+        """Another program deletes the key, overwrites it, or shortens its life. It may also delete the counter."""
         found = self.look(key)
+        if self.world.chance.random() < 0.3:
+            self.counters.pop(key, None)
         if change == "write":
             self.world.touch(key, found)
             self.put(key, b"somebody", self.milliseconds() + 300, None)
@@ -250,3 +278,4 @@ class Server:
             if (key, value) not in self.world.touched or not known:
                 self.world.touch(key, value, forgotten=known)
         self.data.clear()
+        self.counters.clear()

@@ -62,6 +62,7 @@ def test_a_great_many_things_happen_in_them() -> None:
     assert tally.failed is None
     assert set(tally.losses) == set(map(str, LossReason)) - {"released"}  # a release is no loss
     assert tally.granted > tally.schedules
+    assert tally.tokens > tally.schedules / 4
     assert tally.overlaps > 20
     assert tally.told > 0.5  # a push takes most of a packet delay, and the key is read at once
 
@@ -121,6 +122,10 @@ def test_a_server_that_is_away_starves_nobody() -> None:
         world.servers[0].crash(1e9, amnesia=False)
         world.run(0.1)
         crowd(world, Check(world))
+
+
+def test_nobody_starves_while_a_killed_holders_key_lives_for_longer_since_a_clock_was_set_back() -> None:
+    assert play_slice(1136863, 1).failed is None
 
 
 def test_a_deadline_allows_for_a_clock_that_is_half_a_percent_fast() -> None:

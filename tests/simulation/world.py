@@ -41,6 +41,7 @@ class Setting:
     servers: int = 1
     clients: int = 3
     quarantine: bool = False  # does a server that was just started give no votes, as with independent servers?
+    fencing: bool = False  # do tasks ask for fencing tokens?
     drift: float = MAX_DRIFT  # share by which servers' clocks may run fast or slow
 
 
@@ -49,6 +50,9 @@ class World:
 
     def __init__(self, setting: Setting, seed: int, recording: bool = False) -> None:
         self.random = random.Random(seed)
+        self.chance = random.Random(~seed)  # for fencing tokens: the others are the same with and without them
+        self.fencing = setting.fencing
+        self.close_clocks = self.fencing and self.chance.random() < 0.5  # do servers' clocks differ by less than 0.1 s?
         self.rules = rules = setting.rules
         self.quarantine = setting.quarantine
         self.drift = setting.drift
@@ -82,6 +86,9 @@ class World:
         self.failed: list[Task] = []  # tasks that were refused, or failed
         self.granted = 0
         self.progress = self.now  # when a lock was last granted
+        self.tokens: list[tuple[Task, int]] = []  # fencing tokens that were given out
+        # Name -> when a counter last started anew on a server whose clock was behind what the counter had been.
+        self.behind: dict[str, float] = {}
         self.set_back = 0.0  # seconds by which servers' clocks were set back: keys may live longer by that
         self._events: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._count = count()

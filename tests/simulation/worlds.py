@@ -27,6 +27,7 @@ WORLDS = {
     "independent-5": Shape(3, 5, 1, True),
 }
 _NAMES, _WEIGHTS = list(WORLDS), [shape.weight for shape in WORLDS.values()]
+FENCING = 0.3  # share of schedules in which tasks ask for fencing tokens
 _TIMES = ((4.0, 2.0), (4.0, 1.0), (1.0, 0.5))  # validity, extend_interval
 
 
@@ -49,12 +50,16 @@ class Schedule:
             f"seed {self.seed}: {self.which}, {setting.clients} processes, {rules.keys} keys on {setting.servers} "
             f"servers, validity {rules.validity} s, extended every {rules.extend_interval} s, "
             f"{'' if rules.tracking else 'no '}tracking, {rules.handoffs} hand-offs"
-            f"{', quarantine' if setting.quarantine else ''}"
+            f"{', quarantine' if setting.quarantine else ''}{', fencing tokens' if setting.fencing else ''}"
         )
 
 
-def schedule(seed: int, which: str | None = None, tracking: bool | None = None) -> Schedule:
+def schedule(
+    seed: int, which: str | None = None, tracking: bool | None = None, fencing: bool | None = None
+) -> Schedule:
     """``None``: the seed chooses."""
+    if fencing is None:
+        fencing = random.Random(~seed).random() < FENCING
     chance = random.Random(seed)
     chosen = chance.choices(_NAMES, _WEIGHTS)[0]
     which = chosen if which is None else which
@@ -70,5 +75,5 @@ def schedule(seed: int, which: str | None = None, tracking: bool | None = None) 
         handoffs=chance.choice((0, 3, 100)),
     )
     quarantine = chance.random() < 0.7 and shape.independent
-    setting = Setting(rules, shape.servers, chance.choice((2, 3, 3, 4)), quarantine)
+    setting = Setting(rules, shape.servers, chance.choice((2, 3, 3, 4)), quarantine, fencing)
     return Schedule(seed, which, setting, random_story(chance))

@@ -6,6 +6,7 @@ It prints a line of JSON for each event. What it does:
 ``hold_many``  acquire COUNT names, NAME and a number, 20 ms apart; print it, and hold them until stdin ends
 ``force``      take the lock over, print it, and hold the lock until stdin ends
 ``contend``    acquire and release TIMES times in a row; print how many seconds each acquisition took
+``fence``      acquire TIMES times, and append each fencing token to the list on the first server while it is held
 ``count``      TASKS tasks acquire TIMES times in all; each time, add 1 to a counter that only the lock guards
 """
 
@@ -17,6 +18,8 @@ import json
 import sys
 import time
 from typing import Any
+
+import redis.asyncio as redis
 
 from asynclock import Locker
 
@@ -74,6 +77,16 @@ async def count(locker: Locker, name: str, tasks: str, times: str) -> None:
     tell("counted", counted=counted)
 
 
+async def fence(locker: Locker, name: str, times: str, first: str) -> None:
+    async with redis.Redis.from_url(first) as client:
+        tell("ready")
+        await line()
+        for _ in range(int(times)):
+            async with locker.with_context(name) as scope:
+                await client.rpush("tokens", await scope.fencing_token())
+        tell("through")
+
+
 async def contend(locker: Locker, name: str, times: str) -> None:
     await (await locker.acquire(f"{name} to warm up {id(locker)}")).release()
     tell("ready")
@@ -93,8 +106,15 @@ async def main(url: str, how: str, what: str, name: str, *more: str) -> None:
     if not isinstance(options, dict):
         options = {"key_validity": options}
     async with Locker(servers, restart_quarantine=False, **options) as locker:
-        do = {"hold": hold, "hold_many": hold_many, "force": force, "contend": contend, "count": count}[what]
-        await do(locker, name, *more)
+        do = {
+            "hold": hold,
+            "hold_many": hold_many,
+            "force": force,
+            "fence": fence,
+            "contend": contend,
+            "count": count,
+        }
+        await do[what](locker, name, *more)
 
 
 if __name__ == "__main__":

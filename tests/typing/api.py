@@ -268,6 +268,7 @@ async def scopes(scope: LockScope) -> None:
     assert_type(scope.cancel(), None)
     assert_type(await scope.release(), None)
     assert_type(await scope.wait_lost(), LossReason | None)
+    assert_type(await scope.fencing_token(), int)
     task = scope.create_task(number(), name="n")
     assert_type(task, asyncio.Task[int])
     assert_type(await task, int)

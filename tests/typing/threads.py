@@ -83,6 +83,7 @@ def scopes(scope: LockScope, process: Popen[bytes], told: Callable[[LossReason],
     assert_type(scope.cancel(), None)
     assert_type(scope.release(), None)
     assert_type(scope.wait_lost(), LossReason | None)
+    assert_type(scope.fencing_token(), int)
     assert_type(scope.wait_lost(timeout=1), LossReason | None)
     assert_type(scope.on_lost(told), None)
     scope.on_lost(process.kill)
