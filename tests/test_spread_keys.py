@@ -398,6 +398,23 @@ async def test_whoever_looks_is_warned(cluster: Cluster, warnings: Any, spread: 
 
 
 @pytest.mark.asyncio
+async def test_to_change_over_take_it_both_ways_first(cluster: Cluster) -> None:
+    """Old processes, those that take both, and new ones: two steps, in each of which two kinds exclude each other."""
+    async with Locker(cluster.url) as old, Locker(cluster.url, spread_keys=True) as new:
+        async with old.with_context("job"), new.with_context("job") as scope:
+            for locker in (old, new):
+                with pytest.raises(NotLockedError):
+                    await locker.try_acquire("job")
+            assert scope.held
+        for first in (old, new):
+            async with first.with_context("job"):
+                with pytest.raises(NotLockedError):
+                    async with old.try_with_context("job"), new.try_with_context("job"):
+                        pass
+    await no_keys(cluster)
+
+
+@pytest.mark.asyncio
 async def test_nobody_is_warned_of_a_fleet_that_agrees(
     cluster: Cluster, warnings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
