@@ -40,7 +40,8 @@ class Locker:
         TLS ``rediss+sentinel://``) for the primary of that name; or a client of ``redis.asyncio``
         (``Redis``, also from ``Sentinel.master_for``, or ``RedisCluster``), whose connection settings
         are used, but not its pool
-    :param key_prefix: keys are ``{key_prefix}:{i}:{name}``; must be the same for all lockers that share locks
+    :param key_prefix: keys are ``{key_prefix}:{i}:{name}``, with ``spread_keys`` ``{key_prefix}:s{i}:{tag}:{name}``;
+        must be the same for all lockers that share locks
     :param key_validity: seconds that a key lives after the lock was acquired or extended
     :param extend_interval: seconds between two extensions of a held lock; default: ``key_validity / 2``
     :param try_next_after: seconds to wait for a silent server before going on without it, also when releasing
@@ -60,6 +61,9 @@ class Locker:
     :param restart_quarantine: with three or more independent servers, do not count the vote of a server that was
         started less than ``key_validity`` ago: it may have forgotten keys that are still held; default: yes, if the
         server allows ``INFO``
+    :param spread_keys: in a cluster, put each key of a lock into another of ``2 * key_majority - 1`` equal parts of the
+        slots, so that a shard's death costs a lock one key at most; must be the same for all lockers that share locks,
+        and is not how the Go libraries do it
     :param wait_release: ``False``: leaving a block sends the release and does not wait for the answer. That saves a
         round trip. A loss that only the answer would show is logged, and not raised
     :param owner: who holds the locks, for people who look at keys and connections: at most 64 bytes of printable text;
@@ -91,6 +95,7 @@ class Locker:
         local_handoffs: int = 64,
         min_replicas: int = 0,
         restart_quarantine: bool | None = None,
+        spread_keys: bool = False,
         wait_release: bool = True,
         owner: str | None = None,
         warn_after: Seconds | None = 30.0,
@@ -109,6 +114,7 @@ class Locker:
             local_handoffs=local_handoffs,
             min_replicas=min_replicas,
             restart_quarantine=restart_quarantine,
+            spread_keys=spread_keys,
             wait_release=wait_release,
             owner=owner,
             warn_after=warn_after,

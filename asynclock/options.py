@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TypeAlias
 
 from .core.rules import Rules
+from .core.slots import SLOTS
 from .errors import ConfigurationError
 
 Seconds: TypeAlias = float | timedelta
@@ -36,6 +37,7 @@ class Options:
     local_handoffs: int
     min_replicas: int
     restart_quarantine: bool | None
+    spread_keys: bool
     wait_release: bool
     owner: str | None
     warn_after: float | None
@@ -69,6 +71,7 @@ def check_options(
     local_handoffs: int,
     min_replicas: int,
     restart_quarantine: bool | None,
+    spread_keys: bool,
     wait_release: bool,
     owner: str | None,
     warn_after: Seconds | None,
@@ -110,6 +113,12 @@ def check_options(
     _flag("fallback_setpx", fallback_setpx, none=True)
     _flag("restart_quarantine", restart_quarantine, none=True)
     _flag("client_side_caching", client_side_caching, none=False)
+    _flag("spread_keys", spread_keys, none=False)
+    if spread_keys and "{" in key_prefix:
+        raise _wrong("key_prefix", key_prefix, "must not contain '{' with spread_keys, which puts a hash tag behind it")
+    if spread_keys and key_majority is not None and not 2 <= key_majority <= SLOTS // 2:
+        rule = f"must be from 2 to {SLOTS // 2} with spread_keys: each key of a lock has a part of the slots of its own"
+        raise _wrong("key_majority", key_majority, rule)
     _flag("wait_release", wait_release, none=False)
     if owner is not None:
         _check_owner(owner)
@@ -126,6 +135,7 @@ def check_options(
         local_handoffs=local_handoffs,
         min_replicas=min_replicas,
         restart_quarantine=restart_quarantine,
+        spread_keys=spread_keys,
         wait_release=wait_release,
         owner=owner,
         warn_after=None if warn_after is None else _warn_after(warn_after),

@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from asynclock import AcquireTimeoutError, Locker, LockScope, NotLockedError, ServerError
+from asynclock import AcquireTimeoutError, Locker, NotLockedError, ServerError
 from asynclock.testing import Cluster, Server
 from asynclock.wire.node import Node
 from tests.support import internals
-from tests.support.cluster import execute, no_keys, on_one, owner_of, primaries, spread
+from tests.support.cluster import Rival, execute, no_keys, on_one, own_cluster, owner_of, primaries, spread
 from tests.support.helpers import AT_ONCE, body, key, until
 
 # 1.5 s until a node counts as failed, an election after that, and a look at the slots.
@@ -25,47 +25,6 @@ TAKEN_OVER = 8.0
 def planned(kind: str) -> None:
     if kind == "redis-6.2":
         pytest.skip("its nodes often never finish a planned failover; those that crash are replaced all the same")
-
-
-@contextlib.asynccontextmanager
-async def own_cluster(kind: str, replicas: int = 1, **config: str) -> AsyncIterator[Cluster]:
-    cluster = Cluster(kind, replicas=replicas, config={name.replace("_", "-"): value for name, value in config.items()})
-    try:
-        await asyncio.to_thread(cluster.start)
-        yield cluster
-    finally:
-        await asyncio.to_thread(cluster.close)
-
-
-class Rival:
-    """Somebody who tries to get locks all the time, and never may while another scope is held."""
-
-    def __init__(self, locker: Locker, scopes: dict[str, LockScope]) -> None:
-        self.got: dict[str, LockScope] = {}
-        self.tries = 0
-        self._locker = locker
-        self._scopes = scopes
-        self._task = asyncio.create_task(self._run())
-
-    async def _run(self) -> None:
-        while True:
-            for name, scope in self._scopes.items():
-                try:
-                    rival = self.got[name] if name in self.got else await self._locker.try_acquire(name)
-                except (NotLockedError, ServerError):
-                    continue
-                finally:
-                    self.tries += 1
-                self.got[name] = rival
-                assert not (rival.held and scope.held), f"{name} is held twice"
-            await asyncio.sleep(0.005)
-
-    async def stop(self) -> None:
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
-        for scope in self.got.values():
-            await scope.release()
 
 
 @pytest.mark.usefixtures("planned")

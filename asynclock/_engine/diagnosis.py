@@ -9,6 +9,7 @@ from ..core.reasons import LossReason
 from ..core.room import Room
 from ..errors import AcquireTimeoutError, NotLockedError, ServerError
 from ..topology import Topology
+from ..wire.commands import key_text
 
 NOTICED_LATE = "noticed only when the lock was released: lost at some time since it was acquired or last extended"
 
@@ -54,9 +55,7 @@ def failed(topology: Topology, room: Room[Any], validity: float) -> ServerError:
     )
 
 
-def loss(
-    topology: Topology, room: Room[Any], lease: Lease, reason: LossReason, index: int | None, prefixes: list[bytes]
-) -> str:
+def loss(topology: Topology, room: Room[Any], lease: Lease, reason: LossReason, index: int | None) -> str:
     """``LockLostError.detail``: the key and the server that are to blame, or what is wrong with the servers.
 
     :param index: of the key that decided it, if one did
@@ -70,7 +69,7 @@ def loss(
             return str(trouble or lease.error or where(topology))  # lease.error may be another server's
         return str(lease.error or trouble or where(topology))
     label = where(topology) if node is None else node.label
-    return f"key {prefixes[index or 0].decode()}{room.name} on {label}"
+    return f"key {key_text(room.keys[index or 0])} on {label}"
 
 
 def _last_error(room: Room[Any]) -> Exception | None:

@@ -16,6 +16,7 @@ import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
 
 from ..core.holders import Holder
+from ..core.keys import Layout, layouts
 from ..core.lease import Lease
 from ..core.operations import Operation
 from ..core.reasons import LossReason
@@ -38,6 +39,7 @@ from .late_extensions import LateExtensions
 from .lifecycle import Lifecycle, closed_error
 from .long_waits import LongWaits
 from .observations import Observations
+from .other_layout import OtherLayout
 from .pending_releases import PendingReleases
 from .reading import Reading, names
 from .reports import Hold, Reports
@@ -73,6 +75,7 @@ class LockManager:
     _first_check: FirstCheck
     _suspends: Suspends
     _long_waits: LongWaits
+    _layout: Layout
 
     def __init__(self, options: Options, servers: object) -> None:
         """:raises ConfigurationError: these are no servers
@@ -88,7 +91,7 @@ class LockManager:
         self.clock = clock
         self.chance = random.random
         self._readings: dict[str, Reading] = {}  # under way, by name: shared by all who want to know meanwhile
-        self._prefixes: list[bytes] = []  # of keys: one for each index
+        self._other_layout: OtherLayout | None = None  # None: there is none here
         self._closing: Closing | None = None
         forks.register(self)
 
@@ -157,11 +160,15 @@ class LockManager:
         self._suspends = Suspends(clock, self._woken)
         self.reports.open(LateExtensions(self.rooms, self.rules, clock))
         self._long_waits = LongWaits(self.rooms, clock, options.warn_after, self.where, self.read)
-        self._prefixes = [f"{options.key_prefix}:{index}:".encode() for index in range(self.rules.keys)]
+        self._layout, *others = layouts(options.key_prefix, self.rules.keys, spread=options.spread_keys)
+        if self.topology.slotted and others:
+            self._other_layout = OtherLayout(
+                others[0], self.rooms, self._room, self._begin_to_read, clock, self.chance, spread=options.spread_keys
+            )
         # Not before: a fork that came until then must not share them.
         self.token = Tokens(os.urandom(16), options.owner_or_default().encode(), time.time).next
         self.rooms.open(self._room, self._timers.forget)
-        self.observations.open(self.topology, self.rules, self._prefixes, clock, self.reports)
+        self.observations.open(self.topology, self.rules, clock, self.reports)
 
     async def aclose(self) -> None:
         """As ``Locker.aclose``."""
@@ -201,6 +208,8 @@ class LockManager:
         """Send no more requests, and notify nobody any more."""
         self.observations.close(closed_error(self.label()))
         self._long_waits.close()
+        if self._other_layout is not None:
+            self._other_layout.close()
         self.reports.close()
         self.rooms.close()
         self._suspends.stop()
@@ -240,28 +249,35 @@ class LockManager:
         """Read who holds the lock; if that is under way already, share it: many tasks may give up at the same time."""
         reading = self._readings.get(room.name)
         if reading is None:
-            reading = self._readings[room.name] = Reading(
-                self.topology, room, self._prefixes, self.options.try_next_after
-            )
+            reading = self._readings[room.name] = self._begin_to_read(room)
             reading.when_complete(lambda: self._readings.pop(room.name, None))
         return reading
+
+    def _begin_to_read(self, room: Room[Waiter]) -> Reading:
+        return Reading(self.topology, room, self.options.try_next_after)
 
     async def holder(self, name: str) -> Holder | None:
         """As ``Locker.holder``."""
         check_name(name)
         await self.ready()
-        reading = Reading(self.topology, self.rooms[name], self._prefixes, self.options.try_next_after)
-        return await reading.wait()
+        look = None if self._other_layout is None else self._other_layout.look(name)
+        holder = await self._begin_to_read(self.rooms[name]).wait()
+        if holder is None and look is not None:
+            await look.wait_for_patience()  # or a program that asks nothing else would not hear of another layout
+        return holder
 
     async def names(self) -> list[str]:
         """As ``Locker.names``."""
         await self.ready()
-        return await names(self.topology, self._prefixes)
+        not_ours = (lambda key: None) if self._other_layout is None else self._other_layout.met
+        return await names(self.topology, self.options.key_prefix.encode(), self._layout, not_ours)
 
     async def watch(self, name: str) -> AsyncGenerator[Holder | None]:
         """As ``Locker.watch``."""
         check_name(name)
         await self.ready()
+        if self._other_layout is not None:
+            self._other_layout.look(name)
         async with contextlib.aclosing(self.observations.watch(self.rooms[name])) as holders:
             async for holder in holders:
                 yield holder
@@ -307,9 +323,8 @@ class LockManager:
             room.release(lease, self.clock())
         return lease if lease is not None and lease.done else None
 
-    def _room(self, name: str) -> Room[Waiter]:
-        raw = check_name(name)
-        keys = tuple([bulk(prefix + raw) for prefix in self._prefixes])
+    def _room(self, name: str, layout: Layout | None = None) -> Room[Waiter]:
+        keys = tuple(map(bulk, (layout or self._layout).keys(check_name(name))))
         return Room(name, self.rules, self, keys, self.topology.places(keys))
 
     # For scopes
@@ -389,19 +404,19 @@ class LockManager:
     def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None:
         link: ScopeLink | None = lease.scope_ref
         if link is not None and (room := link.room()) is not None:
-            link.lost(reason, diagnosis.loss(self.topology, room, lease, reason, index, self._prefixes))
+            link.lost(reason, diagnosis.loss(self.topology, room, lease, reason, index))
 
     # For nodes (wire.node.Listener) and the topology (topology.base.TopologyListener)
 
     def invalidated(self, key: bytes, now: float) -> None:
-        for index, prefix in enumerate(self._prefixes):
-            if key.startswith(prefix):
-                name = key[len(prefix) :].decode(errors="replace")
-                room = self.rooms.get(name)
-                if room is not None:
-                    room.invalidated(index, now)
-                if self.observations:
-                    self.observations.invalidated(name, index)
+        parsed = self._layout.parsed(key)
+        if parsed is not None:
+            index, name = parsed[0], parsed[1].decode(errors="replace")
+            room = self.rooms.get(name)
+            if room is not None:
+                room.invalidated(index, now)
+            if self.observations:
+                self.observations.invalidated(name, index)
 
     def suspect(self, node: Node, cause: LossReason | None) -> None:
         now = self.clock()

@@ -29,16 +29,13 @@ class Observation:
     server will push an invalidation at the next change. ``changes`` tells those who watch of each answer.
     """
 
-    def __init__(
-        self, topology: Topology, rules: Rules, prefixes: list[bytes], room: Room[Any], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, topology: Topology, rules: Rules, room: Room[Any], clock: Callable[[], float]) -> None:
         self.watchers = 0
         self.room = room
         self.keys: list[KeyState | None] = [None] * rules.keys
         self.changes = Changes()
         self._topology = topology
         self._rules = rules
-        self._prefixes = prefixes
         self._clock = clock
         self._reading = 0  # bit i: key i is being read
         self._stale = 0  # bit i: it may have changed since that began
@@ -107,7 +104,7 @@ class Observation:
             return
         now, rules = self._clock(), self._rules
         self._reading &= ~(1 << index)
-        self.keys[index] = key_state(self._prefixes[index], self.room, server, value, ttl, error)
+        self.keys[index] = key_state(self.room, index, server, value, ttl, error)
         self.changes.tell()
         if self._stale >> index & 1:
             self._read_by(index, self._read_at[index] + PAUSE)
@@ -132,12 +129,10 @@ class Observations(dict[str, Observation]):
     _closed: AsyncLockError | None = None
     _unsubscribe: Callable[[], None] | None = None
 
-    def open(
-        self, topology: Topology, rules: Rules, prefixes: list[bytes], clock: Callable[[], float], reports: Reports
-    ) -> None:
+    def open(self, topology: Topology, rules: Rules, clock: Callable[[], float], reports: Reports) -> None:
         """The locker is connected: names can be watched."""
         self._reports = reports
-        self._make = lambda room: Observation(topology, rules, prefixes, room, clock)
+        self._make = lambda room: Observation(topology, rules, room, clock)
 
     def invalidated(self, name: str, index: int) -> None:
         """The server says that a key has changed."""

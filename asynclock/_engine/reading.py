@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 from ..core.holders import Holder, KeyState, holder_of, is_unknown, most_votes
+from ..core.keys import Layout
 from ..core.room import Room
 from ..errors import ServerError
 from ..options import MAX_NAME
 from ..topology import Topology
-from ..wire.commands import packed
+from ..wire.commands import key_text, packed
 from ..wire.node import Node
 from ..wire.requests import KeyRead
 from .changes import Changes
@@ -28,13 +29,12 @@ class Reading:
     that the answers until then say who holds the lock.
     """
 
-    __slots__ = ("_changes", "_clear", "_keys", "_late", "_prefixes", "_room", "_then", "_timer", "_topology", "holder")
+    __slots__ = ("_changes", "_clear", "_keys", "_late", "_room", "_then", "_timer", "_topology", "holder")
 
-    def __init__(self, topology: Topology, room: Room[Any], prefixes: list[bytes], patience: float) -> None:
+    def __init__(self, topology: Topology, room: Room[Any], patience: float) -> None:
         """:param patience: seconds"""
         self._topology = topology
         self._room = room
-        self._prefixes = prefixes
         self._keys: list[KeyState | None] = [None] * room.rules.keys
         self._clear = self._late = False
         self._changes = Changes()
@@ -45,7 +45,7 @@ class Reading:
             read_key(topology, room, index, partial(self._read, index))
 
     def _read(self, index: int, server: str, value: bytes | None, ttl: int | None, error: ServerError | None) -> None:
-        self._keys[index] = key_state(self._prefixes[index], self._room, server, value, ttl, error)
+        self._keys[index] = key_state(self._room, index, server, value, ttl, error)
         keys, majority = self._keys_now(), self._room.rules.majority
         self.holder = None if is_unknown(keys, majority) else holder_of(self._room.name, keys, majority)
         most = most_votes(keys)
@@ -100,7 +100,7 @@ class Reading:
 
     def _keys_now(self) -> list[KeyState]:
         return [
-            state or KeyState(self._prefixes[index].decode() + self._room.name, "", None, None, "has not answered yet")
+            state or KeyState(key_text(self._room.keys[index]), "", None, None, "has not answered yet")
             for index, state in enumerate(self._keys)
         ]
 
@@ -116,25 +116,28 @@ def read_key(topology: Topology, room: Room[Any], index: int, answered: KeyRead)
 
 
 def key_state(
-    prefix: bytes, room: Room[Any], server: str, value: bytes | None, ttl: int | None, error: ServerError | None
+    room: Room[Any], index: int, server: str, value: bytes | None, ttl: int | None, error: ServerError | None
 ) -> KeyState:
     remaining = ttl / 1000 if value is not None and ttl is not None and ttl >= 0 else None
-    return KeyState(prefix.decode() + room.name, server, value, remaining, "" if error is None else error.problem)
+    return KeyState(key_text(room.keys[index]), server, value, remaining, "" if error is None else error.problem)
 
 
-async def names(topology: Topology, prefixes: list[bytes]) -> list[str]:
+async def names(topology: Topology, prefix: bytes, layout: Layout, not_ours: Callable[[bytes], object]) -> list[str]:
     """The names that have a key on any server.
 
+    :param not_ours: called with every other key that begins with the prefix
     :raises ServerError: servers are unavailable or refuse, and all keys of a held lock may be on these
     """
     found: dict[str, None] = {}
     away: list[ServerError] = []
     for node in list(topology.nodes):
         try:
-            async for key in _scan(node, prefixes[0].rsplit(b":", 2)[0]):
-                for prefix in prefixes:
-                    if key.startswith(prefix) and 0 < len(key) - len(prefix) <= MAX_NAME:
-                        found[key[len(prefix) :].decode(errors="replace")] = None
+            async for key in _scan(node, prefix):
+                parsed = layout.parsed(key)
+                if parsed is None:
+                    not_ours(key)
+                elif 0 < len(parsed[1]) <= MAX_NAME:
+                    found[parsed[1].decode(errors="replace")] = None
         except ServerError as error:
             away.append(error)
             if len(away) > topology.dispensable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import logging
 import os
 import signal
 import stat
@@ -18,7 +19,7 @@ from asynclock import AsyncLockError, ConfigurationError
 
 from .exit_status import FAILED, WRONG_USAGE
 from .standard_files import open_standard_files
-from .stderr import write_line
+from .stderr import LinesOnStderr, write_line
 from .texts import safe
 
 
@@ -50,10 +51,14 @@ class Ending:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._stop)
+        log, handler = logging.getLogger("asynclock"), LinesOnStderr(logging.CRITICAL)
+        log.addHandler(handler)
         try:
             return asyncio.run(self._run(work))
         except BaseException as error:
             return self._status(_first(error))
+        finally:
+            log.removeHandler(handler)
 
     def _status(self, error: BaseException) -> int:
         match error:

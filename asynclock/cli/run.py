@@ -250,9 +250,8 @@ class Run:
             say(what)
 
     def _configure_logging(self) -> None:
-        """What the library logs about its servers: all of it with -v, and errors alone without."""
-        handler = LinesOnStderr()
-        handler.setLevel(logging.INFO if self._plan.verbose else logging.ERROR)
+        """What the library logs about its servers: all of it with -v, and errors without."""
+        handler = LinesOnStderr(logging.INFO if self._plan.verbose else logging.ERROR)
         log = logging.getLogger("asynclock")
         log.addHandler(handler)
         log.setLevel(logging.INFO)

@@ -44,8 +44,16 @@ def _descriptor() -> int | None:
         return None
 
 
+ALWAYS = ("mixed_layouts",)  # ids of records that show that what a command does or says is not all there is
+
+
 class LinesOnStderr(logging.Handler):
-    """Writes log records like this."""
+    """Writes log records of the library like this: those of the level or above, and the ones with an id in
+    ``ALWAYS``."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self.addFilter(lambda record: record.levelno >= level or getattr(record, "asynclock_message", "") in ALWAYS)
 
     def emit(self, record: logging.LogRecord) -> None:
         write_line(self.format(record))

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from binascii import crc_hqx
-from functools import cache
-from itertools import product
-
-SLOTS = 16384
-_LETTERS = b"0123456789abcdefghijklmnopqrstuvwxyz"
-_LENGTH = 4  # letters of a tag that is found by its slot: the shortest with which every slot can be reached
+from .slots import hash_tag, slot_of, tag_for
 
 
 def counter_of(key: bytes, prefix: bytes, index: int, name: bytes) -> bytes:
@@ -25,47 +19,12 @@ def counter_of(key: bytes, prefix: bytes, index: int, name: bytes) -> bytes:
             return b"%b{%b}:%b" % (start, tag, name)
         if b"}" not in key:
             return b"%b{%b}" % (start, key)
-        return b"%b{%b}:%b" % (start, _letters_for(key, b""), name)
+        return b"%b{%b}:%b" % (start, tag_for(slot_of(key)), name)
     # The first brace of both is in the prefix.
     opened = prefix.index(b"{") + 1
     if hash_tag(prefix) is not None:
         return start + name
     if b"}" in prefix[opened:]:  # an empty tag: all of the key counts
         start = b"%b%b:" % (start, name)
-        return start + _letters_for(key, start)
-    return b"%b%b}:%b" % (start, _letters_for(key, start[opened:]), name)
-
-
-def hash_tag(key: bytes) -> bytes | None:
-    """The part of a key that its slot depends on; None: all of it."""
-    _, _, rest = key.partition(b"{")
-    tag, closed, _ = rest.partition(b"}")
-    return tag if tag and closed else None
-
-
-def slot_of(key: bytes) -> int:
-    """Its slot in a cluster."""
-    return crc_hqx(hash_tag(key) or key, 0) % SLOTS
-
-
-def _letters_for(key: bytes, before: bytes) -> bytes:
-    """Letters that lead to the slot of ``key``, behind these bytes."""
-    # The checksum is linear: what comes before the letters adds (XOR) the same to it, whatever the letters are.
-    added = crc_hqx(bytes(_LENGTH), crc_hqx(before, 0)) % SLOTS
-    return _letters()[slot_of(key) ^ added]
-
-
-@cache
-def _letters() -> list[bytes]:
-    """For each slot, letters that lead to it. Made when it is needed first, which takes some milliseconds."""
-    found: list[bytes | None] = [None] * SLOTS
-    missing = SLOTS
-    for each in product(_LETTERS, repeat=_LENGTH):
-        letters = bytes(each)
-        slot = crc_hqx(letters, 0) % SLOTS
-        if found[slot] is None:
-            found[slot] = letters
-            missing -= 1
-            if not missing:
-                break
-    return [letters for letters in found if letters is not None]
+        return start + tag_for(slot_of(key), start)
+    return b"%b%b}:%b" % (start, tag_for(slot_of(key), start[opened:]), name)

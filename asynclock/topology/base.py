@@ -36,6 +36,10 @@ class Topology(Protocol):
         """How many of the nodes may be away, and every held lock still has a key on another one."""
 
     @property
+    def slotted(self) -> bool:
+        """Is it a cluster, in which the slot of a key decides where it is?"""
+
+    @property
     def nodes(self) -> Collection[Node]:
         """Every server that is connected or reconnecting."""
 

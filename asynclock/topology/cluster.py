@@ -8,11 +8,11 @@ import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from redis.crc import key_slot
-
+from ..core.keys import Spread
 from ..core.lease import Lease
 from ..core.operations import Operation
 from ..core.room import Room
+from ..core.slots import SLOTS, slot_of
 from ..errors import ServerError
 from ..messages import about
 from ..options import Options
@@ -21,10 +21,10 @@ from ..wire.commands import is_error, packed, unbulk
 from ..wire.node import Node
 from ..wire.requests import Redirectable
 from .base import Address, TopologyListener
+from .evenness import Evenness
 
 log = logging.getLogger("asynclock")
 
-SLOTS = 16384
 MIN_INTERVAL = 0.1  # seconds between two CLUSTER SLOTS, at least: many errors at once cause one refresh
 MAX_PAUSE = 0.5  # ... and at most, while the owner of a slot is not connected
 NODE_TIMEOUT = 1.0  # seconds for a node to answer CLUSTER SLOTS, or to answer pending requests before it is closed
@@ -47,7 +47,10 @@ class Cluster:
         clock: Callable[[], float],
         remap: Callable[[Address], Address] | None = None,
     ) -> None:
-        self.majority = options.key_majority or 2
+        self.majority = majority = options.key_majority or 2
+        self._evenness: Evenness | None = None
+        if options.spread_keys:
+            self._evenness = Evenness(Spread(options.key_prefix.encode(), 2 * majority - 1), majority)
         self._seeds = tuple(seeds)  # used while no owner of a slot is connected, then closed
         self._connectors = tuple(seed.connector for seed in seeds)
         self._options = options
@@ -68,6 +71,7 @@ class Cluster:
         self._retiring: dict[asyncio.Task[None], Node] = {}
         self._closed = False
 
+    slotted = True
     dispensable = 0  # each node has the only copy of its slots
 
     @property
@@ -75,7 +79,7 @@ class Cluster:
         return self._nodes.values() or self._seeds
 
     def places(self, keys: tuple[bytes, ...]) -> tuple[int, ...]:
-        return tuple(key_slot(unbulk(key)) for key in keys)
+        return tuple(slot_of(unbulk(key)) for key in keys)
 
     def home(self, room: Room[Any], index: int) -> Node | None:
         node = self._owners[room.places[index]]
@@ -260,6 +264,8 @@ class Cluster:
         for address in [address for address in self._nodes if address not in wanted]:
             self._retire(self._nodes.pop(address))
         if changed:
+            if self._evenness is not None:
+                self._evenness.look(owners)
             for room in list(self._listener.all_rooms()):
                 for index, slot in enumerate(room.places):
                     if slot in changed:
@@ -310,7 +316,7 @@ class Cluster:
             await node.connection.closed
         for key, token in node.owed.take():
             # Without a known owner, any node will do: it answers with a redirection.
-            owner = self._owners[key_slot(unbulk(key))] or next(iter(self._connected()), None)
+            owner = self._owners[slot_of(unbulk(key))] or next(iter(self._connected()), None)
             if owner is not None:
                 owner.release(key, token)
         await node.aclose()

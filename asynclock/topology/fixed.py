@@ -35,6 +35,8 @@ class Fixed:
                 f"so the majority is {self.majority}; leave the option out"
             )
 
+    slotted = False
+
     @property
     def dispensable(self) -> int:
         return len(self.nodes) - self.majority if len(self.nodes) > 1 else 0

@@ -52,6 +52,11 @@ async def connect(
                     f"min_replicas={options.min_replicas}: {len(nodes)} independent servers vote by majority, and "
                     "no replica may take over for one; leave it out"
                 )
+            if options.spread_keys:
+                raise ConfigurationError(
+                    f"spread_keys=True: {nodes[0].label} is not part of a cluster, and only there keys have slots; "
+                    "leave it out"
+                )
             monitored = any(isinstance(connector, SentinelConnector) for connector in connectors)
             topology = (Monitored if monitored else Fixed)(nodes, options.key_majority)
             for node in nodes:

@@ -76,6 +76,11 @@ def unbulk(key: bytes) -> bytes:
     return key[key.index(b"\r\n") + 2 : -2]
 
 
+def key_text(key: bytes) -> str:
+    """The name in a packed key, for people."""
+    return unbulk(key).decode(errors="replace")
+
+
 def bulk(word: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(word), word)
 

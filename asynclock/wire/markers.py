@@ -6,9 +6,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from redis.crc import key_slot
-
 from ..core.operations import RELEASE
+from ..core.slots import hash_tag, slot_of
 from .commands import OK, Capabilities, Commands, bulk, packed, unbulk
 from .connection import Connection
 from .requests import Ignored
@@ -99,7 +98,5 @@ class _Written:
 
 def tag_of(key: bytes) -> bytes | None:
     """A hash tag for the slot of ``key``; None: a tag made from the key cannot reach it."""
-    _, brace, rest = key.partition(b"{")
-    tag, closing, _ = rest.partition(b"}")
-    tag = tag if brace and closing and tag else key
-    return tag if b"}" not in tag and key_slot(b"{%b}" % tag) == key_slot(key) else None
+    tag = hash_tag(key) or key
+    return tag if b"}" not in tag and slot_of(b"{%b}" % tag) == slot_of(key) else None

@@ -20,7 +20,7 @@ from ..options import Options
 from .awaiting import Passing
 from .background import Loop
 from .backoff import Backoff
-from .commands import Capabilities, Commands, error_of, packed, split, unbulk
+from .commands import Capabilities, Commands, error_of, key_text, packed, split, unbulk
 from .connection import Connection
 from .connector import Connector
 from .credentials import Credentials, Rotation
@@ -373,14 +373,11 @@ class Node:
     def redact(self, said: Any) -> str:
         return self.connector.redact(said)
 
-    def key_text(self, room: Room[Any], index: int) -> str:
-        return f"{self.options.key_prefix}:{index}:{room.name}"
-
     def error_of(self, command: str, room: Room[Any], index: int, reply: Any, now: float) -> ServerError | None:
         session, temporary = self.session, True
         if session is not None and str(reply).startswith(NO_MEMORY):
             temporary = session.memory.is_temporary(now)
-        return error_of(self.label, command, self.key_text(room, index), reply, self.redact(reply), temporary=temporary)
+        return error_of(self.label, command, key_text(room.keys[index]), reply, self.redact(reply), temporary=temporary)
 
     def redirected(self, request: Redirectable, error: str) -> bool:
         return self._listener.redirected(request, error)

@@ -23,7 +23,7 @@ from typing import Any
 from ..errors import ServerError
 from ..options import Options
 from .background import Timer
-from .commands import Capabilities, is_error, packed, unbulk
+from .commands import Capabilities, is_error, key_text, packed, unbulk
 from .connection import Connection
 from .connector import Connector
 from .credentials import Credentials
@@ -206,7 +206,7 @@ class Replicas:
         for _, request in confirmed:
             request.confirmed()
         for _, request in failed:
-            key = request.node.key_text(request.lease.room, request.index)
+            key = key_text(request.lease.room.keys[request.index])
             self._fail(
                 request,
                 f"key {key!r} may not be on {self._wanted} replicas (min_replicas): {why}"

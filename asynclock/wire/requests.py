@@ -55,9 +55,6 @@ class Sender(Protocol):
     def redact(self, said: Any) -> str:
         """A reply or error of the server, without secrets and shortened."""
 
-    def key_text(self, room: Room[Any], index: int) -> str:
-        """The key's name, for errors."""
-
     def error_of(self, command: str, room: Room[Any], index: int, reply: Any, now: float) -> ServerError | None:
         """As ``commands.error_of``."""
 

@@ -7,7 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from asynclock.core.counters import counter_of, hash_tag, slot_of
+from asynclock.core.counters import counter_of
+from asynclock.core.keys import Layout, Plain, Spread
+from asynclock.core.slots import hash_tag, slot_of
 
 pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
 
@@ -35,6 +37,19 @@ def counter(prefix: str, index: int, name: str) -> bytes:
 @example("a{b}c", 1, "d")
 def test_a_counter_is_in_the_slot_of_its_key(prefix: str, index: int, name: str) -> None:
     assert key_slot(counter(prefix, index, name)) == key_slot(key_of(prefix, index, name))
+
+
+@given(prefix=prefixes.filter(lambda prefix: "{" not in prefix), index=st.integers(0, 4), name=odd)
+@example("asynclock", 0, "{}")
+@example("a}", 2, "}{a}")
+def test_so_is_that_of_a_key_that_is_spread(prefix: str, index: int, name: str) -> None:
+    raw = prefix.encode()
+    key = Spread(raw, 5).keys(name.encode())[index]
+    found = counter_of(key, raw, index, name.encode())
+    assert key_slot(found) == key_slot(key)
+    assert found.startswith(b"%b:f%d:" % (raw, index)) and found.endswith(b":" + name.encode())
+    layouts: list[Layout] = [Spread(raw, 5), Plain(raw, 5)]
+    assert [layout.parsed(found) for layout in layouts] == [None, None]
 
 
 @given(key=st.binary(max_size=20) | odd.map(str.encode))

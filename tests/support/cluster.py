@@ -1,14 +1,16 @@
-"""Names chosen by the nodes that serve their keys, and the counters of a cluster's nodes."""
+"""Names chosen by the nodes that serve their keys, the counters of a cluster's nodes, and rivals."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import redis
 
+from asynclock import Locker, LockScope, NotLockedError, ServerError
 from asynclock.testing import Cluster, Server
 from asynclock.testing.nodes import slot_of, view
 from tests.support.helpers import key
@@ -110,3 +112,44 @@ def moves_at_once(cluster: Cluster) -> bool:
     assert isinstance(info, bytes)
     found = re.search(rb"valkey_version:(\d+)", info)
     return found is not None and int(found[1]) >= 9
+
+
+@contextlib.asynccontextmanager
+async def own_cluster(kind: str, replicas: int = 1, **config: str) -> AsyncIterator[Cluster]:
+    cluster = Cluster(kind, replicas=replicas, config={name.replace("_", "-"): value for name, value in config.items()})
+    try:
+        await asyncio.to_thread(cluster.start)
+        yield cluster
+    finally:
+        await asyncio.to_thread(cluster.close)
+
+
+class Rival:
+    """Somebody who tries to get locks all the time, and never may while another scope is held."""
+
+    def __init__(self, locker: Locker, scopes: dict[str, LockScope]) -> None:
+        self.got: dict[str, LockScope] = {}
+        self.tries = 0
+        self._locker = locker
+        self._scopes = scopes
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            for name, scope in self._scopes.items():
+                try:
+                    rival = self.got[name] if name in self.got else await self._locker.try_acquire(name)
+                except (NotLockedError, ServerError):
+                    continue
+                finally:
+                    self.tries += 1
+                self.got[name] = rival
+                assert not (rival.held and scope.held), f"{name} is held twice"
+            await asyncio.sleep(0.005)
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        for scope in self.got.values():
+            await scope.release()
