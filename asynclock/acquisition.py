@@ -22,7 +22,7 @@ from .errors import (
     NotLockedError,
     ServerError,
 )
-from .options import Seconds, check_name, check_timeout, check_wait_release
+from .options import Seconds, check_at_least, check_name, check_timeout, check_wait_release
 from .scope import LockScope, ScopeRef
 
 Enter = Callable[[Room[Waiter], Waiter, float], None]  # Room.join, Room.try_join or Room.force
@@ -40,7 +40,7 @@ class Acquisition:
     :class:`LockScope`.
     """
 
-    __slots__ = ("_enter", "_locker", "_manager", "_name", "_scope", "_timeout", "_wait_release")
+    __slots__ = ("_at_least", "_enter", "_locker", "_manager", "_name", "_scope", "_timeout", "_wait_release")
 
     _scope: LockScope
 
@@ -52,19 +52,21 @@ class Acquisition:
         enter: Enter,
         timeout: Seconds | None,
         wait_release: bool | None,
+        at_least: Seconds | None = None,
     ) -> None:
         self._locker: object | None = locker  # until it is used
         self._manager = manager
         self._name = name
         self._enter = enter
         self._timeout = timeout
+        self._at_least = at_least
         self._wait_release = manager.options.wait_release if wait_release is None else check_wait_release(wait_release)
 
     # Plain functions that return a coroutine, not ``async def``: one frame less to resume. Pyright wants a context
     # manager to return CoroutineType, as an async def does; to mypy that is any Coroutine.
 
     def __aenter__(self) -> CoroutineType[Any, Any, LockScope]:
-        return acquire(self._locker, self._manager, self._name, self._enter, self._timeout, self)  # type: ignore[return-value]  # as above
+        return acquire(self._locker, self._manager, self._name, self._enter, self._timeout, self, self._at_least)  # type: ignore[return-value]  # as above
 
     def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -79,6 +81,7 @@ async def acquire(
     enter: Enter,
     timeout: Seconds | None = None,
     context: Acquisition | None = None,
+    at_least: Seconds | None = None,
 ) -> LockScope:
     """As ``Locker.acquire``.
 
@@ -101,6 +104,7 @@ async def acquire(
             until = now + seconds
         else:
             enter = Room.try_join
+    stays = None if at_least is None else check_at_least(at_least)
     if type(name) is not str:
         check_name(name)
     # Is this a task of the locker's loop? asyncio.get_running_loop() would make a system call in Python 3.11.
@@ -161,6 +165,8 @@ async def acquire(
             else:
                 scope = context._scope = LockScope(locker, manager, room, lease, context._wait_release, task)
             lease.scope_ref = ScopeRef(scope)
+            if stays is not None:
+                scope._keep_until(now + stays)
             reports = manager.reports
             reports.acquisitions += 1
             if now - began > reports.longest_wait:

@@ -86,6 +86,11 @@ class Held:
         self._hold: Hold | None = None  # for its events; None: nobody had subscribed when it began
         self._block: Block | None = None
 
+    def _keep_until(self, when: float) -> None:
+        """The keys stay until then, even if the lock is released earlier; 0: they go with the release."""
+        if self._lease is not None:
+            self._lease.keep_until = when
+
     # Leaving the block
 
     def _leave_at_once(self) -> asyncio.Future[int] | bool:
