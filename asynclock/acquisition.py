@@ -166,7 +166,7 @@ async def acquire(
                 scope = context._scope = LockScope(locker, manager, room, lease, context._wait_release, task)
             lease.scope_ref = ScopeRef(scope)
             if stays is not None:
-                scope._keep_until(now + stays)
+                scope._stay(stays)
             reports = manager.reports
             reports.acquisitions += 1
             if now - began > reports.longest_wait:

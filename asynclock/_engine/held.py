@@ -86,10 +86,10 @@ class Held:
         self._hold: Hold | None = None  # for its events; None: nobody had subscribed when it began
         self._block: Block | None = None
 
-    def _keep_until(self, when: float) -> None:
-        """The keys stay until then, even if the lock is released earlier; 0: they go with the release."""
+    def _stay(self, seconds: float) -> None:
+        """The lock stays for that long from now, even if it is released earlier; 0: it goes with the release."""
         if self._lease is not None:
-            self._lease.keep_until = when
+            self._lease.keep_until = self._manager.clock() + seconds if seconds else 0.0
 
     # Leaving the block
 

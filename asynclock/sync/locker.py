@@ -379,7 +379,7 @@ class Acquisition:
 async def _give_back(scope: AsyncScope | None) -> None:
     """Nobody waits any more for the scope that was acquired."""
     if scope is not None:
-        scope._keep_until(0.0)  # the caller has never had it
+        scope._stay(0.0)  # the caller has never had it
         await scope.release()
 
 

@@ -231,7 +231,7 @@ class LockScope:
 
     def _not_entered(self) -> None:
         """The block was not entered: release the lock soon, and let others have it at once (``at_least``)."""
-        self._thread.post(partial(self._scope._keep_until, 0.0))
+        self._thread.post(partial(self._scope._stay, 0.0))
         self._abandon()
 
     def _abandon(self) -> None:
