@@ -89,7 +89,7 @@ class Held:
     def _stay(self, seconds: float) -> None:
         """The lock stays for that long from now, even if it is released earlier; 0: it goes with the release."""
         if self._lease is not None:
-            self._lease.keep_until = self._manager.clock() + seconds if seconds else 0.0
+            self._lease.keep(self._manager.clock() + seconds if seconds else 0.0)
 
     # Leaving the block
 

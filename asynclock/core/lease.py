@@ -37,6 +37,8 @@ class Lease:
     - Once ``done`` is set, a RELEASE or KEEP has been sent for every key that may be ours (or will be, by whoever
       closes the locker), and the votes count no more. Late answers say when the keys of a failed attempt may be free
       (``free_at``), and why a held lock had been lost before its release (``missed``, ``cause``), and nothing else.
+    - ``keep_until`` is 0 once the lock is lost. Once a release was sent, it is 0 unless that was a KEEP: so what is owed
+      of the lease is to keep its keys until then, or to delete them.
     """
 
     # In an attempt:
@@ -118,9 +120,7 @@ class Lease:
         self.next_check = NEVER  # when those are read, if not at once
         self.cause: LossReason | None = None  # why a key is missing, if it is missing
         # A release
-        #: Until then, the keys stay: a release moves their expiry there instead of deleting them. 0: they need not, or
-        #: the lock was lost. Set by the scope.
-        self.keep_until = 0.0
+        self.keep_until = 0.0  # until then, a release lets the keys expire, instead of deleting them; 0: it deletes
         self.unreleased = 0  # keys whose RELEASE or KEEP is not answered yet
         self.missed = 0  # bit i: the RELEASE or KEEP of key i did not find the token
         self.release_waiter: Any = None  # the engine's: who waits for the release
@@ -212,6 +212,10 @@ class Lease:
         elif not any(requests and self.reading_back >> index & 1 for index, requests in enumerate(self.in_flight)):
             self.reading_back = 0
         return not self.reading_back
+
+    def keep(self, until: float) -> None:
+        """The keys stay until then, though the lock is released earlier. 0: they need not (any more)."""
+        self.keep_until = until
 
     def release(self, now: float) -> int:
         """Send a RELEASE after everything that may have put the token into a key: or a KEEP, if the lock is held and is

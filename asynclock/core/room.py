@@ -594,7 +594,7 @@ class Room(Generic[W]):
 
     def _lose(self, lease: Lease, reason: LossReason, index: int | None, now: float) -> None:
         self.holder = None
-        lease.keep_until = 0.0
+        lease.keep(0.0)
         try:
             self.port.lost(lease, reason, index)  # before anything is sent, which lets other threads run
         finally:

@@ -19,7 +19,7 @@ KEEP, RELEASE = Operation.KEEP, Operation.RELEASE
 def held(bench: Bench, at_least: float) -> Lease:
     """Hold the lock, as a scope that wants it to stay for so many seconds."""
     lease = bench.hold()
-    lease.keep_until = bench.now + at_least
+    lease.keep(bench.now + at_least)
     return lease
 
 

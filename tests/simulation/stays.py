@@ -48,7 +48,7 @@ def begin(world: World, task: Task) -> None:
         assert task.lease is not None
         validity = world.rules.validity
         least = chance.choice((0.005, 0.05, 0.3, 1.0, validity, 1.5 * validity))
-        task.lease.keep_until = world.now + least
+        task.lease.keep(world.now + least)
         world.longest_stay = max(world.longest_stay, least)
         task.stay = Stay(task, task.lease, world.now + least)
         world.stays.append(task.stay)
