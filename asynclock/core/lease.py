@@ -37,8 +37,8 @@ class Lease:
     - Once ``done`` is set, a RELEASE or KEEP has been sent for every key that may be ours (or will be, by whoever
       closes the locker), and the votes count no more. Late answers say when the keys of a failed attempt may be free
       (``free_at``), and why a held lock had been lost before its release (``missed``, ``cause``), and nothing else.
-    - ``keep_until`` is 0 once the lock is lost. Once a release was sent, it is 0 unless that was a KEEP: so what is owed
-      of the lease is to keep its keys until then, or to delete them.
+    - ``keep_until`` is 0 once the lock is lost, and once a RELEASE was sent. So it says what is owed of the lease: to
+      keep its keys until then, or to delete them.
     """
 
     # In an attempt:
