@@ -483,6 +483,24 @@ async def test_a_server_that_refuses_it_is_asked_again(own_server: Server, refus
 
 
 @pytest.mark.asyncio
+@refusals
+async def test_who_waits_here_while_a_server_refuses_it_is_served(own_server: Server, refuses: Refuses) -> None:
+    """What it has read until then is the validity. With NOLOOP, nobody tells this process that its own command has
+    changed that."""
+    async with Locker(own_server.url, key_validity=30, local_handoffs=0) as locker:
+        scope = await locker.acquire("job", at_least=2.0)
+        since = time.monotonic()
+        await asyncio.sleep(0.05)
+        with refuses(own_server):
+            await scope.release()
+            waiting = asyncio.create_task(locker.acquire("job"))
+            await asyncio.sleep(0.3)
+        scope = await asyncio.wait_for(waiting, 15)
+        assert 2.0 <= time.monotonic() - since < 6.0
+        await scope.release()
+
+
+@pytest.mark.asyncio
 async def test_a_server_that_refuses_it_until_it_is_over(own_server: Server) -> None:
     async with Locker(own_server.url, key_validity=30) as locker:
         scope = await locker.acquire("job", at_least=1.0)

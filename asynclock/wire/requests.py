@@ -74,7 +74,8 @@ class Sender(Protocol):
         """Send a GET of the request's key. Its reply goes to ``found``, a failure to ``unconfirmed``."""
 
     def freed(self, key: bytes, now: float) -> None:
-        """That key was released late. Wake up this process's waiters: with NOLOOP there is no push."""
+        """That key was released late, or is to expire at another time than it was until now. Wake up this process's
+        waiters: with NOLOOP there is no push."""
 
     def demoted(self) -> None:
         """The server has become a read-only replica."""
@@ -456,7 +457,7 @@ class OwedRelease:
         node = self.node
         if not is_error(reply) or "WRONGTYPE" in str(reply):
             node.owed.accepted()
-            if reply == 1 and self.operation is RELEASE:
+            if reply in _DONE:
                 node.freed(self.key, now)
             return
         text = str(reply)

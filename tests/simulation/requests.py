@@ -152,5 +152,5 @@ class OwedRelease:
         self.left = 0
         if isinstance(reply, Trouble):
             self.refused(self.key, self.token, self.keep_until)
-        elif reply == 1:
+        elif reply in (1, b"OK"):
             self.freed(self.key)
