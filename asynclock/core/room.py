@@ -156,7 +156,7 @@ class Room(Generic[W]):
                 self.handoffs.go_on_with(self.attempt)
                 return
         self.holder = None
-        if (self.queue or (contention is not None and contention.expected)) and lease.keep_until <= now:
+        if self.queue or (contention is not None and contention.expected):
             if contention is None:
                 contention = self.contention = Contention()
             contention.hold_back(lease)
