@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from asynclock.testing import Cluster, Proxy, Sentinels, Server, clock_off
 from tests.support.cluster import execute, primaries, spread
 from tests.support.helpers import AT_ONCE, ROOT, body, key, until
 from tests.support.tap import Rewrite, Tap, without_compare, without_pxat
+from tests.test_docs import blocks
 from tests.test_refusals import Refuses, full, read_only, refusals
 
 LONG = 60.0  # seconds: nobody waits for the end of it
@@ -785,6 +787,19 @@ async def _end(host: asyncio.subprocess.Process) -> None:
 async def test_the_nightly_job_on_three_hosts_whose_clocks_differ_runs_once(three: list[Server], servers: int) -> None:
     urls = [server.url for server in three[:servers]]
     assert sorted(await nightly(urls, 60.0)) == ["did not run", "did not run", "ran"]
+
+
+@pytest.mark.asyncio
+async def test_the_example_of_the_page(
+    server: Server, locker: Locker, other: Locker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names: dict[str, Any] = {}
+    for code in blocks(ROOT / "docs" / "at-least.md", "python"):
+        exec(compile(code, "at-least.md", "exec"), names)
+    for one in (locker, other, locker):
+        await names["nightly"](one)
+    assert capsys.readouterr().out == "write the report\n"
+    assert LONG - 5 < left(server, "nightly-report") <= LONG
 
 
 @pytest.mark.asyncio
