@@ -184,9 +184,8 @@ class Room(Generic[W]):
             lease.end(now)
             self.port.lost(lease, LossReason.CLOSED, None)
             if lease.keep_until > lease.deadline:
-                self._release(
-                    lease, now
-                )  # at once: nobody gets it before that deadline, and it could not be kept after
+                # At once: nobody gets it before that deadline, and it could not be kept after it.
+                self._release(lease, now)
         self._forget_if_empty(now)
         return waiters
 

@@ -27,9 +27,7 @@ class Owed(NamedTuple):
 
     key: bytes
     token: bytes
-    keep_until: (
-        float  #: ``Lease.keep_until``: until then, let it expire at that time. Later, or if that is 0, delete it
-    )
+    keep_until: float  #: ``Lease.keep_until``: before that, let the key expire then; after it, or if it is 0, delete it
 
 
 class OwedReleases:
