@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import current_task
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from threading import get_ident
 from types import CoroutineType, TracebackType
 from typing import Any
@@ -40,7 +40,7 @@ class Acquisition:
     :class:`LockScope`.
     """
 
-    __slots__ = ("_at_least", "_enter", "_locker", "_manager", "_name", "_scope", "_timeout", "_wait_release")
+    __slots__ = ("_enter", "_locker", "_manager", "_name", "_scope", "_timeout", "_wait_release")
 
     _scope: LockScope
 
@@ -52,26 +52,54 @@ class Acquisition:
         enter: Enter,
         timeout: Seconds | None,
         wait_release: bool | None,
-        at_least: Seconds | None = None,
     ) -> None:
         self._locker: object | None = locker  # until it is used
         self._manager = manager
         self._name = name
         self._enter = enter
         self._timeout = timeout
-        self._at_least = at_least
         self._wait_release = manager.options.wait_release if wait_release is None else check_wait_release(wait_release)
 
     # Plain functions that return a coroutine, not ``async def``: one frame less to resume. Pyright wants a context
     # manager to return CoroutineType, as an async def does; to mypy that is any Coroutine.
 
     def __aenter__(self) -> CoroutineType[Any, Any, LockScope]:
-        return acquire(self._locker, self._manager, self._name, self._enter, self._timeout, self, self._at_least)  # type: ignore[return-value]  # as above
+        return acquire(self._locker, self._manager, self._name, self._enter, self._timeout, self)  # type: ignore[return-value]  # as above
 
     def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> CoroutineType[Any, Any, bool | None]:
         return self._scope.__aexit__(kind, error, traceback)  # type: ignore[return-value]  # as above
+
+
+class AcquisitionThatStays(Acquisition):
+    """One of a lock that stays for a least time. (A class of its own: most locks do not, and pay nothing for it.)"""
+
+    __slots__ = ("_at_least",)
+
+    def __init__(
+        self,
+        locker: object,
+        manager: LockManager,
+        name: str,
+        enter: Enter,
+        timeout: Seconds | None,
+        wait_release: bool | None,
+        at_least: Seconds,
+    ) -> None:
+        super().__init__(locker, manager, name, enter, timeout, wait_release)
+        self._at_least = at_least
+
+    def __aenter__(self) -> CoroutineType[Any, Any, LockScope]:
+        return that_stays(check_at_least(self._at_least), super().__aenter__())  # type: ignore[return-value]  # as above
+
+
+async def that_stays(seconds: float, acquiring: Coroutine[Any, Any, LockScope]) -> LockScope:
+    """Acquire a lock that stays for that long."""
+    scope = await acquiring
+    # No ``await`` in between: who is cancelled before has not got the lock, and it does not stay.
+    scope._stay(seconds)
+    return scope
 
 
 async def acquire(
@@ -81,7 +109,6 @@ async def acquire(
     enter: Enter,
     timeout: Seconds | None = None,
     context: Acquisition | None = None,
-    at_least: Seconds | None = None,
 ) -> LockScope:
     """As ``Locker.acquire``.
 
@@ -104,7 +131,6 @@ async def acquire(
             until = now + seconds
         else:
             enter = Room.try_join
-    stays = None if at_least is None else check_at_least(at_least)
     if type(name) is not str:
         check_name(name)
     # Is this a task of the locker's loop? asyncio.get_running_loop() would make a system call in Python 3.11.
@@ -165,8 +191,6 @@ async def acquire(
             else:
                 scope = context._scope = LockScope(locker, manager, room, lease, context._wait_release, task)
             lease.scope_ref = ScopeRef(scope)
-            if stays is not None:
-                scope._stay(stays)
             reports = manager.reports
             reports.acquisitions += 1
             if now - began > reports.longest_wait:

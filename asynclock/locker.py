@@ -13,13 +13,13 @@ import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
 
 from ._engine.manager import LockManager
-from .acquisition import Acquisition, acquire
+from .acquisition import Acquisition, AcquisitionThatStays, acquire, that_stays
 from .core.holders import Holder
 from .core.room import Room
 from .errors import ConfigurationError
 from .events import Event
 from .leader import lead
-from .options import Seconds, check_options
+from .options import Seconds, check_at_least, check_options
 from .scope import LockScope
 from .statistics import Statistics
 from .synchronized import synchronized
@@ -145,7 +145,9 @@ class Locker:
             number, ``at_least`` is not a number of seconds up to 366 days, or the locker is connected in another event
             loop or process
         """
-        return await acquire(self, self._manager, name, Room.join, timeout, None, at_least)
+        if at_least is not None:
+            return await that_stays(check_at_least(at_least), acquire(self, self._manager, name, Room.join, timeout))
+        return await acquire(self, self._manager, name, Room.join, timeout)
 
     async def try_acquire(self, name: str, *, at_least: Seconds | None = None) -> LockScope:
         """Hold the lock if it is free; one attempt, without waiting for its holder.
@@ -156,7 +158,9 @@ class Locker:
         :raises LockerClosedError: as :meth:`acquire`
         :raises ConfigurationError: as :meth:`acquire`
         """
-        return await acquire(self, self._manager, name, Room.try_join, None, None, at_least)
+        if at_least is not None:
+            return await that_stays(check_at_least(at_least), acquire(self, self._manager, name, Room.try_join))
+        return await acquire(self, self._manager, name, Room.try_join)
 
     async def force_acquire(self, name: str, *, at_least: Seconds | None = None) -> LockScope:
         """Take the lock over, without waiting for its holder, who loses it with reason ``taken over``. It also takes a
@@ -167,7 +171,9 @@ class Locker:
         :raises LockerClosedError: as :meth:`acquire`
         :raises ConfigurationError: as :meth:`acquire`
         """
-        return await acquire(self, self._manager, name, Room.force, None, None, at_least)
+        if at_least is not None:
+            return await that_stays(check_at_least(at_least), acquire(self, self._manager, name, Room.force))
+        return await acquire(self, self._manager, name, Room.force)
 
     def with_context(
         self,
@@ -184,19 +190,25 @@ class Locker:
             of the locker
         :param at_least: as for :meth:`acquire`: whatever ends the block
         """
-        return Acquisition(self, self._manager, name, Room.join, timeout, wait_release, at_least)
+        if at_least is not None:
+            return AcquisitionThatStays(self, self._manager, name, Room.join, timeout, wait_release, at_least)
+        return Acquisition(self, self._manager, name, Room.join, timeout, wait_release)
 
     def try_with_context(
         self, name: str, *, wait_release: bool | None = None, at_least: Seconds | None = None
     ) -> Acquisition:
         """As :meth:`with_context`, with :meth:`try_acquire`."""
-        return Acquisition(self, self._manager, name, Room.try_join, None, wait_release, at_least)
+        if at_least is not None:
+            return AcquisitionThatStays(self, self._manager, name, Room.try_join, None, wait_release, at_least)
+        return Acquisition(self, self._manager, name, Room.try_join, None, wait_release)
 
     def force_with_context(
         self, name: str, *, wait_release: bool | None = None, at_least: Seconds | None = None
     ) -> Acquisition:
         """As :meth:`with_context`, with :meth:`force_acquire`."""
-        return Acquisition(self, self._manager, name, Room.force, None, wait_release, at_least)
+        if at_least is not None:
+            return AcquisitionThatStays(self, self._manager, name, Room.force, None, wait_release, at_least)
+        return Acquisition(self, self._manager, name, Room.force, None, wait_release)
 
     # Around functions
 

@@ -265,14 +265,14 @@ class Node:
                 # In quarantine it gives no new votes: it may have forgotten an old one.
                 if acquires and self._quarantine.until:
                     return False
-                if writes:
-                    expiry = session.expiry.argument(now)
-                elif operation is KEEP:
-                    expiry = stay(lease.keep_until, now)
-                else:
-                    expiry = b""
                 connection.send(
-                    pack(lease.room.keys[index], lease.token, expiry),
+                    pack(
+                        lease.room.keys[index],
+                        lease.token,
+                        session.expiry.argument(now)
+                        if writes
+                        else (stay(lease.keep_until, now) if operation is KEEP else b""),
+                    ),
                     Request(self, lease, index, operation, now),
                     replies,
                     now,
