@@ -339,7 +339,7 @@ class Node:
             operation, expiry = request.operation, b""
             if operation.writes:
                 expiry = session.expiry.argument(now)
-            elif operation is KEEP:
+            elif operation is KEEP and not isinstance(request, Peek):
                 expiry = stay(request.keep_until, now)
             data = session.commands.packers[operation](request.key, request.token, expiry)
             replies = operation.replies

@@ -285,7 +285,6 @@ class Peek:
 
     operation = READ
     token = b""
-    keep_until = 0.0
 
     def __init__(
         self,
