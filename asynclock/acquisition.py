@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import current_task
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from threading import get_ident
 from types import CoroutineType, TracebackType
 from typing import Any
@@ -16,7 +16,7 @@ from ._engine.waiter import Waiter
 from .core.room import Room
 from .core.rules import NEVER
 from .errors import AlreadyHeldError, ConfigurationError, LockerClosedError
-from .options import Seconds, check_name, check_timeout, check_wait_release
+from .options import Seconds, check_at_least, check_name, check_timeout, check_wait_release
 from .scope import LockScope, ScopeRef
 from .several import acquire_several
 
@@ -70,6 +70,37 @@ class Acquisition:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> CoroutineType[Any, Any, bool | None]:
         return self._scope.__aexit__(kind, error, traceback)  # type: ignore[return-value]  # as above
+
+
+class AcquisitionThatStays(Acquisition):
+    """One of a lock that stays for a least time. (A class of its own: most locks do not, and pay nothing for it.)"""
+
+    __slots__ = ("_at_least",)
+
+    def __init__(
+        self,
+        locker: object,
+        manager: LockManager,
+        name: str,
+        more: tuple[str, ...],
+        enter: Enter,
+        timeout: Seconds | None,
+        wait_release: bool | None,
+        at_least: Seconds,
+    ) -> None:
+        super().__init__(locker, manager, name, more, enter, timeout, wait_release)
+        self._at_least = at_least
+
+    def __aenter__(self) -> CoroutineType[Any, Any, LockScope]:
+        return that_stays(check_at_least(self._at_least), super().__aenter__())  # type: ignore[return-value]  # as above
+
+
+async def that_stays(seconds: float, acquiring: Coroutine[Any, Any, LockScope]) -> LockScope:
+    """Acquire a lock that stays for that long."""
+    scope = await acquiring
+    # No ``await`` in between: who is cancelled before has not got the lock, and it does not stay.
+    scope._stay(seconds)
+    return scope
 
 
 async def acquire(

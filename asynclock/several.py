@@ -110,6 +110,8 @@ class SeveralScope(LockScope):
         self._parts = [each for each in self._parts if each is not part]  # == would compare the scopes
         if reason is LossReason.CLOSED:
             self._closed.append(part)
+        elif first:
+            self._stay(0.0)  # nothing of a lost scope does
         self._manager.reports.lost(part.lease, part.hold, reason, detail, held=True)
         if first:
             self._wake()
@@ -140,6 +142,11 @@ class SeveralScope(LockScope):
         return super()._fenced(name)
 
     # Ending
+
+    def _stay(self, seconds: float) -> None:
+        until = self._manager.clock() + seconds if seconds else 0.0
+        for part in self._parts:
+            part.lease.keep(until)
 
     def _end(self) -> Lease | None:
         self._end_all()

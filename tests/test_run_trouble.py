@@ -130,12 +130,3 @@ def test_run_extends_its_lock_though_nobody_reads_stderr(
         os.close(reading)
         process.terminate()
         process.wait(timeout=15)
-
-
-def test_the_status_of_a_command_that_has_ended_by_itself(server: Server, env: dict[str, str]) -> None:
-    """docs/shell.md: "that of COMMAND, if COMMAND ended by itself"; 75: the lock was lost, and COMMAND was ended."""
-    with started("-v", "--at-least", "5", "a", "--", "sh", "-c", "exit 4", env=env) as job:
-        job.until("keeps the lock")
-        server.execute("DEL", key("a"))
-        status, _ = job.end()
-    assert status == 4

@@ -146,6 +146,23 @@ async def test_without_waiting_for_the_release(server: Server) -> None:
 
 
 @pytest.mark.asyncio
+async def test_they_stay_for_a_least_time(server: Server, locker: Locker) -> None:
+    async with locker.with_context("a", "b", at_least=2):
+        pass
+    assert held(server) == {"a", "b"}
+    ttl = server.execute("PTTL", key("b"))
+    assert isinstance(ttl, int) and 1000 < ttl <= 2001
+    with pytest.raises(NotLockedError):
+        await locker.try_acquire("b", "c")
+    server.execute("FLUSHALL")
+    with pytest.raises(LockLostError):
+        async with locker.with_context("a", "b", at_least=60):
+            server.execute("DEL", key("a"))
+            await asyncio.sleep(60)
+    assert held(server) == set()  # what is lost does not stay, nor does the rest
+
+
+@pytest.mark.asyncio
 async def test_extended_as_long_as_it_is_held(server: Server) -> None:
     async with Locker(server.url, key_validity=0.5) as locker, locker.with_context("a", "b") as scope:
         await asyncio.sleep(1.5)

@@ -14,6 +14,9 @@ Guarantee 6 is about the scopes around the leases, which are not simulated.
 
 7. (docs/fencing.md) Who has a lock later has a greater fencing token.
 
+8. (docs/at-least.md) Nobody gets a lock before its least time is over, except by force, or if it was lost, or servers
+   have lost its keys. A lock that was lost is not kept.
+
 ``story`` checks what must hold once a story has come to rest (4, and that all waiters got the lock); the rest is here.
 """
 
@@ -33,6 +36,7 @@ from asynclock.wire.noloop import CHECK_EVERY
 from .processes import Client, Task
 from .requests import Request
 from .servers import Server
+from .stays import is_closed, too_early
 from .world import World
 
 TOLD = 5  # packet delays: a push, a reply in flight (with its request just sent), and one more request and reply
@@ -64,7 +68,7 @@ class Check:
         self.unbacked: dict[Lease, Unbacked] = {}
         self.told: list[float] = []  # how long it took to notify holders without a majority, in packet delays
         self.overlaps = 0  # how often a lock had two holders because servers had lost keys
-        self.losses = self.failed = self.tokens = 0
+        self.losses = self.failed = self.tokens = self.keeps = self.grants = self.deleted = 0
         self._servers = [world.servers[world.home(index)] for index in range(world.rules.keys)]  # of each key
         self._overlapping: set[tuple[Lease, Lease]] = set()
         world.watch = self
@@ -92,6 +96,10 @@ class Check:
                 self._failed_for_a_reason()
             if self.tokens < len(world.tokens):
                 self._tokens_grow()
+            if self.grants < len(world.grants) or self.keeps < len(world.keeps):
+                self._least_times()
+        if self.deleted < len(world.deleted):
+            self._not_deleted_too_early()
         if altered:
             for client in world.clients:
                 self._backed(client)
@@ -370,6 +378,28 @@ class Check:
                     f"that {before} for {other!r}",
                 )
         self.tokens = len(self.world.tokens)
+
+    # 8: locks that stay for a least time
+
+    def _least_times(self) -> None:
+        for task in self.world.grants[self.grants :]:
+            self.grants += 1
+            stay = too_early(self.world, task)
+            if stay is not None:
+                early = 1000 * (stay.until - self.world.now)
+                raise self.broken(8, f"{task!r} got the lock of {stay.task!r} {early:.3f} ms before its time was over")
+        for lease in self.world.keeps[self.keeps :]:
+            self.keeps += 1
+            task = lease.scope_ref
+            if task.state == "lost" and not is_closed(task):
+                raise self.broken(8, f"{task!r} has lost its lock, {task.problem}, and keeps it")
+
+    def _not_deleted_too_early(self) -> None:
+        for token in self.world.deleted[self.deleted :]:
+            self.deleted += 1
+            for stay in self.world.stays:
+                if stay.lease.token == token and stay.is_due(self.world):
+                    raise self.broken(8, f"{stay.task!r} deletes a key before the time of its lock is over")
 
     def _is_over(self, task: Task) -> bool:
         """Has the task given the lock back, or lost a key of it?"""

@@ -11,7 +11,7 @@ from asynclock.core.fencing import Fencing
 from asynclock.core.lease import Lease
 from asynclock.core.operations import Operation
 from asynclock.core.room import Room
-from asynclock.core.rules import Rules
+from asynclock.core.rules import NEVER, Rules
 
 from .links import Link
 from .processes import Client, Task
@@ -109,7 +109,7 @@ def no_second_look(patch: pytest.MonkeyPatch) -> None:
 
 def forget_refused_releases(patch: pytest.MonkeyPatch) -> None:
     """A release that a server has refused is not retried."""
-    patch.setattr(Client, "_refused", lambda self, home, key, token: None)
+    patch.setattr(Client, "_refused", lambda self, home, key, token, keep_until: None)
 
 
 def keep_noloop(patch: pytest.MonkeyPatch) -> None:
@@ -152,6 +152,53 @@ def counted_for_anybody(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Server, "_execute", careless)
 
 
+def deleted_all_the_same(patch: pytest.MonkeyPatch) -> None:
+    """A lock that is to stay for a least time is released."""
+    request = Client.request
+
+    def hasty(self: Client, lease: Lease, index: int, operation: Operation, now: float) -> bool:
+        return request(self, lease, index, Operation.RELEASE if operation is Operation.KEEP else operation, now)
+
+    patch.setattr(Client, "request", hasty)
+
+
+def owed_as_a_deletion(patch: pytest.MonkeyPatch) -> None:
+    """A lock that is to stay is released, if its server was away or has refused to keep it."""
+    send = Client._send_owed
+
+    def hasty(self: Client, link: Link) -> None:
+        owed = self.may_be_ours[link.server.name]
+        owed.update(dict.fromkeys(owed, 0.0))
+        send(self, link)
+
+    patch.setattr(Client, "_send_owed", hasty)
+
+
+def handed_on_too_early(patch: pytest.MonkeyPatch) -> None:
+    """A lock that is to stay is handed on to another task of the process."""
+    release = Room.release
+
+    def hasty(self: Room[Any], lease: Lease, now: float) -> None:
+        if self.queue:
+            lease.keep_until = 0.0
+        release(self, lease, now)
+
+    patch.setattr(Room, "release", hasty)
+
+
+def kept_though_lost(patch: pytest.MonkeyPatch) -> None:
+    """A lock that was lost is kept."""
+    release = Lease.release
+
+    def sticky(self: Lease, now: float) -> int:
+        task = getattr(self, "scope_ref", None)
+        if task is not None and task.stay is not None:
+            self.keep_until, self.deadline = task.stay.until, NEVER
+        return release(self, now)
+
+    patch.setattr(Lease, "release", sticky)
+
+
 FAULTS: dict[str, Plant] = {
     "deadline counted from the reply": count_from_the_reply,
     "no wake-up at the time to live": forget_to_wake,
@@ -166,4 +213,8 @@ FAULTS: dict[str, Plant] = {
     "fencing token written back to one server only": written_back_to_one,
     "fencing token not compared with the clock": counted_without_the_clock,
     "fencing token without a look at the key": counted_for_anybody,
+    "a lock deleted before its least time is over": deleted_all_the_same,
+    "a lock deleted after a reconnect, before its least time is over": owed_as_a_deletion,
+    "a lock handed on before its least time is over": handed_on_too_early,
+    "a lost lock kept": kept_though_lost,
 }

@@ -16,6 +16,7 @@ from asynclock.core.tally import Tally
 from asynclock.core.tokens import Tokens
 from asynclock.wire.noloop import CHECK_EVERY, EvictionReport
 
+from . import stays
 from .fencing import Count, Fence, ask_some_time
 from .links import Link
 from .requests import NO_EXPIRY, Ignored, OwedRelease, Request, Silence, TimeRequest
@@ -42,6 +43,7 @@ class Task:
         "room",
         "since",
         "state",
+        "stay",
         "turn",
     )
 
@@ -58,6 +60,7 @@ class Task:
         self.granted = NEVER  # when it got the lock
         self.turn = 0  # how many locks were granted until then, with this one
         self.fence: Fence | None = None  # once it wants a fencing token
+        self.stay: stays.Stay | None = None  # if the lock is to stay for a least time
 
     def __repr__(self) -> str:
         return f"{self.client.name}.{self.number}"
@@ -89,7 +92,8 @@ class Client:
         self.gone = [False for _ in world.servers]
         self.problems: list[Trouble | None] = [None for _ in world.servers]  # why a server was not connected
         self.until = [0.0 for _ in world.servers]  # end of the quarantine of each server that was seen to restart
-        self.may_be_ours: list[dict[tuple[bytes, bytes], None]] = [{} for _ in world.servers]
+        # What is still to be released on each server: (key, token) -> ``Lease.keep_until``
+        self.may_be_ours: list[dict[tuple[bytes, bytes], float]] = [{} for _ in world.servers]
         for home, server in enumerate(world.servers):
             if server.up and max(server.stalled, server.troubled) <= world.now:
                 self._connect(home, world.now - world.delay(), server.time())
@@ -124,12 +128,15 @@ class Client:
         if lease is None:
             task.room.leave(task, self.world.now)
         else:
+            stays.leave(self.world, task)
             task.room.release(lease, self.world.now)
 
     def close(self) -> None:
         """As ``Locker.aclose``: the keys are released when the tasks are done."""
         for room in list(self.rooms.values()):
             lease = room.holder
+            if lease is not None:
+                stays.leave(self.world, lease.scope_ref)
             for task in room.close(self.world.now):
                 task.state = "failed"
             if lease is not None:
@@ -160,12 +167,15 @@ class Client:
         link = self.links[home]
         key, token = room.keys[index], lease.token
         if link is None:
-            if operation is Operation.RELEASE:
-                self.may_be_ours[home][key, token] = None
+            if operation.ends:
+                self.may_be_ours[home][key, token] = lease.keep_until
             return False
         if operation in VOTES and link.quarantined:
             return False
         expiry = self._expiry(link, now) if operation.writes else NO_EXPIRY
+        if operation is Operation.KEEP:
+            expiry = stays.expiry(lease.keep_until, now)
+            self.world.keeps.append(lease)
         request = Request(room, lease, index, operation, now, link.refused)
         link.send(request, request.commands(expiry))
         return True
@@ -252,6 +262,9 @@ class Client:
         task.granted, task.turn = world.now, world.granted
         if world.fencing:
             ask_some_time(self, task)
+        world.grants.append(task)
+        if world.at_least:
+            stays.begin(world, task)
         if world.hold is not None:
             world.at(world.now + world.hold(), self._held_enough, task)
 
@@ -326,12 +339,12 @@ class Client:
         while link.waiting:
             request = link.waiting.popleft()
             if isinstance(request, OwedRelease):
-                self.may_be_ours[home][request.key, request.token] = None
+                self.may_be_ours[home][request.key, request.token] = request.keep_until
             elif isinstance(request, Count):
                 request.dropped()
             elif isinstance(request, Request):
-                if request.request is Operation.RELEASE:
-                    self.may_be_ours[home][request.key, request.lease.token] = None
+                if request.request.ends:
+                    self.may_be_ours[home][request.key, request.lease.token] = request.lease.keep_until
                 request.room.failed(request.lease, request.index, request.request, None, self.world.now)
         self.world.at(self.world.now + self.world.delay(), self._reconnect, home)
 
@@ -372,10 +385,7 @@ class Client:
         self.world.acted = self
         self.world.log("%s is connected to server %d again", self.name, home)
         link = self._connect(home, sent, time)
-        for key, token in self.may_be_ours[home]:
-            owed = OwedRelease(key, token, link.refused, partial(self.invalidated, link))
-            link.send(owed, owed.commands)
-        self.may_be_ours[home] = {}
+        self._send_owed(link)
         self.problems[home] = None
         self._check_again(home)
 
@@ -428,9 +438,9 @@ class Client:
             for room in {room: None for room, _ in self._everything(link.server.name)}:
                 room.clock_was_set(self.world.now)
 
-    def _refused(self, home: int, key: bytes, token: bytes) -> None:
+    def _refused(self, home: int, key: bytes, token: bytes, keep_until: float) -> None:
         """A release was refused: retry it, as ``asynclock.wire.owed.OwedReleases`` does."""
-        self.may_be_ours[home][key, token] = None
+        self.may_be_ours[home][key, token] = keep_until
         self.world.at(self.world.now + 0.02 + self.world.random.random() * 0.5, self._try_owed, home)
 
     def _try_owed(self, home: int) -> None:
@@ -439,10 +449,14 @@ class Client:
             if self.alive:
                 self.world.at(self.frozen, self._try_owed, home)
         elif link is not None:
-            owed, self.may_be_ours[home] = self.may_be_ours[home], {}
-            for key, token in owed:
-                release = OwedRelease(key, token, link.refused, partial(self.invalidated, link))
-                link.send(release, release.commands)
+            self._send_owed(link)
+
+    def _send_owed(self, link: Link) -> None:
+        home, now = link.server.name, self.world.now
+        owed, self.may_be_ours[home] = self.may_be_ours[home], {}
+        for (key, token), keep_until in owed.items():
+            release = OwedRelease(key, token, keep_until, now, link.refused, partial(self.invalidated, link))
+            link.send(release, release.commands)
 
     def _end_quarantine(self, link: Link) -> None:
         if self.uses(link):

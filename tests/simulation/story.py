@@ -213,6 +213,7 @@ def _do(world: World, step: Step) -> None:
 def _settle(world: World, check: Check, end: str) -> None:
     """End all accidents, except that one of several servers may stay down. Serve the waiters, then let all leave."""
     world.calm = True
+    world.at_least = False
     while any(client.frozen > world.now for client in world.clients) or any(
         server.stalled > world.now for server in world.servers
     ):
@@ -244,7 +245,9 @@ def _settle(world: World, check: Check, end: str) -> None:
     for server in world.servers:
         for key in server.data if server.up else ():
             entry = server.peek(key)
-            if entry is not None and _is_owned(world, entry[0]) and not _is_owed(world, server, key, entry[0]):
+            if entry is None or (key, entry[0]) in world.moved:  # it stays, as it should
+                continue
+            if _is_owned(world, entry[0]) and not _is_owed(world, server, key, entry[0]):
                 raise check.broken(4, f"server {server.name} still has {key!r} = {entry[0]!r}")
 
 
@@ -266,6 +269,7 @@ def _serve_all(world: World, check: Check) -> None:
     world.progress = world.now
     poll = 0.0 if world.rules.tracking else world.rules.extend_interval
     patience = world.rules.validity * (1 + world.quarantine) + 2 * MAX_BACKOFF + world.silence + world.set_back + poll
+    patience += world.longest_stay
     # A waiter counts the time to live that it has read from the reply, however late that was.
     prompt = PROMPT + world.longest + max(client.stopped for client in world.clients)
     if world.table < NEVER:
@@ -302,7 +306,8 @@ def crowd(world: World, check: Check) -> None:
     while min(turns.values()) < ROUNDS:
         world.run(0.05)
         for client, turn in since.items():
-            if world.now - turn > STARVED + world.set_back:  # so much longer the key of a killed holder may live
+            # So much longer the key of a killed holder may live, or that of a lock that stays.
+            if world.now - turn > STARVED + world.set_back + world.longest_stay:
                 raise check.broken(3, f"{client.name} got no turn for {STARVED} s, others got {sum(turns.values())}")
     world.through = lambda task: None
     world.hold = None

@@ -63,6 +63,7 @@ def test_a_great_many_things_happen_in_them() -> None:
     assert set(tally.losses) == set(map(str, LossReason)) - {"released"}  # a release is no loss
     assert tally.granted > tally.schedules
     assert tally.tokens > tally.schedules / 4
+    assert tally.kept > tally.schedules / 20
     assert tally.overlaps > 20
     assert tally.told > 0.5  # a push takes most of a packet delay, and the key is read at once
 

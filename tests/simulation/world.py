@@ -28,6 +28,7 @@ from asynclock.core.rules import NEVER, Rules
 
 from .processes import Client, Task
 from .servers import MAX_DRIFT, Server
+from .stays import Stay
 
 EPOCH = 1000.0  # seconds: the time at which every world begins
 QUICK = 0.002  # seconds that an ordinary packet takes, at most
@@ -42,6 +43,7 @@ class Setting:
     clients: int = 3
     quarantine: bool = False  # does a server that was just started give no votes, as with independent servers?
     fencing: bool = False  # do tasks ask for fencing tokens?
+    at_least: bool = False  # do tasks want locks to stay for a least time?
     drift: float = MAX_DRIFT  # share by which servers' clocks may run fast or slow
 
 
@@ -52,6 +54,8 @@ class World:
         self.random = random.Random(seed)
         self.chance = random.Random(~seed)  # for fencing tokens: the others are the same with and without them
         self.fencing = setting.fencing
+        self.stay_chance = random.Random(~seed - 1)  # for least times, likewise
+        self.at_least = setting.at_least
         self.close_clocks = self.fencing and self.chance.random() < 0.5  # do servers' clocks differ by less than 0.1 s?
         self.rules = rules = setting.rules
         self.quarantine = setting.quarantine
@@ -87,6 +91,12 @@ class World:
         self.granted = 0
         self.progress = self.now  # when a lock was last granted
         self.tokens: list[tuple[Task, int]] = []  # fencing tokens that were given out
+        self.stays: list[Stay] = []  # locks that are to stay for a least time
+        self.longest_stay = 0.0  # seconds: the longest of these times
+        self.moved: set[tuple[bytes, bytes]] = set()  # (key, token) whose expiry a KEEP has moved
+        self.keeps: list[Lease] = []  # leases for which a KEEP was sent
+        self.deleted: list[bytes] = []  # tokens whose owner has deleted a key of them, where locks are to stay
+        self.grants: list[Task] = []  # tasks that have got a lock
         # Name -> when a counter last started anew on a server whose clock was behind what the counter had been.
         self.behind: dict[str, float] = {}
         self.set_back = 0.0  # seconds by which servers' clocks were set back: keys may live longer by that

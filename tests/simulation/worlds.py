@@ -29,6 +29,7 @@ WORLDS = {
 }
 _NAMES, _WEIGHTS = list(WORLDS), [shape.weight for shape in WORLDS.values()]
 FENCING = 0.3  # share of schedules in which tasks ask for fencing tokens
+AT_LEAST = 0.3  # share of schedules in which tasks want locks to stay for a least time
 _TIMES = ((4.0, 2.0), (4.0, 1.0), (1.0, 0.5))  # validity, extend_interval
 
 
@@ -52,13 +53,20 @@ class Schedule:
             f"servers, validity {rules.validity} s, extended every {rules.extend_interval} s, "
             f"{'' if rules.tracking else 'no '}tracking, {rules.handoffs} hand-offs"
             f"{', quarantine' if setting.quarantine else ''}{', fencing tokens' if setting.fencing else ''}"
+            f"{', least times' if setting.at_least else ''}"
         )
 
 
 def schedule(
-    seed: int, which: str | None = None, tracking: bool | None = None, fencing: bool | None = None
+    seed: int,
+    which: str | None = None,
+    tracking: bool | None = None,
+    fencing: bool | None = None,
+    at_least: bool | None = None,
 ) -> Schedule:
     """``None``: the seed chooses."""
+    if at_least is None:
+        at_least = random.Random(~seed - 1).random() < AT_LEAST
     if fencing is None:
         fencing = random.Random(~seed).random() < FENCING
     chance = random.Random(seed)
@@ -76,5 +84,5 @@ def schedule(
         handoffs=chance.choice((0, 3, 100)),
     )
     quarantine = chance.random() < 0.7 and shape.independent
-    setting = Setting(rules, shape.servers, chance.choice((2, 3, 3, 4)), quarantine, fencing)
+    setting = Setting(rules, shape.servers, chance.choice((2, 3, 3, 4)), quarantine, fencing, at_least)
     return Schedule(seed, which, setting, random_story(chance))
