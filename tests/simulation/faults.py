@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,10 +12,13 @@ from asynclock.core.lease import Lease
 from asynclock.core.operations import Operation
 from asynclock.core.room import Room
 from asynclock.core.rules import Rules
+from asynclock.core.several import Several, Step
 
+from . import several
 from .links import Link
 from .processes import Client, Task
 from .servers import Expiry, Server
+from .worlds import SEVERAL
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -152,6 +155,21 @@ def counted_for_anybody(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Server, "_execute", careless)
 
 
+def keep_later_names(patch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a name keeps those that come after it."""
+    step = Several.step
+
+    def keep(self: Several, held: Sequence[bool], busy: Callable[[int], bool]) -> Step:
+        return step(self, held, busy)._replace(give_back=[])
+
+    patch.setattr(Several, "step", keep)
+
+
+def each_in_its_own_order(patch: pytest.MonkeyPatch) -> None:
+    """Names are waited for in the order in which they were given."""
+    patch.setattr(several, "agreed_order", list)
+
+
 FAULTS: dict[str, Plant] = {
     "deadline counted from the reply": count_from_the_reply,
     "no wake-up at the time to live": forget_to_wake,
@@ -166,4 +184,7 @@ FAULTS: dict[str, Plant] = {
     "fencing token written back to one server only": written_back_to_one,
     "fencing token not compared with the clock": counted_without_the_clock,
     "fencing token without a look at the key": counted_for_anybody,
+    "a later name kept while an earlier one is waited for": keep_later_names,
+    "names in an order of one's own": each_in_its_own_order,
 }
+WORLD_OF: dict[Plant, str] = {keep_later_names: SEVERAL, each_in_its_own_order: SEVERAL}  # others: the seed chooses

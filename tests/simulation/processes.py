@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from .requests import NO_EXPIRY, Ignored, OwedRelease, Request, Silence, TimeReq
 from .servers import Expiry, Trouble
 
 if TYPE_CHECKING:
+    from .several import Group
     from .world import World
 
 VOTES = (Operation.TAKE, Operation.TAKE_TTL, Operation.FORCE)  # operations that request a new vote
@@ -34,6 +36,7 @@ class Task:
         "client",
         "fence",
         "granted",
+        "group",
         "how",
         "lease",
         "name",
@@ -58,6 +61,7 @@ class Task:
         self.granted = NEVER  # when it got the lock
         self.turn = 0  # how many locks were granted until then, with this one
         self.fence: Fence | None = None  # once it wants a fencing token
+        self.group: Group | None = None  # whose part it is
 
     def __repr__(self) -> str:
         return f"{self.client.name}.{self.number}"
@@ -71,6 +75,7 @@ class Client:
         self.name = name
         self.rooms: dict[str, Room[Task]] = {}
         self.tasks: list[Task] = []
+        self.groups: list[Group] = []
         self.tally = Tally()
         self.tokens = Tokens(world.random.randbytes(3), name.encode(), lambda: world.now)
         self.pxat = world.random.random() < 0.5
@@ -99,8 +104,11 @@ class Client:
 
     # What its tasks do
 
-    def acquire(self, name: str, how: str = "join") -> Task:
+    def acquire(self, name: str, how: str = "join", known: Callable[[Task], None] | None = None) -> Task:
+        """:param known: called with the task before it may be answered"""
         task = Task(self, self.world.number(), name, how)
+        if known is not None:
+            known(task)
         self.tasks.append(task)
         self.world.acted = self
         self.world.log("%r %s %r", task, how, name)
@@ -114,6 +122,12 @@ class Client:
 
     def end(self, task: Task) -> None:
         """The task stops waiting (cancelled or timed out), or releases what it holds."""
+        if task.group is not None:
+            task.group.end()
+        else:
+            self.end_part(task)
+
+    def end_part(self, task: Task) -> None:
         if task.state not in ("waiting", "held") or not self.alive:
             return
         assert task.room is not None
@@ -128,10 +142,14 @@ class Client:
 
     def close(self) -> None:
         """As ``Locker.aclose``: the keys are released when the tasks are done."""
+        for group in self.groups:
+            group.closed = True
         for room in list(self.rooms.values()):
             lease = room.holder
             for task in room.close(self.world.now):
                 task.state = "failed"
+                if task.group is not None:
+                    task.group.told()
             if lease is not None:
                 self.world.at(self.world.now + self.world.delay(), self._release, room, lease)
 
@@ -142,7 +160,7 @@ class Client:
         """SIGKILL: its keys stay until they expire."""
         self.alive = False
         self.frozen = NEVER
-        for task in self.tasks:
+        for task in (*self.tasks, *self.groups):
             task.state = "dead"
         for link in self.links:
             if link is not None:
@@ -250,6 +268,10 @@ class Client:
         world.granted += 1
         world.progress = world.now
         task.granted, task.turn = world.now, world.granted
+        if task.group is not None:
+            task.group.told()
+            return
+        world.served = world.now
         if world.fencing:
             ask_some_time(self, task)
         if world.hold is not None:
@@ -278,7 +300,9 @@ class Client:
         assert task.state == "waiting", f"{task!r} is {state}, but it was {task.state}"
         task.state, task.problem = state, problem
         self.world.failed.append(task)
-        if self.world.hold is not None:
+        if task.group is not None:
+            task.group.told()
+        elif self.world.hold is not None:
             self.world.at(self.world.now + 0.01, self.world.through, task)
         self.world.log("%r %s %s", task, state, problem or "")
 
@@ -287,13 +311,19 @@ class Client:
         self.world.log("%r LOST %r: %s, key %s", task, task.name, reason, index)
         if task.state == "held":
             task.state, task.problem = "lost", reason
-            if self.world.hold is not None:
+            if task.group is not None:
+                task.group.part_lost()
+            elif self.world.hold is not None:
                 self.world.at(self.world.now, self.world.through, task)
         self.world.losses.append((self, lease, reason, index))
 
     def release_answered(self, lease: Lease) -> None:
         task = self.leaving.pop(lease, None)
-        if task is not None:
+        if task is None:
+            return
+        if task.group is not None:
+            task.group.release_answered()
+        else:
             self.world.at(self.world.now, self.world.through, task)
 
     # Its connections

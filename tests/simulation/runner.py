@@ -24,6 +24,7 @@ class Tally:
     events: int = 0
     granted: int = 0
     tokens: int = 0  # fencing tokens
+    groups: int = 0  # times that a task got several names
     losses: Counter[str] = field(default_factory=Counter)
     overlaps: int = 0  # a lock had two holders, after a server had lost keys of one of them
     told: float = 0.0  # packet delays from the loss of a majority until the holder was notified: the maximum
@@ -34,6 +35,7 @@ class Tally:
         self.events += other.events
         self.granted += other.granted
         self.tokens += other.tokens
+        self.groups += other.groups
         self.losses += other.losses
         self.overlaps += other.overlaps
         self.told = max(self.told, other.told)
@@ -61,6 +63,7 @@ def play_slice(
             tally.events += world.events
             tally.granted += world.granted
             tally.tokens += check.tokens
+            tally.groups += world.groups
             tally.losses += check.count_losses()
             tally.overlaps += check.overlaps
             tally.told = max(tally.told, *check.told, 0.0)

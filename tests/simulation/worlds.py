@@ -26,6 +26,8 @@ WORLDS = {
     "independent": Shape(2, 3, 5, True),
     "independent-5": Shape(3, 5, 1, True),
 }
+SEVERAL = "several"  # one of these worlds, in which tasks want several names at once
+KINDS = (*WORLDS, SEVERAL)
 _NAMES, _WEIGHTS = list(WORLDS), [shape.weight for shape in WORLDS.values()]
 FENCING = 0.3  # share of schedules in which tasks ask for fencing tokens
 _TIMES = ((4.0, 2.0), (4.0, 1.0), (1.0, 0.5))  # validity, extend_interval
@@ -51,18 +53,23 @@ class Schedule:
             f"servers, validity {rules.validity} s, extended every {rules.extend_interval} s, "
             f"{'' if rules.tracking else 'no '}tracking, {rules.handoffs} hand-offs"
             f"{', quarantine' if setting.quarantine else ''}{', fencing tokens' if setting.fencing else ''}"
+            f"{', several names' if setting.several else ''}"
         )
 
 
 def schedule(
     seed: int, which: str | None = None, tracking: bool | None = None, fencing: bool | None = None
 ) -> Schedule:
-    """``None``: the seed chooses."""
+    """``None``: the seed chooses.
+
+    :param which: one of ``KINDS``
+    """
     if fencing is None:
         fencing = random.Random(~seed).random() < FENCING
     chance = random.Random(seed)
     chosen = chance.choices(_NAMES, _WEIGHTS)[0]
-    which = chosen if which is None else which
+    several = which == SEVERAL
+    which = chosen if which is None or several else which
     shape = WORLDS[which]
     validity, interval = chance.choice(_TIMES)
     tracked = chance.random() < 0.8
@@ -75,5 +82,5 @@ def schedule(
         handoffs=chance.choice((0, 3, 100)),
     )
     quarantine = chance.random() < 0.7 and shape.independent
-    setting = Setting(rules, shape.servers, chance.choice((2, 3, 3, 4)), quarantine, fencing)
+    setting = Setting(rules, shape.servers, chance.choice((2, 3, 3, 4)), quarantine, fencing, several)
     return Schedule(seed, which, setting, random_story(chance))
