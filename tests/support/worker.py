@@ -7,8 +7,8 @@ It prints a line of JSON for each event. What it does:
 ``force``      take the lock over, print it, and hold the lock until stdin ends
 ``contend``    acquire and release TIMES times in a row; print how many seconds each acquisition took
 ``fence``      acquire TIMES times, and append each fencing token to the list on the first server while it is held
-``several``    TASKS tasks acquire some of COUNT names at once, TIMES times each, chosen with SEED; print of each time which
-               names, when it was begun, when acquired, and when released
+``several``    TASKS tasks acquire some of COUNT names at once, TIMES times each, chosen with SEED; print of each time
+               which names, when it was begun, when acquired, and when released
 ``count``      TASKS tasks acquire TIMES times in all; each time, add 1 to a counter that only the lock guards
 """
 
