@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.one_loop, pytest.mark.slow]
 NAMES = 5
 PROCESSES = 8
 # Seconds. Who waits gets its turn for one name after the other, and for each of them others may be faster some times.
-# The longest wait is about a second (with four tasks in each process three), on two cores that are busy with other work.
+# The longest wait is about a second (with four tasks in each process three), on two cores with other work beside it.
 # The bound leaves room for more of that. A push that was lost would cost far more: as long as the key is valid.
 LONGEST = 10.0
 VALIDITY = 30.0
