@@ -337,12 +337,16 @@ class SeveralByScope:
         return self._scope._why_stopped()
 
     def send_release(self) -> None:
-        for part in self._scope.send_releases():
-            self._scope._manager.pending_releases.leave_unattended(part.lease, part.hold)
+        scope = self._scope
+        for part in scope.send_releases():
+            scope._manager.pending_releases.leave_unattended(part.lease, part.hold)
 
     async def give_back(self) -> asyncio.CancelledError | None:
         scope = self._scope
         scope._check()
+        if scope._loss is not None:  # after a loss, nothing waits for a server
+            self.send_release()
+            return None
         parts = scope.send_releases()
         return await scope.wait_for_releases(scope.leave_unattended(parts, scope._manager.clock()))
 

@@ -455,3 +455,21 @@ async def test_what_the_statistics_say_adds_up(server: Server, locker: Locker, o
     begun = {(event.name, event.hold) for event in events if isinstance(event, Acquired)}
     assert set(ends) == begun
     assert sum(ends.values()) - len(ends) == late, "what is noticed late is told after the release"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("wait_release", [True, False])
+async def test_the_exit_after_a_loss_waits_for_no_server(server: Server, wait_release: bool) -> None:
+    """The locks that are left are given back, without waiting for the answer."""
+    async with Proxy(server.port) as proxy, Locker(proxy.url, wait_release=wait_release, try_next_after=3.0) as locker:
+        with pytest.raises(LockLostError):
+            async with locker.with_context("a", "b", "c"):
+                server.execute("DEL", key("b"))
+                try:
+                    await asyncio.sleep(60)
+                finally:
+                    proxy.freeze()
+                    since = time.monotonic()
+        assert time.monotonic() - since < AT_ONCE
+        proxy.thaw()
+        await until(lambda: not held(server))
