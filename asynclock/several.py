@@ -183,9 +183,7 @@ class SeveralScope(LockScope):
 
         :param until: as for ``PendingReleases.wait``
         """
-        cancelled = None
-        for part in parts:
-            cancelled = await self._manager.pending_releases.wait(part.lease, until) or cancelled
+        cancelled = await self._manager.pending_releases.wait_for_all([part.lease for part in parts], until)
         self._find_out_all(parts)
         try:
             return cancelled
@@ -448,8 +446,7 @@ async def acquire_several(
         cancelled = None
         try:
             if not isinstance(error, GeneratorExit):  # that one cannot await anything
-                for lease in leases:
-                    cancelled = await manager.pending_releases.wait(lease) or cancelled
+                cancelled = await manager.pending_releases.wait_for_all(leases)
             if cancelled is not None and not isinstance(error, asyncio.CancelledError):
                 raise cancelled from None
         finally:

@@ -52,8 +52,7 @@ async def fail(
         names_holder = failure
         reading = manager.read(waiter.room)  # while releases are waited for, if there are any
     try:
-        for lease in released:
-            cancelled = await manager.pending_releases.wait(lease) or cancelled
+        cancelled = await manager.pending_releases.wait_for_all(released)
         if cancelled is not None:
             raise cancelled
         if names_holder is not None:
