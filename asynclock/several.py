@@ -216,6 +216,9 @@ class SeveralScope(LockScope):
         can_send = self._can_send()
         if can_send:
             self._check_here()
+        if self._loss is not None:  # as at the end of a block
+            self._for_block().send_release()
+            return
         parts = self.send_releases()
         if parts and can_send:
             manager = self._manager

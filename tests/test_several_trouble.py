@@ -473,3 +473,17 @@ async def test_the_exit_after_a_loss_waits_for_no_server(server: Server, wait_re
         assert time.monotonic() - since < AT_ONCE
         proxy.thaw()
         await until(lambda: not held(server))
+
+
+@pytest.mark.asyncio
+async def test_nor_does_a_release_by_hand(server: Server) -> None:
+    async with Proxy(server.port) as proxy, Locker(proxy.url, try_next_after=3.0) as locker:
+        scope = await locker.acquire("a", "b")
+        server.execute("DEL", key("b"))
+        await scope.wait_lost()
+        proxy.freeze()
+        since = time.monotonic()
+        await scope.release()
+        assert time.monotonic() - since < AT_ONCE
+        proxy.thaw()
+        await until(lambda: not held(server))
