@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import threading
 import time
 import warnings
@@ -16,15 +17,21 @@ from asynclock import (
     AcquireTimeoutError,
     AlreadyHeldError,
     AsyncLockError,
+    ConfigurationError,
     Locker,
     LockerClosedError,
     LockLostError,
     LockScope,
+    LossReason,
+    NotLockedError,
 )
 from asynclock.events import Acquired, Event, Lost, Released
-from asynclock.testing import Proxy, Server
+from asynclock.testing import Cluster, Proxy, Server
 from tests.support import internals
+from tests.support.cluster import no_keys
 from tests.support.helpers import AT_ONCE, key, until
+from tests.test_cluster_migration import MOMENTS, Move
+from tests.test_lifecycle import in_child
 
 pytestmark = [pytest.mark.every_python, pytest.mark.handoff]
 
@@ -487,3 +494,61 @@ async def test_nor_does_a_release_by_hand(server: Server) -> None:
         assert time.monotonic() - since < AT_ONCE
         proxy.thaw()
         await until(lambda: not held(server))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_a_slot_of_one_of_them_moves(cluster: Cluster, moment: str) -> None:
+    """While they are held, while one is waited for with the others held, and before they are acquired."""
+    names = [f"{moment} {number}" for number in range(4)]
+    async with Locker(cluster.url, key_majority=1) as locker, Locker(cluster.urls[2], key_majority=1) as other:
+        scope = await locker.acquire(*names)
+        waiting = asyncio.create_task(other.acquire(*names[1:], "last"))
+        move = Move(cluster, names[2])
+        await move.up_to(moment)
+        await asyncio.sleep(0.1)
+        scope.check()
+        with pytest.raises(NotLockedError):
+            await other.try_acquire("another", names[2])
+        await scope.release()
+        second = await asyncio.wait_for(waiting, 5)
+        waiting = asyncio.create_task(locker.acquire(*names, timeout=10))
+        await asyncio.sleep(0.05)
+        # A key that is set anew while its slot moves is at the target already.
+        assert move.execute("DEL", "finished" if moment == "finished" else "key moved") == 1
+        assert await asyncio.wait_for(second.wait_lost(), AT_ONCE) is LossReason.DELETED
+        await second.release()
+        third = await waiting
+        assert third.held
+        await move.finish()
+        await asyncio.sleep(0.05)
+        third.check()
+        await third.release()
+        await no_keys(cluster)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+@pytest.mark.asyncio
+async def test_in_the_child_of_a_fork_they_are_the_parents(server: Server, locker: Locker) -> None:
+    async with locker.with_context("a", "b") as scope:
+
+        def child() -> list[object]:
+            nonlocal scope
+            found: list[object] = [scope.held, scope.remaining()]
+            try:
+                scope.check()
+            except ConfigurationError as error:
+                found.append("fork" in str(error))
+            with contextlib.suppress(StopIteration):
+                scope.release().send(None)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                del scope
+                gc.collect()
+            return found
+
+        assert await asyncio.to_thread(in_child, child) == [False, 0.0, True]
+        assert held(server) == {"a", "b"}
+        scope.check()
+    assert held(server) == set()
