@@ -63,7 +63,7 @@ class Group:
     def release_answered(self) -> None:
         self._unreleased -= 1
         if not self._unreleased:
-            self.world.at(self.world.now, self.world.through, self)
+            self._through(0.0)
 
     def _asked(self) -> bool:
         """Is an answer missing?"""
@@ -152,8 +152,7 @@ class Group:
         self.world.acted = self.client
         self.world.log("%r %s", self, state)
         self._end_parts()
-        if self.world.hold is not None:
-            self.world.at(self.world.now + 0.01, self.world.through, self)
+        self._through(0.01)
 
     # The end
 
@@ -184,8 +183,12 @@ class Group:
             if part.lease.done and part.lease.unreleased:
                 self._unreleased += 1
                 self.client.leaving[part.lease] = part
-        if not self._unreleased and self.world.hold is not None:
-            self.world.at(self.world.now, self.world.through, self)
+        if not self._unreleased:
+            self._through(0.0)
+
+    def _through(self, after: float) -> None:
+        if self.world.hold is not None and not self.client.past:
+            self.world.at(self.world.now + after, self.world.through, self)
 
     def _end_parts(self) -> None:
         for part in self.parts:
