@@ -155,6 +155,7 @@ async def acquire(
         if room.holder is not None and enter is Room.join:
             link: ScopeLink | None = room.holder.scope_ref
             if link is not None and link.only_ended_by(task):
+                task = None  # which may keep the error: no cycle through its traceback
                 manager.reports.not_acquired(name, manager.clock() - began, AlreadyHeldError(name))
                 raise AlreadyHeldError(name)
         if seconds:
@@ -165,6 +166,7 @@ async def acquire(
         except BaseException as error:
             # Cancelled before the lock was granted, or in the same turn of the event loop: give back what there is.
             # Or the coroutine is being closed (GeneratorExit), and cannot await anything.
+            task = None  # as above
             lease = manager.leave(waiter)
             manager.reports.not_acquired(name, manager.clock() - began, error)
             if lease is not None and isinstance(error, asyncio.CancelledError):
@@ -189,10 +191,12 @@ async def acquire(
                 scope._hold = reports.acquired(name, now, now - began)
             return scope
         if waiter.error is not None:
+            task = None  # as above
             await fail(manager, waiter, seconds, () if waiter.lease is None else (waiter.lease,), began)
         # Lost before this task could run: the caller never had it. Try again.
         try:
             manager.check_open()
         except LockerClosedError as error:
+            task = None  # as above
             manager.reports.not_acquired(name, manager.clock() - began, error)
             raise

@@ -13,9 +13,9 @@
 Guarantee 6 is about the scopes around the leases, which are not simulated.
 
 7. (docs/fencing.md) Who has a lock later has a greater fencing token.
-
 8. (docs/at-least.md) Nobody gets a lock before its least time is over, except by force, or if it was lost, or servers
    have lost its keys. A lock that was lost is not kept.
+9. (docs/several.md) A scope holds all its names, or is lost. Whoever waits for one holds none that comes after it.
 
 ``story`` checks what must hold once a story has come to rest (4, and that all waiters got the lock); the rest is here.
 """
@@ -36,6 +36,7 @@ from asynclock.wire.noloop import CHECK_EVERY
 from .processes import Client, Task
 from .requests import Request
 from .servers import Server
+from .several import Group
 from .stays import is_closed, too_early
 from .world import World
 
@@ -296,6 +297,22 @@ class Check:
                 task.lease is not room.holder or getattr(task.lease, "scope_ref", None) is not task
             ):
                 raise self.broken(5, f"{task!r} holds {task.name!r}, but the room does not know it")
+        for group in client.groups:
+            self._all_or_none(group)
+
+    # 8: several names
+
+    def _all_or_none(self, group: Group) -> None:
+        """It holds all names, or waits, and then for none that comes before one that it holds."""
+        states = ["" if part is None else part.state for part in group.parts]
+        if group.state == "held" and set(states) != {"held"}:
+            raise self.broken(9, f"{group!r} is held, and its names are {states}")
+        if group.state == "waiting" and group.step.wait:
+            (waits_for,) = group.step.request
+            if states[waits_for] == "waiting" and "held" in states[waits_for:]:
+                raise self.broken(9, f"{group!r} waits for a name before one that it holds: {states}")
+        if group.state not in ("waiting", "held", "lost", "dead") and not {"held", "waiting"}.isdisjoint(states):
+            raise self.broken(9, f"{group!r} is {group.state}, and its names are {states}")
 
     # 5: the holder is notified of a loss, with its reason
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,10 +12,13 @@ from asynclock.core.lease import Lease
 from asynclock.core.operations import Operation
 from asynclock.core.room import Room
 from asynclock.core.rules import NEVER, Rules
+from asynclock.core.several import Several, Step
 
+from . import several
 from .links import Link
 from .processes import Client, Task
 from .servers import Expiry, Server
+from .worlds import SEVERAL
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -199,6 +202,21 @@ def kept_though_lost(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lease, "release", sticky)
 
 
+def keep_later_names(patch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a name keeps those that come after it."""
+    step = Several.step
+
+    def keep(self: Several, held: Sequence[bool], busy: Callable[[int], bool]) -> Step:
+        return step(self, held, busy)._replace(give_back=[])
+
+    patch.setattr(Several, "step", keep)
+
+
+def each_in_its_own_order(patch: pytest.MonkeyPatch) -> None:
+    """Names are waited for in the order in which they were given."""
+    patch.setattr(several, "agreed_order", list)
+
+
 FAULTS: dict[str, Plant] = {
     "deadline counted from the reply": count_from_the_reply,
     "no wake-up at the time to live": forget_to_wake,
@@ -217,4 +235,7 @@ FAULTS: dict[str, Plant] = {
     "a lock deleted after a reconnect, before its least time is over": owed_as_a_deletion,
     "a lock handed on before its least time is over": handed_on_too_early,
     "a lost lock kept": kept_though_lost,
+    "a later name kept while an earlier one is waited for": keep_later_names,
+    "names in an order of one's own": each_in_its_own_order,
 }
+WORLD_OF: dict[Plant, str] = {keep_later_names: SEVERAL, each_in_its_own_order: SEVERAL}  # others: the seed chooses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from .requests import NO_EXPIRY, Ignored, OwedRelease, Request, Silence, TimeReq
 from .servers import Expiry, Trouble
 
 if TYPE_CHECKING:
+    from .several import Group
     from .world import World
 
 VOTES = (Operation.TAKE, Operation.TAKE_TTL, Operation.FORCE)  # operations that request a new vote
@@ -35,6 +37,7 @@ class Task:
         "client",
         "fence",
         "granted",
+        "group",
         "how",
         "lease",
         "name",
@@ -61,6 +64,7 @@ class Task:
         self.turn = 0  # how many locks were granted until then, with this one
         self.fence: Fence | None = None  # once it wants a fencing token
         self.stay: stays.Stay | None = None  # if the lock is to stay for a least time
+        self.group: Group | None = None  # whose part it is
 
     def __repr__(self) -> str:
         return f"{self.client.name}.{self.number}"
@@ -74,6 +78,7 @@ class Client:
         self.name = name
         self.rooms: dict[str, Room[Task]] = {}
         self.tasks: list[Task] = []
+        self.groups: list[Group] = []
         self.tally = Tally()
         self.tokens = Tokens(world.random.randbytes(3), name.encode(), lambda: world.now)
         self.pxat = world.random.random() < 0.5
@@ -103,8 +108,11 @@ class Client:
 
     # What its tasks do
 
-    def acquire(self, name: str, how: str = "join") -> Task:
+    def acquire(self, name: str, how: str = "join", known: Callable[[Task], None] | None = None) -> Task:
+        """:param known: called with the task before it may be answered"""
         task = Task(self, self.world.number(), name, how)
+        if known is not None:
+            known(task)
         self.tasks.append(task)
         self.world.acted = self
         self.world.log("%r %s %r", task, how, name)
@@ -118,6 +126,12 @@ class Client:
 
     def end(self, task: Task) -> None:
         """The task stops waiting (cancelled or timed out), or releases what it holds."""
+        if task.group is not None:
+            task.group.end()
+        else:
+            self.end_part(task)
+
+    def end_part(self, task: Task) -> None:
         if task.state not in ("waiting", "held") or not self.alive:
             return
         assert task.room is not None
@@ -133,12 +147,16 @@ class Client:
 
     def close(self) -> None:
         """As ``Locker.aclose``: the keys are released when the tasks are done."""
+        for group in self.groups:
+            group.closed = True
         for room in list(self.rooms.values()):
             lease = room.holder
             if lease is not None:
                 stays.leave(self.world, lease.scope_ref)
             for task in room.close(self.world.now):
                 task.state = "failed"
+                if task.group is not None:
+                    task.group.told()
             if lease is not None:
                 self.world.at(self.world.now + self.world.delay(), self._release, room, lease)
 
@@ -149,7 +167,7 @@ class Client:
         """SIGKILL: its keys stay until they expire."""
         self.alive = False
         self.frozen = NEVER
-        for task in self.tasks:
+        for task in (*self.tasks, *self.groups):
             task.state = "dead"
         for link in self.links:
             if link is not None:
@@ -260,9 +278,13 @@ class Client:
         world.granted += 1
         world.progress = world.now
         task.granted, task.turn = world.now, world.granted
+        world.grants.append(task)
+        if task.group is not None:
+            task.group.told()
+            return
+        world.served = world.now
         if world.fencing:
             ask_some_time(self, task)
-        world.grants.append(task)
         if world.at_least:
             stays.begin(world, task)
         if world.hold is not None:
@@ -291,7 +313,9 @@ class Client:
         assert task.state == "waiting", f"{task!r} is {state}, but it was {task.state}"
         task.state, task.problem = state, problem
         self.world.failed.append(task)
-        if self.world.hold is not None:
+        if task.group is not None:
+            task.group.told()
+        elif self.world.hold is not None:
             self.world.at(self.world.now + 0.01, self.world.through, task)
         self.world.log("%r %s %s", task, state, problem or "")
 
@@ -300,13 +324,19 @@ class Client:
         self.world.log("%r LOST %r: %s, key %s", task, task.name, reason, index)
         if task.state == "held":
             task.state, task.problem = "lost", reason
-            if self.world.hold is not None:
+            if task.group is not None:
+                task.group.part_lost()
+            elif self.world.hold is not None:
                 self.world.at(self.world.now, self.world.through, task)
         self.world.losses.append((self, lease, reason, index))
 
     def release_answered(self, lease: Lease) -> None:
         task = self.leaving.pop(lease, None)
-        if task is not None:
+        if task is None:
+            return
+        if task.group is not None:
+            task.group.release_answered()
+        else:
             self.world.at(self.world.now, self.world.through, task)
 
     # Its connections

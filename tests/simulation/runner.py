@@ -25,6 +25,7 @@ class Tally:
     granted: int = 0
     tokens: int = 0  # fencing tokens
     kept: int = 0  # requests to keep a key for the least time of its lock
+    groups: int = 0  # times that a task got several names
     losses: Counter[str] = field(default_factory=Counter)
     overlaps: int = 0  # a lock had two holders, after a server had lost keys of one of them
     told: float = 0.0  # packet delays from the loss of a majority until the holder was notified: the maximum
@@ -36,6 +37,7 @@ class Tally:
         self.granted += other.granted
         self.tokens += other.tokens
         self.kept += other.kept
+        self.groups += other.groups
         self.losses += other.losses
         self.overlaps += other.overlaps
         self.told = max(self.told, other.told)
@@ -69,6 +71,7 @@ def play_slice(
             tally.granted += world.granted
             tally.tokens += check.tokens
             tally.kept += check.keeps
+            tally.groups += world.groups
             tally.losses += check.count_losses()
             tally.overlaps += check.overlaps
             tally.told = max(tally.told, *check.told, 0.0)

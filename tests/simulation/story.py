@@ -15,6 +15,7 @@ from .checks import Check
 from .processes import Task
 from .requests import OwedRelease
 from .servers import Server, Trouble
+from .several import NAMES, Group, acquire, some_names
 from .world import World
 
 # Relative frequency of each kind of step.
@@ -146,16 +147,20 @@ def _do(world: World, step: Step) -> None:
     client = world.clients[step.who % len(world.clients)]
     server = world.servers[step.who % len(world.servers)]
     index = step.more % world.rules.keys
-    key = b"%d:a" % index
+    key = b"%d:%b" % (index, (world.chance.choice(NAMES) if world.several else "a").encode())
     seconds = SECONDS[step.more % len(SECONDS)]
     if step.kind in ("join", "try_join", "force"):
         if client.frozen <= world.now:
             client.tasks = [task for task in client.tasks if task.state in ("waiting", "held")]
-            client.acquire("b" if step.more == 7 else "a", step.kind)
+            client.groups = [group for group in client.groups if group.state in ("waiting", "held")]
+            if world.several:
+                acquire(client, some_names(client), step.kind)
+            else:
+                client.acquire("b" if step.more == 7 else "a", step.kind)
         return
     if step.kind in ("end a holder", "end a waiter"):
         state = "held" if step.kind == "end a holder" else "waiting"
-        tasks = [task for task in client.tasks if task.state == state]
+        tasks = [task for task in client.tasks if _state(task) == state]
         if tasks and client.frozen <= world.now:
             client.end(tasks[step.more % len(tasks)])
         return
@@ -237,6 +242,8 @@ def _settle(world: World, check: Check, end: str) -> None:
     for task in _tasks(world):
         task.client.end(task)
         world.run(world.random.choice((0.0, 0.001)))
+    for group in [*_groups(world, "waiting"), *_groups(world, "held")]:  # that were between two steps just now
+        group.end()
     world.run(world.rules.validity * 0.7)
     for client in world.clients:
         for name, room in client.rooms.items():
@@ -264,9 +271,9 @@ def _serve_all(world: World, check: Check) -> None:
     """Guarantee 3: every waiter gets the lock: within the time to live, and promptly once it is free."""
     world.hold = lambda: 0.02
     for task in _tasks(world):
-        if task.state == "held":
+        if _state(task) == "held":
             world.at(world.now + 0.05, task.client.end, task)
-    world.progress = world.now
+    world.progress = world.served = world.now
     poll = 0.0 if world.rules.tracking else world.rules.extend_interval
     patience = world.rules.validity * (1 + world.quarantine) + 2 * MAX_BACKOFF + world.silence + world.set_back + poll
     patience += world.longest_stay
@@ -275,10 +282,13 @@ def _serve_all(world: World, check: Check) -> None:
     if world.table < NEVER:
         prompt += PAUSE + CHECK_EVERY  # the server may have dropped the tracking entries of the waiters
     calm_since, free_since = world.now, NEVER
-    while any(task.state == "waiting" for task in _tasks(world)):
+    longest = patience * (len(NAMES) if world.several else 1)  # one name after the other
+    while any(task.state == "waiting" for task in _tasks(world)) or _groups(world, "waiting"):
         world.run(0.05)
         if world.now - world.progress > patience:
             raise check.broken(3, f"nobody got the lock for {patience:.1f} s")
+        if world.now - world.served > longest:
+            raise check.broken(3, f"nobody got all that it wanted for {longest:.1f} s")
         free_since = min(free_since, world.now) if _free(world) else NEVER
         settled = all(server.up for server in world.servers) and free_since > calm_since + 2 * MAX_BACKOFF
         bound = prompt if settled else max(prompt, 1.5 * MAX_BACKOFF)
@@ -292,17 +302,22 @@ def crowd(world: World, check: Check) -> None:
     since = dict.fromkeys(turns, world.now)
     world.hold = lambda: 0.005 + world.random.random() * 0.02
 
-    def through(task: Task) -> None:
-        if task.lease is not None:
+    def through(task: Task | Group) -> None:
+        if task.was_held if isinstance(task, Group) else task.lease is not None:
             turns[task.client] += 1
             since[task.client] = world.now
-        task.client.acquire(task.name)
+        if world.several:
+            task.client.tasks = [each for each in task.client.tasks if each.state in ("waiting", "held")]
+            acquire(task.client, some_names(task.client))
+        else:
+            assert isinstance(task, Task)
+            task.client.acquire(task.name)
 
     world.through = through
     for client in world.clients:
         client.tasks = []
         for _ in range(world.random.choice((1, 2))):
-            client.acquire("a")
+            acquire(client, some_names(client) if world.several else "a")
     while min(turns.values()) < ROUNDS:
         world.run(0.05)
         for client, turn in since.items():
@@ -326,6 +341,15 @@ def _free(world: World) -> bool:
 
 def _tasks(world: World) -> list[Task]:
     return [task for client in world.clients for task in client.tasks if task.state in ("waiting", "held")]
+
+
+def _groups(world: World, state: str) -> list[Group]:
+    return [group for client in world.clients for group in client.groups if group.state == state]
+
+
+def _state(task: Task) -> str:
+    """The state of the call of acquire that the task is, or is a part of."""
+    return task.state if task.group is None else task.group.state
 
 
 def _is_owed(world: World, server: Server, key: bytes, value: bytes) -> bool:

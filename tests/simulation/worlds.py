@@ -27,6 +27,8 @@ WORLDS = {
     "independent": Shape(2, 3, 5, True),
     "independent-5": Shape(3, 5, 1, True),
 }
+SEVERAL = "several"  # one of these worlds, in which tasks want several names at once
+KINDS = (*WORLDS, SEVERAL)
 _NAMES, _WEIGHTS = list(WORLDS), [shape.weight for shape in WORLDS.values()]
 FENCING = 0.3  # share of schedules in which tasks ask for fencing tokens
 AT_LEAST = 0.3  # share of schedules in which tasks want locks to stay for a least time
@@ -54,6 +56,7 @@ class Schedule:
             f"{'' if rules.tracking else 'no '}tracking, {rules.handoffs} hand-offs"
             f"{', quarantine' if setting.quarantine else ''}{', fencing tokens' if setting.fencing else ''}"
             f"{', least times' if setting.at_least else ''}"
+            f"{', several names' if setting.several else ''}"
         )
 
 
@@ -64,14 +67,18 @@ def schedule(
     fencing: bool | None = None,
     at_least: bool | None = None,
 ) -> Schedule:
-    """``None``: the seed chooses."""
+    """``None``: the seed chooses.
+
+    :param which: one of ``KINDS``
+    """
     if at_least is None:
         at_least = random.Random(~seed - 1).random() < AT_LEAST
     if fencing is None:
         fencing = random.Random(~seed).random() < FENCING
     chance = random.Random(seed)
     chosen = chance.choices(_NAMES, _WEIGHTS)[0]
-    which = chosen if which is None else which
+    several = which == SEVERAL
+    which = chosen if which is None or several else which
     shape = WORLDS[which]
     validity, interval = chance.choice(_TIMES)
     tracked = chance.random() < 0.8
@@ -84,5 +91,5 @@ def schedule(
         handoffs=chance.choice((0, 3, 100)),
     )
     quarantine = chance.random() < 0.7 and shape.independent
-    setting = Setting(rules, shape.servers, chance.choice((2, 3, 3, 4)), quarantine, fencing, at_least)
+    setting = Setting(rules, shape.servers, chance.choice((2, 3, 3, 4)), quarantine, fencing, at_least, several)
     return Schedule(seed, which, setting, random_story(chance))
