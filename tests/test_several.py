@@ -488,6 +488,21 @@ async def test_events_and_log(server: Server, locker: Locker, caplog: pytest.Log
 
 
 @pytest.mark.asyncio
+async def test_a_closed_lock_that_is_forgotten_is_not_released_as_well(server: Server) -> None:
+    told: list[Event] = []
+    async with Locker(server.url) as locker:
+        locker.subscribe(told.append)
+        scope = await locker.acquire("a", "b")
+    assert scope.lost_reason is LossReason.CLOSED
+    del scope
+    gc.collect()
+    await asyncio.sleep(0.01)  # two turns of the event loop: one to give it up, one to tell of that
+    assert [type(event) for event in told] == [Acquired, Acquired, Lost, Lost]
+    figures = locker.statistics()
+    assert (figures.acquired, figures.released, sum(figures.lost.values())) == (2, 0, 2)
+
+
+@pytest.mark.asyncio
 async def test_fencing_tokens(locker: Locker) -> None:
     async with locker.with_context("a", "b") as scope:
         token = await scope.fencing_token("a")
