@@ -503,6 +503,22 @@ async def test_the_locker_is_closed(server: Server) -> None:
 
 
 @pytest.mark.asyncio
+async def test_the_locker_is_closed_before_the_answer(own_server: Server) -> None:
+    locker = Locker(own_server.url)
+    await locker.holder("job")
+    own_server.pause()
+    asking = [
+        asyncio.ensure_future(call) for call in (locker.holder("job"), locker.names(), anext(locker.watch("job")))
+    ]
+    await asyncio.sleep(0.01)
+    await locker.aclose()
+    done, late = await asyncio.wait(asking, timeout=TOLD)
+    own_server.resume()
+    assert not late
+    assert {type(each.exception()) for each in done} == {LockerClosedError}
+
+
+@pytest.mark.asyncio
 async def test_the_server_restarts(own_server: Server) -> None:
     """That it is away is no change; afterwards, what has happened meanwhile is told."""
     async with named(own_server, "a") as locker, named(own_server, "b") as other, watching(other) as watcher:

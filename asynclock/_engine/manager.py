@@ -7,7 +7,7 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -251,12 +251,23 @@ class LockManager:
         check_name(name)
         await self.ready()
         reading = Reading(self.topology, self.rooms[name], self._prefixes, self.options.try_next_after)
-        return await reading.wait()
+        with self._closed_first():
+            return await reading.wait()
 
     async def names(self) -> list[str]:
         """As ``Locker.names``."""
         await self.ready()
-        return await names(self.topology, self._prefixes)
+        with self._closed_first():
+            return await names(self.topology, self._prefixes)
+
+    @contextlib.contextmanager
+    def _closed_first(self) -> Iterator[None]:
+        """If the locker closes meanwhile, raise that, and not that its connections are lost."""
+        try:
+            yield
+        except ServerError:
+            self.check_open()
+            raise
 
     async def watch(self, name: str) -> AsyncGenerator[Holder | None]:
         """As ``Locker.watch``."""
