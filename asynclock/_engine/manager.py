@@ -161,7 +161,7 @@ class LockManager:
         # Not before: a fork that came until then must not share them.
         self.token = Tokens(os.urandom(16), options.owner_or_default().encode(), time.time).next
         self.rooms.open(self._room, self._timers.forget)
-        self.observations.open(self.topology, self.rules, self._prefixes, clock, self.reports)
+        self.observations.open(self.topology, self.rules, self._prefixes, clock, options.try_next_after, self.reports)
 
     async def aclose(self) -> None:
         """As ``Locker.aclose``."""
