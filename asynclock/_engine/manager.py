@@ -171,7 +171,8 @@ class LockManager:
         life.check_loop(self.label(), "close it there")
         caller = asyncio.current_task()
         if not life.closed:
-            life.close(partial(self._close, caller), f"asynclock closing the connections to {self.where()}")
+            name = f"asynclock closing the connections to {self.where()}"
+            life.close(partial(self._close, caller), name, cancelled=self._close_at_once)
         elif self._closing is not None:
             self._closing.excuse(caller)
         await life.wait_closed()
@@ -183,13 +184,25 @@ class LockManager:
                 closing = self._closing = self._start_closing()
                 await closing.give_back_when_left(caller, hurry, self.pending_releases)
         finally:
-            await self.disconnect()
-            await self.clients.aclose()
+            try:
+                await self.disconnect()
+            finally:
+                await self.clients.aclose()
 
     def _start_closing(self) -> Closing:
         return Closing(
             self.rooms, self.label(), self.clock, lambda room, lease: self.give_back(room, lease, self.clock())
         )
+
+    def _close_at_once(self) -> bool:
+        """Give up every lock and every connection, as far as possible without waiting. True: ``_close`` has work
+        left."""
+        if not self.life.connected:
+            return False
+        (self._closing or self._start_closing()).give_back()
+        work_left = self.topology.drop()
+        self._stop()
+        return work_left
 
     async def disconnect(self) -> None:
         """Close every connection; nothing of this runs on."""
@@ -218,14 +231,9 @@ class LockManager:
     def _forgotten(self) -> None:
         if not self.life.needs_closing:
             return  # it could not be connected
-        work_left = self.clients.lent or self.life.opening is not None
-        if self.life.connected:
-            self._start_closing().give_back()
-            work_left |= self.topology.drop()
-            self._stop()
-        if work_left:
+        if self._close_at_once() or self.clients.lent or self.life.opening is not None:
             name = f"asynclock closing the connections to {self.where()}"
-            self.life.close(partial(self._close, None), name, hurry=True)
+            self.life.close(partial(self._close, None), name, hurry=True, cancelled=self._close_at_once)
         else:
             self.life.end()  # without a task: this loop may be about to be closed, and would complain of one
 
