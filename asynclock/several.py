@@ -290,9 +290,10 @@ class SeveralScope(LockScope):
         if self._manager.life.forked:  # in the child of a fork, they are the parent's
             return
         held = self._lease is not None
-        self._end_closed()  # whoever closes gives them back
         for part in self._parts:
             self._manager.dropped(part.of, part.lease, part.hold)
+        for part in self._end_closed():  # lost, as was told: only the key is given back
+            self._manager.dropped(part.of, part.lease, None)
         if held:
             warnings.warn(
                 f"the scope of locks {', '.join(map(repr, self.names))} was forgotten without release; "

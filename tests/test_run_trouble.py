@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -130,3 +131,18 @@ def test_run_extends_its_lock_though_nobody_reads_stderr(
         os.close(reading)
         process.terminate()
         process.wait(timeout=15)
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signals_that_come_too_late_change_nothing(server: Server, env: dict[str, str], number: int) -> None:
+    """The command has ended, and asynclock run is about to. So there is always one that comes in the last moment."""
+    with started("-v", "job", "--", "sh", "-c", "exit 4", env=env) as job:
+        job.until("command ended")
+        while job.process.poll() is None:
+            job.send(number)
+            time.sleep(0.0001)
+        status, output = job.end()
+    assert (status, output) == (4, "")

@@ -76,6 +76,7 @@ def run(plan: Plan, servers: Servers) -> int:
                 # Ctrl-C is for the script, too, that this is in. A shell goes on after an exit with status 130, and
                 # stops if SIGINT has ended this, as it would have ended the command.
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
                 signal.raise_signal(signal.SIGINT)
             return status
     except ConfigurationError as error:
@@ -112,6 +113,14 @@ class Run:
         self.interrupted = False  #: SIGINT came, and ended the command or the wait for the locks
 
     async def run(self) -> int:
+        try:
+            return await self._run()
+        finally:
+            # What comes now is too late: the event loop must not get it while it is closed, nor may it end this
+            # process, whose exit status is that of the command.
+            signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+
+    async def _run(self) -> int:
         loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         for number in PASSED_ON:
