@@ -12,7 +12,7 @@ import pytest
 from asynclock.testing import Cluster, Server
 from tests.support.helpers import worker
 
-pytestmark = [pytest.mark.one_loop, pytest.mark.slow]
+pytestmark = [pytest.mark.one_loop, pytest.mark.slow, pytest.mark.serverless]  # once, and not on every server
 
 NAMES = 5
 PROCESSES = 8
@@ -35,7 +35,7 @@ async def crowd(url: str, times: int, capsys: pytest.CaptureFixture[str], tasks:
             for number in range(PROCESSES)
         ]
         for each in workers:
-            assert (await each.event())["event"] == "ready"
+            assert (await each.event(60))["event"] == "ready"
         for each in workers:
             each.tell()
         through = await asyncio.gather(*(each.event(LIMIT) for each in workers))
