@@ -255,9 +255,10 @@ class Lease:
                 self.request(index, EXTEND if self.may_be_ours >> index & 1 else TAKE, now)
 
     def extension_is_late(self, now: float) -> bool:
-        """Was an extension sent that has not succeeded, with a quarter of ``Rules.reserve`` over, the time for it?"""
+        """Was an extension sent that has not succeeded, with a quarter of ``Rules.reserve`` over, the time for it? Once
+        all of it is over, the lock is lost."""
         rules = self.room.rules
-        near = self.deadline - now < rules.reserve * LATE
+        near = 0.0 < self.deadline - now < rules.reserve * LATE
         # A success moves the deadline to ``term`` after the extension was sent; or a little less, if votes differ.
         return near and self.extended_at > 0.0 and self.deadline < self.extended_at + rules.term * MOVED
 
