@@ -805,6 +805,7 @@ async def test_the_example_of_the_page(
 @pytest.mark.asyncio
 @pytest.mark.one_loop
 @pytest.mark.skipif(sys.platform != "linux", reason="libfaketime is preloaded as Linux has it")
-async def test_without_a_least_time_it_runs_on_each_of_them(server: Server) -> None:
-    """Which shows that the clocks do differ."""
-    assert await nightly([server.url], 0.0) == ["ran", "ran", "ran"]
+async def test_without_a_least_time_it_runs_more_than_once(server: Server) -> None:
+    """On each of them, which shows that the clocks do differ; or on two, where the machine is so busy that a job takes
+    0.2 s."""
+    assert (await nightly([server.url], 0.0)).count("ran") >= 2
