@@ -73,8 +73,8 @@ def too_early(world: World, granted: Task) -> Stay | None:
     """The lock that should have stayed, and that ``granted`` has got all the same.
 
     It may get it by force, and if too few keys are left: since somebody has touched them, or servers have lost them. If
-    anything at all has gone wrong in the world, only those keys count whose server has moved the expiry. And ``granted``
-    may only seem to get it: the keys were taken from it before it has read the answers, since its process was stopped.
+    anything at all has gone wrong in the world, only those keys count whose server has moved the expiry. And it may
+    only seem to get it: its process was stopped, and the keys were taken from it before it has read the answers.
     """
     if granted.how == "force" or not _has_majority(world, granted):
         return None
