@@ -146,7 +146,7 @@ class Locker:
             loop or process
         """
         if at_least is not None:
-            return await that_stays(check_at_least(at_least), acquire(self, self._manager, name, Room.join, timeout))
+            return await that_stays(check_at_least(at_least), self.acquire(name, timeout=timeout))
         return await acquire(self, self._manager, name, Room.join, timeout)
 
     async def try_acquire(self, name: str, *, at_least: Seconds | None = None) -> LockScope:
@@ -159,7 +159,7 @@ class Locker:
         :raises ConfigurationError: as :meth:`acquire`
         """
         if at_least is not None:
-            return await that_stays(check_at_least(at_least), acquire(self, self._manager, name, Room.try_join))
+            return await that_stays(check_at_least(at_least), self.try_acquire(name))
         return await acquire(self, self._manager, name, Room.try_join)
 
     async def force_acquire(self, name: str, *, at_least: Seconds | None = None) -> LockScope:
@@ -172,7 +172,7 @@ class Locker:
         :raises ConfigurationError: as :meth:`acquire`
         """
         if at_least is not None:
-            return await that_stays(check_at_least(at_least), acquire(self, self._manager, name, Room.force))
+            return await that_stays(check_at_least(at_least), self.force_acquire(name))
         return await acquire(self, self._manager, name, Room.force)
 
     def with_context(
