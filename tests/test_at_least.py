@@ -267,11 +267,11 @@ async def test_it_passes_to_the_next_task_once_its_time_is_over(server: Server, 
         await asyncio.sleep(0.03)
     await (await waiting).release()
     assert server.execute("DBSIZE") == 0
+    since = time.monotonic()
     async with locker.with_context("job", at_least=0.02):
         waiting = asyncio.create_task(locker.acquire("job", at_least=LONG))
         await asyncio.sleep(0.03)
     second = await waiting
-    since = time.monotonic()
     await second.release()
     assert stays(server, since)
 
@@ -490,8 +490,8 @@ async def test_who_waits_here_while_a_server_refuses_it_is_served(own_server: Se
     """What it has read until then is the validity. With NOLOOP, nobody tells this process that its own command has
     changed that."""
     async with Locker(own_server.url, key_validity=30, local_handoffs=0) as locker:
-        scope = await locker.acquire("job", at_least=2.0)
         since = time.monotonic()
+        scope = await locker.acquire("job", at_least=2.0)
         await asyncio.sleep(0.05)
         with refuses(own_server):
             await scope.release()
@@ -722,8 +722,8 @@ def test_in_threads(server: Server) -> None:
             scope.release()
             assert stays(server, since)
             server.execute("DEL", key("job"))
+        since = time.monotonic()
         with locker.with_context("job", at_least=LONG):
-            since = time.monotonic()
             with pytest.raises(NotLockedError):
                 locker.try_acquire("job")
     assert stays(server, since)
@@ -805,6 +805,7 @@ async def test_the_example_of_the_page(
 @pytest.mark.asyncio
 @pytest.mark.one_loop
 @pytest.mark.skipif(sys.platform != "linux", reason="libfaketime is preloaded as Linux has it")
-async def test_without_a_least_time_it_runs_on_each_of_them(server: Server) -> None:
-    """Which shows that the clocks do differ."""
-    assert await nightly([server.url], 0.0) == ["ran", "ran", "ran"]
+async def test_without_a_least_time_it_runs_more_than_once(server: Server) -> None:
+    """On each of them, which shows that the clocks do differ; or on two, where the machine is so busy that a job takes
+    0.2 s."""
+    assert (await nightly([server.url], 0.0)).count("ran") >= 2

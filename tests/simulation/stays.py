@@ -73,9 +73,10 @@ def too_early(world: World, granted: Task) -> Stay | None:
     """The lock that should have stayed, and that ``granted`` has got all the same.
 
     It may get it by force, and if too few keys are left: since somebody has touched them, or servers have lost them. If
-    anything at all has gone wrong in the world, only those keys count whose server has moved the expiry.
+    anything at all has gone wrong in the world, only those keys count whose server has moved the expiry. And it may
+    only seem to get it: its process was stopped, and the keys were taken from it before it has read the answers.
     """
-    if granted.how == "force":
+    if granted.how == "force" or not _has_majority(world, granted):
         return None
     for stay in world.stays:
         if stay.task.name != granted.name or stay.task is granted or not stay.is_due(world):
@@ -88,3 +89,10 @@ def too_early(world: World, granted: Task) -> Stay | None:
         if len(there) > world.rules.keys // 2:
             return stay
     return None
+
+
+def _has_majority(world: World, task: Task) -> bool:
+    """Are a majority of the keys really its own?"""
+    assert task.room is not None and task.lease is not None
+    keys = zip(task.room.keys, task.client.homes, strict=True)
+    return sum(world.servers[home].has(key, task.lease.token) for key, home in keys) > world.rules.keys // 2

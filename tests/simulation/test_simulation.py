@@ -128,6 +128,11 @@ def test_a_server_that_is_away_starves_nobody() -> None:
         crowd(world, Check(world))
 
 
+def test_a_process_that_was_stopped_has_not_got_the_lock_before_its_time() -> None:
+    """It has only read an answer that is out of date, and is about to read of the take-over."""
+    assert play_slice(243156, 1, at_least=True).failed is None
+
+
 def test_nobody_starves_while_a_killed_holders_key_lives_for_longer_since_a_clock_was_set_back() -> None:
     assert play_slice(1136863, 1).failed is None
 
