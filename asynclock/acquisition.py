@@ -73,7 +73,7 @@ class Acquisition:
 
 
 class AcquisitionThatStays(Acquisition):
-    """One of a lock that stays for a least time. (A class of its own: most locks do not, and pay nothing for it.)"""
+    """An acquisition with ``at_least``. (A class of its own, so that those without pay nothing for it.)"""
 
     __slots__ = ("_at_least",)
 
@@ -96,9 +96,9 @@ class AcquisitionThatStays(Acquisition):
 
 
 async def that_stays(seconds: float, acquiring: Coroutine[Any, Any, LockScope]) -> LockScope:
-    """Acquire a lock that stays for that long."""
+    """Acquire a lock whose keys are kept for at least that long from now on, however it is released."""
     scope = await acquiring
-    # No ``await`` in between: who is cancelled before has not got the lock, and it does not stay.
+    # No ``await`` in between: a task that is cancelled before has not got the lock, and nothing is kept.
     scope._stay(seconds)
     return scope
 

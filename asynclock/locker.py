@@ -146,8 +146,8 @@ class Locker:
         :param timeout: seconds to wait, and up to about 1.3 times ``try_next_after`` more if a server is silent;
             ``None``: without a limit; 0: one attempt
         :param at_least: seconds for which nobody else gets the lock after it was acquired, not even if it is released
-            earlier; releasing does not wait for that. ``None``: a release frees the lock at once. It does not outlast
-            a loss, nor for longer than ``key_validity`` a crash of this process
+            earlier; releasing does not wait for that. ``None``: a release frees the lock at once. A loss ends it; after
+            a crash of this process, the lock is free within ``key_validity``
         :raises AcquireTimeoutError: not acquired within that time
         :raises ServerError: the servers cannot be reached when the locker connects, or they refuse
         :raises AlreadyHeldError: the task is inside a block that holds this lock, and would wait for itself
@@ -171,7 +171,7 @@ class Locker:
 
     async def force_acquire(self, name: str, *more: str, at_least: Seconds | None = None) -> LockScope:
         """Take the lock over, without waiting for its holder, who loses it with reason ``taken over``. It also takes a
-        lock that only stays since its last holder wanted that (``at_least``).
+        lock that nobody holds any more and that is kept for its ``at_least``.
 
         :param at_least: as for :meth:`acquire`
         :raises ServerError: as :meth:`try_acquire`

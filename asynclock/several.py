@@ -48,7 +48,8 @@ class SeveralScope(LockScope):
     Invariants: ``_parts`` are the locks that are held, as far as is known here. ``_lease`` is that of one of them while
     the scope holds them all, and None once one was lost or the scope has ended. After a loss, the others stay in
     ``_parts`` until the block is left, or the scope is released or forgotten: the work under them is still being
-    stopped. ``_closed`` are those that were lost since the locker closes; their keys are given back at that time, too.
+    stopped. ``_closed`` are those that were lost because the locker closes. Their keys are given back when the block is
+    left, too.
     """
 
     __slots__ = ("_closed", "_lost_name", "_names", "_parts")
@@ -111,11 +112,11 @@ class SeveralScope(LockScope):
             self._lost_name, self._loss, self._lease = part.of.name, Loss(reason, detail), None
         self._parts = [each for each in self._parts if each is not part]  # == would compare the scopes
         if reason is LossReason.CLOSED:
-            self._closed.append(part)  # with its link: whoever closes asks when the block is left
+            self._closed.append(part)  # its lease keeps the link, by which ``Closing`` waits for the block
         else:
             part.lease.scope_ref = None  # the two refer to each other
             if first:
-                self._stay(0.0)  # nothing of a lost scope does
+                self._stay(0.0)  # a lost scope keeps nothing (``at_least``)
         self._manager.reports.lost(part.lease, part.hold, reason, detail, held=True)
         if first:
             self._wake()
@@ -158,6 +159,8 @@ class SeveralScope(LockScope):
 
     def _end_all(self) -> list[Part]:
         """The scope gives all locks up. Returns those that were held."""
+        if self._expired() is not None:  # lost, though nobody has noticed yet: none is kept (``at_least``)
+            self._stay(0.0)
         parts, self._parts, self._lease = self._parts, [], None
         for part in parts:
             part.lease.scope_ref = None
@@ -167,7 +170,7 @@ class SeveralScope(LockScope):
         return parts
 
     def _end_closed(self) -> list[Part]:
-        """Returns those that were lost since the locker closes."""
+        """Those that were lost because the locker closes: the caller gives them back."""
         closed, self._closed = self._closed, []
         for part in closed:
             part.lease.scope_ref = None
@@ -403,7 +406,7 @@ async def acquire_several(
         return room.contended or not room.empty
 
     failed: Waiter | None = None
-    wanted = order[0]  # what is waited for, for the reports
+    wanted = order[0]  # the name that the report of a failure gives
     try:
         while failed is None:
             now = manager.clock()
@@ -415,7 +418,8 @@ async def acquire_several(
             # To try and to force is no waiting, so the order does not matter.
             step = several.step(held, busy) if enter is Room.join else Step([], missing, False)
             if step.wait:
-                for wanted in (order[place] for place in missing):
+                for place in missing:
+                    wanted = order[place]
                     if _held_around(manager.rooms.get(wanted), task):
                         raise AlreadyHeldError(wanted)
             for place in step.give_back:
@@ -493,8 +497,8 @@ def _in_order(names: tuple[str, ...]) -> list[str]:
 
 
 def _held_around(room: Room[Waiter] | None, task: asyncio.Task[Any]) -> bool:
-    """Does a block around the call hold it? It would be waited for in vain, and perhaps so would those before it: their
-    holder may wait for this one."""
+    """Is the caller inside a block that holds this lock? Then it would wait for itself. The names before it may not
+    become free either: their holder may wait for this one. So all missing names are checked before any wait."""
     link: ScopeLink | None = None if room is None or room.holder is None else room.holder.scope_ref
     return link is not None and link.only_ended_by(task)
 

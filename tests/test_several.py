@@ -163,6 +163,14 @@ async def test_they_stay_for_a_least_time(server: Server, locker: Locker) -> Non
 
 
 @pytest.mark.asyncio
+async def test_none_stays_if_the_time_of_one_is_over_though_nobody_has_noticed(server: Server, locker: Locker) -> None:
+    scope = await locker.acquire("a", "b", at_least=60)
+    internals.expire(locker, "a")
+    await scope.release()
+    await gone(server)
+
+
+@pytest.mark.asyncio
 async def test_extended_as_long_as_it_is_held(server: Server) -> None:
     async with Locker(server.url, key_validity=0.5) as locker, locker.with_context("a", "b") as scope:
         await asyncio.sleep(1.5)

@@ -45,7 +45,7 @@ class Closing:
                 self._leases.append((room, lease))
 
     def give_back(self) -> None:
-        """Give all keys back."""
+        """Give all keys back. Called again, it does nothing: a lease sends its RELEASE once (``may_be_ours``)."""
         for room, lease in self._leases:
             self._give_back(room, lease)
 

@@ -78,7 +78,7 @@ class Held:
         self._loss: Loss | None = None
         self._wait_release = wait_release
         self._awaited_release: Lease | None = None  # whose answer ``__aexit__`` waits for
-        self._release_at_exit: Lease | None = None  # lost since the locker closes: given back when the block is left
+        self._release_at_exit: Lease | None = None  # lost because the locker closes: given back when the block is left
         self._waiting: list[asyncio.Future[None]] | None = None  # in wait_lost
         self._parent = task
         self._baseline = 0 if task is None else task.cancelling()  # when it entered the block

@@ -206,7 +206,9 @@ class Lifecycle:
             self.state = State.CLOSED
 
     async def wait_closed(self) -> None:
-        """Raises what the work of ``close`` raised. Cancelled, it makes that hurry, and still waits for its end."""
+        """Wait until the work of ``close`` has ended, and raise what it raised. If somebody has cancelled that work,
+        return: what could be done without waiting is done. If the caller is cancelled, the work hurries, and this still
+        waits for its end."""
         closing, cancelled = self._closing, None
         while closing is not None and not closing.done():
             try:

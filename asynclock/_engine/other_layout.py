@@ -24,10 +24,10 @@ WARN_AGAIN = 60.0  # seconds between two warnings
 class OtherLayout:
     """Keys of the other layout, which exclude nobody who has this one.
 
-    Neither of two such lockers meets the other's keys when it acquires, so somebody has to look: at the keys that a
-    name has in the other layout. A locker with ``spread_keys`` looks by itself, now and then, at one of its names: that
-    is the new layout, so a mixed fleet has such a locker. Without, a locker looks only while somebody asks who holds a
-    lock. Both see what a search for names comes across. No acquisition waits for any of that.
+    An acquisition never reads the keys that its name has in the other layout, so something else has to. A locker with
+    ``spread_keys`` looks by itself, every few seconds, at one of its names; a mixed fleet always has such a locker. One
+    without looks only when somebody asks who holds a lock. Both notice such keys in a search for names. No acquisition
+    waits for any of this.
 
     State: ``_looked`` and ``_warned`` are the times of the last look on behalf of somebody, and of the last warning.
     """
@@ -79,6 +79,7 @@ class OtherLayout:
         return self._begin(name)
 
     def _begin(self, name: str) -> Reading:
+        # In no ``Rooms``: nobody acquires by it. It only says where the keys are.
         reading = self._read(self._make(name, self._layout))
 
         def warn() -> None:

@@ -31,7 +31,7 @@ class Ending:
     """Runs a command, and turns whatever ends it into an exit status.
 
     State: ``_task`` is the command while it runs. ``_signal`` is the signal that ends it, and ``_unread`` is true if it
-    ends since nobody reads its output any more. ``_blocked`` is true while this thread may wait for a reader or an
+    ends because nobody reads its output any more. ``_blocked`` is true while this thread may wait for a reader or an
     answer: then the event loop cannot act on a signal.
     """
 

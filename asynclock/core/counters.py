@@ -6,11 +6,11 @@ from .slots import hash_tag, slot_of, tag_for
 
 
 def counter_of(key: bytes, prefix: bytes, index: int, name: bytes) -> bytes:
-    """The counter of ``key``, which is key ``index`` of this name, and begins with the prefix.
+    """The counter of ``key``, which is key ``index`` of lock ``name`` and begins with the prefix.
 
-    It is ``prefix:f<index>:`` and what leads to the slot of the key: the key's hash tag, if it has one, or the whole
-    key as a tag. So it is covered by the same pattern in an ACL. Some prefixes and names leave no choice but letters
-    that happen to lead there.
+    It is ``prefix:f<index>:``, so that an ACL pattern for the keys covers it, and a tag for the slot of ``key``: the
+    key's own tag, or the whole key. Where braces in the prefix or name make neither possible, it is letters that are
+    looked up by their slot (``tag_for``).
     """
     start = b"%b:f%d:" % (prefix, index)
     if b"{" not in prefix:

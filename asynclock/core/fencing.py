@@ -19,8 +19,9 @@ class Fencing:
        ``number``. (The counter that has given it out has. So with one key, one answer is enough.)
 
     Why a later holder gets a greater number (Attiya, Bar-Noy, Dolev): its majority has a server in common with the
-    majority that had reached the number of the earlier holder. There, the earlier holder's request came before the
-    later holder's, since the key had the token of one, and then of the other. So that counter gives out more.
+    majority that had reached the number of the earlier holder. There, the earlier holder's request came first: the key
+    had its token before it had the other's. (After a hand-off both have one token, but the earlier number was there
+    before the later holder asks.) So that counter gives out more.
 
     State: a bit of ``_asked`` is set while a request for the current ``floor`` is in flight, a bit of ``_good`` once
     its answer is there. Answers to older requests only count if they are high enough.

@@ -64,7 +64,7 @@ def is_unknown(keys: Sequence[KeyState], majority: int) -> bool:
 
 
 def is_clear(keys: Sequence[KeyState], majority: int) -> bool:
-    """Does it not depend on the unreadable ones who holds the lock, or that nobody does?"""
+    """Do the keys that could be read decide who holds the lock, or that nobody does, whatever is in the others?"""
     most = most_votes(keys)
     return most >= majority or most + sum(bool(state.problem) for state in keys) < majority
 

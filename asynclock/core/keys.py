@@ -12,7 +12,7 @@ from zlib import crc32
 
 from .slots import SLOTS, TAG, tag_for
 
-MARGIN = 64  # of each part of the slots, one in so many is left out at either end
+MARGIN = 64  # at each end of a part of the slots, 1/64 of the part is not used
 
 
 class Layout(Protocol):
@@ -74,7 +74,7 @@ class Spread:
         at, turn = divmod(crc32(name), self._count)
         at %= self._choices
         slots = [first + at for first in self._firsts]
-        # Turned, so that the first keys, which are requested most, are on all shards.
+        # Not always key 0 in part 0: key 0 is requested most, and its load is to be on all shards.
         return [
             b"%b%b}:%b" % (start, tag_for(slots[(turn + index) % self._count]), name)
             for index, start in enumerate(self._starts)

@@ -37,8 +37,8 @@ class Lease:
     - Once ``done`` is set, a RELEASE or KEEP has been sent for every key that may be ours (or will be, by whoever
       closes the locker), and the votes count no more. Late answers say when the keys of a failed attempt may be free
       (``free_at``), and why a held lock had been lost before its release (``missed``, ``cause``), and nothing else.
-    - ``keep_until`` is 0 once the lock is lost, and once a RELEASE was sent. So it says what is owed of the lease: to
-      keep its keys until then, or to delete them.
+    - ``keep_until`` says what is owed once the lock is given up: to keep the keys until then, or to delete them, if it
+      is 0 or over. A RELEASE sets it to 0, and so does a loss; but not the closing of the locker, which keeps them.
     """
 
     # In an attempt:

@@ -184,7 +184,8 @@ class Room(Generic[W]):
             lease.end(now)
             self.port.lost(lease, LossReason.CLOSED, None)
             if lease.keep_until > lease.deadline:
-                # At once: nobody gets it before that deadline, and it could not be kept after it.
+                # At once: nobody extends it any more, so after the deadline no KEEP could be sent. And a KEEP frees
+                # nothing, so it need not wait for the block.
                 self._release(lease, now)
         self._forget_if_empty(now)
         return waiters

@@ -18,12 +18,12 @@ class Several:
     """All or none of several names, without deadlock.
 
     Everybody who acquires several names waits for them in the same order (``agreed_order``), and whoever waits for a
-    name holds none that comes after it. So nobody waits in a circle: one of those in it would wait for a name that
-    comes before one that it holds (Havender, 1968). To make one attempt for every missing name at once is no waiting,
-    whatever is held.
+    name holds none that comes after it. In a circle of tasks that wait for each other, one would wait for a name that
+    comes before one that it holds; so there is no circle (Havender, 1968). An attempt does not wait. So all missing
+    names may be tried at once, whatever is held.
 
-    If all names are free, they are acquired in one round trip. If not, this waits for the first that is missing, and
-    then tries the rest at once again.
+    If all names are free, they are acquired in one round trip. If not, this waits for the first that is missing, then
+    tries all the rest at once, and so on.
     """
 
     __slots__ = ("_tried",)
@@ -35,14 +35,15 @@ class Several:
         """The next step, as long as a name is missing.
 
         :param held: for each name, whether it is held now
-        :param busy: would one attempt for that name be in vain, or not let others go first?
+        :param busy: is an attempt for that name useless (it is held or waited for in this process), or is it the turn
+            of other processes?
         """
         missing = [place for place, has in enumerate(held) if not has]
         if not self._tried:
             free = missing
-            for number, place in enumerate(missing):
-                if busy(place):  # what comes after it would have to be given back
-                    free = missing[:number]
+            for position, place in enumerate(missing):
+                if busy(place):  # whatever comes after it would be acquired only to be given back
+                    free = missing[:position]
                     break
             if len(free) > 1:
                 self._tried = True

@@ -8,7 +8,7 @@ from functools import cache
 from itertools import product
 
 SLOTS = 16384
-TAG = 3  # letters of a tag that is found by its slot: the shortest with which every slot can be reached
+TAG = 3  # length of a tag from ``tag_for``: with fewer letters, some slots could not be reached
 _LETTERS = (string.digits + string.ascii_letters).encode()
 
 
@@ -25,7 +25,7 @@ def hash_tag(key: bytes) -> bytes | None:
 
 
 def tag_for(slot: int, before: bytes = b"") -> bytes:
-    """``TAG`` letters and digits that lead to this slot, behind the bytes ``before``."""
+    """``TAG`` letters and digits which, appended to ``before``, have this slot: as a hash tag, or as a whole key."""
     # The checksum is linear: what comes before the letters adds (XOR) the same to it, whatever the letters are.
     at = TAG * (slot ^ crc_hqx(bytes(TAG), crc_hqx(before, 0)) % SLOTS)
     return _tags()[at : at + TAG]

@@ -14,11 +14,11 @@ log = logging.getLogger("asynclock")
 
 
 class Evenness:
-    """Warns when a shard serves a majority of the keys of some names: ``spread_keys`` spreads them over parts of the
-    slots, and who serves which slots is up to the cluster.
+    """Warns when one shard serves a majority of the keys of some names. ``spread_keys`` only chooses slots; which shard
+    serves them is up to the cluster.
 
-    State: ``_even`` says whether that was not so when the owners were last looked at: each change for the worse is
-    logged once.
+    State: ``_even`` is true if no shard did so at the last look. A warning is logged when it becomes false, and not
+    again before it was true.
     """
 
     def __init__(self, layout: Spread, majority: int) -> None:

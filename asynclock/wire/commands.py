@@ -23,8 +23,9 @@ MAX_TIME = 1 << 42  # Unix seconds: a later time is a malformed reply
 _DELETE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call('DEL',KEYS[1]) end return 0"
 _EXPIRE = b"if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call(ARGV[2],KEYS[1],ARGV[3]) end return 0"
 
-# Take a number from the counter KEYS[2], or raise it to ARGV[2], only if KEYS[1] still has our value. (A number has up
-# to 16 digits, of which Lua by itself writes 14.) Whatever else is in the counter counts as no number, and is replaced.
+# If KEYS[1] still has our value, ARGV[1]: take a new number from the counter KEYS[2] (ARGV[2] is 0), or raise it to
+# ARGV[2]. It expires in ARGV[3] ms. What is in the counter and is not a number is replaced. ('%.0f': Lua's own
+# conversion keeps 14 digits, and a number has up to 16. 9007199254740991 is ``fencing.MAX_NUMBER``.)
 COUNTED_UP = "ERR the counter is at its end"
 _COUNT = b"""if redis.call('GET',KEYS[1])~=ARGV[1] then return 0 end
 local last,n=tonumber(redis.pcall('GET',KEYS[2])) or 0,tonumber(ARGV[2])
@@ -32,7 +33,9 @@ if n==0 then local t=redis.call('TIME') n=math.max(t[1]*1000000+t[2],last+1) els
 if n>9007199254740991 then return redis.error_reply('%b') end
 redis.call('SET',KEYS[2],string.format('%%.0f',n),'PX',ARGV[3])
 return n""" % COUNTED_UP.encode()
-COUNTER_LIFE = 86_400_000  # ms that a counter is kept after it was last changed: far longer than any lock is held
+# ms that a counter is kept after its last change. After a day, the server's clock alone exceeds the last number, unless
+# it was set back by that much.
+COUNTER_LIFE = 86_400_000
 
 # The errors by which Redis and Valkey refuse any command temporarily (processCommand in server.c, getNodeByQuery in
 # cluster.c), so a retry may help. Others (NOPERM, an unknown command, ...) are raised to the caller.

@@ -1,6 +1,6 @@
 """Releases that a server still has to run: it was unavailable when they were due, or refused them.
 
-That of a lock that stays for a least time moves the expiry of its key instead of deleting it, until that time is over.
+"Release" here is RELEASE or KEEP: while ``Owed.keep_until`` is not over, the key is not deleted, its expiry is moved.
 
 (``_engine/pending_releases.py`` is something else: callers that wait for the reply to a release.)
 """

@@ -238,8 +238,8 @@ class Session:
     async def wait_answered(self, patience: float) -> None:
         """Wait until everything that was sent is answered, for at most ``patience`` seconds.
 
-        An answer that comes to a closed connection is refused with RST. A proxy that sees that drops what it has not
-        passed on yet: the releases that were sent last.
+        Why not just close: an answer that comes after that is refused with RST. A proxy then drops what it has not
+        passed on yet, which are the last releases.
         """
         if self.connection.waiting:
             await asyncio.wait([self.connection.answered()], timeout=patience)

@@ -125,6 +125,14 @@ def lease(scope: LockScope) -> Lease | None:
     return scope._lease
 
 
+def expire(locker: Locker, name: str) -> None:
+    """The deadline of that lock has passed, and its room has not noticed it yet."""
+    held = room(locker, name)
+    assert held is not None and held.holder is not None
+    for index in range(len(held.holder.votes)):
+        held.holder.vote(index, manager(locker).clock())
+
+
 def votes(scope: LockScope) -> list[float]:
     """For each key that the scope counts on: for how many seconds it still does."""
     lease = scope._lease
