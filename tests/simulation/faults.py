@@ -11,7 +11,7 @@ from asynclock.core.fencing import Fencing
 from asynclock.core.lease import Lease
 from asynclock.core.operations import Operation
 from asynclock.core.room import Room
-from asynclock.core.rules import NEVER, Rules
+from asynclock.core.rules import Rules
 from asynclock.core.several import Several, Step
 
 from . import several
@@ -191,15 +191,16 @@ def handed_on_too_early(patch: pytest.MonkeyPatch) -> None:
 
 def kept_though_lost(patch: pytest.MonkeyPatch) -> None:
     """A lock that was lost is kept."""
-    release = Lease.release
+    request = Client.request
 
-    def sticky(self: Lease, now: float) -> int:
-        task = getattr(self, "scope_ref", None)
-        if task is not None and task.stay is not None:
-            self.keep_until, self.deadline = task.stay.until, NEVER
-        return release(self, now)
+    def sticky(self: Client, lease: Lease, index: int, operation: Operation, now: float) -> bool:
+        task = getattr(lease, "scope_ref", None)
+        if operation is Operation.RELEASE and task is not None and task.stay is not None and task.state == "lost":
+            lease.keep(task.stay.until)
+            operation = Operation.KEEP
+        return request(self, lease, index, operation, now)
 
-    patch.setattr(Lease, "release", sticky)
+    patch.setattr(Client, "request", sticky)
 
 
 def keep_later_names(patch: pytest.MonkeyPatch) -> None:
