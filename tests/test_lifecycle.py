@@ -125,6 +125,15 @@ async def test_while_it_connects(server: Server) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_push_may_come_before_it_has_connected(server: Server) -> None:
+    """A server tracks what is read while a connection is set up. An exception would drop the connection."""
+    locker = Locker(server.url)
+    internals.manager(locker).invalidated(key("job").encode(), 0.0)
+    await (await locker.acquire("job")).release()
+    await locker.aclose()
+
+
+@pytest.mark.asyncio
 async def test_one_that_could_not_connect() -> None:
     locker = Locker("redis://127.0.0.1:1")
     with pytest.raises(ServerError):

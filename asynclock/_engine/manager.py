@@ -16,7 +16,7 @@ import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
 
 from ..core.holders import Holder
-from ..core.keys import Layout, layouts
+from ..core.keys import Layout, Plain, layouts
 from ..core.lease import Lease
 from ..core.operations import Operation
 from ..core.reasons import LossReason
@@ -75,7 +75,6 @@ class LockManager:
     _first_check: FirstCheck
     _suspends: Suspends
     _long_waits: LongWaits
-    _layout: Layout
 
     def __init__(self, options: Options, servers: object) -> None:
         """:raises ConfigurationError: these are no servers
@@ -91,6 +90,7 @@ class LockManager:
         self.clock = clock
         self.chance = random.random
         self._readings: dict[str, Reading] = {}  # under way, by name: shared by all who want to know meanwhile
+        self._layout: Layout = Plain(b"", 0)  # until it is connected, no key is a lock's: pushes come before that, too
         self._other_layout: OtherLayout | None = None  # None: there is none here
         self._closing: Closing | None = None
         forks.register(self)
