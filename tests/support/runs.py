@@ -20,7 +20,7 @@ from typing import Any
 
 from asynclock.testing import Server
 
-from .shell import own
+from .shell import own_words
 
 RUN = [sys.executable, "-m", "asynclock", "run"]
 LIMIT = 20.0  # seconds in which anything here is over; generous, for a machine that is busy with other tests
@@ -39,7 +39,7 @@ def run(*arguments: str, env: dict[str, str], **settings: Any) -> subprocess.Com
     settings = {"capture_output": True, "text": True, "timeout": LIMIT, "start_new_session": True} | settings
     done = subprocess.run([*RUN, *arguments], env=env, check=False, **settings)
     if isinstance(done.stderr, str):
-        done.stderr = own(done.stderr)
+        done.stderr = own_words(done.stderr)
     return done
 
 
