@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import current_task
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from threading import get_ident
 from types import CoroutineType, TracebackType
 from typing import Any
 
-from ._engine.attempts import connect, fail
+from ._engine.attempts import Enter, connect, fail
 from ._engine.manager import LockManager
 from ._engine.scope_link import ScopeLink
 from ._engine.waiter import Waiter
@@ -19,8 +19,6 @@ from .errors import AlreadyHeldError, ConfigurationError, LockerClosedError
 from .options import Seconds, check_at_least, check_name, check_timeout, check_wait_release
 from .scope import LockScope, ScopeRef
 from .several import acquire_several
-
-Enter = Callable[[Room[Waiter], Waiter, float], None]  # Room.join, Room.try_join or Room.force
 
 
 class Acquisition:

@@ -12,8 +12,9 @@ from typing import Any, Never, ParamSpec, TypeVar
 import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
 
+from ._engine.attempts import Enter
 from ._engine.manager import LockManager
-from .acquisition import Acquisition, AcquisitionThatStays, Enter, acquire, that_stays
+from .acquisition import Acquisition, AcquisitionThatStays, acquire, that_stays
 from .core.holders import Holder
 from .core.room import Room
 from .errors import ConfigurationError

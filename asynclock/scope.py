@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ._engine.fence import Fence
-from ._engine.held import Held
+from ._engine.held import Held, HeldByScope
 from ._engine.whereabouts import may_be_used_by_others
 from .core.lease import Lease
 from .core.reasons import LossReason
@@ -212,9 +212,9 @@ class LockScope(Held):
         if self._exiting:
             return
         if self._parent is None:
-            self._for_block().send_release()
+            self._send_release()
             return
-        self._get_block().stop(self._for_block())
+        self._get_block().stop(HeldByScope(self))
 
     def create_task(
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
@@ -281,7 +281,7 @@ class LockScope(Held):
             self._check_here()
         self._exiting = True
         try:
-            return await self._get_block().leave(self._for_block(), error)
+            return await self._get_block().leave(HeldByScope(self), error)
         except GeneratorExit:
             self._close()
             raise

@@ -60,10 +60,18 @@ class Transport:
 class Received(asyncio.Protocol):
     def __init__(self, protocol: asyncio.Protocol) -> None:
         self._protocol = protocol
-        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
-        self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
-        self.eof_received = protocol.eof_received  # type: ignore[method-assign]
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._protocol.connection_lost(error)
+
+    def eof_received(self) -> bool | None:
+        return self._protocol.eof_received()
 
     def data_received(self, data: bytes) -> None:
         note(READ)
@@ -82,7 +90,7 @@ def watch_connections() -> None:
     async def open_watched(self: Connector) -> Any:
         return Writer(await open_one(self))
 
-    Connector.open = open_watched  # type: ignore[method-assign]
+    Connector.open = open_watched  # type: ignore[method-assign]  # it returns what stands in for a writer
 
 
 async def with_asynclock(url: str, rounds: Callable[[Turn], Awaitable[None]]) -> None:

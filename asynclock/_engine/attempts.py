@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 from ..core.lease import Lease
+from ..core.room import Room
 from ..errors import AcquireTimeoutError, ConfigurationError, NotLockedError, ServerError
 from .manager import LockManager
 from .waiter import Waiter
+
+Enter = Callable[[Room[Waiter], Waiter, float], None]  # Room.join, Room.try_join or Room.force
 
 
 async def connect(manager: LockManager, name: str, seconds: float | None, began: float) -> None:

@@ -9,10 +9,12 @@ from ..core.counters import counter_of
 from ..core.fencing import NOT_OURS, Fencing
 from ..core.lease import Lease
 from ..errors import ServerError
+from ..wire.background import Timer
+from ..wire.backoff import Backoff
 from ..wire.commands import unbulk
 from .manager import LockManager
 
-FIRST_PAUSE = 0.01  # seconds before a counter is asked again whose server has failed; then twice as long, up to
+FIRST_PAUSE = 0.01  # seconds until counters whose servers have failed are asked again; doubles each time, up to
 MAX_PAUSE = 0.1
 
 
@@ -24,7 +26,7 @@ class Fence:
     find out why.
     """
 
-    __slots__ = ("_counters", "_fencing", "_lease", "_link", "_manager", "_pause", "_timer", "_waiting", "error")
+    __slots__ = ("_backoff", "_counters", "_fencing", "_lease", "_link", "_manager", "_timer", "_waiting", "error")
 
     def __init__(self, manager: LockManager, lease: Lease) -> None:
         """:param lease: that of the scope, which is held"""
@@ -36,8 +38,8 @@ class Fence:
         self._fencing = Fencing(rules.keys, rules.majority)
         self._counters = [counter_of(unbulk(key), prefix, index, name) for index, key in enumerate(lease.room.keys)]
         self._waiting: set[asyncio.Future[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._pause = FIRST_PAUSE
+        self._timer = Timer()
+        self._backoff = Backoff(FIRST_PAUSE, MAX_PAUSE)
         self.error: ServerError | None = None  #: why there will be no token
 
     @property
@@ -56,9 +58,8 @@ class Fence:
 
     def _left(self, future: asyncio.Future[None]) -> None:
         self._waiting.discard(future)
-        if not self._waiting and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if not self._waiting:
+            self._timer.stop()
 
     def _held(self) -> bool:
         """Is the lock still held, by the scope that this is for? The deadline does not matter: until the room has
@@ -102,10 +103,5 @@ class Fence:
             self._ask_again_later()
 
     def _ask_again_later(self) -> None:
-        if self._waiting and self._timer is None and self._fencing.any_due and self._held():
-            self._timer = asyncio.get_running_loop().call_later(self._pause, self._pause_over)
-            self._pause = min(2 * self._pause, MAX_PAUSE)
-
-    def _pause_over(self) -> None:
-        self._timer = None
-        self._ask()
+        if self._waiting and not self._timer.running and self._fencing.any_due and self._held():
+            self._timer.start(self._backoff.next(), self._ask)

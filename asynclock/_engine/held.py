@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 from asyncio import _get_running_loop
+from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
 from ..core.lease import Lease
 from ..core.reasons import LossReason
 from ..core.room import Room
 from ..errors import ConfigurationError, LockLostError
-from .block import Block, HeldLock, being_left
+from .block import Block, being_left
 from .diagnosis import NOTICED_LATE
 from .manager import LockManager
 from .native import mypyc_attr
@@ -128,9 +129,9 @@ class Held:
         if not self._can_send():
             self._end()
         elif self._here():
-            self._get_block().close(self._for_block())
+            self._get_block().close(HeldByScope(self))
         elif self._block is not None:
-            self._manager.life.call_soon(functools.partial(self._block.close, self._for_block()))
+            self._manager.life.call_soon(functools.partial(self._block.close, HeldByScope(self)))
         else:
             self._give_back_soon()
         return False
@@ -140,9 +141,33 @@ class Held:
         if (lease := self._end()) is not None:
             self._manager.give_back_soon(self._room, lease)
 
-    def _for_block(self) -> HeldLock:
-        """What the block may do with the lock."""
-        return HeldByScope(self)
+    def _send_release(self) -> None:
+        """Give the lock back, without waiting for the answer."""
+        lease = self._end_and_release()
+        if lease is not None:
+            self._manager.pending_releases.leave_unattended(lease, self._hold)
+
+    async def _give_back(self) -> asyncio.CancelledError | None:
+        """Give the lock back, and find out whether it had been lost. Returns a cancellation that came meanwhile."""
+        self._check()
+        lease = self._end_and_release()
+        if lease is None:
+            return None
+        manager = self._manager
+        if not self._wait_release and manager.pending_releases.may_leave_unattended(lease, manager.clock()):
+            manager.pending_releases.leave_unattended(lease, self._hold)
+            return None
+        cancelled = await manager.pending_releases.wait(lease)
+        self._find_out(lease)
+        return cancelled
+
+    def _end_and_release(self) -> Lease | None:
+        """Returns the lease whose answer shows whether the lock had been lost."""
+        lease = self._end()
+        to_release = lease or self._release_at_exit
+        if to_release is not None and self._can_send():
+            self._manager.give_back(self._room, to_release, self._manager.clock())
+        return lease
 
     # State: see the invariants above
 
@@ -249,30 +274,7 @@ class HeldByScope:
         return self._scope._why_stopped()
 
     def send_release(self) -> None:
-        lease = self._send_release()
-        if lease is not None:
-            scope = self._scope
-            scope._manager.pending_releases.leave_unattended(lease, scope._hold)
+        self._scope._send_release()
 
-    async def give_back(self) -> asyncio.CancelledError | None:
-        scope = self._scope
-        scope._check()
-        lease = self._send_release()
-        if lease is None:
-            return None
-        pending_releases = scope._manager.pending_releases
-        if not scope._wait_release and pending_releases.may_leave_unattended(lease, scope._manager.clock()):
-            pending_releases.leave_unattended(lease, scope._hold)
-            return None
-        cancelled = await pending_releases.wait(lease)
-        scope._find_out(lease)
-        return cancelled
-
-    def _send_release(self) -> Lease | None:
-        """Returns the lease whose answer shows whether the lock had been lost."""
-        scope = self._scope
-        lease = scope._end()
-        to_release = lease or scope._release_at_exit
-        if to_release is not None and scope._can_send():
-            scope._manager.give_back(scope._room, to_release, scope._manager.clock())
-        return lease
+    def give_back(self) -> Coroutine[Any, Any, asyncio.CancelledError | None]:
+        return self._scope._give_back()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .exit_status import WRONG_USAGE
 from .where import Config, KeyPrefix, PasswordFile, Urls, servers_or_exit
-
-if TYPE_CHECKING:
-    pass
 
 STATUS_EXAMPLES = """[bold]Examples[/bold]
 

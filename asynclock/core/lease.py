@@ -222,7 +222,12 @@ class Lease:
         to stay for longer. Returns how many were sent."""
         self.done = True
         self.released_at = now
-        operation = KEEP if self.keep_until and self._stays(now) else RELEASE
+        operation = RELEASE
+        if self.keep_until:
+            if now < self.keep_until and now < self.deadline:
+                operation = KEEP
+            else:
+                self.keep_until = 0.0  # nothing is kept: its time is over, or the lock is
         room, sent, owed = self.room, 0, self.may_be_ours
         send = room.port.request
         for index in range(room.rules.keys):
@@ -231,13 +236,6 @@ class Lease:
         self.may_be_ours = 0
         self.unreleased = sent
         return sent
-
-    def _stays(self, now: float) -> bool:
-        """Is the lock held, and to stay for longer?"""
-        if now < self.keep_until and now < self.deadline:
-            return True
-        self.keep_until = 0.0
-        return False
 
     def end(self, now: float) -> None:
         """The votes count no more. What may be ours stays so until ``release``."""
