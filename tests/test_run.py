@@ -237,7 +237,8 @@ def test_a_signal_is_passed_on_and_a_second_one_too(
 def test_a_signal_ends_the_wait(server: Server, env: dict[str, str], family: Family, number: signal.Signals) -> None:
     hold(server, "b")
     with started("-v", "a", "b", "--", "echo", "never", env=env) as job:
-        job.until("waits for lock 'b'")
+        job.until("waits for locks 'a', 'b' on ")
+        eventually(lambda: len(keys(server)) == 2)  # it has one, and waits for the other
         job.send(number)
         status, output = job.end()
     assert status == 128 + number
@@ -454,7 +455,15 @@ def test_nobody_reads_what_is_told(server: Server, env: dict[str, str]) -> None:
 
 def test_several_locks_are_acquired_in_one_order(server: Server, env: dict[str, str]) -> None:
     done = run("-v", "b", "ä", "a", "--", "true", env=env)
-    assert re.findall(r"acquired lock '(.)'", done.stderr) == ["a", "b", "ä"]
+    assert re.search(r"^asynclock run: acquired locks 'b', 'ä', 'a' after \d+\.\d\d\d s$", done.stderr, re.MULTILINE)
+    assert keys(server) == []
+    hold(server, "b")
+    with started("b", "ä", "a", "--", "true", env=env) as job:
+        eventually(lambda: {key("a").encode(), key("b").encode()} == set(keys(server)))
+        time.sleep(0.1)
+        assert key("ä").encode() not in keys(server)  # it comes after the one that is waited for
+        server.execute("DEL", key("b"))
+        assert job.end() == (0, "")
     assert keys(server) == []
 
 
@@ -526,18 +535,19 @@ def test_if_one_of_several_locks_is_not_acquired_nothing_stays(server: Server, e
     assert run("-n", "--at-least", "60", "a", "b", "--", "true", env=env).returncode == 1
     assert keys(server) == [key("b").encode()]
     with started("-v", "--at-least", "60", "a", "b", "--", "true", env=env) as job:
-        job.until("waits for lock 'b'")
+        eventually(lambda: len(keys(server)) == 2)  # it has one, and waits for the other
         job.send(signal.SIGTERM)
         assert job.end()[0] == 128 + signal.SIGTERM
     assert keys(server) == [key("b").encode()]
 
 
-def test_a_lost_lock_does_not_stay(server: Server, env: dict[str, str]) -> None:
+@pytest.mark.parametrize("lost", ["a", "b"])
+def test_a_lost_lock_does_not_stay_and_nor_do_the_others(server: Server, env: dict[str, str], lost: str) -> None:
     with started("--at-least", "60", "a", "b", "--", "sh", "-c", WAITING, env=env) as job:
         job.until("ready")
-        server.execute("DEL", key("a"))
+        server.execute("DEL", key(lost))
         assert job.end()[0] == 75
-    assert server.execute("EXISTS", key("a")) == 0
+    assert keys(server) == []
 
 
 # Every deployment

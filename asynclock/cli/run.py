@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 from asynclock import (
     AcquireTimeoutError,
+    Acquisition,
     AsyncLockError,
     ConfigurationError,
     Locker,
@@ -107,8 +109,7 @@ class Run:
         self._last: int | None = None  # the signal that came last
         self._given_up: int | None = None  # the one that ended the wait for the locks
         self._on_signal: Callable[[int], None] = self._give_up
-        self._scopes: list[LockScope] = []
-        self._tokens: dict[str, int] | None = None  # the fencing token of each lock, if the servers permit them
+        self._tokens: list[int] | None = None  # the fencing token of each lock, if the servers permit them
         self._loss_told = False
         self.interrupted = False  #: SIGINT came, and ended the command or the wait for the locks
 
@@ -164,26 +165,29 @@ class Run:
             self._task.cancel()
 
     async def _locked(self, locker: Locker) -> int:
-        async with contextlib.AsyncExitStack() as locks:
-            await self._acquire(locker, locks)
+        began = time.monotonic()
+        async with self._entering(locker) as scope:
+            self._tell(f"acquired {_locks(scope.names)} after {time.monotonic() - began:.3f} s")
+            await self._ask_for_tokens(scope)
             if self._given_up is not None:  # the signal came when the last lock had been acquired
                 raise asyncio.CancelledError
             # No ``await`` from here to the start.
             try:
-                command = Command(self._plan.command, self._environment(), self._mask, self._terminal, self._still_held)
+                command = Command(
+                    self._plan.command, self._environment(), self._mask, self._terminal, lambda: scope.held
+                )
             except OSError as error:
                 return self._not_started(error)
             self._on_signal = command.send
             began = time.monotonic()
             if self._plan.at_least:  # not before: where the command cannot be run, nothing is to stay
-                for scope in self._scopes:
-                    scope._stay(self._plan.at_least)
+                scope._stay(self._plan.at_least)
             self._tell(f"command started, with pid {command.pid}")
             try:
                 code = await command.wait()
             except asyncio.CancelledError:
                 command.ask_to_end()  # before anything that may take long
-                self._tell_loss()
+                self._tell_loss(scope)
                 raise
             finally:
                 await to_its_end(command.end(self._plan.kill_after))
@@ -195,29 +199,21 @@ class Run:
             return status
         raise AssertionError  # no block above swallows an exception
 
-    async def _acquire(self, locker: Locker, locks: contextlib.AsyncExitStack) -> None:
-        """Acquire all locks, in an order that is the same for everybody, so that no two runs wait for each other."""
-        began = time.monotonic()
-        timeout = self._plan.timeout
-        for name in sorted(self._plan.names, key=lambda name: name.encode(errors="surrogateescape")):
-            self._tell(f"waits for lock {name!r} on {self._servers.public_urls()}")
-            left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
-            entering = locker.try_with_context(name) if timeout == 0 else locker.with_context(name, timeout=left)
-            self._scopes.append(await locks.enter_async_context(entering))
-            self._tell(f"acquired lock {name!r} after {time.monotonic() - began:.3f} s")
+    def _entering(self, locker: Locker) -> Acquisition:
+        names, timeout = self._plan.names, self._plan.timeout
+        self._tell(f"waits for {_locks(names)} on {self._servers.public_urls()}")
+        return locker.try_with_context(*names) if timeout == 0 else locker.with_context(*names, timeout=timeout)
+
+    async def _ask_for_tokens(self, scope: LockScope) -> None:
         try:
-            self._tokens = {scope.name: await scope.fencing_token() for scope in self._scopes}
+            self._tokens = [await scope.fencing_token(name) for name in scope.names]
         except ServerError as error:  # most commands need none
             self._tell(f"no fencing tokens: {error}")
 
-    def _still_held(self) -> bool:
-        return all(scope.held for scope in self._scopes)
-
-    def _tell_loss(self) -> None:
+    def _tell_loss(self, scope: LockScope) -> None:
         """At once, and not when the command has ended."""
         try:
-            for scope in self._scopes:
-                scope.check()
+            scope.check()
         except LockLostError as error:
             self._loss_told = True
             say(str(error))
@@ -230,7 +226,7 @@ class Run:
         }
         environment.pop("ASYNCLOCK_FENCING_TOKEN", None)  # that of a run around this one
         if self._tokens is not None:
-            environment["ASYNCLOCK_FENCING_TOKEN"] = "\n".join(str(self._tokens[name]) for name in self._plan.names)
+            environment["ASYNCLOCK_FENCING_TOKEN"] = "\n".join(map(str, self._tokens))
         return environment
 
     def _not_acquired(self, what: str) -> int:
@@ -257,6 +253,10 @@ class Run:
         log = logging.getLogger("asynclock")
         log.addHandler(handler)
         log.setLevel(logging.INFO)
+
+
+def _locks(names: Sequence[str]) -> str:
+    return f"lock{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"
 
 
 def _held_by(error: NotLockedError | AcquireTimeoutError) -> str:
