@@ -90,7 +90,7 @@ class AcquisitionThatStays(Acquisition):
         self._at_least = at_least
 
     def __aenter__(self) -> CoroutineType[Any, Any, LockScope]:
-        return that_stays(check_at_least(self._at_least), super().__aenter__())  # type: ignore[return-value]  # as above
+        return that_stays(check_at_least(self._at_least), super().__aenter__())  # type: ignore[return-value]  # see Acquisition
 
 
 async def that_stays(seconds: float, acquiring: Coroutine[Any, Any, LockScope]) -> LockScope:

@@ -16,7 +16,6 @@ from ._engine.held import Held, HeldByScope
 from ._engine.whereabouts import may_be_used_by_others
 from .core.lease import Lease
 from .core.reasons import LossReason
-from .core.room import Room
 from .errors import ConfigurationError
 
 T = TypeVar("T")
@@ -307,10 +306,6 @@ class ScopeRef(weakref.ref[LockScope]):
     """A weak reference, so that a scope that nobody has is released: ``_engine.scope_link.ScopeLink``."""
 
     __slots__ = ()
-
-    def room(self) -> Room[Any] | None:
-        scope = self()
-        return None if scope is None else scope._room
 
     def lost(self, reason: LossReason, detail: str) -> None:
         scope = self()

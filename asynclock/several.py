@@ -140,15 +140,8 @@ async def acquire_several(
         scope = SeveralScope(locker, manager, names, holding, manager.options.wait_release, None)
     else:
         scope = context._scope = SeveralScope(locker, manager, names, holding, context._wait_release, task)
-    reports, waited = manager.reports, now - began
-    if waited > reports.longest_wait:
-        reports.longest_wait = waited
-    if not reports.listeners:
-        reports.acquisitions += len(holding)
-    else:
-        for part in scope._parts:
-            reports.acquisitions += 1
-            part.hold = reports.acquired(part.of.name, now, waited)
+    for part in scope._parts:
+        part.hold = manager.reports.begun(part.lease.room.name, now, now - began)
     return scope
 
 

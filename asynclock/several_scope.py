@@ -15,7 +15,6 @@ from ._engine.reports import Hold
 from ._engine.waiter import Waiter
 from .core.lease import Lease
 from .core.reasons import LossReason
-from .core.room import Room
 from .errors import ConfigurationError, LockLostError
 from .scope import LockScope, ScopeRef
 
@@ -24,7 +23,8 @@ class SeveralScope(LockScope):
     """A scope that holds several locks: one that is lost ends it, as if it were the only one.
 
     Invariants: ``_parts`` are the locks that are held, as far as is known here. ``_lease`` is that of one of them while
-    the scope holds them all, and None once one was lost or the scope has ended. After a loss, the others stay in
+    the scope holds them all, and None once one was lost or the scope has ended: it is unset before the parts are, since
+    other threads look at both. After a loss, the others stay in
     ``_parts`` until the block is left, or the scope is released or forgotten: the work under them is still being
     stopped. ``_closed`` are those that were lost because the locker closes. Their keys are given back when the block is
     left, too.
@@ -53,7 +53,7 @@ class SeveralScope(LockScope):
         self._parts = []
         for waiter in waiters:
             part = Part(self)
-            part.of, part.lease, part.hold = waiter.room, cast(Lease, waiter.lease), None
+            part.lease, part.hold = cast(Lease, waiter.lease), None
             part.lease.scope_ref = part
             self._parts.append(part)
 
@@ -73,7 +73,7 @@ class SeveralScope(LockScope):
         if self._lease is not None and self._here():
             for part in list(self._parts):
                 if self._manager.clock() >= part.lease.deadline:
-                    self._manager.time_is_over(part.of)
+                    self._manager.time_is_over(part.lease.room)
 
     def _over(self) -> bool:
         return self._lease is None or self._manager.life.forked or self._expired() is not None
@@ -87,7 +87,7 @@ class SeveralScope(LockScope):
         """As ``Held._on_lost``, for one of the locks."""
         first = self._loss is None
         if first:  # before ``_parts``: other threads must not find the rest, and take it for all
-            self._lost_name, self._loss, self._lease = part.of.name, Loss(reason, detail), None
+            self._lost_name, self._loss, self._lease = part.lease.room.name, Loss(reason, detail), None
         self._parts = [each for each in self._parts if each is not part]  # == would compare the scopes
         if reason is LossReason.CLOSED:
             self._closed.append(part)  # its lease keeps the link, by which ``Closing`` waits for the block
@@ -112,7 +112,7 @@ class SeveralScope(LockScope):
         if self._lease is None:
             return LockLostError(self.name, LossReason.RELEASED)
         expired = self._expired()
-        return LockLostError(self.name if expired is None else expired.of.name, LossReason.EXPIRED)
+        return LockLostError(self.name if expired is None else expired.lease.room.name, LossReason.EXPIRED)
 
     def _fenced(self, name: str | None) -> Lease:
         if name is None:
@@ -120,7 +120,7 @@ class SeveralScope(LockScope):
                 f"fencing_token() needs a name here, for this scope has several locks: one of {self.names}"
             )
         for part in self._parts:
-            if part.of.name == name:
+            if part.lease.room.name == name:
                 return part.lease
         return super()._fenced(name)
 
@@ -139,11 +139,12 @@ class SeveralScope(LockScope):
         """The scope gives all locks up. Returns those that were held."""
         if self._expired() is not None:  # lost, though nobody has noticed yet: none is kept (``at_least``)
             self._stay(0.0)
-        parts, self._parts, self._lease = self._parts, [], None
+        # The lease first: other threads must not find it without the parts, which say when it is over.
+        parts, self._lease, self._parts = self._parts, None, []
         for part in parts:
             part.lease.scope_ref = None
             if part.hold is not None:
-                self._manager.reports.released(part.of.name, part.hold)
+                self._manager.reports.released(part.lease.room.name, part.hold)
         self._wake()
         return parts
 
@@ -161,7 +162,7 @@ class SeveralScope(LockScope):
         if self._can_send():
             now = self._manager.clock()
             for part in (*held, *closed):
-                self._manager.give_back(part.of, part.lease, now)
+                self._manager.give_back(part.lease.room, part.lease, now)
         return [part for part in held if part.lease.unreleased]
 
     async def wait_for_releases(
@@ -184,7 +185,7 @@ class SeveralScope(LockScope):
             reason = part.lease.loss_found_by_release()
             if reason is not None:
                 if self._loss is None:
-                    self._lost_name, self._loss = part.of.name, Loss(reason, NOTICED_LATE)
+                    self._lost_name, self._loss = part.lease.room.name, Loss(reason, NOTICED_LATE)
                 self._manager.reports.lost(part.lease, part.hold, reason, NOTICED_LATE, held=False)
 
     def leave_unattended(self, parts: Sequence[Part], now: float) -> list[Part]:
@@ -219,7 +220,7 @@ class SeveralScope(LockScope):
 
     def _give_back_soon(self) -> None:
         for part in (*self._end_all(), *self._end_closed()):
-            self._manager.give_back_soon(part.of, part.lease)
+            self._manager.give_back_soon(part.lease.room, part.lease)
 
     def _send_release(self) -> None:
         for part in self.send_releases():
@@ -255,7 +256,7 @@ class SeveralScope(LockScope):
         self._exiting = True
         parts = self._end_all()
         for part in parts:
-            part.of.release(part.lease, now)
+            part.lease.room.release(part.lease, now)
         waited_for = self.leave_unattended(parts, now)
         pending_releases = manager.pending_releases
         until = now + pending_releases.patience
@@ -281,9 +282,9 @@ class SeveralScope(LockScope):
             return
         held = self._lease is not None
         for part in self._parts:
-            self._manager.dropped(part.of, part.lease, part.hold)
+            self._manager.dropped(part.lease.room, part.lease, part.hold)
         for part in self._end_closed():  # lost, as was told: only the key is given back
-            self._manager.dropped(part.of, part.lease, None)
+            self._manager.dropped(part.lease.room, part.lease, None)
         if held:
             warnings.warn(
                 f"the scope of locks {', '.join(map(repr, self.names))} was forgotten without release; "
@@ -297,14 +298,10 @@ class SeveralScope(LockScope):
 class Part(ScopeRef):
     """One of the locks of a scope, and the link from its lease to the scope."""
 
-    __slots__ = ("hold", "lease", "of")
+    __slots__ = ("hold", "lease")
 
-    of: Room[Any]
     lease: Lease
     hold: Hold | None  # for its events
-
-    def room(self) -> Room[Any] | None:
-        return None if self() is None else self.of
 
     def lost(self, reason: LossReason, detail: str) -> None:
         scope = self()
@@ -314,4 +311,4 @@ class Part(ScopeRef):
     def extension_late(self, remaining: float) -> None:
         scope = self()
         if isinstance(scope, SeveralScope):
-            scope._manager.reports.extension_late(self.of.name, self.hold, remaining)
+            scope._manager.reports.extension_late(self.lease.room.name, self.hold, remaining)

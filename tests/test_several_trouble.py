@@ -26,6 +26,7 @@ from asynclock import (
     NotLockedError,
 )
 from asynclock.events import Acquired, Event, Lost, Released
+from asynclock.several_scope import SeveralScope
 from asynclock.testing import Cluster, Proxy, Server
 from tests.support import internals
 from tests.support.cluster import no_keys
@@ -588,3 +589,31 @@ async def test_in_the_child_of_a_fork_they_are_the_parents(server: Server, locke
         assert held(server) == {"a", "b"}
         scope.check()
     assert held(server) == set()
+
+
+@pytest.mark.asyncio
+async def test_no_thread_finds_a_scope_that_holds_none_of_its_locks_held(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it looks at while the scope ends."""
+    parts = SeveralScope.__dict__["_parts"]
+    seen: list[bool] = []
+
+    def end(scope: SeveralScope, value: list[object]) -> None:
+        parts.__set__(scope, value)
+        if hasattr(scope, "_lease") and not value and entered:  # just now
+            seen.append(scope._lease is not None and not scope._over())
+
+    entered = False
+    monkeypatch.setattr(SeveralScope, "_parts", property(parts.__get__, end))
+    async with Locker(server.url) as locker:
+        for by_hand in (False, True):
+            entered = False
+            scope = await locker.acquire("a", "b")
+            entered = True
+            if by_hand:
+                await scope.release()
+            else:
+                async with scope:
+                    pass
+    assert seen == [False, False]

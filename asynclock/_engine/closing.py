@@ -75,9 +75,8 @@ class Closing:
                 await asyncio.sleep(0)
         finally:  # also if every task of the program is cancelled
             self.give_back()
-        until = self._clock() + pending_releases.patience
-        for lease in [*(lease for _, lease in self._leases), *pending_releases.unattended]:
-            await pending_releases.wait(lease, until)
+        # A cancellation is not passed on: the rest of closing follows.
+        await pending_releases.wait_for_all([*(lease for _, lease in self._leases), *pending_releases.unattended])
 
     def excuse(self, task: asyncio.Task[Any] | None) -> None:
         """This task waits for the locker to close, too: do not wait for its blocks."""

@@ -55,13 +55,14 @@ def failed(topology: Topology, room: Room[Any], validity: float) -> ServerError:
     )
 
 
-def loss(topology: Topology, room: Room[Any], lease: Lease, reason: LossReason, index: int | None) -> str:
+def loss(topology: Topology, lease: Lease, reason: LossReason, index: int | None) -> str:
     """``LockLostError.detail``: the key and the server that are to blame, or what is wrong with the servers.
 
     :param index: of the key that decided it, if one did
     """
     if reason is LossReason.CLOSED:
         return ""
+    room = lease.room
     node = topology.home(room, index) if index is not None else None
     if reason in (LossReason.EXPIRED, LossReason.DISCONNECTED):
         trouble = node.trouble if node is not None else unreachable(topology, room)

@@ -53,7 +53,8 @@ class Fence:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(future)
         future.add_done_callback(self._left)
-        self._ask()
+        if not self._timer.running:
+            self._ask()
         return future
 
     def _left(self, future: asyncio.Future[None]) -> None:

@@ -422,8 +422,8 @@ class LockManager:
 
     def lost(self, lease: Lease, reason: LossReason, index: int | None) -> None:
         link: ScopeLink | None = lease.scope_ref
-        if link is not None and (room := link.room()) is not None:
-            link.lost(reason, diagnosis.loss(self.topology, room, lease, reason, index))
+        if link is not None:
+            link.lost(reason, diagnosis.loss(self.topology, lease, reason, index))
 
     # For nodes (wire.node.Listener) and the topology (topology.base.TopologyListener)
 

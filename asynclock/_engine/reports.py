@@ -142,6 +142,12 @@ class Reports:
         self._tell(Acquired(time.time(), name, hold.number, waited))
         return hold
 
+    def begun(self, name: str, now: float, waited: float) -> Hold | None:
+        """A scope has the lock now. (``acquire`` does this itself, for its speed.) None: nobody has subscribed."""
+        self.acquisitions += 1
+        self.longest_wait = max(self.longest_wait, waited)
+        return self.acquired(name, now, waited) if self.listeners else None
+
     def not_acquired(self, name: str, waited: float, error: BaseException) -> None:
         """A wait has ended with ``error``."""
         if _waits_since.get() is not None:

@@ -6,14 +6,10 @@ import asyncio
 from typing import Any, Protocol
 
 from ..core.reasons import LossReason
-from ..core.room import Room
 
 
 class ScopeLink(Protocol):
     """A weak reference to a scope: ``Lease.scope_ref``. Once that has been forgotten, nothing here does anything."""
-
-    def room(self) -> Room[Any] | None:
-        """The room of its lock. ``None``: the scope has been forgotten."""
 
     def lost(self, reason: LossReason, detail: str) -> None:
         """The lock is no longer the scope's."""

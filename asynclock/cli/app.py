@@ -68,7 +68,7 @@ class WithCommand(TyperCommand):
         try:
             return super().make_context(*args, **kwargs)
         except _UsageError as error:
-            error.exit_code = 125
+            error.exit_code = FAILED
             raise
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:

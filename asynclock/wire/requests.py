@@ -142,7 +142,7 @@ class Request:
                 lease.room.answered(lease, self.index, operation, self.sent, True, lease.token, reply, now)
                 return
         elif operation is KEEP:
-            pass
+            pass  # it has one reply, and what comes next looks at an earlier one
         elif reply == lease.token and operation is not READ and earlier[0] in _DONE:
             lease.room.answered(lease, self.index, operation, self.sent, True, reply, None, now)
             return
