@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ._engine.fence import Fence
+from ._engine.frames import handling_cancellation
 from ._engine.held import Held, HeldByScope
 from ._engine.whereabouts import may_be_used_by_others
 from .core.lease import Lease
@@ -156,6 +157,10 @@ class LockScope(Held):
             number = fence.number
             assert number is not None
         return number
+
+    def _keeps(self, name: str) -> bool:
+        """Does this lock stay with the scope until somebody ends it? Any thread may ask."""
+        return name == self.name and self.held
 
     def _fenced(self, name: str | None) -> Lease:
         """The lease that a fencing token of ``name`` belongs to, while all is held."""
@@ -338,6 +343,6 @@ class ScopeRef(weakref.ref[LockScope]):
         if scope is None or scope._parent is not task or scope._exiting:
             return False
         block = scope._block
-        if block is not None and block.aborting:
-            return False
+        if block is not None and block.aborting and not (block.body_cancelled and handling_cancellation()):
+            return False  # a cancellation ends the wait. But clean-up code that has got one gets no other
         return not may_be_used_by_others(scope, task, [*scope._keepers(), None if block is None else block.whereabouts])

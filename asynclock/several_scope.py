@@ -114,6 +114,12 @@ class SeveralScope(LockScope):
         expired = self._expired()
         return LockLostError(self.name if expired is None else expired.lease.room.name, LossReason.EXPIRED)
 
+    def _keeps(self, name: str) -> bool:
+        if self._manager.life.forked:
+            return False
+        now = self._manager.clock()  # after a loss, too: the others stay until the block has been left
+        return any(part.lease.room.name == name and now < part.lease.deadline for part in self._parts)
+
     def _fenced(self, name: str | None) -> Lease:
         if name is None:
             raise ConfigurationError(
@@ -281,6 +287,8 @@ class SeveralScope(LockScope):
         if self._manager.life.forked:  # in the child of a fork, they are the parent's
             return
         held = self._lease is not None
+        if self._expired() is not None:  # as in ``_end_all``
+            self._stay(0.0)
         for part in self._parts:
             self._manager.dropped(part.lease.room, part.lease, part.hold)
         for part in self._end_closed():  # lost, as was told: only the key is given back

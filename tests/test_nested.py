@@ -243,6 +243,53 @@ async def test_one_that_is_being_stopped_is_waited_for(locker: Locker, server: S
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("way", [acquire, with_context])
+async def test_clean_up_code_is_not_cancelled_again_so_it_is_told(
+    locker: Locker, server: Server, way: Callable[..., Awaitable[None]]
+) -> None:
+    """The block keeps the lock until the clean-up is over."""
+    for name in ("job", "another"):
+        with pytest.raises(AlreadyHeldError):
+            async with locker.with_context("job", "another") as scope:
+                asyncio.get_running_loop().call_soon(scope.cancel)
+                try:
+                    await asyncio.sleep(60)
+                finally:
+                    await locker.acquire(name, timeout=5)
+    with pytest.raises(AlreadyHeldError):
+        async with locker.with_context("job") as scope:
+            asyncio.get_running_loop().call_soon(scope.cancel)
+            del scope
+            try:
+                await asyncio.sleep(60)
+            finally:
+                try:
+                    raise ValueError
+                except ValueError:
+                    await way(locker, timeout=5)
+    await until(lambda: not internals.busy(locker))
+    assert server.execute("EXISTS", key("job")) == 0
+
+
+@pytest.mark.asyncio
+async def test_who_handles_an_earlier_cancellation_is_cancelled_all_the_same(locker: Locker) -> None:
+    async def clean_up() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            async with locker.with_context("job") as scope:
+                scope.cancel()
+                async with locker.with_context("job"):
+                    pytest.fail("not cancelled")
+
+    task = asyncio.create_task(clean_up())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 5)
+
+
+@pytest.mark.asyncio
 async def test_tasks_that_wait_for_the_body_are_no_business_of_this(locker: Locker) -> None:
     """A task of the scope that wants the lock itself waits for the end of the block, which waits for the task. It is
     another task, and that it may be stopped by others is all that is known."""

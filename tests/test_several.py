@@ -163,10 +163,18 @@ async def test_they_stay_for_a_least_time(server: Server, locker: Locker) -> Non
 
 
 @pytest.mark.asyncio
-async def test_none_stays_if_the_time_of_one_is_over_though_nobody_has_noticed(server: Server, locker: Locker) -> None:
+@pytest.mark.parametrize("how", ["released", "forgotten"])
+async def test_none_stays_if_the_time_of_one_is_over_though_nobody_has_noticed(
+    server: Server, locker: Locker, how: str
+) -> None:
     scope = await locker.acquire("a", "b", at_least=60)
     internals.expire(locker, "a")
-    await scope.release()
+    if how == "released":
+        await scope.release()
+    else:
+        with pytest.warns(ResourceWarning, match="forgotten without release"):
+            del scope
+            gc.collect()
     await gone(server)
 
 
@@ -366,6 +374,23 @@ async def test_after_a_loss_the_rest_is_kept_until_the_work_has_stopped(server: 
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("wanted", [("b",), ("b", "a"), ("c", "b")])
+async def test_who_cleans_up_does_not_wait_for_the_rest_that_its_block_keeps(
+    server: Server, locker: Locker, wanted: tuple[str, ...]
+) -> None:
+    with pytest.raises(AlreadyHeldError, match="'b'"):
+        async with locker.with_context("a", "b"):
+            server.execute("DEL", key("a"))
+            try:
+                await asyncio.sleep(60)
+            finally:
+                async with locker.with_context("a"):  # this one is its block's no more
+                    pass
+                await locker.acquire(*wanted, timeout=AT_ONCE)
+    await gone(server)
+
+
+@pytest.mark.asyncio
 async def test_by_hand_the_rest_is_kept_until_it_is_released(server: Server, locker: Locker) -> None:
     scope = await locker.acquire("a", "b")
     server.execute("DEL", key("a"))
@@ -561,6 +586,21 @@ def test_in_threads(server: Server) -> None:
         end = time.monotonic() + AT_ONCE
         while held(server):
             assert time.monotonic() < end
+
+
+def test_a_thread_does_not_wait_for_the_rest_that_its_block_keeps(server: Server) -> None:
+    with asynclock.sync.Locker(server.url) as locker:
+        with pytest.raises(LockLostError), locker.with_context("a", "b") as scope:
+            server.execute("DEL", key("a"))
+            scope.wait_lost(timeout=AT_ONCE)
+            for wanted in (("b",), ("a", "b"), ("c", "b")):
+                with pytest.raises(AlreadyHeldError, match="'b'"):
+                    locker.acquire(*wanted, timeout=AT_ONCE)
+            with locker.with_context("a"):  # this one is its block's no more
+                pass
+            scope.release()
+            with locker.with_context("a", "b", timeout=AT_ONCE):
+                pass
 
 
 # Deployments

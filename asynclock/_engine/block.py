@@ -87,6 +87,11 @@ class Block:
     def accepts_tasks(self) -> bool:
         return not self.aborting and (not self.body_ended or bool(self.tasks.running))
 
+    @property
+    def body_cancelled(self) -> bool:
+        """Has the body got a cancellation?"""
+        return self._cancellation is not None and self._cancellation.count > 0
+
     def add(self, task: asyncio.Task[object]) -> None:
         """Run a task beside the body."""
         self.tasks.add(task, self._task_done)

@@ -85,6 +85,16 @@ def handles_cancellation(task: asyncio.Task[Any]) -> bool:
     return any(shows_cancellation(frame) for frame in frames(task))
 
 
+def handling_cancellation() -> bool:
+    """The same for the code that runs now."""
+    error = sys.exception()
+    while error is not None:
+        if isinstance(error, asyncio.CancelledError):
+            return True
+        error = error.__context__
+    return False
+
+
 def shows_cancellation(frame: Any) -> bool:
     """Does it handle a cancellation, or keep one in a variable?"""
     for error in gc.get_referents(frame):

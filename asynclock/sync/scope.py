@@ -309,8 +309,8 @@ class Block:
     # In the thread that is inside of it
 
     def holds(self, locker: AsyncLocker, name: str) -> bool:
-        """Does it hold this lock?"""
-        return self._locker is locker and name in self._scope.names and self._scope.held
+        """Does it hold this lock, or keep it until it is left?"""
+        return self._locker is locker and self._scope._keeps(name)
 
     def excuse(self, locker: AsyncLocker) -> None:
         """If it is a block of this locker, which is about to be closed here: do not wait for it."""
