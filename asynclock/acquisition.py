@@ -9,21 +9,16 @@ from threading import get_ident
 from types import CoroutineType, TracebackType
 from typing import Any
 
+from ._engine.attempts import connect, fail
 from ._engine.manager import LockManager
 from ._engine.scope_link import ScopeLink
 from ._engine.waiter import Waiter
 from .core.room import Room
 from .core.rules import NEVER
-from .errors import (
-    AcquireTimeoutError,
-    AlreadyHeldError,
-    ConfigurationError,
-    LockerClosedError,
-    NotLockedError,
-    ServerError,
-)
+from .errors import AlreadyHeldError, ConfigurationError, LockerClosedError
 from .options import Seconds, check_name, check_timeout, check_wait_release
 from .scope import LockScope, ScopeRef
+from .several import acquire_several
 
 Enter = Callable[[Room[Waiter], Waiter, float], None]  # Room.join, Room.try_join or Room.force
 
@@ -40,7 +35,7 @@ class Acquisition:
     :class:`LockScope`.
     """
 
-    __slots__ = ("_enter", "_locker", "_manager", "_name", "_scope", "_timeout", "_wait_release")
+    __slots__ = ("_enter", "_locker", "_manager", "_more", "_name", "_scope", "_timeout", "_wait_release")
 
     _scope: LockScope
 
@@ -49,6 +44,7 @@ class Acquisition:
         locker: object,
         manager: LockManager,
         name: str,
+        more: tuple[str, ...],
         enter: Enter,
         timeout: Seconds | None,
         wait_release: bool | None,
@@ -56,6 +52,7 @@ class Acquisition:
         self._locker: object | None = locker  # until it is used
         self._manager = manager
         self._name = name
+        self._more = more
         self._enter = enter
         self._timeout = timeout
         self._wait_release = manager.options.wait_release if wait_release is None else check_wait_release(wait_release)
@@ -64,6 +61,9 @@ class Acquisition:
     # manager to return CoroutineType, as an async def does; to mypy that is any Coroutine.
 
     def __aenter__(self) -> CoroutineType[Any, Any, LockScope]:
+        if self._more:
+            names = self._name, *self._more
+            return acquire_several(self._locker, self._manager, names, self._enter, self._timeout, self)  # type: ignore[return-value]  # as above
         return acquire(self._locker, self._manager, self._name, self._enter, self._timeout, self)  # type: ignore[return-value]  # as above
 
     def __aexit__(
@@ -108,21 +108,10 @@ async def acquire(
     if task is None:
         check_name(name)
         try:
-            life.check(manager.label())  # before anything that needs an event loop
-            async with asyncio.timeout(seconds or None):
-                await manager.ready()
+            await connect(manager, name, seconds, began)
         except ConfigurationError:
             if context is not None:
                 context._locker = locker  # not used yet: it can be entered in another event loop
-            raise
-        except TimeoutError:
-            assert seconds is not None
-            why = ServerError(manager.where(), "has not answered yet")
-            waited = manager.clock() - began
-            manager.reports.not_acquired(name, waited, AcquireTimeoutError(name, seconds, str(why)))
-            raise AcquireTimeoutError(name, seconds, str(why)) from why
-        except BaseException as error:
-            manager.reports.not_acquired(name, manager.clock() - began, error)
             raise
         loop, task = life.loop, current_task()
         now = manager.clock()
@@ -169,24 +158,7 @@ async def acquire(
                 scope._hold = reports.acquired(name, now, now - began)
             return scope
         if waiter.error is not None:
-            failure = waiter.take_error()
-            if seconds == 0 and isinstance(failure, NotLockedError):
-                failure = AcquireTimeoutError(name, 0.0, failure.why)
-            names_holder = None  # the error, if somebody's having the lock is its reason
-            if isinstance(failure, NotLockedError | AcquireTimeoutError) and failure.__cause__ is None:
-                names_holder = failure
-                reading = manager.read(room)  # while its release is waited for, if there is one
-            try:
-                if (lease := waiter.lease) is not None and (
-                    cancelled := await manager.pending_releases.wait(lease)
-                ) is not None:
-                    raise cancelled
-                if names_holder is not None:
-                    names_holder.holder = await reading.wait_for_patience()
-                raise failure
-            finally:
-                manager.reports.not_acquired(name, manager.clock() - began, failure)
-                del failure, names_holder  # no cycle through its traceback
+            await fail(manager, waiter, seconds, () if waiter.lease is None else (waiter.lease,), began)
         # Lost before this task could run: the caller never had it. Try again.
         try:
             manager.check_open()

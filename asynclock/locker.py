@@ -21,6 +21,7 @@ from .events import Event
 from .leader import lead
 from .options import Seconds, check_options
 from .scope import LockScope
+from .several import acquire_several
 from .statistics import Statistics
 from .synchronized import synchronized
 
@@ -135,21 +136,25 @@ class Locker:
 
     # Acquiring
 
-    async def acquire(self, name: str, *, timeout: Seconds | None = None) -> LockScope:
+    async def acquire(self, name: str, *more: str, timeout: Seconds | None = None) -> LockScope:
         """Wait for the lock, and hold it until the scope is released or left.
 
+        :param more: further names: the scope holds all of these locks or none, and ends when one is lost. Give them in
+            any order: everybody waits for them in the order of their bytes in UTF-8, so nobody deadlocks
         :param timeout: seconds to wait, and up to about 1.3 times ``try_next_after`` more if a server is silent;
             ``None``: without a limit; 0: one attempt
         :raises AcquireTimeoutError: not acquired within that time
         :raises ServerError: the servers cannot be reached when the locker connects, or they refuse
         :raises AlreadyHeldError: the task is inside a block that holds this lock, and would wait for itself
         :raises LockerClosedError: the locker is closed, or is closed during the wait
-        :raises ConfigurationError: the name is empty, too long or not a string, the timeout is negative or not a
-            number, or the locker is connected in another event loop or process
+        :raises ConfigurationError: a name is empty, too long, not a string, or given twice, the timeout is negative or
+            not a number, or the locker is connected in another event loop or process
         """
+        if more:
+            return await acquire_several(self, self._manager, (name, *more), Room.join, timeout)
         return await acquire(self, self._manager, name, Room.join, timeout)
 
-    async def try_acquire(self, name: str) -> LockScope:
+    async def try_acquire(self, name: str, *more: str) -> LockScope:
         """Hold the lock if it is free; one attempt, without waiting for its holder.
 
         :raises NotLockedError: it is not free
@@ -157,35 +162,39 @@ class Locker:
         :raises LockerClosedError: as :meth:`acquire`
         :raises ConfigurationError: as :meth:`acquire`
         """
+        if more:
+            return await acquire_several(self, self._manager, (name, *more), Room.try_join)
         return await acquire(self, self._manager, name, Room.try_join)
 
-    async def force_acquire(self, name: str) -> LockScope:
+    async def force_acquire(self, name: str, *more: str) -> LockScope:
         """Take the lock over, without waiting for its holder, who loses it with reason ``taken over``.
 
         :raises ServerError: as :meth:`try_acquire`
         :raises LockerClosedError: as :meth:`acquire`
         :raises ConfigurationError: as :meth:`acquire`
         """
+        if more:
+            return await acquire_several(self, self._manager, (name, *more), Room.force)
         return await acquire(self, self._manager, name, Room.force)
 
     def with_context(
-        self, name: str, *, timeout: Seconds | None = None, wait_release: bool | None = None
+        self, name: str, *more: str, timeout: Seconds | None = None, wait_release: bool | None = None
     ) -> Acquisition:
         """``async with locker.with_context(name) as scope:`` acquires the lock as :meth:`acquire`, holds it in the
-        block, and releases it at the end.
+        block, and releases it at the end. ``with_context("a", "b")`` does so with several.
 
         :param wait_release: whether the end of the block waits for the answer to the release; ``None``: as the option
             of the locker
         """
-        return Acquisition(self, self._manager, name, Room.join, timeout, wait_release)
+        return Acquisition(self, self._manager, name, more, Room.join, timeout, wait_release)
 
-    def try_with_context(self, name: str, *, wait_release: bool | None = None) -> Acquisition:
+    def try_with_context(self, name: str, *more: str, wait_release: bool | None = None) -> Acquisition:
         """As :meth:`with_context`, with :meth:`try_acquire`."""
-        return Acquisition(self, self._manager, name, Room.try_join, None, wait_release)
+        return Acquisition(self, self._manager, name, more, Room.try_join, None, wait_release)
 
-    def force_with_context(self, name: str, *, wait_release: bool | None = None) -> Acquisition:
+    def force_with_context(self, name: str, *more: str, wait_release: bool | None = None) -> Acquisition:
         """As :meth:`with_context`, with :meth:`force_acquire`."""
-        return Acquisition(self, self._manager, name, Room.force, None, wait_release)
+        return Acquisition(self, self._manager, name, more, Room.force, None, wait_release)
 
     # Around functions
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ._engine.fence import Fence
-from ._engine.held import Held, HeldByScope
+from ._engine.held import Held
 from ._engine.whereabouts import may_be_used_by_others
 from .core.lease import Lease
 from .core.reasons import LossReason
@@ -32,15 +32,17 @@ class LockScope(Held):
     Without ``async with``, nothing is cancelled. Look at :attr:`held`, call :meth:`check` or await :meth:`wait_lost`,
     and call :meth:`release` in the end.
 
-    Any thread may use :attr:`name`, :attr:`held`, :attr:`lost_reason`, :meth:`remaining` and :meth:`check`. Everything
-    else belongs to the event loop of the locker, and elsewhere raises :class:`ConfigurationError` and changes nothing.
+    Any thread may use :attr:`name`, :attr:`names`, :attr:`held`, :attr:`lost_reason`, :meth:`remaining` and
+    :meth:`check`. Everything else belongs to the event loop of the locker, and elsewhere raises
+    :class:`ConfigurationError` and changes nothing.
     From a thread, call ``loop.call_soon_threadsafe(scope.cancel)`` or
     ``asyncio.run_coroutine_threadsafe(scope.release(), loop)``.
     """
 
-    __slots__ = ("__weakref__", "_fence")
+    __slots__ = ("__weakref__", "_fences")
 
-    _fence: Fence  # set by the first call of ``fencing_token``: to set it in every scope would cost every acquisition
+    # By name. Set by the first call of ``fencing_token``: to set it in every scope would cost every acquisition.
+    _fences: dict[str, Fence]
 
     def __repr__(self) -> str:
         state = (
@@ -50,9 +52,15 @@ class LockScope(Held):
             if self._lease is not None
             else "released"
         )
-        return f"<LockScope {self.name!r} {state}>"
+        return f"<LockScope {', '.join(map(repr, self.names))} {state}>"
 
     # State
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its locks: one, or all that were given to ``with_context`` or ``acquire``. :attr:`name` is the
+        first."""
+        return (self.name,)
 
     @property
     def held(self) -> bool:
@@ -106,7 +114,7 @@ class LockScope(Held):
                     self._waiting.remove(future)
         return None if self._loss is None else self._loss.reason
 
-    async def fencing_token(self) -> int:
+    async def fencing_token(self, name: str | None = None) -> int:
         """A number that is greater than every one that was given out for this name before, to any scope in any process.
         Pass it on to what the lock protects, which then refuses work with an older number than it has seen.
 
@@ -116,17 +124,22 @@ class LockScope(Held):
 
         While too few servers answer, it waits, for as long as the lock is held.
 
+        :param name: which of :attr:`names`, for a scope with several
         :raises LockLostError: the lock is lost, has expired, or was released, before or meanwhile
         :raises ServerError: the servers do not let this user run the script that it takes. The message says what to
             grant
-        :raises ConfigurationError: called in another event loop or thread than the locker's
+        :raises ConfigurationError: called in another event loop or thread than the locker's, or the scope has several
+            names and ``name`` is none of them
         """
         self._check_here()
         self.check()
-        fence: Fence | None = getattr(self, "_fence", None)
+        lease = self._fenced(name)
+        fences: dict[str, Fence] | None = getattr(self, "_fences", None)
+        if fences is None:
+            fences = self._fences = {}
+        fence = fences.get(lease.room.name)
         if fence is None or fence.error is not None:
-            assert self._lease is not None
-            fence = self._fence = Fence(self._manager, self._lease)
+            fence = fences[lease.room.name] = Fence(self._manager, lease)
         number = fence.number
         if number is None:
             if self._waiting is None:
@@ -144,6 +157,13 @@ class LockScope(Held):
             number = fence.number
             assert number is not None
         return number
+
+    def _fenced(self, name: str | None) -> Lease:
+        """The lease that a fencing token of ``name`` belongs to, while all is held."""
+        if name is not None and name != self.name:
+            raise ConfigurationError(f"lock {name!r} is not in this scope; its names are {self.names}")
+        assert self._lease is not None
+        return self._lease
 
     # Ending
 
@@ -192,9 +212,9 @@ class LockScope(Held):
         if self._exiting:
             return
         if self._parent is None:
-            HeldByScope(self).send_release()
+            self._for_block().send_release()
             return
-        self._get_block().stop(HeldByScope(self))
+        self._get_block().stop(self._for_block())
 
     def create_task(
         self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
@@ -261,10 +281,15 @@ class LockScope(Held):
             self._check_here()
         self._exiting = True
         try:
-            return await self._get_block().leave(HeldByScope(self), error)
+            return await self._get_block().leave(self._for_block(), error)
         except GeneratorExit:
             self._close()
             raise
+
+    def _keepers(self) -> list[object]:
+        """What leads from the engine to this scope."""
+        lease = self._lease
+        return [lease, None if lease is None else lease.scope_ref]
 
     def __del__(self) -> None:
         lease = self._lease
@@ -320,6 +345,4 @@ class ScopeRef(weakref.ref[LockScope]):
         block = scope._block
         if block is not None and block.aborting:
             return False
-        return not may_be_used_by_others(
-            scope, task, [scope._lease, self, None if block is None else block.whereabouts]
-        )
+        return not may_be_used_by_others(scope, task, [*scope._keepers(), None if block is None else block.whereabouts])

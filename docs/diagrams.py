@@ -198,6 +198,31 @@ def fencing() -> Drawing:
     return d
 
 
+def several() -> Drawing:
+    d = Drawing(
+        "Several names: while it waits for b, it keeps a and gives c back; once b is free, the rest follows", 860, 292
+    )
+    left, tried, free, has, end = 190, 290, 560, 600, 836  # x: the beginning, the answers, b is free, it has all, end
+    d.text(24, 30, 'with_context("c", "a", "b")', size=13, mono=True, anchor="start", fill=BLUE)
+    d.text(left, 54, "one attempt for all, in one round trip", size=12, fill=SOFT, anchor="start")
+    for y, name in ((66, "a"), (126, "b"), (186, "c")):
+        d.text(150, y + 21, name, size=15, bold=True, anchor="start", mono=True, fill=AMBER)
+    d.bar(left, 66, end - left, "held", color=BLUE)
+    d.bar(left, 126, free - left, "held by another process: this one waits, for b alone", color=GREY, dashed=True)
+    d.bar(has, 126, end - has, "held", color=BLUE)
+    d.bar(left, 186, tried - left, "held", color=BLUE)
+    d.bar(tried + 10, 186, free - tried - 10, "given back: free for others", color=GREEN, dashed=True)
+    d.bar(has + 26, 186, end - has - 26, "held", color=BLUE)
+    d.arrow(has + 26, 262, has + 26, 222)
+    d.text(has + 14, 252, "the block begins, and holds all three", anchor="end", bold=True)
+    d.arrow(40, 90, 40, 214)
+    d.text(52, 150, "the agreed", size=12, fill=SOFT, anchor="start")
+    d.text(52, 166, "order", size=12, fill=SOFT, anchor="start")
+    d.arrow(end - 110, 280, end - 34, 280)
+    d.text(end, 284, "time", size=12, fill=SOFT, anchor="end")
+    return d
+
+
 def single() -> Drawing:
     d = Drawing("One server: the only key of my_lock lives on it", 760, 230)
     d.box(24, 28, 200, 70, "process A", "holds my_lock", color=BLUE)
@@ -468,6 +493,7 @@ def push() -> Drawing:
 DRAWINGS = {
     "loss": loss,
     "fencing": fencing,
+    "several": several,
     "single": single,
     "independent": independent,
     "cluster": cluster,

@@ -61,7 +61,7 @@ class Closing:
         for _, lease in self._leases:
             link: ScopeLink | None = lease.scope_ref
             if link is not None and (exited := link.exited(caller)) is not None:
-                exits[exited] = lease.deadline
+                exits[exited] = min(lease.deadline, exits.get(exited, lease.deadline))
                 self._waited_for.append(link)
         while exits and not hurry.done():
             timeout = max(0.0, min(exits.values()) - self._clock())

@@ -11,7 +11,7 @@ from ..core.lease import Lease
 from ..core.reasons import LossReason
 from ..core.room import Room
 from ..errors import ConfigurationError, LockLostError
-from .block import Block, being_left
+from .block import Block, HeldLock, being_left
 from .diagnosis import NOTICED_LATE
 from .manager import LockManager
 from .native import mypyc_attr
@@ -123,12 +123,21 @@ class Held:
         if not self._can_send():
             self._end()
         elif self._here():
-            self._get_block().close(HeldByScope(self))
+            self._get_block().close(self._for_block())
         elif self._block is not None:
-            self._manager.life.call_soon(functools.partial(self._block.close, HeldByScope(self)))
-        elif (lease := self._end()) is not None:
-            self._manager.give_back_soon(self._room, lease)
+            self._manager.life.call_soon(functools.partial(self._block.close, self._for_block()))
+        else:
+            self._give_back_soon()
         return False
+
+    def _give_back_soon(self) -> None:
+        """Give the lock back, from whatever thread."""
+        if (lease := self._end()) is not None:
+            self._manager.give_back_soon(self._room, lease)
+
+    def _for_block(self) -> HeldLock:
+        """What the block may do with the lock."""
+        return HeldByScope(self)
 
     # State: see the invariants above
 
@@ -198,7 +207,7 @@ class Held:
         """The block, now that there is something to stop or to wait for."""
         if self._block is None:
             assert self._parent is not None
-            self._block = Block(self.name, self._parent, self._baseline, Whereabouts(self))
+            self._block = Block(self.name, self._parent, self._baseline, Whereabouts(self, Held))
         return self._block
 
     def _wake(self) -> None:

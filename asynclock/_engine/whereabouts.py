@@ -32,10 +32,12 @@ MAX_SHARE = 0.1  # of the time, for searches: each goes through all objects of t
 class Whereabouts:
     """Where the block of ``scope`` is, once it has been entered. It never moves."""
 
-    __slots__ = ("_generator", "_known", "_scope", "_since")
+    __slots__ = ("_generator", "_kind", "_known", "_scope", "_since")
 
-    def __init__(self, scope: object) -> None:
+    def __init__(self, scope: object, kind: type) -> None:
+        """:param kind: the class of all scopes"""
         self._scope = weakref.ref(scope)
+        self._kind = kind
         self._since = time.monotonic()
         self._generator: weakref.ref[object] | None = None
         self._known = False
@@ -45,7 +47,7 @@ class Whereabouts:
         scope = self._scope()
         if scope is None or (self._known and self._generator is None):
             return False
-        kind = type(scope)
+        kind = self._kind
         tasks = task, *waits_for(task)
         if any(each is scope for task in tasks for frame in frames(task) for each in _in(frame, kind)):
             return False

@@ -131,36 +131,38 @@ class Locker:
 
     # Acquiring
 
-    def acquire(self, name: str, *, timeout: Seconds | None = None) -> LockScope:
+    def acquire(self, name: str, *more: str, timeout: Seconds | None = None) -> LockScope:
         """Wait for the lock, and hold it until the scope is released or its block is left.
 
+        :param more: further names: the scope holds all of these locks or none, as in :meth:`asynclock.Locker.acquire`
         :param timeout: seconds to wait, as in :meth:`asynclock.Locker.acquire`; ``None``: without a limit; 0: one
             attempt
         :raises AcquireTimeoutError: not acquired within that time
         :raises ServerError: the servers cannot be reached when the locker connects, or they refuse
         :raises AlreadyHeldError: this thread is inside a block that holds the lock, and would wait for itself
         :raises LockerClosedError: the locker is closed, or is closed during the wait
-        :raises ConfigurationError: the name is empty, too long or not a string, the timeout is negative or not a
-            number, or an event loop runs in this thread
+        :raises ConfigurationError: a name is empty, too long, not a string, or given twice, the timeout is negative or
+            not a number, or an event loop runs in this thread
         """
         waits = check_timeout(timeout) != 0
-        return self._acquire(lambda locker: locker.acquire(name, timeout=timeout), name if waits else None)
+        names = name, *more
+        return self._acquire(lambda locker: locker.acquire(*names, timeout=timeout), names if waits else ())
 
-    def try_acquire(self, name: str) -> LockScope:
+    def try_acquire(self, name: str, *more: str) -> LockScope:
         """Hold the lock if it is free; one attempt, without waiting for its holder.
 
         :raises NotLockedError: it is not free
 
         Otherwise as :meth:`acquire`.
         """
-        return self._acquire(lambda locker: locker.try_acquire(name))
+        return self._acquire(lambda locker: locker.try_acquire(name, *more))
 
-    def force_acquire(self, name: str) -> LockScope:
+    def force_acquire(self, name: str, *more: str) -> LockScope:
         """Take the lock over. Whoever holds it loses it, with reason ``taken over``. Raises as :meth:`acquire`."""
-        return self._acquire(lambda locker: locker.force_acquire(name))
+        return self._acquire(lambda locker: locker.force_acquire(name, *more))
 
     def with_context(
-        self, name: str, *, timeout: Seconds | None = None, wait_release: bool | None = None
+        self, name: str, *more: str, timeout: Seconds | None = None, wait_release: bool | None = None
     ) -> Acquisition:
         """``with locker.with_context(name) as scope:`` acquires the lock as :meth:`acquire`, holds it in the block, and
         releases it at the end.
@@ -168,22 +170,22 @@ class Locker:
         :param wait_release: whether the end of the block waits for the answer to the release; ``None``: as the option
             of the locker
         """
-        return Acquisition(partial(self.acquire, name, timeout=timeout), wait_release)
+        return Acquisition(partial(self.acquire, name, *more, timeout=timeout), wait_release)
 
-    def try_with_context(self, name: str, *, wait_release: bool | None = None) -> Acquisition:
+    def try_with_context(self, name: str, *more: str, wait_release: bool | None = None) -> Acquisition:
         """As :meth:`with_context`, with :meth:`try_acquire`."""
-        return Acquisition(partial(self.try_acquire, name), wait_release)
+        return Acquisition(partial(self.try_acquire, name, *more), wait_release)
 
-    def force_with_context(self, name: str, *, wait_release: bool | None = None) -> Acquisition:
+    def force_with_context(self, name: str, *more: str, wait_release: bool | None = None) -> Acquisition:
         """As :meth:`with_context`, with :meth:`force_acquire`."""
-        return Acquisition(partial(self.force_acquire, name), wait_release)
+        return Acquisition(partial(self.force_acquire, name, *more), wait_release)
 
     def _acquire(
-        self, how: Callable[[AsyncLocker], Coroutine[Any, Any, AsyncScope]], waited_for: str | None = None
+        self, how: Callable[[AsyncLocker], Coroutine[Any, Any, AsyncScope]], waited_for: tuple[str, ...] = ()
     ) -> LockScope:
         thread, locker = self._here.open()
-        if waited_for is not None:
-            refuse_own(locker, waited_for)
+        for name in waited_for:
+            refuse_own(locker, name)
         return LockScope(self, thread, Call(thread, partial(how, locker), _give_back).result())
 
     # Looking

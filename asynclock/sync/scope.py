@@ -70,6 +70,12 @@ class LockScope:
     # State
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its locks: one, or all that were given to ``with_context`` or ``acquire``. :attr:`name` is the
+        first."""
+        return self._scope.names
+
+    @property
     def held(self) -> bool:
         """Is the lock still held, as far as this process knows now?"""
         return not self._cancelled and self._scope.held
@@ -110,13 +116,14 @@ class LockScope:
             watch.wait(seconds)
         return None if self._cancelled else self.lost_reason
 
-    def fencing_token(self) -> int:
+    def fencing_token(self, name: str | None = None) -> int:
         """A number that is greater than every one that was given out for this name before, to any scope in any process;
         the same every time within a scope. Pass it on to what the lock protects, which then refuses work with an older
         number than it has seen.
 
         The first call asks the servers: see :meth:`asynclock.LockScope.fencing_token`.
 
+        :param name: which of :attr:`names`, for a scope with several
         :raises LockLostError: the lock is lost, has expired, was released or cancelled, before or meanwhile
         :raises ServerError: the servers do not let this user run the script that it takes. The message says what to
             grant
@@ -125,7 +132,7 @@ class LockScope:
         """
         refuse_in_event_loop()
         self.check()
-        number = Call(self._thread, self._scope.fencing_token).result()
+        number = Call(self._thread, lambda: self._scope.fencing_token(name)).result()
         self.check()
         return number
 
@@ -297,7 +304,7 @@ class Block:
 
     def holds(self, locker: AsyncLocker, name: str) -> bool:
         """Does it hold this lock?"""
-        return self._locker is locker and self._scope.name == name and self._scope.held
+        return self._locker is locker and name in self._scope.names and self._scope.held
 
     def excuse(self, locker: AsyncLocker) -> None:
         """If it is a block of this locker, which is about to be closed here: do not wait for it."""

@@ -80,6 +80,10 @@ async def acquiring(locker: Locker) -> None:
     assert_type(await locker.acquire("x", timeout=None), LockScope)
     assert_type(await locker.try_acquire("x"), LockScope)
     assert_type(await locker.force_acquire("x"), LockScope)
+    assert_type(await locker.acquire("x", "y", timeout=1), LockScope)
+    assert_type(await locker.try_acquire("x", "y"), LockScope)
+    assert_type(await locker.force_acquire("x", "y"), LockScope)
+    await locker.acquire("x", 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await locker.try_acquire("x", timeout=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await locker.acquire(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
@@ -88,6 +92,9 @@ async def contexts(locker: Locker) -> None:
     assert_type(locker.with_context("x"), Acquisition)
     assert_type(locker.try_with_context("x"), Acquisition)
     assert_type(locker.force_with_context("x"), Acquisition)
+    assert_type(locker.with_context("x", "y", "z", timeout=2), Acquisition)
+    assert_type(locker.try_with_context("x", "y"), Acquisition)
+    assert_type(locker.force_with_context(*["x", "y"], wait_release=False), Acquisition)
     async with locker.with_context("x", timeout=1.5) as scope:
         assert_type(scope, LockScope)
     async with locker.try_with_context("x") as scope, locker.force_with_context("y") as other:
@@ -261,6 +268,7 @@ async def scopes(scope: LockScope) -> None:
         return 1
 
     assert_type(scope.name, str)
+    assert_type(scope.names, tuple[str, ...])
     assert_type(scope.held, bool)
     assert_type(scope.lost_reason, LossReason | None)
     assert_type(scope.remaining(), float)
@@ -269,6 +277,7 @@ async def scopes(scope: LockScope) -> None:
     assert_type(await scope.release(), None)
     assert_type(await scope.wait_lost(), LossReason | None)
     assert_type(await scope.fencing_token(), int)
+    assert_type(await scope.fencing_token("x"), int)
     task = scope.create_task(number(), name="n")
     assert_type(task, asyncio.Task[int])
     assert_type(await task, int)

@@ -52,6 +52,8 @@ def looking(locker: Locker) -> None:
 
 def contexts(locker: Locker) -> None:
     assert_type(locker.with_context("x"), Acquisition)
+    assert_type(locker.with_context("x", "y", timeout=2), Acquisition)
+    assert_type(locker.acquire("x", "y"), LockScope)
     with locker.with_context("x", timeout=1.5) as scope:
         assert_type(scope, LockScope)
     with locker.try_with_context("x") as scope, locker.force_with_context("y") as other:
@@ -83,7 +85,9 @@ def scopes(scope: LockScope, process: Popen[bytes], told: Callable[[LossReason],
     assert_type(scope.cancel(), None)
     assert_type(scope.release(), None)
     assert_type(scope.wait_lost(), LossReason | None)
+    assert_type(scope.names, tuple[str, ...])
     assert_type(scope.fencing_token(), int)
+    assert_type(scope.fencing_token("x"), int)
     assert_type(scope.wait_lost(timeout=1), LossReason | None)
     assert_type(scope.on_lost(told), None)
     scope.on_lost(process.kill)
