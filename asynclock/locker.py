@@ -19,8 +19,9 @@ from .core.room import Room
 from .errors import ConfigurationError
 from .events import Event
 from .leader import lead
-from .options import Seconds, check_options
+from .options import Seconds, check_options, check_semaphore
 from .scope import LockScope
+from .semaphore import Semaphore
 from .several import acquire_several
 from .statistics import Statistics
 from .synchronized import synchronized
@@ -195,6 +196,24 @@ class Locker:
     def force_with_context(self, name: str, *more: str, wait_release: bool | None = None) -> Acquisition:
         """As :meth:`with_context`, with :meth:`force_acquire`."""
         return Acquisition(self, self._manager, name, more, Room.force, None, wait_release)
+
+    # Several at once
+
+    def semaphore(self, name: str, permits: int) -> Semaphore:
+        """A semaphore: at most ``permits`` scopes of this name at once, in all processes together. Sends nothing.
+
+            uploads = locker.semaphore("uploads", 10)
+            async with uploads.with_context() as scope:
+                ...
+
+        It has nothing to do with a lock of the same name.
+
+        :param permits: from 1 to 1,000; must be the same wherever this name is used
+        :raises ConfigurationError: the name is not valid, or longer than 1,024 bytes; ``permits`` is not valid, or
+            another number than this locker has for that name
+        """
+        check_semaphore(name, permits)
+        return Semaphore(self, self._manager, self._manager.semaphores.get(name, permits))
 
     # Around functions
 
