@@ -318,6 +318,7 @@ class Semaphores:
                 f"permits={permits!r}: semaphore {name!r} has {found.permits} permits in this locker; give the same "
                 "number everywhere"
             )
+        self.used(found)
         return found
 
     def used(self, permits: Permits) -> None:

@@ -17,6 +17,7 @@ from ..errors import AlreadyHeldError, LockerClosedError, LockLostError
 from ..locker import Locker as AsyncLocker
 from ..options import Seconds, check_timeout
 from ..scope import LockScope as AsyncScope
+from ..semaphore import PermitScope
 from .loop_thread import Call, Latch, LoopThread, refuse_in_event_loop
 
 if TYPE_CHECKING:
@@ -304,6 +305,8 @@ class Block:
 
     def holds(self, locker: AsyncLocker, name: str) -> bool:
         """Does it hold this lock?"""
+        if isinstance(self._scope, PermitScope):
+            return False  # a permit of a semaphore, which may have a lock's name
         return self._locker is locker and name in self._scope.names and self._scope.held
 
     def excuse(self, locker: AsyncLocker) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from asynclock import Locker, LockScope
+from asynclock.semaphore import PermitScope
 
 if TYPE_CHECKING:
     from asynclock._engine.manager import LockManager
@@ -123,6 +124,12 @@ def lose(locker: Locker, name: str) -> None:
 
 def lease(scope: LockScope) -> Lease | None:
     return scope._lease
+
+
+def slot(scope: LockScope) -> int:
+    """The slot of a semaphore that the scope has."""
+    assert isinstance(scope, PermitScope)
+    return scope._slot
 
 
 def votes(scope: LockScope) -> list[float]:
