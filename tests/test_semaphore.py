@@ -20,7 +20,6 @@ from asynclock import (
     ConfigurationError,
     Locker,
     LockerClosedError,
-    LockLostError,
     LockScope,
     LossReason,
     NotLockedError,
@@ -151,7 +150,8 @@ async def test_the_limit_holds_on_three_servers(three: list[Server]) -> None:
         scopes, refused = [], 0
         for away in range(3):
             proxies = [await stack.enter_async_context(Proxy(server.port)) for server in three]
-            locker = await stack.enter_async_context(Locker([proxy.url for proxy in proxies]))
+            urls = [proxy.url for proxy in proxies]
+            locker = await stack.enter_async_context(Locker(urls, restart_quarantine=False))
             proxies[away].refuse()
             proxies[away].cut()
             await until(lambda locker=locker: not internals.up(locker))  # type: ignore[misc]  # bound at once
@@ -165,16 +165,15 @@ async def test_the_limit_holds_on_three_servers(three: list[Server]) -> None:
 
 @pytest.mark.asyncio
 async def test_a_lock_of_the_same_name_is_another_thing(server: Server, locker: Locker, other: Locker) -> None:
-    async with locker.with_context("job"), locker.semaphore("job", 1).with_context() as scope:
+    lock = await locker.acquire("job")
+    async with locker.semaphore("job", 1).with_context() as scope:
         assert await locker.names() == ["job"]  # semaphores are not listed
         holder = await other.holder("job")
         assert holder is not None and holder.keys[0].key == "asynclock:0:job"
         with pytest.raises(NotLockedError):
             await other.semaphore("job", 1).try_acquire()
-        server.execute("DEL", "asynclock:0:job")
-        await asyncio.sleep(0.1)
-        assert scope.held
         async with other.force_with_context("job"):
+            await lock.wait_lost()
             assert scope.held
 
 
@@ -207,25 +206,26 @@ async def test_only_as_many_wake_as_slots_become_free(server: Server) -> None:
     async with Locker(server.url) as holder, Tap(server) as one, Tap(server) as two:
         async with Locker(one.url) as a, Locker(two.url) as b:
             scopes = await hold(holder, 8, 8)
-            woken: asyncio.Queue[LockScope] = asyncio.Queue()
+            tasks = [asyncio.create_task(one_of.semaphore("job", 8).acquire()) for one_of in (a, b) for _ in range(50)]
 
-            async def wait(locker: Locker) -> None:
-                woken.put_nowait(await locker.semaphore("job", 8).acquire())
+            def woken() -> int:
+                return sum(task.done() for task in tasks)
 
-            tasks = [asyncio.create_task(wait(locker)) for locker in (a, b) for _ in range(50)]
             await asyncio.sleep(0.3)
             before = len(one.commands("SET")) + len(two.commands("SET"))
             for number, scope in enumerate(scopes):
                 await scope.release()
-                await asyncio.wait_for(woken.get(), 10)
+                await until(lambda number=number: woken() > number)  # type: ignore[misc]  # bound at once
                 await asyncio.sleep(0.02)
-                assert sum(task.done() for task in tasks) == number + 1, "one waiter for each slot"
+                assert woken() == number + 1, "one waiter for each slot"
             attempts = len(one.commands("SET")) + len(two.commands("SET")) - before
             # Both lockers hear of each slot, and one is faster; and those that were got are extended now and then.
             assert 8 <= attempts <= 40
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(outcome, LockScope):
+                    await outcome.release()
 
 
 @pytest.mark.asyncio
@@ -467,13 +467,10 @@ async def test_events(server: Server, locker: Locker) -> None:
             await semaphore.try_acquire()
         with pytest.raises(AcquireTimeoutError):
             await semaphore.acquire(timeout=0.02)
-    async with semaphore.with_context() as scope:
-        await asyncio.sleep(0.02)
-        server.execute("DEL", *slots(server))
-        with contextlib.suppress(LockLostError, asyncio.CancelledError):
-            await scope.wait_lost()
-            asyncio.current_task().uncancel() if asyncio.current_task().cancelling() else None  # type: ignore[union-attr]
-        scope.cancel()
+    scope = await semaphore.acquire()
+    await asyncio.sleep(0.02)
+    server.execute("DEL", *slots(server))
+    await scope.wait_lost()
     await asyncio.sleep(0.02)
     assert [type(event) for event in events] == [Acquired, GaveUp, TimedOut, Released, Acquired, Lost]
     assert {event.name for event in events if not isinstance(event, GaveUp)} == {"job"}  # type: ignore[union-attr]
@@ -635,6 +632,7 @@ async def test_a_cluster_whose_slot_moves(cluster: Cluster) -> None:
         with pytest.raises(NotLockedError):
             await one.semaphore("job", 4).try_acquire()
         assert all(scope.held for scope in (*scopes, *more))
+        cluster.move_keys(slot_of(key), target)
         cluster.finish_migration(slot_of(key), target)
         with pytest.raises(NotLockedError):
             await two.semaphore("job", 4).try_acquire()

@@ -145,6 +145,8 @@ async def main(url: str, how: str, what: str, name: str, *more: str) -> None:
             "force": force,
             "fence": fence,
             "contend": contend,
+            "permit": permit,
+            "permits": permits,
             "count": count,
         }
         await do[what](locker, name, *more)
