@@ -149,7 +149,7 @@ class Permits:
     def refused(self, slot: int) -> None:
         """A task's own attempt for that slot has failed."""
         if self.open:
-            self.board.refused(slot)
+            self.board.refused(slot, self._manager.clock())
 
     def not_free(self) -> NotLockedError | ServerError:
         """Why no permit can be acquired now."""

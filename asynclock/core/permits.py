@@ -72,7 +72,8 @@ class Board(Generic[W]):
     - Each slot is in ``_free``, ``_taken`` or ``_unknown``; or somebody here uses or tries it (``_here``, which has the
       slots of the probes); or a ticket waits for it. A ticket may wait for one that is used here.
     - ``_fresh`` are those of ``_free`` that a look has found so, and whose change the servers will tell.
-    - ``_look`` are the slots whose answers are awaited and will count; None: no look is under way.
+    - ``_look`` are the slots whose answers are awaited and will count, and whether they have changed since they were
+      asked for; None: no look is under way.
     - While tasks wait, something is due for each slot that they could have: its release or loss here, a ticket or a
       probe that ends, a look that ends or begins, or the time at which it may be free.
     """
@@ -92,7 +93,7 @@ class Board(Generic[W]):
         self._here: set[int] = set()
         self._refusals: dict[int, int] = {}  # attempts that were refused since the slot was last seen taken, or held
         self._before: dict[int, float] = {}  # what was in ``_taken`` until the slot was said to have changed
-        self._look: dict[int, None] | None = None
+        self._look: dict[int, bool] | None = None
         self._look_at = 0.0  # no look before that
         self._pause = 0.0  # after the last look, which has failed
 
@@ -110,8 +111,13 @@ class Board(Generic[W]):
         self._use(slot)
         return slot
 
-    def refused(self, slot: int) -> None:
-        """An attempt for that slot has failed. Then what else is believed may be outdated, too."""
+    def refused(self, slot: int, now: float) -> None:
+        """The attempt for that slot has failed."""
+        self._attempt_failed(slot)
+        self.serve(now)
+
+    def _attempt_failed(self, slot: int) -> None:
+        """Somebody else has that slot. Then what else is believed may be outdated, too."""
         self._here.discard(slot)
         if slot not in self._fresh:
             for other in [each for each in self._free if each not in self._fresh]:
@@ -185,7 +191,7 @@ class Board(Generic[W]):
             else:
                 self.give_back(slot, lease, now)
         elif refused:
-            self.refused(slot)
+            self._attempt_failed(slot)
         else:
             self._forget(slot)
             if error is not None:
@@ -311,7 +317,7 @@ class Board(Generic[W]):
     def _begin_look(self, now: float, slots: list[int] | None = None) -> None:
         if self._look is None and (slots or (self._unknown and now >= self._look_at)):
             slots = slots or [*self._unknown]
-            self._look = dict.fromkeys(slots)
+            self._look = dict.fromkeys(slots, False)
             self._hall.look_at(slots, now)
 
     def looked(self, found: Mapping[int, float], now: float) -> int:
@@ -326,7 +332,10 @@ class Board(Generic[W]):
                 continue
             before = self._before.pop(slot, NEVER)
             self._remove(slot)
-            if until > now:
+            if until > now and look[slot]:
+                self._before[slot] = until
+                self._unknown[slot] = None
+            elif until > now:
                 needless += abs(until - before) < rules.try_next_after
                 if not rules.tracking:
                     until = min(until, now + rules.extend_interval * (0.5 + self._hall.chance() / 2))
@@ -338,7 +347,7 @@ class Board(Generic[W]):
                 self._take(slot, now + rules.try_next_after * (0.5 + self._hall.chance()))
             else:
                 self._free.add(slot)
-                if rules.tracking:
+                if rules.tracking and not look[slot]:
                     self._fresh.add(slot)
         if any(slot not in found for slot in look):
             self._put_off_look(now)
@@ -363,8 +372,7 @@ class Board(Generic[W]):
             return False
         known = slot in self._taken or slot in self._fresh
         if self._look is not None and slot in self._look:
-            del self._look[slot]  # the answer may be older
-            known = True
+            self._look[slot] = True  # the answer may be older. If it is free, an attempt will show
         if known:
             if slot in self._taken:
                 self._before[slot] = self._taken[slot]

@@ -207,7 +207,7 @@ class World:
             if lease is not None:
                 self.held[slot] = task, lease
                 return
-            self.board.refused(slot)
+            self.board.refused(slot, self.now)
             self.waits[task] = waiter
             self.board.join(waiter, task, since)
 

@@ -25,6 +25,10 @@ def main(
     fencing: Annotated[
         bool | None, typer.Option(help="With or without fencing tokens. Default: the seed chooses.")
     ] = None,
+    permits: Annotated[
+        bool | None,
+        typer.Option(help="With permits of semaphores in place of locks, or not. Default: the seed chooses."),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="How many processes to use.")] = os.cpu_count() or 1,
     show: Annotated[bool, typer.Option("--show", help="Only print the history of the first seed.")] = False,
 ) -> None:
@@ -33,7 +37,7 @@ def main(
         raise typer.BadParameter(f"{world!r} is not one of {', '.join(WORLDS)}", param_hint="--world")
     console = Console(highlight=False, soft_wrap=True)
     if show:
-        chosen = schedule(start, world, tracking, fencing)
+        chosen = schedule(start, world, tracking, fencing, permits)
         console.print(f"{chosen}\n{chosen.story}\n\n{history(chosen)}", markup=False)
         return
     before = time.monotonic()
@@ -46,7 +50,7 @@ def main(
     tally = Tally()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=seeds, pace=0.0)
-        for tally in play_all(start, seeds, world, tracking, fencing, jobs):
+        for tally in play_all(start, seeds, world, tracking, fencing, permits, jobs):
             pace = tally.schedules / (time.monotonic() - before)
             progress.update(bar, completed=tally.schedules, pace=pace)
     took = time.monotonic() - before
@@ -58,11 +62,12 @@ def main(
         f"the majority until a connected holder was notified: {tally.told:.1f} packet delays"
     )
     if tally.failed is not None:
-        console.print(f"\nFAILED: {tell(schedule(tally.failed, world, tracking, fencing))}", markup=False)
+        console.print(f"\nFAILED: {tell(schedule(tally.failed, world, tracking, fencing, permits))}", markup=False)
         again = f"python -m tests.simulation --seeds 1 --start {tally.failed}"
         again += f" --world {world}" * (world is not None)
         again += f" --{'' if tracking else 'no-'}tracking" * (tracking is not None)
         again += f" --{'' if fencing else 'no-'}fencing" * (fencing is not None)
+        again += f" --{'' if permits else 'no-'}permits" * (permits is not None)
         console.print(f"\nto repeat: {again}", markup=False)
         raise typer.Exit(1)
 

@@ -280,7 +280,13 @@ class Check:
 
     def _remembered(self, client: Client) -> None:
         for task in client.tasks:
+            if task.hall is not None and task.state == "waiting":
+                if not task.hall.knows(task):
+                    raise self.broken(3, f"{task!r} waits for a permit, but nobody knows it")
+                continue
             room = task.room
+            if task.hall is not None and room is None:
+                continue  # it was refused
             assert room is not None
             if task.state == "waiting" and task not in room.queue and task not in room.forces:
                 raise self.broken(3, f"{task!r} waits, but the room does not know it")

@@ -42,6 +42,7 @@ class Setting:
     clients: int = 3
     quarantine: bool = False  # does a server that was just started give no votes, as with independent servers?
     fencing: bool = False  # do tasks ask for fencing tokens?
+    permits: int = 0  # of the semaphores that the tasks want; 0: they want locks
     drift: float = MAX_DRIFT  # share by which servers' clocks may run fast or slow
 
 
@@ -52,6 +53,7 @@ class World:
         self.random = random.Random(seed)
         self.chance = random.Random(~seed)  # for fencing tokens: the others are the same with and without them
         self.fencing = setting.fencing
+        self.permits = setting.permits
         self.close_clocks = self.fencing and self.chance.random() < 0.5  # do servers' clocks differ by less than 0.1 s?
         self.rules = rules = setting.rules
         self.quarantine = setting.quarantine
@@ -160,6 +162,8 @@ class World:
             self.acted = client
             for room in list(client.rooms.values()):
                 room.woken(self.now)
+            for hall in client.halls.values():
+                hall.all_changed()
 
     def replace(self, client: Client) -> None:
         """The process ends; another one takes its place."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from asynclock.core.rules import Rules
@@ -28,6 +28,7 @@ WORLDS = {
 }
 _NAMES, _WEIGHTS = list(WORLDS), [shape.weight for shape in WORLDS.values()]
 FENCING = 0.3  # share of schedules in which tasks ask for fencing tokens
+PERMITS = 0.2  # share of the others, in which they want permits of semaphores instead of locks
 _TIMES = ((4.0, 2.0), (4.0, 1.0), (1.0, 0.5))  # validity, extend_interval
 
 
@@ -51,15 +52,24 @@ class Schedule:
             f"servers, validity {rules.validity} s, extended every {rules.extend_interval} s, "
             f"{'' if rules.tracking else 'no '}tracking, {rules.handoffs} hand-offs"
             f"{', quarantine' if setting.quarantine else ''}{', fencing tokens' if setting.fencing else ''}"
+            f"{f', semaphores with {setting.permits} permits' if setting.permits else ''}"
         )
 
 
 def schedule(
-    seed: int, which: str | None = None, tracking: bool | None = None, fencing: bool | None = None
+    seed: int,
+    which: str | None = None,
+    tracking: bool | None = None,
+    fencing: bool | None = None,
+    permits: bool | None = None,
 ) -> Schedule:
     """``None``: the seed chooses."""
+    kinds = random.Random(~seed)  # another one, so that the stories are the same with and without
+    chosen_fencing, chosen_permits = kinds.random() < FENCING, kinds.random() < PERMITS
+    if permits is None:
+        permits = chosen_permits and not (chosen_fencing if fencing is None else fencing)
     if fencing is None:
-        fencing = random.Random(~seed).random() < FENCING
+        fencing = chosen_fencing and not permits
     chance = random.Random(seed)
     chosen = chance.choices(_NAMES, _WEIGHTS)[0]
     which = chosen if which is None else which
@@ -76,4 +86,6 @@ def schedule(
     )
     quarantine = chance.random() < 0.7 and shape.independent
     setting = Setting(rules, shape.servers, chance.choice((2, 3, 3, 4)), quarantine, fencing)
+    if permits:
+        setting = replace(setting, permits=kinds.choice((1, 2, 2, 3)))
     return Schedule(seed, which, setting, random_story(chance))
