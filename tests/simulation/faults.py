@@ -10,10 +10,12 @@ import pytest
 from asynclock.core.fencing import Fencing
 from asynclock.core.lease import Lease
 from asynclock.core.operations import Operation
+from asynclock.core.permits import Board
 from asynclock.core.room import Room
 from asynclock.core.rules import Rules
 
 from .links import Link
+from .permits import Hall
 from .processes import Client, Task
 from .servers import Expiry, Server
 
@@ -152,6 +154,26 @@ def counted_for_anybody(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Server, "_execute", careless)
 
 
+def one_slot_more(patch: pytest.MonkeyPatch) -> None:
+    """A process counts one permit more than the others."""
+    init = Hall.__init__
+
+    def more(self: Hall, client: Client, name: str, permits: int) -> None:
+        init(self, client, name, permits + (client.name == "A"))
+
+    patch.setattr(Hall, "__init__", more)
+
+
+def deaf_to_other_slots(patch: pytest.MonkeyPatch) -> None:
+    """Those who wait for a permit hear only of the slots that their tickets wait for."""
+    patch.setattr(Board, "changed", lambda self, slot: False)
+
+
+def tickets_for_nobody(patch: pytest.MonkeyPatch) -> None:
+    """A ticket that gets its slot when nobody waits any more keeps it."""
+    patch.setattr(Board, "give_back", lambda self, slot, lease, now: None)
+
+
 FAULTS: dict[str, Plant] = {
     "deadline counted from the reply": count_from_the_reply,
     "no wake-up at the time to live": forget_to_wake,
@@ -166,4 +188,7 @@ FAULTS: dict[str, Plant] = {
     "fencing token written back to one server only": written_back_to_one,
     "fencing token not compared with the clock": counted_without_the_clock,
     "fencing token without a look at the key": counted_for_anybody,
+    "one permit more than the others count": one_slot_more,
+    "no look at a slot that has changed": deaf_to_other_slots,
+    "a permit kept that nobody wants any more": tickets_for_nobody,
 }

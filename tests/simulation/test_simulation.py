@@ -38,6 +38,15 @@ def test_the_rules_hold_in_every_schedule(which: str, tracking: bool) -> None:
     assert tally.schedules == 150
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize("which", WORLDS)
+def test_the_rules_hold_for_permits(which: str) -> None:
+    tally = play_slice(0, 150, which, permits=True)
+    if tally.failed is not None:
+        pytest.fail(tell(schedule(tally.failed, which, permits=True)))
+    assert tally.schedules == 150 and tally.granted > 150
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_schedules_find_a_planted_fault(fault: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
