@@ -9,6 +9,7 @@ from .many import at_once, held
 from .processes import fairness, processes
 from .quorum import quorum
 from .run import Scenario
+from .stages import stages
 from .waiters import waiters
 from .waiting import killed, waiting
 
@@ -16,6 +17,7 @@ SCENARIOS: dict[str, Scenario] = {
     "cycle": cycle,
     "one name": one_name,
     "processes": processes,
+    "stages": stages,
     "fairness": fairness,
     "waiting": waiting,
     "killed": killed,

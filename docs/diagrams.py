@@ -11,7 +11,8 @@ import sys
 from html import escape
 from pathlib import Path
 
-from redis.crc import key_slot
+from asynclock.core.keys import Plain, Spread
+from asynclock.core.slots import slot_of
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -297,12 +298,66 @@ def cluster() -> Drawing:
             (f"asynclock:{i}:{name}", color)
             for name, color in names
             for i in range(3)
-            if first <= key_slot(f"asynclock:{i}:{name}".encode()) <= last
+            if first <= slot_of(f"asynclock:{i}:{name}".encode()) <= last
         ]
         for row, (key, color) in enumerate(here):
             d.chip(x + 28, 182 + 31 * row, 204, key, color=color)
     d.text(
         430, 382, "my_lock has two keys on primary 1; cleanup has one on each. The hash decides.", size=12, fill=SOFT
+    )
+    return d
+
+
+def spread() -> Drawing:
+    d = Drawing("The keys of my_lock in a cluster: by chance, and with spread_keys one on each shard", 860, 404)
+    name = b"my_lock"
+    layouts = (
+        ("spread_keys=False: by chance", Plain(b"asynclock", 3), AMBER, 74),
+        ("spread_keys=True: one in each third", Spread(b"asynclock", 3), GREEN, 176),
+    )
+    firsts, lasts = (0, 5461, 10923), (5460, 10922, 16383)
+    for shard, (first, last) in enumerate(zip(firsts, lasts, strict=True)):
+        x = 24 + 276 * shard
+        d.box(x, 18, 260, 222, f"primary {shard + 1}", color=VIOLET, holds=True)
+        for words, layout, color, y in layouts:
+            d.text(x + 130, y, words, size=12, fill=SOFT)
+            here = [key for key in layout.keys(name) if first <= slot_of(key) <= last]
+            for row, key in enumerate(here):
+                d.chip(x + 10, y + 10 + 30 * row, 240, key.decode(), color=color)
+            if not here:
+                d.text(x + 130, y + 27, "none", size=12, fill=SOFT)
+
+    # The same again, on a line of all slots.
+    line = 300
+    for first, last, shard in zip(firsts, lasts, range(3), strict=True):
+        x = 24 + 276 * shard
+        d.parts.append(f'<rect x="{x}" y="{line - 7}" width="260" height="14" rx="3" fill="{TINT[VIOLET]}"/>')
+        d.text(x, line + 26, str(first), size=12, fill=SOFT, anchor="start")
+        d.text(x + 260, line + 26, str(last), size=12, fill=SOFT, anchor="end")
+        for _, layout, color, _ in layouts:
+            for key in layout.keys(name):
+                if first <= (slot := slot_of(key)) <= last:
+                    at = x + 260 * (slot - first) / (last - first)
+                    d.parts.append(f'<circle cx="{at:.0f}" cy="{line}" r="6" fill="{color}"/>')
+                    if color == GREEN:
+                        d.parts.append(
+                            f'<path d="M {x} {line - 12} V {line - 20} H {at:.0f} V {line - 12}" fill="none"'
+                            f' stroke="{GREEN}" stroke-width="1.4"/>'
+                        )
+                        d.text((x + at) / 2, line - 27, "d", size=13, bold=True, fill=GREEN)
+    d.text(
+        430,
+        line + 60,
+        "All slots, and where the keys are. The green ones are equally far (d) from the beginnings of",
+        size=12,
+        fill=SOFT,
+    )
+    d.text(
+        430,
+        line + 77,
+        "their thirds, so there is a third of all slots between two of them. d comes from the name.",
+        size=12,
+        fill=SOFT,
     )
     return d
 
@@ -529,6 +584,7 @@ DRAWINGS = {
     "single": single,
     "independent": independent,
     "cluster": cluster,
+    "spread": spread,
     "sentinel": sentinel,
     "existing-client": existing_client,
     "go": go,

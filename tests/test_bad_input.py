@@ -60,6 +60,8 @@ URL = "redis://127.0.0.1:1"
         ("no_loop_tracking", 1),
         ("fallback_setpx", "yes"),
         ("restart_quarantine", 0),
+        ("spread_keys", None),
+        ("spread_keys", 1),
         ("wait_release", None),
         ("owner", "a" * 65),
         ("owner", "ä" * 33),

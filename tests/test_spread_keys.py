@@ -73,9 +73,9 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("name", ODD, ids=lambda name: repr(name)[:12])
-def test_slots_are_those_of_the_server(server: Server, name: str) -> None:
+def test_slots_are_those_of_the_server(cluster: Cluster, name: str) -> None:
     for found in [*spread_keys(name), *spread_keys(name, 5, "a}b"), key(name)]:
-        assert server.execute("CLUSTER", "KEYSLOT", found) == slot_of(found.encode())
+        assert cluster.servers[0].execute("CLUSTER", "KEYSLOT", found) == slot_of(found.encode())
 
 
 @pytest.mark.asyncio
@@ -398,6 +398,23 @@ async def test_whoever_looks_is_warned(cluster: Cluster, warnings: Any, spread: 
 
 
 @pytest.mark.asyncio
+async def test_to_change_over_take_it_both_ways_first(cluster: Cluster) -> None:
+    """Old processes, those that take both, and new ones: two steps, in each of which two kinds exclude each other."""
+    async with Locker(cluster.url) as old, Locker(cluster.url, spread_keys=True) as new:
+        async with old.with_context("job"), new.with_context("job") as scope:
+            for locker in (old, new):
+                with pytest.raises(NotLockedError):
+                    await locker.try_acquire("job")
+            assert scope.held
+        for first in (old, new):
+            async with first.with_context("job"):
+                with pytest.raises(NotLockedError):
+                    async with old.try_with_context("job"), new.try_with_context("job"):
+                        pass
+    await no_keys(cluster)
+
+
+@pytest.mark.asyncio
 async def test_nobody_is_warned_of_a_fleet_that_agrees(
     cluster: Cluster, warnings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -418,6 +435,39 @@ async def test_nobody_is_warned_of_a_fleet_that_agrees(
                     await asyncio.sleep(0.03)
                 assert await other.holder(name) is None
             assert warnings("mixed_layouts") == [] == warnings("keys_not_spread")
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("spread", [False, True])
+async def test_looks_are_few(cluster: Cluster, spread: bool) -> None:
+    """Whoever asks all the time who holds a lock sends hardly more than without them."""
+    async with Locker(cluster.url, spread_keys=spread) as locker:
+        await locker.holder("job")
+        before = counted(cluster, "commandstats", "cmdstat_get")
+        since = time.monotonic()
+        for _ in range(100):
+            assert await locker.holder("job") is None
+        seconds = time.monotonic() - since
+        sent = counted(cluster, "commandstats", "cmdstat_get") - before
+        # Three for each question, and for a look; a locker with spread keys has one of its own.
+        assert 300 <= sent <= 300 + 3 * (1 + seconds) + 3 * spread
+
+
+@pytest.mark.asyncio
+async def test_closed_at_any_moment_of_a_look(cluster: Cluster, warnings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asynclock._engine.other_layout.FIRST_LOOK", 0.0005)
+    monkeypatch.setattr("asynclock._engine.other_layout.LOOK_AGAIN", 0.0005)
+    async with Locker(cluster.url) as plain, plain.with_context("job"):
+        for number in range(20):
+            async with Locker(cluster.url, spread_keys=True) as locker, locker.with_context("job"):
+                await asyncio.sleep(number / 5000)
+                look = asyncio.create_task(locker.holder("free"))
+                await asyncio.sleep(0)
+            if number % 2:
+                look.cancel()
+            await asyncio.wait([look])
+            assert look.cancelled() or look.exception() is None or isinstance(look.exception(), ServerError)
+    assert len(warnings("mixed_layouts")) <= 20 and not warnings("background_failed")
 
 
 @pytest.mark.asyncio

@@ -29,7 +29,7 @@ Config = Annotated[
         envvar="ASYNCLOCK_CONFIG",
         metavar="FILE",
         help="A TOML file with url or urls, password_file, and options of Locker, such as key_validity, owner "
-        "and disconnect_grace.",
+        "and spread_keys.",
         rich_help_panel=WHERE,
     ),
 ]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+import zlib
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
+from functools import cache
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from redis.crc import key_slot
 
 from asynclock.core import slots
 from asynclock.core.keys import Layout, Plain, Slots, Spread, layouts
@@ -157,6 +160,30 @@ def test_which_layouts_there_are() -> None:
     assert kinds("asynclock", 1, spread=False) == kinds("a{b", 3, spread=False) == [Plain]
     assert kinds("asynclock", SLOTS + 1, spread=False) == [Plain]
     assert len(layouts("asynclock", SLOTS - 1, spread=True)[0].keys(b"x")) == SLOTS - 1
+
+
+@given(name=odd, count=counts)
+def test_others_can_make_the_same_keys(name: str, count: int) -> None:
+    """As docs/deployments/cluster.md has it, word by word."""
+    h = zlib.crc32(name.encode())
+    size = 16384 // count
+    margin = size // 64
+    for index, key in enumerate(Spread(b"locks", count).keys(name.encode())):
+        part = (h + index) % count
+        slot = round(16384 * part / count) + margin + h // count % (size - 2 * margin)
+        start, _, rest = key.partition(b"{")
+        tag, _, behind = rest.partition(b"}")
+        assert (start, behind) == (b"locks:s%d:" % index, b":" + name.encode())
+        assert key_slot(key) == slot
+        assert tag == first_tags()[slot]
+
+
+@cache
+def first_tags() -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    for letters in product(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", repeat=3):
+        found.setdefault(key_slot(bytes(letters)), bytes(letters))
+    return found
 
 
 @pytest.mark.parametrize(

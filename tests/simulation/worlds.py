@@ -23,6 +23,7 @@ WORLDS = {
     "single": Shape(1, 1, 8),  # one key, one server
     "majority": Shape(2, 1, 3),  # three keys, one server
     "cluster": Shape(2, 2, 3),  # three keys, two servers
+    # The rules do not see the slots of keys: a cluster with ``spread_keys`` is what this is without a quarantine.
     "independent": Shape(2, 3, 5, True),
     "independent-5": Shape(3, 5, 1, True),
 }

@@ -20,6 +20,8 @@ from typing import Any
 
 from asynclock.testing import Server
 
+from .shell import own
+
 RUN = [sys.executable, "-m", "asynclock", "run"]
 LIMIT = 20.0  # seconds in which anything here is over; generous, for a machine that is busy with other tests
 URLS = ("ASYNCLOCK_URL", "ASYNCLOCK_CONFIG", "ASYNCLOCK_PASSWORD")
@@ -35,7 +37,10 @@ def eventually(condition: Callable[[], object], seconds: float = LIMIT) -> None:
 def run(*arguments: str, env: dict[str, str], **settings: Any) -> subprocess.CompletedProcess[str]:
     """Run it to its end, without the terminal that these tests may have."""
     settings = {"capture_output": True, "text": True, "timeout": LIMIT, "start_new_session": True} | settings
-    return subprocess.run([*RUN, *arguments], env=env, check=False, **settings)
+    done = subprocess.run([*RUN, *arguments], env=env, check=False, **settings)
+    if isinstance(done.stderr, str):
+        done.stderr = own(done.stderr)
+    return done
 
 
 class Started:

@@ -63,6 +63,7 @@ async def making(client: redis.Redis, cluster: RedisCluster, urls: list[str]) ->
         local_handoffs=0,
         min_replicas=1,
         restart_quarantine=True,
+        spread_keys=True,
         wait_release=False,
         owner="web-3:812",
         warn_after=timedelta(minutes=1),
