@@ -77,7 +77,8 @@ class Locker:
     ``async with Locker(...)`` connects and closes. Without it, the first acquisition connects, and
     :meth:`aclose` closes. A locker belongs to the event loop and the process in which it is connected; anywhere
     else, what would change something or wait raises :class:`ConfigurationError`. If the program keeps no
-    reference to a locker, its scopes and tasks that wait for it, the locker is closed with a ``ResourceWarning``.
+    reference to a locker, its scopes, semaphores and tasks that wait for it, the locker is closed with a
+    ``ResourceWarning``.
     """
 
     def __init__(

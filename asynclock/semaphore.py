@@ -245,7 +245,7 @@ async def _acquire(
             await waiter.future
         except BaseException as error:
             # As in ``acquisition.acquire``: cancelled, perhaps when it had the permit; or the coroutine is closed.
-            lease = permits.leave(waiter)
+            lease = permits.leave(waiter, slot)
             manager.reports.not_acquired(permits.name, manager.clock() - began, error)
             if lease is not None and isinstance(error, asyncio.CancelledError):
                 await manager.pending_releases.wait(lease)
@@ -275,7 +275,7 @@ async def _acquire(
             attempts, looked = attempts + 1, False
             permits.refused(slot)
         elif waiter.error is None:
-            permits.lost(permits.slot_of(waiter))  # before this task could run: the caller never had it
+            permits.lost_before(waiter)  # the caller never had it
         if not _goes_on(waiter, slot is not None, wait):
             await _fail(manager, permits, waiter, seconds, began)
         try:

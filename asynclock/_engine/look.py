@@ -49,6 +49,11 @@ class Look:
             self._findings.answered(index, ttls, self._manager.clock())
         self._end_if_complete()
 
+    def cancel(self) -> None:
+        """Nobody wants to know any more."""
+        self._ended = True
+        self._timer.cancel()
+
     def _patience_is_over(self) -> None:
         self._findings.late = True
         self._end_if_complete()

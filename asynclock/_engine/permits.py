@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("asynclock")
 
-MAX_IDLE = 1000  # semaphores that nobody uses, and of which it is still known what is free
+MAX_KNOWN = 20_000  # permits of all semaphores of which it stays known what is free, though nobody uses them
 _MARK = "\udc00"  # begins what a slot's room is called: no lock can have that name
 
 
@@ -61,7 +61,7 @@ class Permits:
         self.permits = permits
         self.open = False
         self.looks = Changes()  #: tells of each look that has ended
-        self._rooms: list[str] = []  # what the rooms of the slots are called
+        self._rooms: dict[int, str] = {}  # what the rooms of the slots are called that were used
         self._timer = Timer()
         self._due = NEVER
         self._soon_called = False
@@ -70,12 +70,12 @@ class Permits:
         self._marked = False  # did the last one?
         self._warned = False
         self._last_look = float("-inf")
+        self._look: Look | None = None  # the last one
 
     def start(self, manager: LockManager) -> None:
         """The locker is connected."""
         self.open = True
         self._manager = manager
-        self._rooms = [room_name(self.name, slot) for slot in range(self.permits)]
         self.board = Board(self.permits, manager.rules, self)
 
     def stop(self, error: LockerClosedError) -> None:
@@ -84,14 +84,16 @@ class Permits:
             return
         self.open = False
         self._timer.stop()
+        if self._look is not None:
+            self._look.cancel()
         for waiter in self.board.close():
             waiter.fail(type(error)(*error.args))
         self.looks.tell()
 
     def forget(self) -> None:
-        """Nobody uses it any more: no reference cycle with the manager."""
+        """It is closed, and its last tasks have been told: no reference cycle with the board."""
         if not self.open and hasattr(self, "board"):
-            del self.board, self._manager
+            del self.board
 
     # For tasks
 
@@ -119,15 +121,20 @@ class Permits:
         else:
             waiter.fail(error, waiter.room.leave(waiter, now))
 
-    def leave(self, waiter: Waiter) -> Lease | None:
-        """The task waits no longer. Returns the lease whose release was sent, if any."""
-        manager, now = self._manager, self._manager.clock()
-        if not self.open or manager.life.forked:
-            return manager.leave(waiter)
-        if self.board.leave(waiter, now):
-            return None
-        self.board.ended(self.slot_of(waiter), now)
-        return manager.leave(waiter)
+    def leave(self, waiter: Waiter, slot: int | None) -> Lease | None:
+        """The task waits no longer. Returns the lease whose release was sent, if any.
+
+        :param slot: of its own attempt; None: it waited for any
+        """
+        if self.open and not self._manager.life.forked:
+            now = self._manager.clock()
+            if self.board.leave(waiter, now):
+                return None
+            if slot is None and waiter.lease is not None and waiter.error is None:
+                slot = self.slot_of(waiter)
+            if slot is not None:
+                self.board.ended(slot, now)
+        return self._manager.leave(waiter)
 
     def slot_of(self, waiter: Waiter) -> int:
         """Of its room."""
@@ -139,6 +146,11 @@ class Permits:
         """A scope is about to give the slot back."""
         if self.open and not self._manager.life.forked:
             self.board.ended(slot, self._manager.clock())
+
+    def lost_before(self, waiter: Waiter) -> None:
+        """The slot that the task has got was lost before it could run."""
+        if self.open:
+            self.lost(self.slot_of(waiter))
 
     def lost(self, slot: int) -> None:
         """A scope has lost the slot."""
@@ -198,7 +210,10 @@ class Permits:
     # For the board (core.permits.Hall)
 
     def room(self, slot: int) -> Room[Waiter]:
-        return self._manager.rooms[self._rooms[slot]]
+        name = self._rooms.get(slot)
+        if name is None:
+            name = self._rooms[slot] = room_name(self.name, slot)
+        return self._manager.rooms[name]
 
     def chance(self) -> float:
         return self._manager.chance()
@@ -247,7 +262,7 @@ class Permits:
     def look_at(self, slots: list[int], now: float) -> None:
         self._last_look = now
         self._marked, self._marks = self._marks, False
-        Look(self._manager, self, slots, now, marks=self._marked)
+        self._look = Look(self._manager, self, slots, now, marks=self._marked)
 
     def look_ended(self, found: dict[int, float] | None, markers: list[bytes | None], now: float) -> None:
         """A look has ended. ``found``: when each slot may be free; None: too few servers have answered."""
@@ -297,12 +312,13 @@ class Semaphores:
     """The semaphores of one locker, by name.
 
     Invariants: one that somebody uses is in ``_all``, and no second one of its name beside it. ``_recent`` keeps those
-    that were used last, whether somebody uses them or not.
+    that were used last, whether somebody uses them or not; they have ``_known`` permits together.
     """
 
     def __init__(self) -> None:
         self._all: WeakValueDictionary[str, Permits] = WeakValueDictionary()
         self._recent: OrderedDict[str, Permits] = OrderedDict()
+        self._known = 0
         self._stale = False  # is ``_look_again`` about to be called?
 
     def __iter__(self) -> Iterator[Permits]:
@@ -326,9 +342,10 @@ class Semaphores:
         recent = self._recent
         if permits.name not in recent:
             recent[permits.name] = permits
-            if len(recent) > MAX_IDLE:
-                recent.popitem(last=False)
-        elif len(recent) > MAX_IDLE // 2:
+            self._known += permits.permits
+            while self._known > MAX_KNOWN:
+                self._known -= recent.popitem(last=False)[1].permits
+        elif self._known > MAX_KNOWN // 2:
             recent.move_to_end(permits.name)
 
     def changed(self, name: str, slot: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
 from .lease import Lease
@@ -396,7 +396,11 @@ class Board(Generic[W]):
 
     def _take(self, slot: int, until: float) -> None:
         self._taken[slot] = until
-        heappush(self._ends, (until, slot))
+        if len(self._ends) > 2 * self.permits:  # mostly outdated, and nobody has waited meanwhile
+            self._ends = [(when, each) for each, when in self._taken.items()]
+            heapify(self._ends)
+        else:
+            heappush(self._ends, (until, slot))
 
     def _forget(self, slot: int) -> None:
         """Nothing is known of that slot any more."""
