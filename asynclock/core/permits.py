@@ -291,6 +291,9 @@ class Board(Generic[W]):
                 self._take(slot, waits_until)  # what the room has found out
             else:
                 self._unknown[slot] = None
+                waits_until = now
+            if self.queue:
+                self._hall.wake(waits_until)
         return True
 
     # What is known of the slots

@@ -291,6 +291,8 @@ def test_no_task_waits_while_a_slot_is_free(permits: int, seed: int, tracking: b
         assert len(world.board.tickets) <= len(world.waits)
         if world.held and world.chance() < 0.7:
             world.release()
+            if world.chance() < 0.5:
+                world.other_takes()  # before this process comes back to what it has held back from
         else:
             world.other_leaves()
         world.now += 0.1
