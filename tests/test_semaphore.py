@@ -419,6 +419,7 @@ async def test_what_is_known_of_many_is_forgotten(server: Server, locker: Locker
     assert len(list(manager.semaphores)) < 30
     manager.rooms._sweep()
     assert sorted(room.name for room in manager.rooms.values()) == ["held", "held"]
+    assert "held" in {each_one.name for each_one in manager.semaphores}
     assert scope.held and lock.held
     await lock.release()
     await release(await hold(locker, 99, 100, "held"))

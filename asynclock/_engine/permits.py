@@ -102,6 +102,11 @@ class Permits:
         """Who waits for a permit, the longest first."""
         return self.board.queue if self.open else ()
 
+    @property
+    def idle(self) -> bool:
+        """Does nobody here hold a permit, or want one?"""
+        return not self.open or self.board.idle
+
     def join(self, waiter: Waiter) -> None:
         self.board.join(waiter, waiter.since, self._manager.clock())
 
@@ -311,14 +316,16 @@ class Permits:
 class Semaphores:
     """The semaphores of one locker, by name.
 
-    Invariants: one that somebody uses is in ``_all``, and no second one of its name beside it. ``_recent`` keeps those
-    that were used last, whether somebody uses them or not; they have ``_known`` permits together.
+    Invariants: one that the program has is in ``_all``, and no second one of its name beside it. ``_recent`` keeps
+    those that were used last, whether the program has them or not, and all in which somebody holds a permit or waits
+    for one. They have ``_known`` permits together; idle ones are forgotten when that is more than ``_limit``.
     """
 
     def __init__(self) -> None:
         self._all: WeakValueDictionary[str, Permits] = WeakValueDictionary()
         self._recent: OrderedDict[str, Permits] = OrderedDict()
         self._known = 0
+        self._limit = MAX_KNOWN
         self._stale = False  # is ``_look_again`` about to be called?
 
     def __iter__(self) -> Iterator[Permits]:
@@ -343,10 +350,19 @@ class Semaphores:
         if permits.name not in recent:
             recent[permits.name] = permits
             self._known += permits.permits
-            while self._known > MAX_KNOWN:
-                self._known -= recent.popitem(last=False)[1].permits
+            if self._known > self._limit:
+                self._forget_idle()
         elif self._known > MAX_KNOWN // 2:
             recent.move_to_end(permits.name)
+
+    def _forget_idle(self) -> None:
+        for name, permits in list(self._recent.items())[:-1]:
+            if self._known <= MAX_KNOWN // 2:
+                break
+            if permits.idle:
+                del self._recent[name]
+                self._known -= permits.permits
+        self._limit = max(MAX_KNOWN, 2 * self._known)
 
     def changed(self, name: str, slot: int) -> None:
         """The server says that a key of that slot has changed."""
@@ -380,8 +396,8 @@ class Semaphores:
         """How many more tasks wait than the queues of rooms say, which have tickets and probes instead. Any thread may
         ask."""
         more = 0
-        for permits in self:
-            if permits.open:
-                board = permits.board
+        for permits in list(self._recent.values()):
+            board = getattr(permits, "board", None)  # it may be closed just now
+            if board is not None:
                 more += len(board.queue) - len(board.tickets) - len(board.probes)
         return more

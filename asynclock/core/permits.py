@@ -313,6 +313,11 @@ class Board(Generic[W]):
         return self._look is not None
 
     @property
+    def idle(self) -> bool:
+        """Does nobody here have a permit, or want one?"""
+        return not (self._here or self.queue or self.tickets or self.probes)
+
+    @property
     def all_here(self) -> bool:
         """Has this process all permits?"""
         return len(self._here) == self.permits
