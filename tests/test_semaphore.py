@@ -580,6 +580,32 @@ async def test_the_server_is_away(own_server: Server) -> None:
         await release(await asyncio.gather(*waiting))
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["the user", "a command"])
+async def test_who_waits_is_told_that_the_server_refuses(server: Server, locker: Locker, how: str) -> None:
+    server.execute("ACL", "SETUSER", "somebody", "reset", "on", ">secret", "~*", "+@all")
+    scopes = await hold(locker, 2, 2)
+    try:
+        async with Locker(f"redis://somebody:secret@127.0.0.1:{server.port}/0") as refused:
+            waiting = [asyncio.create_task(refused.semaphore("job", 2).acquire()) for _ in range(5)]
+            await asyncio.sleep(0.05)
+            if how == "the user":
+                server.execute("ACL", "SETUSER", "somebody", "off")
+                internals.drop(refused)
+            else:
+                server.execute("ACL", "SETUSER", "somebody", "-pttl")
+                await scopes.pop().release()
+                scopes += await hold(locker, 1, 2)
+            for outcome in await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10):
+                assert isinstance(outcome, ServerError) and outcome.lasting
+            assert refused.statistics().waiting == 0
+            with pytest.raises(ServerError):
+                await refused.semaphore("job", 2).try_acquire()
+    finally:
+        server.execute("ACL", "DELUSER", "somebody")
+    await release(scopes)
+
+
 # Every deployment
 
 

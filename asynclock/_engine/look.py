@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Look:
-    """One request on each server. Tells ``Permits.look_ended``, in another turn of the loop, once."""
+    """One request on each server. Tells ``Permits`` what it has found, in another turn of the loop, once."""
 
-    __slots__ = ("_ended", "_findings", "_manager", "_markers", "_permits", "_timer")
+    __slots__ = ("_ended", "_errors", "_findings", "_manager", "_markers", "_permits", "_timer")
 
     def __init__(self, manager: LockManager, permits: Permits, slots: list[int], now: float, *, marks: bool) -> None:
         """:param marks: write how many permits there are"""
@@ -25,6 +25,7 @@ class Look:
         self._permits = permits
         self._findings = Findings(slots, manager.rules, now)
         self._markers: list[bytes | None] = []  # what the servers say of how many permits there are
+        self._errors: list[ServerError] = []
         self._ended = False
         self._timer = asyncio.get_running_loop().call_later(manager.rules.try_next_after, self._patience_is_over)
         room, number = permits.room(slots[0]), b"%d" % permits.permits if marks else b""
@@ -44,6 +45,7 @@ class Look:
     def _answered(self, index: int, ttls: list[int | None], marker: bytes | None, error: ServerError | None) -> None:
         if error is not None:
             self._findings.failed(index)
+            self._errors.append(error)
         else:
             self._markers.append(marker)
             self._findings.answered(index, ttls, self._manager.clock())
@@ -62,4 +64,10 @@ class Look:
         if not self._ended and self._findings.complete:
             self._ended = True
             self._timer.cancel()
-            self._permits.look_ended(self._findings.found(), self._markers, self._manager.clock())
+            found, rules = self._findings.found(), self._manager.rules
+            if found is not None:
+                self._permits.look_ended(found, self._markers)
+                return
+            lasting = [error for error in self._errors if error.lasting]
+            enough = len(lasting) > rules.keys - rules.majority  # no majority is left that may answer another time
+            self._permits.look_failed(lasting[0] if enough else self._errors[0])

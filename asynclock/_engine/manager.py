@@ -468,6 +468,7 @@ class LockManager:
         now = self.clock()
         for room in list(self.rooms.values()):
             room.lasting_failure(now)
+        self.semaphores.all_changed()
 
     def connected(self, node: Node, after: float) -> None:
         self.reports.connected(node.label, after)

@@ -71,6 +71,7 @@ class Permits:
         self._warned = False
         self._last_look = float("-inf")
         self._look: Look | None = None  # the last one
+        self._error: ServerError | None = None  # why it failed
 
     def start(self, manager: LockManager) -> None:
         """The locker is connected."""
@@ -171,8 +172,11 @@ class Permits:
     def not_free(self) -> NotLockedError | ServerError:
         """Why no permit can be acquired now."""
         topology = self._manager.topology
+        trouble = diagnosis.unreachable(topology, self.room(0)) or self._error
+        if trouble is not None:
+            return trouble.copy()
         why = f"no permit of {self.name!r} ({self.permits}) is free on {diagnosis.where(topology)}"
-        return diagnosis.unreachable(topology, self.room(0)) or NotLockedError(self.name, why)
+        return NotLockedError(self.name, why)
 
     def first_look(self) -> None:
         """Look at all slots, once: beside the first attempt, and not before it."""
@@ -198,6 +202,7 @@ class Permits:
     def all_changed(self) -> None:
         """What servers have told may be outdated."""
         if self.open:
+            self._error = None
             self.board.all_changed()
             if self.board.queue:
                 self._soon()
@@ -269,20 +274,22 @@ class Permits:
         self._marked, self._marks = self._marks, False
         self._look = Look(self._manager, self, slots, now, marks=self._marked)
 
-    def look_ended(self, found: dict[int, float] | None, markers: list[bytes | None], now: float) -> None:
-        """A look has ended. ``found``: when each slot may be free; None: too few servers have answered."""
-        if not self.open:
-            return
-        if found is None:
-            self.board.look_failed(now)
-            self._marks = True
-        else:
-            needless = self.board.looked(found, now)
-            self._limit(needless, now)
-            self._compare(markers)
+    def look_ended(self, found: dict[int, float], markers: list[bytes | None]) -> None:
+        """A look has found when each slot may be free."""
+        now = self._manager.clock()
+        self._error = None
+        self._limit(self.board.looked(found, now), now)
+        self._compare(markers)
         self.looks.tell()
-        if self.board.queue:
-            self._serve()
+        self._serve()
+
+    def look_failed(self, error: ServerError) -> None:
+        """Too few servers have answered a look."""
+        self._error = error
+        self._marks = True
+        self.board.look_failed(error if error.lasting else None, self._manager.clock())
+        self.looks.tell()
+        self._serve()
 
     def _limit(self, needless: int, now: float) -> None:
         """Look less often, while what servers say of changes means nothing (``Pace``)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
@@ -195,13 +195,16 @@ class Board(Generic[W]):
         else:
             self._forget(slot)
             if error is not None:
-                waiters = list(self.queue)
-                self.queue.clear()
-                for waiter in waiters:
-                    self._hall.failed(waiter, error)
+                self._fail(error)
             else:
                 self._put_off_look(now)
         self.serve(now)
+
+    def _fail(self, error: Exception) -> None:
+        waiters = list(self.queue)
+        self.queue.clear()
+        for waiter in waiters:
+            self._hall.failed(waiter, error)
 
     def give_back(self, slot: int, lease: Lease, now: float) -> None:
         """Release what no task has taken."""
@@ -299,13 +302,10 @@ class Board(Generic[W]):
     # What is known of the slots
 
     def look(self, now: float) -> None:
-        """Look at every slot that nobody here has or waits for, though something is believed of it."""
-        self._begin_look(now, [slot for slot in self._order() if slot not in self._here and slot not in self.tickets])
-
-    def _order(self) -> list[int]:
-        """All slots, beginning anywhere: so that not all processes wait for the same."""
+        """Look at all slots, whatever is believed of them. Beginning anywhere: those that are found to be taken first
+        get the first tickets, and not all processes should wait for the same."""
         first = int(self._hall.chance() * self.permits)
-        return [*range(first, self.permits), *range(first)]
+        self._begin_look(now, [*range(first, self.permits), *range(first)])
 
     @property
     def looking(self) -> bool:
@@ -361,10 +361,15 @@ class Board(Generic[W]):
             self._put_off_look(now)
         return needless
 
-    def look_failed(self, now: float) -> None:
-        """Too few servers have answered."""
+    def look_failed(self, error: Exception | None, now: float) -> None:
+        """Too few servers have answered.
+
+        :param error: retrying cannot help
+        """
         self._look = None
         self._put_off_look(now)
+        if error is not None:
+            self._fail(error)
 
     def put_off_look(self, when: float) -> None:
         """No look before that."""
@@ -432,7 +437,7 @@ class Board(Generic[W]):
         assert self.probes.keys() <= self._here
 
 
-class Pool(Iterable[int]):
+class Pool:
     """Numbers from 0 to ``size - 1``, at first all of them: any can be added, removed or drawn at once."""
 
     __slots__ = ("_members", "_places", "count")
@@ -443,7 +448,7 @@ class Pool(Iterable[int]):
         self._members = array("H", range(size))
         self._places = array("H", range(size))
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[int]:
         return iter(self._members[: self.count])
 
     def __contains__(self, number: int) -> bool:

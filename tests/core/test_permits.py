@@ -164,7 +164,7 @@ class World:
 
             def ended() -> None:
                 if fails:
-                    self.board.look_failed(self.now)
+                    self.board.look_failed(None, self.now)
                 else:
                     self.board.looked(found, self.now)
                 self.board.serve(self.now)

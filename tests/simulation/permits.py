@@ -261,11 +261,13 @@ class Hall:
     def look_at(self, slots: list[int], now: float) -> None:
         self._last_look = now
         findings, client = Findings(slots, self.world.rules, now), self.client
-        over = False
+        over, lasting = False, list[Trouble]()
 
         def answered(index: int, replies: list[Any]) -> None:
-            if any(isinstance(reply, Trouble) for reply in replies):
+            if troubles := [reply for reply in replies if isinstance(reply, Trouble)]:
                 findings.failed(index)
+                if troubles[0].lasting:
+                    lasting.append(troubles[0])
             else:
                 findings.answered(index, replies, self.world.now)
             self.soon(end_if_complete)
@@ -278,21 +280,24 @@ class Hall:
             nonlocal over
             if not over and findings.complete:
                 over = True
-                self._look_ended(findings.found())
+                rules = self.world.rules
+                error = lasting[0] if len(lasting) > rules.keys - rules.majority else None
+                self._look_ended(findings.found(), error)
 
         for index in range(self.world.rules.keys):
             link = client.links[client.homes[index]]
             times = Times(self.name, slots, index, answered)
             if link is None:
-                times.dropped()
+                problem = client.problems[client.homes[index]]
+                answered(index, [Trouble() if problem is None else problem])
             else:
                 link.send(times, times.commands)
         self.world.at(now + self.world.rules.try_next_after, self._run, late)
 
-    def _look_ended(self, found: dict[int, float] | None) -> None:
+    def _look_ended(self, found: dict[int, float] | None, error: Exception | None) -> None:
         now = self.world.now
         if found is None:
-            self.board.look_failed(now)
+            self.board.look_failed(error, now)
         else:
             needless, pause = self.board.looked(found, now), 0.0
             for index in range(self.world.rules.keys):
@@ -305,5 +310,4 @@ class Hall:
         for task in looking:
             self.between.discard(task)
             self._try(task, looked=True)
-        if self.board.queue:
-            self.board.serve(now)
+        self.board.serve(now)

@@ -401,6 +401,7 @@ class Client:
             if server.up and server.trouble.lasting:
                 for room in list(self.rooms.values()):
                     room.lasting_failure(now)
+                self._all_changed()
             self.world.at(now + 0.01 + self.world.random.random() * 0.5, self._reconnect, home)
         elif server.stalled > now:
             self.world.at(server.stalled, self._reconnect, home)
