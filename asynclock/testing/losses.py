@@ -56,8 +56,8 @@ class HeldKeys:
 
 
 def find(server: Server, name: str) -> HeldKeys | None:
-    """The keys of the lock in database 0, with any ``key_prefix``; ``None`` if it is free. Permits of a semaphore of that
-    name are no lock."""
+    """The keys of the lock in database 0, with any ``key_prefix``; ``None`` if it is free. The permits of a semaphore
+    of that name are no lock."""
     pattern = re.compile(rb"(.+):(\d+):%b" % re.escape(name.encode()), re.DOTALL)
     found: dict[bytes, dict[int, bytes]] = {}
     keys = server.execute("KEYS", b"*:" + re.sub(rb"([\\*?\[\]])", rb"\\\1", name.encode()))
