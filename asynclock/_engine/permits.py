@@ -70,8 +70,8 @@ class Permits:
         self._marked = False  # did the last one?
         self._warned = False
         self._last_look = float("-inf")
-        self._look: Look | None = None  # the last one
-        self._error: ServerError | None = None  # why it failed
+        self._look: Look | None = None  # the one that is under way
+        self._error: ServerError | None = None  # why the last one failed
 
     def start(self, manager: LockManager) -> None:
         """The locker is connected."""
@@ -87,6 +87,7 @@ class Permits:
         self._timer.stop()
         if self._look is not None:
             self._look.cancel()
+            self._look = None
         for waiter in self.board.close():
             waiter.fail(type(error)(*error.args))
         self.looks.tell()
@@ -277,7 +278,7 @@ class Permits:
     def look_ended(self, found: dict[int, float], markers: list[bytes | None]) -> None:
         """A look has found when each slot may be free."""
         now = self._manager.clock()
-        self._error = None
+        self._error = self._look = None
         self._limit(self.board.looked(found, now), now)
         self._compare(markers)
         self.looks.tell()
@@ -285,7 +286,7 @@ class Permits:
 
     def look_failed(self, error: ServerError) -> None:
         """Too few servers have answered a look."""
-        self._error = error
+        self._error, self._look = error, None
         self._marks = True
         self.board.look_failed(error if error.lasting else None, self._manager.clock())
         self.looks.tell()
