@@ -381,11 +381,11 @@ class Board(Generic[W]):
 
     def changed(self, slot: int) -> bool:
         """A server says that a key of that slot has changed. True: call ``serve`` in another turn of the loop."""
+        if self._look is not None and slot in self._look:
+            self._look[slot] = True  # the answer may be older. If it is free, an attempt will show
         if not slot < self.permits or slot in self._here or slot in self.tickets:
             return False
         known = slot in self._taken or slot in self._fresh
-        if self._look is not None and slot in self._look:
-            self._look[slot] = True  # the answer may be older. If it is free, an attempt will show
         if known:
             if slot in self._taken:
                 self._before[slot] = self._taken[slot]

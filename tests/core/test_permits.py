@@ -345,3 +345,18 @@ def test_a_pool(size: int, data: st.DataObject) -> None:
         assert (number in pool) == (number in members)
     assert sorted(pool.at(place) for place in range(pool.count)) == sorted(members)
     assert array("H").itemsize == 2
+
+
+def test_a_push_overtakes_what_the_process_has_still_to_do() -> None:
+    """The replies to an attempt and to a look, and a push, are read at once. The slot was freed after both."""
+    world = World(2, 1, True)
+    world.owner = ["other", "other"]
+    world.acquire()  # whose attempt is refused
+    (slot,) = (slot for slot in range(2) if slot not in world.board._free)
+    world.board.look(world.now)
+    world.events.pop(1)()  # the look is read: both are taken
+    world.owner[slot] = None
+    world.board.changed(slot)
+    world.settle()
+    assert not world.waits and [*world.held] == [slot]
+    assert world.now < 1, "it was taken for taken until its time to live was over"
