@@ -350,13 +350,17 @@ def test_a_pool(size: int, data: st.DataObject) -> None:
 def test_a_push_overtakes_what_the_process_has_still_to_do() -> None:
     """The replies to an attempt and to a look, and a push, are read at once. The slot was freed after both."""
     world = World(2, 1, True)
+    board, waiter = world.board, object()
     world.owner = ["other", "other"]
-    world.acquire()  # whose attempt is refused
-    (slot,) = (slot for slot in range(2) if slot not in world.board._free)
-    world.board.look(world.now)
-    world.events.pop(1)()  # the look is read: both are taken
+    slot = board.pick()
+    assert slot is not None
+    board.look(world.now)
+    world.events.pop(0)()  # it is read: both slots are taken
     world.owner[slot] = None
-    world.board.changed(slot)
+    board.changed(slot)
+    board.refused(slot, world.now)
+    world.waits[1] = waiter
+    board.join(waiter, 1, world.now)
     world.settle()
     assert not world.waits and [*world.held] == [slot]
     assert world.now < 1, "it was taken for taken until its time to live was over"
