@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import current_task
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from threading import get_ident
 from types import CoroutineType, TracebackType
 from typing import Any
@@ -16,7 +16,7 @@ from ._engine.waiter import Waiter
 from .core.room import Room
 from .core.rules import NEVER
 from .errors import AlreadyHeldError, ConfigurationError, LockerClosedError
-from .options import Seconds, check_name, check_timeout, check_wait_release
+from .options import Seconds, check_at_least, check_name, check_timeout, check_wait_release
 from .scope import LockScope, ScopeRef
 from .several import acquire_several
 
@@ -72,6 +72,37 @@ class Acquisition:
         return self._scope.__aexit__(kind, error, traceback)  # type: ignore[return-value]  # as above
 
 
+class AcquisitionThatStays(Acquisition):
+    """One of a lock that stays for a least time. (A class of its own: most locks do not, and pay nothing for it.)"""
+
+    __slots__ = ("_at_least",)
+
+    def __init__(
+        self,
+        locker: object,
+        manager: LockManager,
+        name: str,
+        more: tuple[str, ...],
+        enter: Enter,
+        timeout: Seconds | None,
+        wait_release: bool | None,
+        at_least: Seconds,
+    ) -> None:
+        super().__init__(locker, manager, name, more, enter, timeout, wait_release)
+        self._at_least = at_least
+
+    def __aenter__(self) -> CoroutineType[Any, Any, LockScope]:
+        return that_stays(check_at_least(self._at_least), super().__aenter__())  # type: ignore[return-value]  # as above
+
+
+async def that_stays(seconds: float, acquiring: Coroutine[Any, Any, LockScope]) -> LockScope:
+    """Acquire a lock that stays for that long."""
+    scope = await acquiring
+    # No ``await`` in between: who is cancelled before has not got the lock, and it does not stay.
+    scope._stay(seconds)
+    return scope
+
+
 async def acquire(
     locker: object,
     manager: LockManager,
@@ -124,6 +155,7 @@ async def acquire(
         if room.holder is not None and enter is Room.join:
             link: ScopeLink | None = room.holder.scope_ref
             if link is not None and link.only_ended_by(task):
+                task = None  # which may keep the error: no cycle through its traceback
                 manager.reports.not_acquired(name, manager.clock() - began, AlreadyHeldError(name))
                 raise AlreadyHeldError(name)
         if seconds:
@@ -134,6 +166,7 @@ async def acquire(
         except BaseException as error:
             # Cancelled before the lock was granted, or in the same turn of the event loop: give back what there is.
             # Or the coroutine is being closed (GeneratorExit), and cannot await anything.
+            task = None  # as above
             lease = manager.leave(waiter)
             manager.reports.not_acquired(name, manager.clock() - began, error)
             if lease is not None and isinstance(error, asyncio.CancelledError):
@@ -158,10 +191,12 @@ async def acquire(
                 scope._hold = reports.acquired(name, now, now - began)
             return scope
         if waiter.error is not None:
+            task = None  # as above
             await fail(manager, waiter, seconds, () if waiter.lease is None else (waiter.lease,), began)
         # Lost before this task could run: the caller never had it. Try again.
         try:
             manager.check_open()
         except LockerClosedError as error:
+            task = None  # as above
             manager.reports.not_acquired(name, manager.clock() - began, error)
             raise

@@ -13,13 +13,13 @@ import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
 
 from ._engine.manager import LockManager
-from .acquisition import Acquisition, acquire
+from .acquisition import Acquisition, AcquisitionThatStays, Enter, acquire, that_stays
 from .core.holders import Holder
 from .core.room import Room
 from .errors import ConfigurationError
 from .events import Event
 from .leader import lead
-from .options import Seconds, check_options, check_semaphore
+from .options import Seconds, check_at_least, check_options, check_semaphore
 from .scope import LockScope
 from .semaphore import Semaphore
 from .several import acquire_several
@@ -138,64 +138,93 @@ class Locker:
 
     # Acquiring
 
-    async def acquire(self, name: str, *more: str, timeout: Seconds | None = None) -> LockScope:
+    async def acquire(
+        self, name: str, *more: str, timeout: Seconds | None = None, at_least: Seconds | None = None
+    ) -> LockScope:
         """Wait for the lock, and hold it until the scope is released or left.
 
         :param more: further names: the scope holds all of these locks or none, and ends when one is lost. Give them in
             any order: everybody waits for them in the order of their bytes in UTF-8, so nobody deadlocks
         :param timeout: seconds to wait, and up to about 1.3 times ``try_next_after`` more if a server is silent;
             ``None``: without a limit; 0: one attempt
+        :param at_least: seconds for which nobody else gets the lock after it was acquired, not even if it is released
+            earlier; releasing does not wait for that. ``None``: a release frees the lock at once. It does not outlast
+            a loss, nor for longer than ``key_validity`` a crash of this process
         :raises AcquireTimeoutError: not acquired within that time
         :raises ServerError: the servers cannot be reached when the locker connects, or they refuse
         :raises AlreadyHeldError: the task is inside a block that holds this lock, and would wait for itself
         :raises LockerClosedError: the locker is closed, or is closed during the wait
         :raises ConfigurationError: a name is empty, too long, not a string, or given twice, the timeout is negative or
-            not a number, or the locker is connected in another event loop or process
+            not a number, ``at_least`` is not a number of seconds up to 366 days, or the locker is connected in another
+            event loop or process
         """
-        if more:
-            return await acquire_several(self, self._manager, (name, *more), Room.join, timeout)
-        return await acquire(self, self._manager, name, Room.join, timeout)
+        return await self._acquire((name, *more), Room.join, timeout, at_least)
 
-    async def try_acquire(self, name: str, *more: str) -> LockScope:
+    async def try_acquire(self, name: str, *more: str, at_least: Seconds | None = None) -> LockScope:
         """Hold the lock if it is free; one attempt, without waiting for its holder.
 
+        :param at_least: as for :meth:`acquire`
         :raises NotLockedError: it is not free
         :raises ServerError: as :meth:`acquire`, and where that would wait until a server is available again
         :raises LockerClosedError: as :meth:`acquire`
         :raises ConfigurationError: as :meth:`acquire`
         """
-        if more:
-            return await acquire_several(self, self._manager, (name, *more), Room.try_join)
-        return await acquire(self, self._manager, name, Room.try_join)
+        return await self._acquire((name, *more), Room.try_join, None, at_least)
 
-    async def force_acquire(self, name: str, *more: str) -> LockScope:
-        """Take the lock over, without waiting for its holder, who loses it with reason ``taken over``.
+    async def force_acquire(self, name: str, *more: str, at_least: Seconds | None = None) -> LockScope:
+        """Take the lock over, without waiting for its holder, who loses it with reason ``taken over``. It also takes a
+        lock that only stays since its last holder wanted that (``at_least``).
 
+        :param at_least: as for :meth:`acquire`
         :raises ServerError: as :meth:`try_acquire`
         :raises LockerClosedError: as :meth:`acquire`
         :raises ConfigurationError: as :meth:`acquire`
         """
-        if more:
-            return await acquire_several(self, self._manager, (name, *more), Room.force)
-        return await acquire(self, self._manager, name, Room.force)
+        return await self._acquire((name, *more), Room.force, None, at_least)
+
+    def _acquire(
+        self, names: tuple[str, ...], enter: Enter, timeout: Seconds | None, at_least: Seconds | None
+    ) -> Coroutine[Any, Any, LockScope]:
+        stays = None if at_least is None else check_at_least(at_least)
+        if len(names) > 1:
+            acquiring = acquire_several(self, self._manager, names, enter, timeout)
+        else:
+            acquiring = acquire(self, self._manager, names[0], enter, timeout)
+        return acquiring if stays is None else that_stays(stays, acquiring)
 
     def with_context(
-        self, name: str, *more: str, timeout: Seconds | None = None, wait_release: bool | None = None
+        self,
+        name: str,
+        *more: str,
+        timeout: Seconds | None = None,
+        wait_release: bool | None = None,
+        at_least: Seconds | None = None,
     ) -> Acquisition:
         """``async with locker.with_context(name) as scope:`` acquires the lock as :meth:`acquire`, holds it in the
         block, and releases it at the end. ``with_context("a", "b")`` does so with several.
 
         :param wait_release: whether the end of the block waits for the answer to the release; ``None``: as the option
             of the locker
+        :param at_least: as for :meth:`acquire`: whatever ends the block
         """
+        if at_least is not None:
+            return AcquisitionThatStays(self, self._manager, name, more, Room.join, timeout, wait_release, at_least)
         return Acquisition(self, self._manager, name, more, Room.join, timeout, wait_release)
 
-    def try_with_context(self, name: str, *more: str, wait_release: bool | None = None) -> Acquisition:
+    def try_with_context(
+        self, name: str, *more: str, wait_release: bool | None = None, at_least: Seconds | None = None
+    ) -> Acquisition:
         """As :meth:`with_context`, with :meth:`try_acquire`."""
+        if at_least is not None:
+            return AcquisitionThatStays(self, self._manager, name, more, Room.try_join, None, wait_release, at_least)
         return Acquisition(self, self._manager, name, more, Room.try_join, None, wait_release)
 
-    def force_with_context(self, name: str, *more: str, wait_release: bool | None = None) -> Acquisition:
+    def force_with_context(
+        self, name: str, *more: str, wait_release: bool | None = None, at_least: Seconds | None = None
+    ) -> Acquisition:
         """As :meth:`with_context`, with :meth:`force_acquire`."""
+        if at_least is not None:
+            return AcquisitionThatStays(self, self._manager, name, more, Room.force, None, wait_release, at_least)
         return Acquisition(self, self._manager, name, more, Room.force, None, wait_release)
 
     # Several at once

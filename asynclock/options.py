@@ -18,6 +18,7 @@ from .errors import ConfigurationError
 Seconds: TypeAlias = float | timedelta
 
 MIN_WARN_AFTER = 0.1  # seconds: it is how often a name may be warned of
+MAX_AT_LEAST = 366 * 86400.0  # seconds
 MAX_OWNER = 64  # bytes: part of every key's value
 MAX_SEMAPHORE = 1024  # bytes of a semaphore's name: a look at it has the name once for every permit
 MAX_NAME = 64 * 1024  # bytes: longer than any sensible name, short enough for every server's limits
@@ -181,6 +182,17 @@ def check_timeout(timeout: Seconds | None) -> float | None:
     seconds = check_seconds("timeout", timeout)
     if seconds < 0:
         raise _wrong("timeout", timeout, "must be 0 or more seconds, or None to wait without a limit")
+    return seconds
+
+
+def check_at_least(at_least: Seconds) -> float:
+    """For how long the lock stays at least, in seconds.
+
+    :raises ConfigurationError: it is not more than zero seconds, or too many
+    """
+    seconds = _positive("at_least", at_least)
+    if seconds > MAX_AT_LEAST:
+        raise _wrong("at_least", at_least, f"must be at most {MAX_AT_LEAST:.0f} s, which is 366 days")
     return seconds
 
 

@@ -170,7 +170,7 @@ class LockScope(Held):
     async def release(self) -> None:
         """Give the lock back, and wait for the server's answer, at most ``try_next_after`` seconds if it is silent.
         A server that is down releases it when it is back, unless it has expired by then. Does nothing if the lock is
-        lost or was released before.
+        lost or was released before; if one of several is lost, it gives the others back, and does not wait.
 
         The body and the tasks of the scope go on; to stop them too, call :meth:`cancel`.
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from .acquisition import Acquisition
 
 Enter = Callable[[Room[Waiter], Waiter, float], None]  # Room.join, Room.try_join or Room.force
+FORCE_PAUSE = 0.02  # seconds: how long those who force pause at most when they met another; then twice as long, up to
+MAX_FORCE_PAUSE = 1.0
 _FINAL = (LockerClosedError, AcquireTimeoutError)  # waiting for the lock would not help
 
 
@@ -109,7 +111,11 @@ class SeveralScope(LockScope):
             self._lost_name, self._loss, self._lease = part.of.name, Loss(reason, detail), None
         self._parts = [each for each in self._parts if each is not part]  # == would compare the scopes
         if reason is LossReason.CLOSED:
-            self._closed.append(part)
+            self._closed.append(part)  # with its link: whoever closes asks when the block is left
+        else:
+            part.lease.scope_ref = None  # the two refer to each other
+            if first:
+                self._stay(0.0)  # nothing of a lost scope does
         self._manager.reports.lost(part.lease, part.hold, reason, detail, held=True)
         if first:
             self._wake()
@@ -141,6 +147,11 @@ class SeveralScope(LockScope):
 
     # Ending
 
+    def _stay(self, seconds: float) -> None:
+        until = self._manager.clock() + seconds if seconds else 0.0
+        for part in self._parts:
+            part.lease.keep(until)
+
     def _end(self) -> Lease | None:
         self._end_all()
         return None
@@ -155,15 +166,22 @@ class SeveralScope(LockScope):
         self._wake()
         return parts
 
-    def send_releases(self) -> list[Part]:
-        """Give everything back, without waiting for the answers. Returns what was held."""
-        held = self._end_all()
+    def _end_closed(self) -> list[Part]:
+        """Returns those that were lost since the locker closes."""
         closed, self._closed = self._closed, []
+        for part in closed:
+            part.lease.scope_ref = None
+        return closed
+
+    def send_releases(self) -> list[Part]:
+        """Give everything back, without waiting for the answers. Returns what was held and not handed on to another
+        task: from now on, only the answers to these show whether the scope had lost them."""
+        held, closed = self._end_all(), self._end_closed()
         if self._can_send():
             now = self._manager.clock()
             for part in (*held, *closed):
                 self._manager.give_back(part.of, part.lease, now)
-        return held
+        return [part for part in held if part.lease.unreleased]
 
     async def wait_for_releases(
         self, parts: Sequence[Part], until: float | None = None
@@ -172,9 +190,7 @@ class SeveralScope(LockScope):
 
         :param until: as for ``PendingReleases.wait``
         """
-        cancelled = None
-        for part in parts:
-            cancelled = await self._manager.pending_releases.wait(part.lease, until) or cancelled
+        cancelled = await self._manager.pending_releases.wait_for_all([part.lease for part in parts], until)
         self._find_out_all(parts)
         try:
             return cancelled
@@ -191,14 +207,15 @@ class SeveralScope(LockScope):
                 self._manager.reports.lost(part.lease, part.hold, reason, NOTICED_LATE, held=False)
 
     def leave_unattended(self, parts: Sequence[Part], now: float) -> list[Part]:
-        """Returns those whose releases are to be waited for: all of them, with ``wait_release``."""
+        """Returns those whose releases are to be waited for: with ``wait_release``, all that were not handed on."""
+        parts = [part for part in parts if part.lease.unreleased]
         if self._wait_release:
-            return [part for part in parts if part.lease.unreleased]
+            return parts
         pending_releases, waited_for = self._manager.pending_releases, []
         for part in parts:
             if pending_releases.may_leave_unattended(part.lease, now):
                 pending_releases.leave_unattended(part.lease, part.hold)
-            elif part.lease.unreleased:
+            else:
                 waited_for.append(part)
         return waited_for
 
@@ -206,6 +223,9 @@ class SeveralScope(LockScope):
         can_send = self._can_send()
         if can_send:
             self._check_here()
+        if self._loss is not None:  # as at the end of a block
+            self._for_block().send_release()
+            return
         parts = self.send_releases()
         if parts and can_send:
             manager = self._manager
@@ -217,8 +237,7 @@ class SeveralScope(LockScope):
                 del cancelled  # no cycle through its traceback
 
     def _give_back_soon(self) -> None:
-        closed, self._closed = self._closed, []
-        for part in (*self._end_all(), *closed):
+        for part in (*self._end_all(), *self._end_closed()):
             self._manager.give_back_soon(part.of, part.lease)
 
     def _for_block(self) -> HeldLock:
@@ -247,17 +266,18 @@ class SeveralScope(LockScope):
         parts = self._end_all()
         for part in parts:
             part.of.release(part.lease, now)
+        waited_for = self.leave_unattended(parts, now)
         pending_releases = manager.pending_releases
         until = now + pending_releases.patience
         missed = 0
         try:
-            for answered in [pending_releases.begin(part.lease, until) for part in self.leave_unattended(parts, now)]:
+            for answered in [pending_releases.begin(part.lease, until) for part in waited_for]:
                 missed |= await answered
         except asyncio.CancelledError:
-            await self.wait_for_releases(parts, until)
+            await self.wait_for_releases(waited_for, until)
             raise
         if missed:
-            self._find_out_all(parts)
+            self._find_out_all(waited_for)
             if self._loss is not None:
                 raise self._error()
         return None
@@ -270,8 +290,10 @@ class SeveralScope(LockScope):
         if self._manager.life.forked:  # in the child of a fork, they are the parent's
             return
         held = self._lease is not None
-        for part in (*self._parts, *self._closed):
+        for part in self._parts:
             self._manager.dropped(part.of, part.lease, part.hold)
+        for part in self._end_closed():  # lost, as was told: only the key is given back
+            self._manager.dropped(part.of, part.lease, None)
         if held:
             warnings.warn(
                 f"the scope of locks {', '.join(map(repr, self.names))} was forgotten without release; "
@@ -324,12 +346,16 @@ class SeveralByScope:
         return self._scope._why_stopped()
 
     def send_release(self) -> None:
-        for part in self._scope.send_releases():
-            self._scope._manager.pending_releases.leave_unattended(part.lease, part.hold)
+        scope = self._scope
+        for part in scope.send_releases():
+            scope._manager.pending_releases.leave_unattended(part.lease, part.hold)
 
     async def give_back(self) -> asyncio.CancelledError | None:
         scope = self._scope
         scope._check()
+        if scope._loss is not None:  # after a loss, nothing waits for a server
+            self.send_release()
+            return None
         parts = scope.send_releases()
         return await scope.wait_for_releases(scope.leave_unattended(parts, scope._manager.clock()))
 
@@ -369,7 +395,8 @@ async def acquire_several(
         loop, task = life.loop, current_task()
     assert loop is not None and task is not None
     waiters: list[Waiter | None] = [None] * len(order)  # who has a lock, or waits for it
-    several = Several(at_once=enter is Room.join)
+    several = Several()
+    pause = FORCE_PAUSE
 
     def busy(place: int) -> bool:
         room = manager.rooms[order[place]]
@@ -384,10 +411,13 @@ async def acquire_several(
             if all(held):
                 break
             manager.check_open()
-            if enter is Room.try_join:
-                step = Step([], [place for place, has in enumerate(held) if not has], False)
-            else:
-                step = several.step(held, busy)
+            missing = [place for place, has in enumerate(held) if not has]
+            # To try and to force is no waiting, so the order does not matter.
+            step = several.step(held, busy) if enter is Room.join else Step([], missing, False)
+            if step.wait:
+                for wanted in (order[place] for place in missing):
+                    if _held_around(manager.rooms.get(wanted), task):
+                        raise AlreadyHeldError(wanted)
             for place in step.give_back:
                 if (given_back := waiters[place]) is not None:
                     manager.leave(given_back)
@@ -396,13 +426,9 @@ async def acquire_several(
             wanted = order[step.request[0]]
             for place in step.request:
                 room = manager.rooms[order[place]]
-                if step.wait and enter is Room.join and room.holder is not None:
-                    link: ScopeLink | None = room.holder.scope_ref
-                    if link is not None and link.only_ended_by(task):
-                        raise AlreadyHeldError(wanted)
                 waiters[place] = waiter = Waiter(room, loop.create_future(), began)
                 asked.append(waiter)
-                (enter if step.wait else Room.try_join)(room, waiter, now)
+                (Room.try_join if enter is Room.join and not step.wait else enter)(room, waiter, now)
             timer = None
             if seconds:
                 timer = loop.call_later(max(0.0, until - now), _time_out, manager, asked, seconds)
@@ -415,20 +441,30 @@ async def acquire_several(
             for place, waiter in zip(step.request, asked, strict=True):
                 if waiter.error is None:
                     continue
-                if step.wait or enter is Room.try_join or isinstance(waiter.error, _FINAL):
+                if step.wait or enter is not Room.join or isinstance(waiter.error, _FINAL):
                     failed = failed or waiter
                 else:
                     waiters[place] = None  # the next step waits for it
+            if enter is Room.force and failed is None and any(map(_is_lost, waiters)):
+                # Another one forces, too. Without a pause of random length, the two could go on in step, and take the
+                # locks from each other for ever.
+                await asyncio.sleep(manager.chance() * pause)
+                pause = min(2 * pause, MAX_FORCE_PAUSE)
     except BaseException as error:
+        task = None  # which keeps the error: no cycle through its traceback
         leases = _leave(manager, waiters)
         manager.reports.not_acquired(wanted, manager.clock() - began, error)
-        if not isinstance(error, GeneratorExit):  # that one cannot await anything
-            for lease in leases:
-                cancelled = await manager.pending_releases.wait(lease)
-                if cancelled is not None and not isinstance(error, asyncio.CancelledError):
-                    raise cancelled from None
+        cancelled = None
+        try:
+            if not isinstance(error, GeneratorExit):  # that one cannot await anything
+                cancelled = await manager.pending_releases.wait_for_all(leases)
+            if cancelled is not None and not isinstance(error, asyncio.CancelledError):
+                raise cancelled from None
+        finally:
+            del cancelled  # no cycle, as above
         raise
     if failed is not None:
+        task = None  # as above
         await fail(manager, failed, seconds, _leave(manager, waiters), began)
     holding = cast(list[Waiter], waiters)
     if context is None:
@@ -454,6 +490,17 @@ def _in_order(names: tuple[str, ...]) -> list[str]:
         if name in names[:number]:
             raise ConfigurationError(f"lock {name!r} is given twice; give each name once")
     return agreed_order(names)
+
+
+def _held_around(room: Room[Waiter] | None, task: asyncio.Task[Any]) -> bool:
+    """Does a block around the call hold it? It would be waited for in vain, and perhaps so would those before it: their
+    holder may wait for this one."""
+    link: ScopeLink | None = None if room is None or room.holder is None else room.holder.scope_ref
+    return link is not None and link.only_ended_by(task)
+
+
+def _is_lost(waiter: Waiter | None) -> bool:
+    return waiter is None or waiter.lease is None or waiter.lease.done
 
 
 def _time_out(manager: LockManager, waiters: list[Waiter], timeout: float) -> None:

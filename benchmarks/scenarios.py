@@ -10,6 +10,7 @@ from .permits import permits
 from .processes import fairness, processes
 from .quorum import quorum
 from .run import Scenario
+from .several import several
 from .stages import stages
 from .waiters import waiters
 from .waiting import killed, waiting
@@ -26,6 +27,7 @@ SCENARIOS: dict[str, Scenario] = {
     "loss": loss,
     "outage": outage,
     "quorum": quorum,
+    "several": several,
     "held": held,
     "at once": at_once,
     "waiters": waiters,

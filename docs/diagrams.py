@@ -255,6 +255,39 @@ def semaphore() -> Drawing:
     return d
 
 
+def at_least() -> Drawing:
+    d = Drawing(
+        "A least time: the job takes 0.1 s, its lock stays until 3:01, and the hosts that come later do nothing",
+        860,
+        330,
+    )
+    starts, ends, late, later, free = 178, 290, 344, 500, 780
+    for y, name, what in (
+        (50, "host A", "clock 0.2 s ahead"),
+        (116, "host B", "clock right"),
+        (182, "host C", "clock 0.2 s behind"),
+        (252, "server", "keeps the key"),
+    ):
+        d.text(24, y, name, size=14, bold=True, anchor="start", fill=VIOLET if name == "server" else BLUE)
+        d.text(24, y + 18, what, size=12, fill=SOFT, anchor="start")
+    d.bar(starts, 40, ends - starts, "runs the job", color=BLUE)
+    d.text(ends + 12, 60, "leaves the block after 0.1 s, and waits for nothing", size=12, anchor="start")
+    for x, y in ((late, 106), (later, 172)):
+        d.bar(x, y, 124, "3:00 by its clock", color=GREY, dashed=True)
+        d.arrow(x + 62, y + 34, x + 62, 236)
+        d.text(x + 134, y + 20, "NotLockedError: does nothing", size=12, anchor="start")
+    d.arrow(starts, 74, starts, 236)
+    d.text(starts + 8, 222, "acquires", size=12, fill=SOFT, anchor="start")
+    d.arrow(ends, 74, ends, 236)
+    d.text(ends + 8, 222, "keep it", size=12, fill=SOFT, anchor="start")
+    d.bar(starts, 240, free - starts, "asynclock:0:nightly-report = A's value", color=AMBER, mono=True)
+    d.text(starts, 294, "3:00 by A's clock", size=12, fill=SOFT, anchor="start")
+    d.text(836, 294, "at_least=60 is over: free", bold=True, anchor="end")
+    d.arrow(726, 316, 802, 316)
+    d.text(836, 320, "time", size=12, fill=SOFT, anchor="end")
+    return d
+
+
 def single() -> Drawing:
     d = Drawing("One server: the only key of my_lock lives on it", 760, 230)
     d.box(24, 28, 200, 70, "process A", "holds my_lock", color=BLUE)
@@ -581,6 +614,7 @@ DRAWINGS = {
     "fencing": fencing,
     "several": several,
     "semaphore": semaphore,
+    "at-least": at_least,
     "single": single,
     "independent": independent,
     "cluster": cluster,

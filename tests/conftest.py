@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 
 from asynclock import Locker, sync
 from asynclock.testing import KINDS, Cluster, Server
@@ -26,6 +27,10 @@ try:
     import uvloop
 except ImportError:  # pragma: no cover - in the test extra, except where there is no uvloop
     uvloop = None  # type: ignore[assignment]  # a module otherwise
+
+# How long an example takes says nothing on a machine that is busy with other tests.
+settings.register_profile("asynclock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("asynclock")
 
 # In the background of a shell, these are ignored, and so they would be by the programs that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -253,6 +254,46 @@ async def test_a_name_that_is_none(name: Any, locker: Locker) -> None:
 async def test_a_timeout_that_is_none(timeout: Any, locker: Locker) -> None:
     with pytest.raises(ConfigurationError, match="timeout="):
         await locker.acquire("job", timeout=timeout)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("at_least", "rule"),
+    [
+        (0, "more than 0 seconds"),
+        (-1, "more than 0 seconds"),
+        (timedelta(seconds=-1), "more than 0 seconds"),
+        ("1", "a number of seconds or a timedelta"),
+        (True, "a number of seconds or a timedelta"),
+        (float("nan"), "a number of seconds or a timedelta"),
+        (float("inf"), "a number of seconds or a timedelta"),
+        (366 * 86400 + 1, "at most 31622400 s, which is 366 days"),
+        (timedelta(days=367), "at most 31622400 s, which is 366 days"),
+    ],
+)
+async def test_a_least_time_that_is_none(at_least: Any, rule: str, locker: Locker, server: Server) -> None:
+    """Whoever gives it: nothing is sent."""
+    said = re.escape(f"at_least={at_least!r}: must be {rule}")
+    for call in (locker.acquire, locker.try_acquire, locker.force_acquire):
+        with pytest.raises(ConfigurationError, match=said):
+            await call("job", at_least=at_least)
+    for context in (locker.with_context, locker.try_with_context, locker.force_with_context):
+        with pytest.raises(ConfigurationError, match=said):
+            async with context("job", at_least=at_least):
+                pytest.fail("no such lock")
+    assert server.execute("DBSIZE") == 0
+
+
+@pytest.mark.asyncio
+async def test_the_shortest_and_the_longest_least_time(locker: Locker, server: Server) -> None:
+    async with locker.with_context("job", at_least=1e-9):
+        pass
+    assert server.execute("DBSIZE") == 0
+    for at_least in (timedelta(days=366), 366 * 86400):
+        async with locker.force_with_context("job", at_least=at_least):
+            pass
+        ttl = server.execute("PTTL", key("job"))
+        assert isinstance(ttl, int) and 365.9 < ttl / 86_400_000 <= 366
 
 
 @pytest.mark.asyncio

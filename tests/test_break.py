@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from asynclock import Locker
 from asynclock.testing import Server
 from tests.support.go import Go
 from tests.support.helpers import AT_ONCE, Body, body, key, until, worker
-from tests.support.shell import Deployment, Terminal, shell, shells
+from tests.support.shell import Deployment, Terminal, running, shell, shells
 
 pytestmark = [pytest.mark.serverless, pytest.mark.one_loop]
 
@@ -168,6 +169,18 @@ async def test_names_from_a_server_are_harmless(server: Server) -> None:
     done = await shell("break", "--yes", "--url", server.url, name)
     assert done.status == 0
     assert all(letter.isprintable() for letter in done.out.removesuffix("\n"))
+
+
+@pytest.mark.asyncio
+async def test_what_it_does_does_not_depend_on_who_reads_its_output(server: Server) -> None:
+    """As in ``asynclock break --yes job | true``. Status 0 says that it was done."""
+    server.execute("SET", key("job"), "somebody", "PX", 60_000)
+    reading, writing = os.pipe()
+    os.close(reading)
+    async with running("break", "--yes", "--url", server.url, "job", stdout=writing) as breaking:
+        os.close(writing)
+        done = await breaking.ended()
+    assert (done.status, done.err, server.execute("EXISTS", key("job"))) == (0, "", 0)
 
 
 @pytest.mark.asyncio

@@ -800,6 +800,39 @@ async def test_close_while_who_has_just_been_granted_the_lock_is_cancelled(own_s
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("after", "stuck"),
+    [(0, False), (0.1, True), (0.05, False), (0.15, False), (0.25, False)],
+    ids=["not begun", "block", "release", "answers", "connection"],
+)
+async def test_every_task_is_cancelled_while_it_closes(own_server: Server, after: float, stuck: bool) -> None:
+    """As programs do that end. The times are in the middle of what closing waits for, one after the other, when the
+    server is silent. Nothing is left: ``tests/support/leftovers.py`` looks for it."""
+    locker = Locker(own_server.url, try_next_after=0.1)
+
+    async def hold() -> None:
+        async with locker.with_context("job"):
+            try:
+                await asyncio.sleep(60)
+            finally:
+                if stuck:
+                    await asyncio.sleep(60)
+
+    holding = asyncio.create_task(hold())
+    await until(lambda: locker.statistics().held)
+    own_server.pause()
+    closing = asyncio.create_task(locker.aclose())
+    await asyncio.sleep(after)
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    await asyncio.wait_for(asyncio.gather(holding, closing, return_exceptions=True), AT_ONCE)
+    own_server.resume()
+    await until(lambda: own_server.execute("KEYS", "*") == [], AT_ONCE)
+    await until(lambda: bytes(own_server.execute("CLIENT", "LIST")).count(b"name=asynclock") == 0)  # type: ignore[arg-type]
+    await locker.aclose()
+
+
+@pytest.mark.asyncio
 async def test_close_while_an_attempt_is_under_way(server: Server) -> None:
     """Its answer comes just after its release was sent. If the connection were closed already, the answer would be
     refused with RST, and a proxy drops what it has not passed on when it sees that: the release."""

@@ -313,6 +313,39 @@ async def test_one_of_three_is_silent(three: list[Server]) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_watcher_does_not_wait_for_the_silent_one_of_three(three: list[Server]) -> None:
+    async with quorum(three, owner="a") as locker, quorum(three) as other:
+        held = await locker.acquire("job")
+        await until(lambda: all(server.execute("EXISTS", key("job", i)) for i, server in enumerate(three)))
+        three[0].pause()
+        try:
+            watching = other.watch("job")
+            # Its connection would count as dead after 1.25 s; two others have answered within a millisecond.
+            holder = await asyncio.wait_for(anext(watching), 1)
+            assert holder is not None and (holder.owner, holder.votes) == ("a", 2)
+            await held.release()
+            assert await asyncio.wait_for(anext(watching), TOLD) is None
+        finally:
+            three[0].resume()
+        await watching.aclose()
+
+
+@pytest.mark.asyncio
+async def test_a_watcher_waits_for_the_silent_one_that_decides(three: list[Server]) -> None:
+    """One key is left of a lock that nobody holds: only the third server can say that it has no other."""
+    async with quorum(three) as locker:
+        three[1].execute("SET", key("job", 1), "x", "PX", 60000)
+        three[0].pause()
+        watching = locker.watch("job")
+        first = asyncio.ensure_future(anext(watching))
+        await asyncio.wait([first], timeout=0.2)  # ten times ``try_next_after``
+        assert not first.done()
+        three[0].resume()
+        assert await asyncio.wait_for(first, TOLD) is None
+        await watching.aclose()
+
+
+@pytest.mark.asyncio
 async def test_a_minority_holds_nothing(three: list[Server]) -> None:
     async with quorum(three) as locker:
         three[0].execute("SET", key("job", 0), "x", "PX", 60000)
@@ -500,6 +533,22 @@ async def test_the_locker_is_closed(server: Server) -> None:
     await locker.aclose()
     await asyncio.wait_for(asyncio.gather(*(watcher.task for watcher in watchers)), TOLD)
     assert all(isinstance(watcher.error, LockerClosedError) for watcher in watchers)
+
+
+@pytest.mark.asyncio
+async def test_the_locker_is_closed_before_the_answer(own_server: Server) -> None:
+    locker = Locker(own_server.url)
+    await locker.holder("job")
+    own_server.pause()
+    asking = [
+        asyncio.ensure_future(call) for call in (locker.holder("job"), locker.names(), anext(locker.watch("job")))
+    ]
+    await asyncio.sleep(0.01)
+    await locker.aclose()
+    done, late = await asyncio.wait(asking, timeout=TOLD)
+    own_server.resume()
+    assert not late
+    assert {type(each.exception()) for each in done} == {LockerClosedError}
 
 
 @pytest.mark.asyncio

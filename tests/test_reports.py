@@ -279,6 +279,16 @@ async def test_subscribing_twice_and_unsubscribing(locker: Locker) -> None:
     assert len(told) == 6
 
 
+async def test_one_that_another_one_ends_is_not_called_again(locker: Locker) -> None:
+    told: list[Event] = []
+    locker.subscribe(lambda event: end())
+    end = locker.subscribe(told.append)
+    async with locker.with_context("job"):
+        pass
+    await delivered()
+    assert told == []
+
+
 # Statistics
 
 

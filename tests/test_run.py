@@ -482,31 +482,62 @@ def test_one_of_several_locks_is_lost(server: Server, env: dict[str, str], famil
     assert family.gone()
 
 
-def test_a_lock_is_kept_for_a_time_at_least(server: Server, env: dict[str, str]) -> None:
+def test_a_lock_stays_for_a_time_though_its_command_has_ended(server: Server, env: dict[str, str]) -> None:
     began = time.monotonic()
-    with started("-v", "--at-least", "5", "job", "--", "sh", "-c", "exit 3", env=env) as job:
-        job.until("command ended")
-        assert run("-n", "job", "--", "true", env=env).returncode == 1
-        assert job.end()[0] == 3
+    done = run("-v", "--at-least", "5", "job", "--", "sh", "-c", "exit 3", env=env)
+    assert done.returncode == 3
+    assert "the lock stays for 4.9 s more" in done.stderr or "the lock stays for 5.0 s more" in done.stderr
+    assert time.monotonic() - began < 4.5, "it waits for nothing"
+    assert run("-n", "job", "--", "true", env=env).returncode == 1
+    assert run("-w", "20", "job", "--", "true", env=env).returncode == 0
     assert time.monotonic() - began > 5
-    assert run("-n", "job", "--", "true", env=env).returncode == 0
-
-
-def test_a_signal_ends_that_time(server: Server, env: dict[str, str]) -> None:
-    with started("-v", "--at-least", "60", "job", "--", "sh", "-c", "exit 3", env=env) as job:
-        job.until("keeps the lock")
-        job.send(signal.SIGTERM)
-        assert job.end()[0] == 3
     assert keys(server) == []
 
 
-def test_a_loss_in_that_time_is_told(server: Server, env: dict[str, str]) -> None:
-    with started("-v", "--at-least", "60", "job", "--", "true", env=env) as job:
-        job.until("keeps the lock")
-        server.execute("DEL", key("job"))
-        status, output = job.end()
-    assert status == 0  # the command has ended by itself
-    assert "lock 'job' was lost" in output
+def test_a_command_that_takes_longer_than_that_time_frees_its_lock(server: Server, env: dict[str, str]) -> None:
+    done = run("-v", "--at-least", "0.1", "job", "--", "sleep", "0.3", env=env)
+    assert done.returncode == 0
+    assert "stays" not in done.stderr
+    assert keys(server) == []
+
+
+def test_several_locks_stay_for_that_time(server: Server, env: dict[str, str]) -> None:
+    assert run("--at-least", "60", "a", "b", "--", "true", env=env).returncode == 0
+    for name in ("a", "b"):
+        assert 50_000 < server.execute("PTTL", key(name)) <= 60_000
+
+
+def test_a_signal_that_ends_the_command_does_not_end_that_time(server: Server, env: dict[str, str]) -> None:
+    with started("--at-least", "60", "job", "--", "sh", "-c", WAITING, env=env) as job:
+        job.until("ready")
+        job.send(signal.SIGTERM)
+        assert job.end()[0] == 128 + signal.SIGTERM
+    assert 50_000 < server.execute("PTTL", key("job")) <= 60_000
+
+
+@pytest.mark.parametrize("command", ["/nowhere/to/be/found", "/"])
+def test_where_the_command_cannot_be_run_nothing_stays(server: Server, env: dict[str, str], command: str) -> None:
+    assert run("--at-least", "60", "a", "b", "--", command, env=env).returncode in (126, 127)
+    assert keys(server) == []
+
+
+def test_if_one_of_several_locks_is_not_acquired_nothing_stays(server: Server, env: dict[str, str]) -> None:
+    hold(server, "b")
+    assert run("-n", "--at-least", "60", "a", "b", "--", "true", env=env).returncode == 1
+    assert keys(server) == [key("b").encode()]
+    with started("-v", "--at-least", "60", "a", "b", "--", "true", env=env) as job:
+        job.until("waits for lock 'b'")
+        job.send(signal.SIGTERM)
+        assert job.end()[0] == 128 + signal.SIGTERM
+    assert keys(server) == [key("b").encode()]
+
+
+def test_a_lost_lock_does_not_stay(server: Server, env: dict[str, str]) -> None:
+    with started("--at-least", "60", "a", "b", "--", "sh", "-c", WAITING, env=env) as job:
+        job.until("ready")
+        server.execute("DEL", key("a"))
+        assert job.end()[0] == 75
+    assert server.execute("EXISTS", key("a")) == 0
 
 
 # Every deployment

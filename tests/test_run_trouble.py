@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -132,10 +133,16 @@ def test_run_extends_its_lock_though_nobody_reads_stderr(
         process.wait(timeout=15)
 
 
-def test_the_status_of_a_command_that_has_ended_by_itself(server: Server, env: dict[str, str]) -> None:
-    """docs/shell.md: "that of COMMAND, if COMMAND ended by itself"; 75: the lock was lost, and COMMAND was ended."""
-    with started("-v", "--at-least", "5", "a", "--", "sh", "-c", "exit 4", env=env) as job:
-        job.until("keeps the lock")
-        server.execute("DEL", key("a"))
-        status, _ = job.end()
-    assert status == 4
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signals_that_come_too_late_change_nothing(server: Server, env: dict[str, str], number: int) -> None:
+    """The command has ended, and asynclock run is about to. So there is always one that comes in the last moment."""
+    with started("-v", "job", "--", "sh", "-c", "exit 4", env=env) as job:
+        job.until("command ended")
+        while job.process.poll() is None:
+            job.send(number)
+            time.sleep(0.0001)
+        status, output = job.end()
+    assert (status, output) == (4, "")

@@ -146,6 +146,23 @@ async def test_without_waiting_for_the_release(server: Server) -> None:
 
 
 @pytest.mark.asyncio
+async def test_they_stay_for_a_least_time(server: Server, locker: Locker) -> None:
+    async with locker.with_context("a", "b", at_least=2):
+        pass
+    assert held(server) == {"a", "b"}
+    ttl = server.execute("PTTL", key("b"))
+    assert isinstance(ttl, int) and 1000 < ttl <= 2001
+    with pytest.raises(NotLockedError):
+        await locker.try_acquire("b", "c")
+    server.execute("FLUSHALL")
+    with pytest.raises(LockLostError):
+        async with locker.with_context("a", "b", at_least=60):
+            server.execute("DEL", key("a"))
+            await asyncio.sleep(60)
+    await gone(server)  # what is lost does not stay, nor does the rest
+
+
+@pytest.mark.asyncio
 async def test_extended_as_long_as_it_is_held(server: Server) -> None:
     async with Locker(server.url, key_validity=0.5) as locker, locker.with_context("a", "b") as scope:
         await asyncio.sleep(1.5)
@@ -300,7 +317,7 @@ async def test_lost_when_any_is_lost(server: Server, locker: Locker, which: str)
     error = await running.lost_within(AT_ONCE, since)
     assert (error.name, error.reason) == (which, LossReason.DELETED)
     assert running.scope.lost_reason is LossReason.DELETED
-    assert held(server) == set()
+    await gone(server)  # their release is sent, and not waited for
 
 
 @pytest.mark.asyncio
@@ -320,7 +337,7 @@ async def test_for_whatever_reason(server: Server, locker: Locker, other: Locker
     error = await running.lost_within(AT_ONCE, since)
     assert error.reason == reason
     assert error.name == "b" or reason == "flushed"
-    assert "a" not in held(server)
+    await until(lambda: "a" not in held(server))
     if taken is not None:
         await taken.release()
 
@@ -337,7 +354,7 @@ async def test_after_a_loss_the_rest_is_kept_until_the_work_has_stopped(server: 
                 await asyncio.sleep(0.1)
                 seen.append(held(server))
     assert seen == [{"b"}]
-    assert held(server) == set()
+    await gone(server)
 
 
 @pytest.mark.asyncio
@@ -349,7 +366,7 @@ async def test_by_hand_the_rest_is_kept_until_it_is_released(server: Server, loc
     with pytest.raises(LockLostError, match="'a' was lost"):
         scope.check()
     await scope.release()
-    assert held(server) == set()
+    await gone(server)
 
 
 @pytest.mark.asyncio
@@ -407,7 +424,7 @@ async def test_by_force(server: Server, locker: Locker, other: Locker) -> None:
         assert await second.wait_lost() is LossReason.TAKEN_OVER
         assert held(server) == {"a", "b", "c"}
     await second.release()
-    assert held(server) == set()
+    await gone(server)
 
 
 @pytest.mark.asyncio
@@ -488,6 +505,21 @@ async def test_events_and_log(server: Server, locker: Locker, caplog: pytest.Log
 
 
 @pytest.mark.asyncio
+async def test_a_closed_lock_that_is_forgotten_is_not_released_as_well(server: Server) -> None:
+    told: list[Event] = []
+    async with Locker(server.url) as locker:
+        locker.subscribe(told.append)
+        scope = await locker.acquire("a", "b")
+    assert scope.lost_reason is LossReason.CLOSED
+    del scope
+    gc.collect()
+    await asyncio.sleep(0.01)  # two turns of the event loop: one to give it up, one to tell of that
+    assert [type(event) for event in told] == [Acquired, Acquired, Lost, Lost]
+    figures = locker.statistics()
+    assert (figures.acquired, figures.released, sum(figures.lost.values())) == (2, 0, 2)
+
+
+@pytest.mark.asyncio
 async def test_fencing_tokens(locker: Locker) -> None:
     async with locker.with_context("a", "b") as scope:
         token = await scope.fencing_token("a")
@@ -518,7 +550,9 @@ def test_in_threads(server: Server) -> None:
             server.execute("DEL", key("b"))
             scope.wait_lost(timeout=AT_ONCE)
         assert lost.value.name == "b"
-        assert held(server) == set()
+        end = time.monotonic() + AT_ONCE
+        while held(server):
+            assert time.monotonic() < end
 
 
 # Deployments
@@ -536,7 +570,7 @@ async def three(kind: str) -> AsyncIterator[tuple[list[Server], Locker]]:
 async def test_three_independent_servers(kind: str) -> None:
     async with three(kind) as (servers, locker):
         async with locker.with_context("a", "b") as scope:
-            assert [held(server) for server in servers] == [{"a", "b"}] * 3
+            await until(lambda: all(held(server) == {"a", "b"} for server in servers))  # two votes are enough for it
             servers[0].execute("DEL", key("a", 0))
             servers[1].execute("DEL", key("b", 1))
             await asyncio.sleep(0.1)
@@ -550,7 +584,7 @@ async def test_three_independent_servers(kind: str) -> None:
         servers[1].execute("DEL", key("b", 1))
         error = await running.lost_within(AT_ONCE, since)
         assert error.name == "b"
-        assert not any(held(server) for server in servers[1:])
+        await until(lambda: not any(held(server) for server in servers[1:]))
 
 
 @pytest.mark.asyncio
@@ -567,6 +601,7 @@ async def test_a_cluster(kind: str) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.serverless  # Redis 6.2's Sentinels cannot be made quick
 async def test_sentinels(kind: str) -> None:
     with Sentinels(kind) as sentinels:
         async with Locker(sentinels.url) as locker:

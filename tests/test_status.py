@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from asynclock.cli.texts import columns, duration, safe, safe_bytes
 from asynclock.testing import Server
 from tests.support.go import Go
 from tests.support.helpers import key, worker
-from tests.support.shell import COMMAND, LIMIT, Deployment, Terminal, environment, shell, shells
+from tests.support.shell import COMMAND, LIMIT, Deployment, Terminal, environment, running, shell, shells
 
 pytestmark = [pytest.mark.one_loop]
 
@@ -277,6 +278,24 @@ async def test_nobody_reads_it(server: Server) -> None:
     done = await asyncio.to_thread(run)
     assert done.stderr == ""
     assert re.fullmatch(r"LOCK .*\n0\n", done.stdout)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("name", "status"), [("held", 0), ("free", 1), ("", 2), (NOWHERE, 125)])
+@pytest.mark.parametrize("form", ["--json", "--values"])
+async def test_the_exit_status_does_not_depend_on_who_reads_it(
+    server: Server, name: str, status: int, form: str
+) -> None:
+    """As in ``asynclock status job | true``: nobody has read anything."""
+    server.execute("SET", key("held"), "x")
+    reading, writing = os.pipe()
+    os.close(reading)
+    url = NOWHERE if name == NOWHERE else server.url
+    async with running("status", "--url", url, form, name, stdout=writing) as asking:
+        os.close(writing)
+        done = await asking.ended()
+    assert done.status == status
+    assert bool(done.err) is (status > 1) and "Traceback" not in done.err
 
 
 @pytest.mark.asyncio

@@ -184,6 +184,9 @@ def test_wrong_arguments(locker: Locker, wrong: Any) -> None:
         locker.acquire("job", timeout=wrong)
     with pytest.raises(ConfigurationError, match="timeout"), locker.with_context("job") as scope:
         scope.wait_lost(timeout=wrong)
+    for call in (locker.acquire, locker.try_acquire, locker.force_acquire):
+        with pytest.raises(ConfigurationError, match="at_least="):
+            call("job", at_least=wrong)
     for name in ("", 1):
         with pytest.raises(ConfigurationError, match="name"):
             locker.acquire(name)  # type: ignore[arg-type]

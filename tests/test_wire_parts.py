@@ -18,7 +18,7 @@ from asynclock.wire.flushes import Flushes
 from asynclock.wire.grace import Grace
 from asynclock.wire.markers import GUESSES, Markers
 from asynclock.wire.memory_shortage import GIVE_UP_AFTER, NEW_AFTER, MemoryShortage
-from asynclock.wire.owed import BATCH, OwedReleases
+from asynclock.wire.owed import BATCH, Owed, OwedReleases
 from asynclock.wire.quarantine import Quarantine
 from tests.support.builds import only_pure
 
@@ -119,48 +119,49 @@ async def test_a_restarted_server_gives_no_votes_until_the_old_ones_are_over() -
 @pytest.mark.asyncio
 async def test_a_release_is_owed_until_the_server_has_run_it_or_the_key_has_expired() -> None:
     now, up = 100.0, False
-    sent: list[tuple[bytes, bytes, float]] = []
+    sent: list[tuple[Owed, float]] = []
 
-    def send(key: bytes, token: bytes, until: float) -> bool:
+    def send(owed: Owed, until: float) -> bool:
         if up:
-            sent.append((key, token, until))
+            sent.append((owed, until))
         return up
 
+    a, b, c, d, e = (Owed(letter, b"1", 0.0) for letter in (b"a", b"b", b"c", b"d", b"e"))
     owed = OwedReleases(lambda: now, 5.0, send)
-    owed.owe(b"a", b"1")
+    owed.owe(a)
     owed.send_all()
     assert not sent
     up = True
     owed.send_all()
     owed.send_all()  # it is in flight
-    assert sent == [(b"a", b"1", 105.0)]
+    assert sent == [(a, 105.0)]
     owed.owe(*sent.pop())  # the connection was lost before the reply
     owed.send_all()
     owed.refused(*sent.pop())
     await asyncio.sleep(0.1)  # 0.02 s after the refusal
-    assert sent == [(b"a", b"1", 105.0)]
+    assert sent == [(a, 105.0)]
     waiting = asyncio.ensure_future(owed.wait_empty())
     await asyncio.sleep(0.01)
     assert not waiting.done()
     owed.accepted()
     await asyncio.wait_for(waiting, 0.5)  # less than MAX_WAIT
     sent.clear()
-    owed.owe(b"b", b"2")
+    owed.owe(b)
     owed.send_all()
     now += 6
     owed.refused(*sent.pop())  # the key has expired meanwhile
     for number in range(BATCH + 1):
-        owed.refused(b"%d" % number, b"3")
+        owed.refused(Owed(b"%d" % number, b"3", 0.0))
     await asyncio.sleep(0.1)
     assert len(sent) == BATCH  # the server may refuse them all
     owed.accepted()  # but it does not
     await asyncio.sleep(0.05)
     assert len(sent) == BATCH + 1
-    owed.owe(b"c", b"4")
-    assert owed.take() == [(b"c", b"4")] and not owed.take()
-    owed.refused(b"d", b"5")
+    owed.owe(c)
+    assert owed.take() == [c] and not owed.take()
+    owed.refused(d)
     owed.close()
-    owed.owe(b"e", b"6")  # as a connection that is lost after that does
+    owed.owe(e)  # as a connection that is lost after that does
     await asyncio.sleep(0.1)
     assert len(sent) == BATCH + 1 and not owed.take()
 

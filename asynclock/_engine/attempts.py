@@ -46,17 +46,18 @@ async def fail(
     name = waiter.room.name
     if seconds == 0 and isinstance(failure, NotLockedError):
         failure = AcquireTimeoutError(name, 0.0, failure.why)
+    cancelled = None
     names_holder = None  # the error, if somebody's having the lock is its reason
     if isinstance(failure, NotLockedError | AcquireTimeoutError) and failure.__cause__ is None:
         names_holder = failure
         reading = manager.read(waiter.room)  # while releases are waited for, if there are any
     try:
-        for lease in released:
-            if (cancelled := await manager.pending_releases.wait(lease)) is not None:
-                raise cancelled
+        cancelled = await manager.pending_releases.wait_for_all(released)
+        if cancelled is not None:
+            raise cancelled
         if names_holder is not None:
             names_holder.holder = await reading.wait_for_patience()
         raise failure
     finally:
         manager.reports.not_acquired(name, manager.clock() - began, failure)
-        del failure, names_holder  # no cycle through its traceback
+        del failure, names_holder, cancelled  # no cycle through its traceback

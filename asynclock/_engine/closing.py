@@ -63,15 +63,18 @@ class Closing:
             if link is not None and (exited := link.exited(caller)) is not None:
                 exits[exited] = min(lease.deadline, exits.get(exited, lease.deadline))
                 self._waited_for.append(link)
-        while exits and not hurry.done():
-            timeout = max(0.0, min(exits.values()) - self._clock())
-            await asyncio.wait([*exits, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            now = self._clock()
-            exits = {exited: until for exited, until in exits.items() if not exited.done() and until > now}
-        # Nobody can wait for a scope without a block. Tasks in ``wait_lost`` are notified before the keys are released.
-        for _ in range(TURNS if self._leases else 0):
-            await asyncio.sleep(0)
-        self.give_back()
+        try:
+            while exits and not hurry.done():
+                timeout = max(0.0, min(exits.values()) - self._clock())
+                await asyncio.wait([*exits, hurry], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                now = self._clock()
+                exits = {exited: until for exited, until in exits.items() if not exited.done() and until > now}
+            # Nobody can wait for a scope without a block. Tasks in ``wait_lost`` are notified before the keys are
+            # released.
+            for _ in range(TURNS if self._leases else 0):
+                await asyncio.sleep(0)
+        finally:  # also if every task of the program is cancelled
+            self.give_back()
         until = self._clock() + pending_releases.patience
         for lease in [*(lease for _, lease in self._leases), *pending_releases.unattended]:
             await pending_releases.wait(lease, until)

@@ -86,6 +86,11 @@ class Held:
         self._hold: Hold | None = None  # for its events; None: nobody had subscribed when it began
         self._block: Block | None = None
 
+    def _stay(self, seconds: float) -> None:
+        """The lock stays for that long from now, even if it is released earlier; 0: it goes with the release."""
+        if self._lease is not None:
+            self._lease.keep(self._manager.clock() + seconds if seconds else 0.0)
+
     # Leaving the block
 
     def _leave_at_once(self) -> asyncio.Future[int] | bool:

@@ -154,11 +154,20 @@ class Lifecycle:
         if self.state is State.OPENING:
             self.state = State.NEW
 
-    def close(self, work: Callable[[asyncio.Future[None]], Awaitable[None]], name: str, *, hurry: bool = False) -> None:
+    def close(
+        self,
+        work: Callable[[asyncio.Future[None]], Awaitable[None]],
+        name: str,
+        *,
+        hurry: bool = False,
+        cancelled: Callable[[], object] = lambda: None,
+    ) -> None:
         """Stop connecting, then do the ``work`` in a task of the running loop.
 
         :param work: called with a future; once that is done, it does not wait for blocks to be left
         :param hurry: it is done already
+        :param cancelled: called if somebody has cancelled the task, as programs do that cancel every task at their
+            end, perhaps before its first step: does what can be done without waiting
         """
         assert not self.closed and not self.forked
         self.state = State.CLOSING
@@ -168,6 +177,7 @@ class Lifecycle:
         if hurry:
             self._hurry.set_result(None)
         self._closing = loop.create_task(self._close(opening, work), name=name)
+        self._closing.add_done_callback(lambda closing: self._closed(closing, cancelled))
 
     async def _close(
         self, opening: asyncio.Task[None] | None, work: Callable[[asyncio.Future[None]], Awaitable[None]]
@@ -179,6 +189,13 @@ class Lifecycle:
         finally:
             try:
                 await work(self._hurry)
+            finally:
+                self.end()
+
+    def _closed(self, closing: asyncio.Task[None], cancelled: Callable[[], object]) -> None:
+        if closing.cancelled():
+            try:
+                cancelled()
             finally:
                 self.end()
 
@@ -203,7 +220,7 @@ class Lifecycle:
                 raise cancelled
             finally:
                 del cancelled  # no cycle through its traceback
-        if closing is not None:
+        if closing is not None and not closing.cancelled():
             closing.result()
 
     def fork(self) -> bool:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Collection
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -172,7 +172,7 @@ class LockManager:
         # Not before: a fork that came until then must not share them.
         self.token = Tokens(os.urandom(16), options.owner_or_default().encode(), time.time).next
         self.rooms.open(self._room, self._timers.forget)
-        self.observations.open(self.topology, self.rules, clock, self.reports)
+        self.observations.open(self.topology, self.rules, clock, options.try_next_after, self.reports)
 
     async def aclose(self) -> None:
         """As ``Locker.aclose``."""
@@ -182,7 +182,8 @@ class LockManager:
         life.check_loop(self.label(), "close it there")
         caller = asyncio.current_task()
         if not life.closed:
-            life.close(partial(self._close, caller), f"asynclock closing the connections to {self.where()}")
+            name = f"asynclock closing the connections to {self.where()}"
+            life.close(partial(self._close, caller), name, cancelled=self._close_at_once)
         elif self._closing is not None:
             self._closing.excuse(caller)
         await life.wait_closed()
@@ -194,14 +195,26 @@ class LockManager:
                 closing = self._closing = self._start_closing()
                 await closing.give_back_when_left(caller, hurry, self.pending_releases)
         finally:
-            await self.disconnect()
-            await self.clients.aclose()
+            try:
+                await self.disconnect()
+            finally:
+                await self.clients.aclose()
 
     def _start_closing(self) -> Closing:
         self.semaphores.stop(closed_error(self.label()))
         return Closing(
             self.rooms, self.label(), self.clock, lambda room, lease: self.give_back(room, lease, self.clock())
         )
+
+    def _close_at_once(self) -> bool:
+        """Give up every lock and every connection, as far as possible without waiting. True: ``_close`` has work
+        left."""
+        if not self.life.connected:
+            return False
+        (self._closing or self._start_closing()).give_back()
+        work_left = self.topology.drop()
+        self._stop()
+        return work_left
 
     async def disconnect(self) -> None:
         """Close every connection; nothing of this runs on."""
@@ -234,14 +247,9 @@ class LockManager:
     def _forgotten(self) -> None:
         if not self.life.needs_closing:
             return  # it could not be connected
-        work_left = self.clients.lent or self.life.opening is not None
-        if self.life.connected:
-            self._start_closing().give_back()
-            work_left |= self.topology.drop()
-            self._stop()
-        if work_left:
+        if self._close_at_once() or self.clients.lent or self.life.opening is not None:
             name = f"asynclock closing the connections to {self.where()}"
-            self.life.close(partial(self._close, None), name, hurry=True)
+            self.life.close(partial(self._close, None), name, hurry=True, cancelled=self._close_at_once)
         else:
             self.life.end()  # without a task: this loop may be about to be closed, and would complain of one
 
@@ -268,16 +276,27 @@ class LockManager:
         check_name(name)
         await self.ready()
         look = None if self._other_layout is None else self._other_layout.look(name)
-        holder = await self._begin_to_read(self.rooms[name]).wait()
-        if holder is None and look is not None:
-            await look.wait_for_patience()  # or a program that asks nothing else would not hear of another layout
-        return holder
+        with self._closed_first():
+            holder = await self._begin_to_read(self.rooms[name]).wait()
+            if holder is None and look is not None:
+                await look.wait_for_patience()  # or a program that asks nothing else would not hear of another layout
+            return holder
 
     async def names(self) -> list[str]:
         """As ``Locker.names``."""
         await self.ready()
         not_ours = (lambda key: None) if self._other_layout is None else self._other_layout.met
-        return await names(self.topology, self.options.key_prefix.encode(), self._layout, not_ours)
+        with self._closed_first():
+            return await names(self.topology, self.options.key_prefix.encode(), self._layout, not_ours)
+
+    @contextlib.contextmanager
+    def _closed_first(self) -> Iterator[None]:
+        """If the locker closes meanwhile, raise that, and not that its connections are lost."""
+        try:
+            yield
+        except ServerError:
+            self.check_open()
+            raise
 
     async def watch(self, name: str) -> AsyncGenerator[Holder | None]:
         """As ``Locker.watch``."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Any
 
-from ..core.holders import Holder, KeyState, holder_of, is_unknown
+from ..core.holders import Holder, KeyState, holder_of, is_clear, is_unknown
 from ..core.room import Room
 from ..core.rules import Rules
 from ..errors import AsyncLockError, ServerError
@@ -14,7 +14,7 @@ from ..events import Acquired, Event, GaveUp, Lost, Released, TimedOut
 from ..topology import Topology
 from ..wire.background import Timer
 from .changes import Changes
-from .reading import key_state, read_key
+from .reading import key_state, read_key, with_unread
 from .reports import Reports
 
 PAUSE = 0.01  # seconds between two readings of one key: a lock may change hands far more often than anybody looks
@@ -26,10 +26,14 @@ class Observation:
 
     Invariants: between ``start`` and ``stop``, each key is being read (``_reading``), or will be read at the time in
     ``_due`` (``_timer`` is set for the first of these), or its state in ``keys`` is what the server said last, and the
-    server will push an invalidation at the next change. ``changes`` tells those who watch of each answer.
+    server will push an invalidation at the next change. ``changes`` tells those who watch of each answer. After
+    ``patience`` seconds (``_patience``), a server that has not answered at all holds up nobody whom the others serve.
     """
 
-    def __init__(self, topology: Topology, rules: Rules, room: Room[Any], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, topology: Topology, rules: Rules, room: Room[Any], clock: Callable[[], float], patience: float
+    ) -> None:
+        """:param patience: seconds"""
         self.watchers = 0
         self.room = room
         self.keys: list[KeyState | None] = [None] * rules.keys
@@ -42,17 +46,22 @@ class Observation:
         self._read_at = [float("-inf")] * rules.keys
         self._due: dict[int, float] = {}
         self._timer = Timer()
+        self._patience = Timer()
+        self._patience.start(patience, self.changes.tell)
         self.look_again()
 
     def is_known(self) -> bool:
         """Were enough keys read to say who holds the lock? Before that, ``holder`` means nothing."""
-        return None not in self.keys and not is_unknown(self._states(), self._rules.majority)
+        states, majority = self._states(), self._rules.majority
+        if None in self.keys and (self._patience.running or not is_clear(states, majority)):
+            return False
+        return not is_unknown(states, majority)
 
     def holder(self) -> Holder | None:
         return holder_of(self.room.name, self._states(), self._rules.majority)
 
     def _states(self) -> list[KeyState]:
-        return [state for state in self.keys if state is not None]
+        return with_unread(self.keys, self.room)
 
     def look_again(self) -> None:
         """Any key may have changed."""
@@ -68,6 +77,7 @@ class Observation:
 
     def stop(self) -> None:
         self._timer.stop()
+        self._patience.stop()
         self._reading = ~0  # whatever comes, nothing is read any more
 
     def _read_by(self, index: int, when: float) -> None:
@@ -129,10 +139,12 @@ class Observations(dict[str, Observation]):
     _closed: AsyncLockError | None = None
     _unsubscribe: Callable[[], None] | None = None
 
-    def open(self, topology: Topology, rules: Rules, clock: Callable[[], float], reports: Reports) -> None:
+    def open(
+        self, topology: Topology, rules: Rules, clock: Callable[[], float], patience: float, reports: Reports
+    ) -> None:
         """The locker is connected: names can be watched."""
         self._reports = reports
-        self._make = lambda room: Observation(topology, rules, room, clock)
+        self._make = lambda room: Observation(topology, rules, room, clock, patience)
 
     def invalidated(self, name: str, index: int) -> None:
         """The server says that a key has changed."""

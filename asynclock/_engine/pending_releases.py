@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from ..core.lease import Lease
 from ..core.rules import NEVER
@@ -108,6 +108,18 @@ class PendingReleases:
             return cancelled
         finally:
             del cancelled  # no cycle through its traceback: while the exception lives, it counts as handled
+
+    async def wait_for_all(self, leases: Iterable[Lease], until: float | None = None) -> asyncio.CancelledError | None:
+        """As ``wait``, for several; all of them within the same time."""
+        if until is None:
+            until = self._clock() + self.patience
+        cancelled = None
+        for lease in leases:
+            cancelled = await self.wait(lease, until) or cancelled
+        try:
+            return cancelled
+        finally:
+            del cancelled  # as above
 
     def release_answered(self, lease: Lease) -> None:
         """Each RELEASE of the lease was answered, or never will be."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..core.holders import Holder, KeyState, holder_of, is_unknown, most_votes
+from ..core.holders import Holder, KeyState, holder_of, is_clear, is_unknown
 from ..core.keys import Layout
 from ..core.room import Room
 from ..errors import ServerError
@@ -48,9 +48,7 @@ class Reading:
         self._keys[index] = key_state(self._room, index, server, value, ttl, error)
         keys, majority = self._keys_now(), self._room.rules.majority
         self.holder = None if is_unknown(keys, majority) else holder_of(self._room.name, keys, majority)
-        most = most_votes(keys)
-        unread = sum(bool(state.problem) for state in keys)
-        self._clear = most >= majority or most + unread < majority
+        self._clear = is_clear(keys, majority)
         self._changes.tell()
         if self.complete:
             self._timer.cancel()
@@ -99,10 +97,7 @@ class Reading:
         return self.holder
 
     def _keys_now(self) -> list[KeyState]:
-        return [
-            state or KeyState(key_text(self._room.keys[index]), "", None, None, "has not answered yet")
-            for index, state in enumerate(self._keys)
-        ]
+        return with_unread(self._keys, self._room)
 
 
 def read_key(topology: Topology, room: Room[Any], index: int, answered: KeyRead) -> None:
@@ -120,6 +115,14 @@ def key_state(
 ) -> KeyState:
     remaining = ttl / 1000 if value is not None and ttl is not None and ttl >= 0 else None
     return KeyState(key_text(room.keys[index]), server, value, remaining, "" if error is None else error.problem)
+
+
+def with_unread(keys: list[KeyState | None], room: Room[Any]) -> list[KeyState]:
+    """All keys of a lock. Those that are not read yet are among the unreadable ones."""
+    return [
+        state or KeyState(key_text(room.keys[index]), "", None, None, "has not answered yet")
+        for index, state in enumerate(keys)
+    ]
 
 
 async def names(topology: Topology, prefix: bytes, layout: Layout, not_ours: Callable[[bytes], object]) -> list[str]:

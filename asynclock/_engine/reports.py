@@ -109,6 +109,8 @@ class Reports:
 
     def _deliver(self, event: Event) -> None:
         for listener in self.listeners:
+            if listener not in self.listeners:  # one before it has unsubscribed it
+                continue
             try:
                 listener(event)
             except (Exception, asyncio.CancelledError):  # the result of a future that was cancelled raises that

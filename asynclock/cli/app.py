@@ -122,7 +122,9 @@ def run(
     ] = 1,
     at_least: Annotated[
         float,
-        typer.Option(metavar="SEC", min=0, help="Keep the lock for this time at least, even if COMMAND ends earlier."),
+        typer.Option(
+            metavar="SEC", min=0, help="Nobody else gets the lock for this time, even if COMMAND ends earlier."
+        ),
     ] = 0,
     kill_after: Annotated[
         float, typer.Option(metavar="SEC", min=0, help="After a loss: the time from SIGTERM to SIGKILL.")

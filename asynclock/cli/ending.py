@@ -35,8 +35,11 @@ class Ending:
     answer: then the event loop cannot act on a signal.
     """
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, *, for_readers: bool = False) -> None:
+        """:param for_readers: it ends, with status 0, when nobody reads its output any more. The others do what they
+        are there for, and their exit status says what came of it"""
         self._command = command
+        self._for_readers = for_readers
         self._task: asyncio.Task[int] | None = None
         self._signal: int | None = None
         self._unread = False
@@ -69,8 +72,7 @@ class Ending:
             case asyncio.CancelledError() if self._unread:
                 _forget_output()
                 return 0
-            case BrokenPipeError():
-                _forget_output()
+            case BrokenPipeError() if self._for_readers:
                 return 0
             case ConfigurationError():
                 self.say(str(error))
@@ -92,7 +94,7 @@ class Ending:
         if self._signal is not None:
             raise asyncio.CancelledError
         loop = asyncio.get_running_loop()
-        pipe = _stdout_pipe()
+        pipe = _stdout_pipe() if self._for_readers else None
         if pipe is not None:  # the other end may be closed long before there is something to write
             loop.add_reader(pipe, self._reader_gone, pipe)
         try:
@@ -125,9 +127,20 @@ class Ending:
         finally:
             self._blocked = False
 
+    @contextlib.contextmanager
+    def output(self) -> Iterator[None]:
+        """Around what writes to stdout, as ``blocked``. Nothing more is written once nobody reads it."""
+        with self.blocked():
+            try:
+                yield
+            except BrokenPipeError:
+                _forget_output()
+                if self._for_readers:
+                    raise
+
     def tell(self, line: str) -> None:
         """A line on stdout, at once."""
-        with self.blocked():
+        with self.output():
             print(line, flush=True)
 
     def ask(self, question: str) -> str:

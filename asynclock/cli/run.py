@@ -24,6 +24,7 @@ from asynclock import (
     NotLockedError,
     ServerError,
 )
+from asynclock.options import MAX_AT_LEAST
 
 from .exit_status import FAILED, LOST, NOT_ACQUIRED, NOT_FOUND, NOT_RUNNABLE
 from .run_command import PASSED_ON, Command, is_ignored
@@ -58,6 +59,8 @@ class Plan:
             seconds = getattr(self, option)
             if seconds is not None and not 0 <= seconds < math.inf:
                 raise ConfigurationError(f"--{option.replace('_', '-')}: must be 0 or more seconds")
+        if self.at_least > MAX_AT_LEAST:
+            raise ConfigurationError(f"--at-least: must be at most {MAX_AT_LEAST:.0f} seconds, which is 366 days")
 
 
 def run(plan: Plan, servers: Servers) -> int:
@@ -73,6 +76,7 @@ def run(plan: Plan, servers: Servers) -> int:
                 # Ctrl-C is for the script, too, that this is in. A shell goes on after an exit with status 130, and
                 # stops if SIGINT has ended this, as it would have ended the command.
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
                 signal.raise_signal(signal.SIGINT)
             return status
     except ConfigurationError as error:
@@ -106,10 +110,17 @@ class Run:
         self._scopes: list[LockScope] = []
         self._tokens: dict[str, int] | None = None  # the fencing token of each lock, if the servers permit them
         self._loss_told = False
-        self._ended_with: int | None = None  # the command's status, while the locks are kept longer than it ran
         self.interrupted = False  #: SIGINT came, and ended the command or the wait for the locks
 
     async def run(self) -> int:
+        try:
+            return await self._run()
+        finally:
+            # What comes now is too late: the event loop must not get it while it is closed, nor may it end this
+            # process, whose exit status is that of the command.
+            signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+
+    async def _run(self) -> int:
         loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         for number in PASSED_ON:
@@ -122,7 +133,7 @@ class Run:
         except LockLostError as error:
             if not self._loss_told:
                 say(str(error))
-            return LOST if self._ended_with is None else self._ended_with
+            return LOST
         except NotLockedError as error:
             return self._not_acquired(f"lock {error.name!r} was not acquired: {error.why}{_held_by(error)}")
         except AcquireTimeoutError as error:
@@ -155,7 +166,6 @@ class Run:
     async def _locked(self, locker: Locker) -> int:
         async with contextlib.AsyncExitStack() as locks:
             await self._acquire(locker, locks)
-            acquired = time.monotonic()
             if self._given_up is not None:  # the signal came when the last lock had been acquired
                 raise asyncio.CancelledError
             # No ``await`` from here to the start.
@@ -164,6 +174,10 @@ class Run:
             except OSError as error:
                 return self._not_started(error)
             self._on_signal = command.send
+            began = time.monotonic()
+            if self._plan.at_least:  # not before: where the command cannot be run, nothing is to stay
+                for scope in self._scopes:
+                    scope._stay(self._plan.at_least)
             self._tell(f"command started, with pid {command.pid}")
             try:
                 code = await command.wait()
@@ -176,9 +190,8 @@ class Run:
             status = code if code >= 0 else 128 - code
             self._tell(f"command ended, with status {status}")
             self.interrupted = self._last == signal.SIGINT == -code
-            self._ended_with = status
-            await self._stay_until(acquired + self._plan.at_least)
-            self._ended_with = None  # a loss that only the release shows may have come while the command ran
+            if (left := began + self._plan.at_least - time.monotonic()) > 0:
+                self._tell(f"the lock stays for {left:.1f} s more")
             return status
         raise AssertionError  # no block above swallows an exception
 
@@ -196,17 +209,6 @@ class Run:
             self._tokens = {scope.name: await scope.fencing_token() for scope in self._scopes}
         except ServerError as error:  # most commands need none
             self._tell(f"no fencing tokens: {error}")
-
-    async def _stay_until(self, end: float) -> None:
-        """Keep the locks, or until a signal comes."""
-        signalled = asyncio.Event()
-        self._on_signal = lambda number: signalled.set()
-        left = end - time.monotonic()
-        if left > 0:
-            self._tell(f"keeps the lock for {left:.1f} s more")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await signalled.wait()
 
     def _still_held(self) -> bool:
         return all(scope.held for scope in self._scopes)

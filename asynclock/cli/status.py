@@ -49,7 +49,7 @@ def status(names: Sequence[str], servers: Servers, *, as_json: bool, values: boo
         if as_json:
             ending.tell(dumped(_document(found, connected, now, values)))
         else:
-            with ending.blocked():
+            with ending.output():
                 _Text(found, connected, now, values=values, details=bool(names)).show()
         return _exit_status(found, ending, all_of_them=bool(names))
 

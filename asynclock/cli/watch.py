@@ -27,7 +27,7 @@ READ_AGAIN = 1.0  # seconds between two readings of the time left: that a lock w
 
 def watch(names: Sequence[str], servers: Servers, *, as_json: bool) -> int:
     """Watch them, until something ends it. Returns the exit status."""
-    ending = Ending("watch")
+    ending = Ending("watch", for_readers=True)
 
     async def work() -> int:
         for name in names:

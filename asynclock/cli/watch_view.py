@@ -129,7 +129,7 @@ class Table(Lines):
         return sorted(known, key=lambda lock: (lock.holder is None, lock.name))
 
     def draw(self, locks: Sequence[Watched], away: Mapping[str, float | None]) -> None:
-        with self._ending.blocked():
+        with self._ending.output():
             self._live.update(self.picture(locks, away), refresh=True)
 
     def picture(self, locks: Sequence[Watched], away: Mapping[str, float | None]) -> Any:

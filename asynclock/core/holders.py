@@ -63,6 +63,12 @@ def is_unknown(keys: Sequence[KeyState], majority: int) -> bool:
     return sum(bool(state.problem) for state in keys) >= majority
 
 
+def is_clear(keys: Sequence[KeyState], majority: int) -> bool:
+    """Does it not depend on the unreadable ones who holds the lock, or that nobody does?"""
+    most = most_votes(keys)
+    return most >= majority or most + sum(bool(state.problem) for state in keys) < majority
+
+
 def most_votes(keys: Sequence[KeyState]) -> int:
     """How many keys the one has who has most of these."""
     values = Counter(state.value for state in keys if state.value is not None)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from .operations import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Operation
+from .operations import EXTEND, KEEP, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from .reasons import LossReason
 from .rules import NEVER, Rules
 from .tokens import FORCED, TAKEN
@@ -33,10 +33,12 @@ class Lease:
       command was sent, so it never reaches beyond the server's own expiry.
     - ``deadline`` is the time until which a majority of the votes counts.
     - Bit ``i`` of ``may_be_ours`` is set from the moment that a command is sent that may put the token into key
-      ``i``, until an answer shows that it is not there or a RELEASE has followed it.
-    - Once ``done`` is set, a RELEASE has been sent for every key that may be ours (or will be, by whoever closes
-      the locker), and the votes count no more. Late answers say when the keys of a failed attempt may be free
+      ``i``, until an answer shows that it is not there or a RELEASE or KEEP has followed it.
+    - Once ``done`` is set, a RELEASE or KEEP has been sent for every key that may be ours (or will be, by whoever
+      closes the locker), and the votes count no more. Late answers say when the keys of a failed attempt may be free
       (``free_at``), and why a held lock had been lost before its release (``missed``, ``cause``), and nothing else.
+    - ``keep_until`` is 0 once the lock is lost, and once a RELEASE was sent. So it says what is owed of the lease: to
+      keep its keys until then, or to delete them.
     """
 
     # In an attempt:
@@ -66,6 +68,7 @@ class Lease:
         "forced",
         "free_at",
         "in_flight",
+        "keep_until",
         "lasting_errors",
         "may_be_ours",
         "missed",
@@ -117,8 +120,9 @@ class Lease:
         self.next_check = NEVER  # when those are read, if not at once
         self.cause: LossReason | None = None  # why a key is missing, if it is missing
         # A release
-        self.unreleased = 0  # keys whose RELEASE is not answered yet
-        self.missed = 0  # bit i: the RELEASE of key i did not find the token
+        self.keep_until = 0.0  # until then, a release lets the keys expire, instead of deleting them; 0: it deletes
+        self.unreleased = 0  # keys whose RELEASE or KEEP is not answered yet
+        self.missed = 0  # bit i: the RELEASE or KEEP of key i did not find the token
         self.release_waiter: Any = None  # the engine's: who waits for the release
 
     @classmethod
@@ -209,18 +213,31 @@ class Lease:
             self.reading_back = 0
         return not self.reading_back
 
+    def keep(self, until: float) -> None:
+        """The keys stay until then, though the lock is released earlier. 0: they need not (any more)."""
+        self.keep_until = until
+
     def release(self, now: float) -> int:
-        """Send a RELEASE after everything that may have put the token into a key. Returns how many were sent."""
+        """Send a RELEASE after everything that may have put the token into a key: or a KEEP, if the lock is held and is
+        to stay for longer. Returns how many were sent."""
         self.done = True
         self.released_at = now
+        operation = KEEP if self.keep_until and self._stays(now) else RELEASE
         room, sent, owed = self.room, 0, self.may_be_ours
         send = room.port.request
         for index in range(room.rules.keys):
-            if owed >> index & 1 and send(self, index, RELEASE, now):
+            if owed >> index & 1 and send(self, index, operation, now):
                 sent += 1
         self.may_be_ours = 0
         self.unreleased = sent
         return sent
+
+    def _stays(self, now: float) -> bool:
+        """Is the lock held, and to stay for longer?"""
+        if now < self.keep_until and now < self.deadline:
+            return True
+        self.keep_until = 0.0
+        return False
 
     def end(self, now: float) -> None:
         """The votes count no more. What may be ours stays so until ``release``."""
@@ -238,9 +255,10 @@ class Lease:
                 self.request(index, EXTEND if self.may_be_ours >> index & 1 else TAKE, now)
 
     def extension_is_late(self, now: float) -> bool:
-        """Was an extension sent that has not succeeded, with a quarter of ``Rules.reserve`` over, the time for it?"""
+        """Was an extension sent that has not succeeded, with a quarter of ``Rules.reserve`` over, the time for it? Once
+        all of it is over, the lock is lost."""
         rules = self.room.rules
-        near = self.deadline - now < rules.reserve * LATE
+        near = 0.0 < self.deadline - now < rules.reserve * LATE
         # A success moves the deadline to ``term`` after the extension was sent; or a little less, if votes differ.
         return near and self.extended_at > 0.0 and self.deadline < self.extended_at + rules.term * MOVED
 
@@ -472,8 +490,8 @@ class Lease:
         self.defer(index, again)
 
     def release_answered(self, index: int, ok: bool, now: float) -> bool:
-        """The RELEASE of key ``index`` is answered (``ok``: it found the token), or never will be. True: that was the
-        last one."""
+        """The RELEASE or KEEP of key ``index`` is answered (``ok``: it found the token), or never will be. True: that
+        was the last one."""
         if not ok and not self.released_at < self.votes[index] <= now:  # else it may have expired since
             self.missed |= 1 << index
             if self.votes[index] and self.request(index, READ, now):
@@ -482,7 +500,7 @@ class Lease:
         return not self.unreleased
 
     def is_missed(self, index: int, operation: Operation) -> bool:
-        """Was key ``index`` read to find out why its RELEASE did not find the token?"""
+        """Was key ``index`` read to find out why its RELEASE or KEEP did not find the token?"""
         return bool(self.missed >> index & 1) and operation is READ
 
     def missed_because(self, index: int, found: bytes | None) -> None:

@@ -28,8 +28,9 @@ class Port(Protocol[W]):
     def request(self, lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
         """Send it. However it ends, ``answered``, ``released`` or ``failed`` of the room is called once.
 
-        False: the server is not connected, and none of them will be called. A RELEASE that the server refuses, or that
-        is lost with the connection, is kept, and sent before anything else once the server is back.
+        False: the server is not connected, and none of them will be called. A RELEASE or KEEP that the server refuses,
+        or that is lost with the connection, is owed, and sent before anything else once the server is back. (Instead of
+        a KEEP, a RELEASE, if its time is over by then.)
         """
 
     def lasting_error(self, room: Room[W], index: int) -> Exception | None:
@@ -75,4 +76,4 @@ class Port(Protocol[W]):
         """The holder has lost the lock, because of key ``index`` if one is to blame."""
 
     def release_answered(self, lease: Lease) -> None:
-        """Every RELEASE of the lease was answered, or never will be."""
+        """Every RELEASE or KEEP of the lease was answered, or never will be."""

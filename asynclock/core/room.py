@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from .contention import Contention, Watch
 from .handoff import LocalHandoffs
 from .lease import Lease
-from .operations import FORCE, READ, RELEASE, TAKE, TAKE_TTL, Operation
+from .operations import FORCE, READ, TAKE, TAKE_TTL, Operation
 from .port import Port
 from .reasons import LossReason
 from .retry import Retries, enough_free_at, possible_at
@@ -135,13 +135,14 @@ class Room(Generic[W]):
         return abandoned
 
     def release(self, lease: Lease, now: float) -> None:
-        """The scope releases the lock: to the next who waits here, or to the servers."""
+        """The scope releases the lock: to the next who waits here, or to the servers. If it stays until
+        ``Lease.keep_until``, whoever waits here waits for that as others do, by its expiry."""
         if lease is not self.holder:
             if lease.may_be_ours:
                 self._release(lease, now)  # ``close`` took it from its scope, and left its keys
             return
         contention = self.contention
-        if self.queue and not self.forces and self.handoffs.take(lease, now, self.rules):
+        if self.queue and not self.forces and lease.keep_until <= now and self.handoffs.take(lease, now, self.rules):
             rules = self.rules
             if rules.handoffs and not lease.unverified and lease.deadline - now > rules.reserve / 2:
                 waiter, _ = self.queue.popitem(last=False)
@@ -170,8 +171,8 @@ class Room(Generic[W]):
             self._forget(now)
 
     def close(self, now: float) -> list[W]:
-        """The locker closes: take the lock from its scope, which keeps the keys until ``release``, and give up every
-        attempt. Returns who was waiting."""
+        """The locker closes: take the lock from its scope, which keeps the keys until ``release`` (unless they stay for
+        longer anyway), and give up every attempt. Returns who was waiting."""
         waiters = [*self.queue, *self.forces]
         self.queue.clear()
         self.forces.clear()
@@ -182,6 +183,9 @@ class Room(Generic[W]):
             lease, self.holder = self.holder, None
             lease.end(now)
             self.port.lost(lease, LossReason.CLOSED, None)
+            if lease.keep_until > lease.deadline:
+                # At once: nobody gets it before that deadline, and it could not be kept after it.
+                self._release(lease, now)
         self._forget_if_empty(now)
         return waiters
 
@@ -198,7 +202,7 @@ class Room(Generic[W]):
         ttl: int | None,
         now: float,
     ) -> None:
-        """The answer to a request, except to a RELEASE.
+        """The answer to a request, except to a RELEASE or KEEP.
 
         :param ok: the command did what it was meant to do
         :param found: what is in the key after it
@@ -240,7 +244,7 @@ class Room(Generic[W]):
 
     def failed(self, lease: Lease, index: int, operation: Operation, error: Exception | None, now: float) -> None:
         """The request has failed: the connection is lost (``None``), or the server answered with an error."""
-        if operation is RELEASE:
+        if operation.ends:
             self.released(lease, index, True, now)
             return
         lease.unanswered(index, operation)
@@ -264,7 +268,7 @@ class Room(Generic[W]):
         self._judge(lease, None, index, now)
 
     def released(self, lease: Lease, index: int, ok: bool, now: float) -> None:
-        """The RELEASE of key ``index`` is answered (``ok``: it found the token), or never will be."""
+        """The RELEASE or KEEP of key ``index`` is answered (``ok``: it found the token), or never will be."""
         if lease.release_answered(index, ok, now):
             if self.contention is not None:
                 self._release_answered(lease, now)
@@ -589,6 +593,7 @@ class Room(Generic[W]):
 
     def _lose(self, lease: Lease, reason: LossReason, index: int | None, now: float) -> None:
         self.holder = None
+        lease.keep(0.0)
         try:
             self.port.lost(lease, reason, index)  # before anything is sent, which lets other threads run
         finally:
@@ -600,7 +605,7 @@ class Room(Generic[W]):
             self.port.release_answered(lease)
 
     def _release_answered(self, lease: Lease, now: float) -> None:
-        """Every RELEASE is answered, or never will be: now the pause begins that gives others a turn."""
+        """Every RELEASE or KEEP is answered, or never will be: now the pause begins that gives others a turn."""
         contention = self.contention
         if contention is None or not contention.release_answered(lease, now, self.rules):
             return

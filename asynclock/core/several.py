@@ -26,11 +26,9 @@ class Several:
     then tries the rest at once again.
     """
 
-    __slots__ = ("_at_once", "_tried")
+    __slots__ = ("_tried",)
 
-    def __init__(self, *, at_once: bool = True) -> None:
-        """:param at_once: False: never try several at once, but wait for one after the other"""
-        self._at_once = at_once
+    def __init__(self) -> None:
         self._tried = False  # was the last step an attempt for several at once?
 
     def step(self, held: Sequence[bool], busy: Callable[[int], bool]) -> Step:
@@ -40,7 +38,7 @@ class Several:
         :param busy: would one attempt for that name be in vain, or not let others go first?
         """
         missing = [place for place, has in enumerate(held) if not has]
-        if self._at_once and not self._tried:
+        if not self._tried:
             free = missing
             for number, place in enumerate(missing):
                 if busy(place):  # what comes after it would have to be given back

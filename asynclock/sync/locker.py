@@ -132,54 +132,69 @@ class Locker:
 
     # Acquiring
 
-    def acquire(self, name: str, *more: str, timeout: Seconds | None = None) -> LockScope:
+    def acquire(
+        self, name: str, *more: str, timeout: Seconds | None = None, at_least: Seconds | None = None
+    ) -> LockScope:
         """Wait for the lock, and hold it until the scope is released or its block is left.
 
         :param more: further names: the scope holds all of these locks or none, as in :meth:`asynclock.Locker.acquire`
         :param timeout: seconds to wait, as in :meth:`asynclock.Locker.acquire`; ``None``: without a limit; 0: one
             attempt
+        :param at_least: seconds for which nobody else gets the lock, as in :meth:`asynclock.Locker.acquire`
         :raises AcquireTimeoutError: not acquired within that time
         :raises ServerError: the servers cannot be reached when the locker connects, or they refuse
         :raises AlreadyHeldError: this thread is inside a block that holds the lock, and would wait for itself
         :raises LockerClosedError: the locker is closed, or is closed during the wait
         :raises ConfigurationError: a name is empty, too long, not a string, or given twice, the timeout is negative or
-            not a number, or an event loop runs in this thread
+            not a number, ``at_least`` is not a number of seconds up to 366 days, or an event loop runs in this thread
         """
         waits = check_timeout(timeout) != 0
         names = name, *more
-        return self._acquire(lambda locker: locker.acquire(*names, timeout=timeout), names if waits else ())
+        return self._acquire(
+            lambda locker: locker.acquire(*names, timeout=timeout, at_least=at_least), names if waits else ()
+        )
 
-    def try_acquire(self, name: str, *more: str) -> LockScope:
+    def try_acquire(self, name: str, *more: str, at_least: Seconds | None = None) -> LockScope:
         """Hold the lock if it is free; one attempt, without waiting for its holder.
 
         :raises NotLockedError: it is not free
 
         Otherwise as :meth:`acquire`.
         """
-        return self._acquire(lambda locker: locker.try_acquire(name, *more))
+        return self._acquire(lambda locker: locker.try_acquire(name, *more, at_least=at_least))
 
-    def force_acquire(self, name: str, *more: str) -> LockScope:
+    def force_acquire(self, name: str, *more: str, at_least: Seconds | None = None) -> LockScope:
         """Take the lock over. Whoever holds it loses it, with reason ``taken over``. Raises as :meth:`acquire`."""
-        return self._acquire(lambda locker: locker.force_acquire(name, *more))
+        return self._acquire(lambda locker: locker.force_acquire(name, *more, at_least=at_least))
 
     def with_context(
-        self, name: str, *more: str, timeout: Seconds | None = None, wait_release: bool | None = None
+        self,
+        name: str,
+        *more: str,
+        timeout: Seconds | None = None,
+        wait_release: bool | None = None,
+        at_least: Seconds | None = None,
     ) -> Acquisition:
         """``with locker.with_context(name) as scope:`` acquires the lock as :meth:`acquire`, holds it in the block, and
         releases it at the end.
 
         :param wait_release: whether the end of the block waits for the answer to the release; ``None``: as the option
             of the locker
+        :param at_least: as for :meth:`acquire`: whatever ends the block
         """
-        return Acquisition(partial(self.acquire, name, *more, timeout=timeout), wait_release)
+        return Acquisition(partial(self.acquire, name, *more, timeout=timeout, at_least=at_least), wait_release)
 
-    def try_with_context(self, name: str, *more: str, wait_release: bool | None = None) -> Acquisition:
+    def try_with_context(
+        self, name: str, *more: str, wait_release: bool | None = None, at_least: Seconds | None = None
+    ) -> Acquisition:
         """As :meth:`with_context`, with :meth:`try_acquire`."""
-        return Acquisition(partial(self.try_acquire, name, *more), wait_release)
+        return Acquisition(partial(self.try_acquire, name, *more, at_least=at_least), wait_release)
 
-    def force_with_context(self, name: str, *more: str, wait_release: bool | None = None) -> Acquisition:
+    def force_with_context(
+        self, name: str, *more: str, wait_release: bool | None = None, at_least: Seconds | None = None
+    ) -> Acquisition:
         """As :meth:`with_context`, with :meth:`force_acquire`."""
-        return Acquisition(partial(self.force_acquire, name, *more), wait_release)
+        return Acquisition(partial(self.force_acquire, name, *more, at_least=at_least), wait_release)
 
     def semaphore(self, name: str, permits: int) -> Semaphore:
         """A semaphore: at most ``permits`` scopes of this name at once, in all threads and processes together. Sends
@@ -371,7 +386,7 @@ class Acquisition:
             return self._scope._enter(self._wait_release)
         except BaseException:  # perhaps interrupted, with the lock held
             if self._scope is not None:
-                self._scope._abandon()
+                self._scope._not_entered()
             raise
 
     def __exit__(
@@ -384,6 +399,7 @@ class Acquisition:
 async def _give_back(scope: AsyncScope | None) -> None:
     """Nobody waits any more for the scope that was acquired."""
     if scope is not None:
+        scope._stay(0.0)  # the caller has never had it
         await scope.release()
 
 

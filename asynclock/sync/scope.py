@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -214,7 +215,7 @@ class LockScope:
             self._block.enter()
             return self
         except BaseException:  # interrupted
-            self._abandon()
+            self._not_entered()
             raise
 
     def __exit__(
@@ -235,6 +236,11 @@ class LockScope:
         if error is None and self.lost_reason is not None:
             self._scope.check()  # raises
         return None
+
+    def _not_entered(self) -> None:
+        """The block was not entered: release the lock soon, and let others have it at once (``at_least``)."""
+        self._thread.post(partial(self._scope._stay, 0.0))
+        self._abandon()
 
     def _abandon(self) -> None:
         """Nobody will release the lock, so do it soon, wherever the call that acquired it has been interrupted."""

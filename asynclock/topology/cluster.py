@@ -314,11 +314,11 @@ class Cluster:
         if node.connection is not None:
             node.connection.abort()  # unanswered releases go to ``node.owed``
             await node.connection.closed
-        for key, token in node.owed.take():
+        for owed in node.owed.take():
             # Without a known owner, any node will do: it answers with a redirection.
-            owner = self._owners[slot_of(unbulk(key))] or next(iter(self._connected()), None)
+            owner = self._owners[slot_of(unbulk(owed.key))] or next(iter(self._connected()), None)
             if owner is not None:
-                owner.release(key, token)
+                owner.release(owed)
         await node.aclose()
 
     def _busy(self, node: Node) -> bool:

@@ -27,7 +27,10 @@ class Passing(Generator[Any, Any, T]):
         return self._inner.send(value)
 
     def throw(self, kind: Any, error: Any = None, traceback: object = None, /) -> Any:
-        return self._inner.throw(kind if error is None else error)
+        try:
+            return self._inner.throw(kind if error is None else error)
+        finally:
+            del kind, error, traceback  # no cycle through the traceback
 
     def close(self) -> None:
         self._inner.close()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hiredis
 
-from ..core.operations import EXTEND, FORCE, READ, RELEASE, TAKE, TAKE_TTL, Operation
+from ..core.operations import EXTEND, FORCE, KEEP, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from ..errors import ServerError
 
 if TYPE_CHECKING:
@@ -109,15 +109,21 @@ class Commands:
         self._expire, self._delete = (
             (_SHA_EXPIRE, _SHA_DELETE) if capabilities.evalsha else (_EVAL_EXPIRE, _EVAL_DELETE)
         )
-        extend, extend_name = (_extend, "SET") if capabilities.set_ifeq else (self._extend_by_script, "EVAL")
+        extend: Packer
+        keep: Packer
+        if capabilities.set_ifeq:
+            extend, keep, move_name = _extend, _keep, "SET"
+        else:
+            extend, keep, move_name = self._extend_by_script, self._keep_by_script, "EVAL"
         release = _RELEASES.get(capabilities.delete, self._delete_by_script)
         table: dict[Operation, tuple[Packer, tuple[str, ...]]] = {
             TAKE: (_take, ("SET",)),
             TAKE_TTL: (_take_ttl, ("SET", "PTTL")),
             FORCE: (_force, ("SET", "GET")),
-            EXTEND: (extend, (extend_name, "GET")),
+            EXTEND: (extend, (move_name, "GET")),
             READ: (_read, ("PTTL", "GET")),
             RELEASE: (release, (capabilities.delete.decode(),)),
+            KEEP: (keep, (move_name,)),
         }
         #: For each operation, a function that packs it: (packed key, token, result of ``px`` or ``pxat``) -> bytes.
         self.packers = tuple(table[operation][0] for operation in Operation)
@@ -130,9 +136,12 @@ class Commands:
         self.names = tuple(table[operation][1] for operation in Operation)
 
     def _extend_by_script(self, key: bytes, token: bytes, expiry: bytes) -> bytes:
+        return _join((self._keep_by_script(key, token, expiry), _GET, key))
+
+    def _keep_by_script(self, key: bytes, token: bytes, expiry: bytes) -> bytes:
         how, _, when = expiry.partition(b"\r\n")[2].partition(b"\r\n")
         command = bulk(b"PEXPIREAT" if how == b"PXAT" else b"PEXPIRE")
-        return _join((b"*7\r\n", self._expire, _ONE, key, bulk(token), command, when, _GET, key))
+        return _join((b"*7\r\n", self._expire, _ONE, key, bulk(token), command, when))
 
     def _delete_by_script(self, key: bytes, token: bytes, expiry: bytes) -> bytes:
         return _join((b"*5\r\n", self._delete, _ONE, key, bulk(token)))
@@ -168,6 +177,11 @@ def _force(key: bytes, token: bytes, expiry: bytes) -> bytes:
 def _extend(key: bytes, token: bytes, expiry: bytes) -> bytes:
     value = bulk(token)
     return b"*7\r\n$3\r\nSET\r\n%b%b$4\r\nIFEQ\r\n%b%b%b%b" % (key, value, value, expiry, _GET, key)
+
+
+def _keep(key: bytes, token: bytes, expiry: bytes) -> bytes:
+    value = bulk(token)
+    return b"*7\r\n$3\r\nSET\r\n%b%b$4\r\nIFEQ\r\n%b%b" % (key, value, value, expiry)
 
 
 def _read(key: bytes, token: bytes, expiry: bytes) -> bytes:

@@ -14,6 +14,12 @@ from .violations import unexpected
 _TIME = packed(b"TIME")
 
 
+def stay(until: float, now: float) -> bytes:
+    """The argument for a key that expires at ``until``, and never earlier: ``PX``, which does not depend on what is
+    known of the server's clock. It expires later by the time that the command travels, which breaks nothing."""
+    return px(max(1, math.ceil((until - now) * 1000)))
+
+
 class ExpiryClock:
     """Makes the expiry arguments for one connection: ``PXAT`` in the server's time, or ``PX``.
 

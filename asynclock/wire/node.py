@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ..core.fencing import NOT_OURS
 from ..core.lease import Lease
-from ..core.operations import RELEASE, Operation
+from ..core.operations import KEEP, Operation
 from ..core.pace import Pace
 from ..core.reasons import LossReason
 from ..core.room import Room
@@ -24,8 +24,9 @@ from .commands import Capabilities, Commands, error_of, key_text, packed, split,
 from .connection import Connection
 from .connector import Connector
 from .credentials import Credentials, Rotation
+from .expiry import stay
 from .grace import Grace
-from .owed import OwedReleases
+from .owed import Owed, OwedReleases
 from .quarantine import Quarantine
 from .replicas import Replicas
 from .requests import (
@@ -279,15 +280,17 @@ class Node:
                     pack(
                         lease.room.keys[index],
                         lease.token,
-                        session.expiry.argument(now) if writes else b"",
+                        session.expiry.argument(now)
+                        if writes
+                        else (stay(lease.keep_until, now) if operation is KEEP else b""),
                     ),
                     Request(self, lease, index, operation, now),
                     replies,
                     now,
                 )
                 return True
-        if operation is RELEASE:
-            self.owed.owe(lease.room.keys[index], lease.token)
+        if operation.ends:
+            self.owed.owe(Owed(lease.room.keys[index], lease.token, lease.keep_until))
         return False
 
     def peek(self, room: Room[Any], index: int, answered: KeyRead) -> None:
@@ -324,9 +327,9 @@ class Node:
         else:
             self._send(session, Times(self, room, index, keys, marker, marks, answered), self.clock())
 
-    def release(self, key: bytes, token: bytes) -> None:
+    def release(self, owed: Owed) -> None:
         """Release a key for a node that has left the cluster."""
-        self.owed.owe(key, token)
+        self.owed.owe(owed)
         if self.session is not None:
             self.owed.send_all()
 
@@ -343,11 +346,12 @@ class Node:
             request.move_to(self, now, asking)
             self._send(session, request, now, asking)
 
-    def _send_owed(self, key: bytes, token: bytes, until: float) -> bool:
+    def _send_owed(self, owed: Owed, until: float) -> bool:
         session = self.session
         if session is None or session.connection.full:
             return False
-        self._send(session, OwedRelease(self, key, token, until), self.clock())
+        now = self.clock()
+        self._send(session, OwedRelease(self, owed, until, now), now)
         return True
 
     def _send(self, session: Session, request: Redirectable, now: float, asking: bool = False) -> None:
@@ -356,8 +360,11 @@ class Node:
         elif isinstance(request, Times):
             data, replies = request.packed()
         else:
-            operation = request.operation
-            expiry = session.expiry.argument(now) if operation.writes else b""
+            operation, expiry = request.operation, b""
+            if operation.writes:
+                expiry = session.expiry.argument(now)
+            elif operation is KEEP and not isinstance(request, Peek):
+                expiry = stay(request.keep_until, now)
             data = session.commands.packers[operation](request.key, request.token, expiry)
             replies = operation.replies
         if asking:
@@ -412,10 +419,10 @@ class Node:
             self.session.change(evalsha=False)
         self.resend(request, isinstance(request, Request) and request.asking)
 
-    def extend_without_memory(self, request: Request) -> bool:
+    def extend_without_memory(self, request: Request | OwedRelease) -> bool:
         if self.session is None or not self.session.avoid_set():
             return False
-        self.resend(request, request.asking)
+        self.resend(request, isinstance(request, Request) and request.asking)
         return True
 
     def read_again(self, request: Request) -> None:

@@ -1,5 +1,7 @@
 """Releases that a server still has to run: it was unavailable when they were due, or refused them.
 
+That of a lock that stays for a least time moves the expiry of its key instead of deleting it, until that time is over.
+
 (``_engine/pending_releases.py`` is something else: callers that wait for the reply to a release.)
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from itertools import islice
+from typing import NamedTuple
 
 from .awaiting import Passing
 from .background import Timer
@@ -19,6 +22,14 @@ BATCH = 100  # releases in one retry: the server may refuse them all, and there 
 MAX_WAIT = 1.0  # seconds for which closing waits for them
 
 
+class Owed(NamedTuple):
+    """What is to be released."""
+
+    key: bytes
+    token: bytes
+    keep_until: float  #: ``Lease.keep_until``: before that, let the key expire then; after it, or if it is 0, delete it
+
+
 class OwedReleases:
     """Keys to be released on one server as soon as possible.
 
@@ -28,32 +39,30 @@ class OwedReleases:
     session calls ``send_all``.
     """
 
-    def __init__(
-        self, clock: Callable[[], float], validity: float, send: Callable[[bytes, bytes, float], bool]
-    ) -> None:
-        """:param send: called with (key, token, time when the key has expired); sends the release, or returns False if
-        the server is not connected"""
+    def __init__(self, clock: Callable[[], float], validity: float, send: Callable[[Owed, float], bool]) -> None:
+        """:param send: called with what is owed, and the time when the key has expired; sends the release, or returns
+        False if the server is not connected"""
         self._clock = clock
         self._validity = validity
         self._send = send
-        self._until: dict[tuple[bytes, bytes], float] = {}  # (key, token) -> when the key has expired
+        self._until: dict[Owed, float] = {}  # -> when the key has expired, if no release is run
         self._backoff = Backoff(FIRST_PAUSE, MAX_PAUSE)
         self._timer = Timer()
         self._in_flight = 0  # releases that were sent and are not answered
         self._empty: asyncio.Future[None] | None = None  # what ``wait_empty`` waits for
         self._closed = False
 
-    def owe(self, key: bytes, token: bytes, until: float | None = None) -> None:
-        """The server is unavailable: release ``key`` once it is back, however late that is. (A server that hung may run
+    def owe(self, owed: Owed, until: float | None = None) -> None:
+        """The server is unavailable: release the key once it is back, however late that is. (A server that hung may run
         an old SET much later, so the key may exist longer than one validity.)
 
         :param until: the time that ``send`` was called with; None: this release was not sent by ``send``
         """
         self._in_flight -= until is not None
         if not self._closed:
-            self._until.setdefault((key, token), self._clock() + self._validity if until is None else until)
+            self._until.setdefault(owed, self._clock() + self._validity if until is None else until)
 
-    def refused(self, key: bytes, token: bytes, until: float | None = None) -> None:
+    def refused(self, owed: Owed, until: float | None = None) -> None:
         """The server has answered with an error. Most errors are temporary (``NOREPLICAS``, ``READONLY``, ...), and
         only a retry shows which.
 
@@ -63,7 +72,7 @@ class OwedReleases:
             self._in_flight -= until is not None
             self._check_empty()
             return
-        self.owe(key, token, until)
+        self.owe(owed, until)
         if not self._timer.running:
             self._timer.start(self._backoff.next(), self._try, BATCH)
 
@@ -97,8 +106,8 @@ class OwedReleases:
         if self._empty is not None and not self._empty.done() and not self._until and self._in_flight <= 0:
             self._empty.set_result(None)
 
-    def take(self) -> list[tuple[bytes, bytes]]:
-        """Remove and return the (key, token) pairs that are not released yet. The caller has to release them."""
+    def take(self) -> list[Owed]:
+        """Remove and return what is not released yet. The caller has to release it."""
         self._timer.stop()
         owed, self._until = self._until, {}
         return list(owed)
@@ -108,11 +117,11 @@ class OwedReleases:
         self._closed = True
         self._timer.stop()
         self._until.clear()
-        self._send = lambda key, token, until: False  # no reference cycle with its owner
+        self._send = lambda owed, until: False  # no reference cycle with its owner
 
     def _try(self, limit: int) -> None:
-        for (key, token), until in list(islice(self._until.items(), limit)):
-            if not self._send(key, token, until):
+        for owed, until in list(islice(self._until.items(), limit)):
+            if not self._send(owed, until):
                 return  # not connected: ``send_all`` follows
-            del self._until[key, token]
+            del self._until[owed]
             self._in_flight += 1

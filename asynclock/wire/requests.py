@@ -7,12 +7,12 @@ from typing import Any, Protocol, TypeAlias
 
 from ..core.fencing import MAX_NUMBER, NOT_OURS
 from ..core.lease import Lease
-from ..core.operations import EXTEND, READ, RELEASE, TAKE, TAKE_TTL, Operation
+from ..core.operations import EXTEND, KEEP, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from ..core.room import Room
 from ..errors import ServerError
 from ..options import Options
 from .commands import COUNTED_UP, OK, Commands, cause_in_script, count, is_error, times
-from .owed import OwedReleases
+from .owed import Owed, OwedReleases
 from .violations import unexpected
 
 MAX_HOPS = 5  # redirections of one request; more of them mean that the nodes do not agree about the slot
@@ -64,14 +64,15 @@ class Sender(Protocol):
     def scripts_are_gone(self, request: Request | OwedRelease) -> None:
         """The server's scripts were flushed (NOSCRIPT): send the request again, with the script itself."""
 
-    def extend_without_memory(self, request: Request) -> bool:
-        """The server has answered OOM to an extension. True: it was sent again, by a command that needs no memory."""
+    def extend_without_memory(self, request: Request | OwedRelease) -> bool:
+        """The server has answered OOM to EXTEND or KEEP. True: it was sent again, by a command that needs no memory."""
 
     def read_again(self, request: Request) -> None:
         """Send a GET of the request's key. Its reply goes to ``found``, a failure to ``unconfirmed``."""
 
     def freed(self, key: bytes, now: float) -> None:
-        """That key was released late. Wake up this process's waiters: with NOLOOP there is no push."""
+        """That key was released late, or is to expire at another time than it was until now. Wake up this process's
+        waiters: with NOLOOP there is no push."""
 
     def demoted(self) -> None:
         """The server has become a read-only replica."""
@@ -100,6 +101,14 @@ class Request:
     def token(self) -> bytes:
         return self.lease.token
 
+    @property
+    def keep_until(self) -> float:
+        return self.lease.keep_until
+
+    @property
+    def owed(self) -> Owed:
+        return Owed(self.key, self.token, self.keep_until)
+
     def move_to(self, node: Sender, sent: float, asking: bool) -> None:
         """``node`` sends it once more, at ``sent``."""
         self.node = node
@@ -109,8 +118,8 @@ class Request:
 
     def fail(self, error: ServerError, now: float, node: Sender) -> None:
         """The node that it was redirected to is not connected. (A release is sent as soon as it is.)"""
-        if self.operation is RELEASE:
-            node.owed.refused(self.key, self.token)
+        if self.operation.ends:
+            node.owed.refused(self.owed)
         self.lease.room.failed(self.lease, self.index, self.operation, error, now)
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
@@ -132,14 +141,16 @@ class Request:
             if earlier[0] == OK and type(reply) is int and reply != NO_KEY:
                 lease.room.answered(lease, self.index, operation, self.sent, True, lease.token, reply, now)
                 return
+        elif operation is KEEP:
+            pass
         elif reply == lease.token and operation is not READ and earlier[0] in _DONE:
             lease.room.answered(lease, self.index, operation, self.sent, True, reply, None, now)
             return
         self._conclude([*earlier, reply], now)
 
     def dropped(self) -> None:
-        if self.operation is RELEASE:
-            self.node.owed.owe(self.key, self.token)
+        if self.operation.ends:
+            self.node.owed.owe(self.owed)
         self.lease.room.failed(self.lease, self.index, self.operation, None, self.node.clock())
 
     def _conclude(self, replies: list[Any], now: float) -> None:
@@ -152,26 +163,27 @@ class Request:
                     replies[position] = NO_END
                     continue
                 # If the lease has ended, resend nothing but its release: anything else might arrive after that.
-                wanted = operation is RELEASE or not self.lease.done
+                wanted = operation.ends or not self.lease.done
                 if wanted and self.hops < MAX_HOPS:
                     if text.startswith(REDIRECTIONS) and node.redirected(self, text):
                         return
                     if text.startswith(NO_SCRIPT):
                         node.scripts_are_gone(self)
                         return
-                    if text.startswith(NO_MEMORY) and operation is EXTEND and node.extend_without_memory(self):
+                    moves = operation is EXTEND or operation is KEEP
+                    if text.startswith(NO_MEMORY) and moves and node.extend_without_memory(self):
                         return
                 error = node.error_of(node.commands.names[operation][position], self.lease.room, self.index, reply, now)
                 if error is not None:
                     if text.startswith("READONLY"):
                         node.demoted()
-                    if operation is RELEASE:
-                        node.owed.refused(self.key, self.token)
+                    if operation.ends:
+                        node.owed.refused(self.owed)
                     self.lease.room.failed(self.lease, self.index, operation, error, now)
                     return
                 replies[position] = _OTHERS
         ok, found, ttl = self._meaning(replies)
-        if operation is RELEASE:
+        if operation.ends:
             self.lease.room.released(self.lease, self.index, ok, now)
             return
         written = operation.writes and ok and found == self.lease.token
@@ -194,7 +206,7 @@ class Request:
         if first not in _WRITTEN:
             raise unexpected(f"the answer to {self.node.commands.names[operation][0]}", first)
         ok = first in _DONE
-        if operation is RELEASE:
+        if operation.ends:
             return ok, None, None
         if operation.reads:
             return ok, _value(last), None
@@ -503,29 +515,39 @@ class Ignored:
 class OwedRelease:
     """A release from ``OwedReleases`` that is in flight. No caller waits for it."""
 
-    __slots__ = ("hops", "key", "node", "token", "until")
+    __slots__ = ("hops", "node", "operation", "owed", "until")
 
-    operation = RELEASE
-
-    def __init__(self, node: Sender, key: bytes, token: bytes, until: float) -> None:
+    def __init__(self, node: Sender, owed: Owed, until: float, now: float) -> None:
         self.node = node
-        self.key = key
-        self.token = token
-        self.until = until  # when the key has expired
+        self.owed = owed
+        self.operation = KEEP if now < owed.keep_until else RELEASE
+        self.until = until  # when the key has expired, if this is not run
         self.hops = 0
+
+    @property
+    def key(self) -> bytes:
+        return self.owed.key
+
+    @property
+    def token(self) -> bytes:
+        return self.owed.token
+
+    @property
+    def keep_until(self) -> float:
+        return self.owed.keep_until
 
     def move_to(self, node: Sender, sent: float, asking: bool) -> None:
         self.node = node
         self.hops += 1
 
     def fail(self, error: ServerError, now: float, node: Sender) -> None:
-        node.owed.refused(self.key, self.token, self.until)
+        node.owed.refused(self.owed, self.until)
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         node = self.node
         if not is_error(reply) or "WRONGTYPE" in str(reply):
             node.owed.accepted()
-            if reply == 1:
+            if reply in _DONE:
                 node.freed(self.key, now)
             return
         text = str(reply)
@@ -536,12 +558,14 @@ class OwedRelease:
             if text.startswith(NO_SCRIPT):
                 node.scripts_are_gone(self)
                 return
+            if text.startswith(NO_MEMORY) and self.operation is KEEP and node.extend_without_memory(self):
+                return
         if text.startswith("READONLY"):
             node.demoted()
-        node.owed.refused(self.key, self.token, self.until)
+        node.owed.refused(self.owed, self.until)
 
     def dropped(self) -> None:
-        self.node.owed.owe(self.key, self.token, self.until)
+        self.node.owed.owe(self.owed, self.until)
 
 
 Redirectable: TypeAlias = Request | OwedRelease | Peek | Count | Times  # what a cluster's node may send elsewhere

@@ -16,8 +16,9 @@ At the end of stdin it closes the locker, and ends.
 
 Events: ``held`` as soon as it knows that it holds a lock, and ``ended`` as soon as it knows that it no longer does: the
 body was cancelled, a check failed, or it is about to release. In these, ``acted`` is when it last knew that it had the
-lock, ``due`` the deadline at that time, and ``votes`` are the deadlines of its keys. ``stall`` is a time in which its
-event loop did not run, for whatever reason.
+lock, ``due`` the deadline at that time, and ``votes`` are the deadlines of its keys. A scope of several names has an
+event for each; if one of them is lost, the others count as released. ``stall`` is a time in which its event loop did
+not run, for whatever reason.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ TICK = 0.005  # seconds between two ticks that show that the event loop runs
 STALL = 0.012  # seconds between two ticks from which on they count as a stall
 SELF = 5.0  # seconds between two samples of its own memory and descriptors
 CROWD_HOLD = (1.0, 4.0)  # seconds
+SEVERAL = 0.08  # share of turns that take several names at once
+SHORT = 0.05  # seconds: names that are never held for longer are the ones that are taken with another one
 DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
 LOOK_UP = socket.getaddrinfo
 BIG = "y" * 2000  # part of a name whose key takes much memory
@@ -105,26 +108,37 @@ class Worker:
         await self._started.wait()
         while not self._closing:
             name, hold = self.random.choice(names)
-            await self.turn(name, self.random.uniform(*hold), self.random.random())
+            taken, seconds = [name], self.random.uniform(*hold)
+            if self.random.random() < SEVERAL and (others := self.others(name)):
+                taken += others
+                seconds = min(seconds, SHORT)
+            await self.turn(taken, seconds, self.random.random())
             await asyncio.sleep(self.random.uniform(*self.spec.rest))
 
-    async def turn(self, name: str, hold: float, how: float) -> None:
+    def others(self, name: str) -> list[str]:
+        """Names that are only held for a moment: while the task waits for them, nobody has those before them, and the
+        checker takes that for a time without a holder."""
+        others = [each for each, (_, longest) in self.spec.names if longest <= SHORT and each != name]
+        return self.random.sample(others, min(len(others), self.random.choice((1, 2))))
+
+    async def turn(self, names: list[str], hold: float, how: float) -> None:
         since = now()
         locker = self.locker
+        name = names[0]
         try:
             if how < 0.6:
-                async with locker.with_context(name) as scope:
+                async with locker.with_context(*names) as scope:
                     await self.work(scope, hold, since)
             elif how < 0.7:
-                await self.interrupted(locker, name, hold, since)
+                await self.interrupted(locker, names, hold, since)
             elif how < 0.82:
-                async with locker.with_context(name, timeout=self.spec.patience) as scope:
+                async with locker.with_context(*names, timeout=self.spec.patience) as scope:
                     await self.work(scope, hold, since)
             elif how < 0.9:
-                async with locker.try_with_context(name) as scope:
+                async with locker.try_with_context(*names) as scope:
                     await self.work(scope, hold, since)
             else:
-                await self.by_hand(await locker.acquire(name), hold, since)
+                await self.by_hand(await locker.acquire(*names), hold, since)
         except LockLostError:
             self.left(name)
         except LockerClosedError:
@@ -137,17 +151,17 @@ class Worker:
         except Exception:
             self.log("error", text=traceback.format_exc())
 
-    async def interrupted(self, locker: Locker, name: str, hold: float, since: float) -> None:
+    async def interrupted(self, locker: Locker, names: list[str], hold: float, since: float) -> None:
         """A turn that is cancelled from outside, while it waits, acquires, holds or releases."""
         try:
             async with asyncio.timeout(self.random.uniform(0.0, self.spec.patience)):
-                async with locker.with_context(name) as scope:
+                async with locker.with_context(*names) as scope:
                     await self.work(scope, hold, since)
         except TimeoutError:
             pass
         task = asyncio.current_task()
         if task is None or task.cancelling():
-            self.log("error", text=f"{name}: the task counts as cancelled after its block was left")
+            self.log("error", text=f"{names}: the task counts as cancelled after its block was left")
 
     def left(self, name: str) -> None:
         """A block was left after a loss, which was logged when it was noticed."""
@@ -188,15 +202,16 @@ class Worker:
         self, scope: LockScope, seconds: float, since: float, told: Any = None, forced: bool = False
     ) -> None:
         """Work under the lock. In a block, a loss cancels it; with ``told`` it waits for the loss itself."""
-        self._holds += 1
-        hold = self._holds
+        holds = {name: self._holds + number for number, name in enumerate(scope.names, 1)}
+        self._holds += len(holds)
         task = asyncio.current_task()
         assert task is not None
         self._lost.pop(task, None)  # of a block that ended otherwise
         at = acted = now()
         due, votes = at + scope.remaining(), _votes(scope)
         more = {"forced": True} if forced else {}
-        self.log("held", at=at, name=scope.name, hold=hold, waited=at - since, due=due, votes=votes, **more)
+        for name, hold in holds.items():
+            self.log("held", at=at, name=name, hold=hold, waited=at - since, due=due, votes=votes[name], **more)
         told = told and asyncio.ensure_future(told)
         why = "released"
         try:
@@ -217,7 +232,10 @@ class Worker:
         finally:
             if why not in KEPT:
                 self._lost[task] = now()
-            self.log("ended", name=scope.name, hold=hold, why=why, acted=acted, due=due, votes=votes)
+            lost = internals.lost_name(scope)
+            for name, hold in holds.items():
+                end = why if why in KEPT or name == lost else "released"
+                self.log("ended", name=name, hold=hold, why=end, acted=acted, due=due, votes=votes[name])
             if told is not None:
                 told.cancel()
 
@@ -329,9 +347,11 @@ class Worker:
         self.log("bye")
 
 
-def _votes(scope: LockScope) -> list[float]:
-    """Until when it counts on each key. (Internal state: shows how many keys it can lose without losing the lock.)"""
-    return [round(left + now(), 4) for left in internals.votes(scope)]
+def _votes(scope: LockScope) -> dict[str, list[float]]:
+    """For each name, until when it counts on each key. (Internal state: shows how many keys it can lose without losing
+    the lock.)"""
+    found = internals.votes_of(scope)
+    return {name: [round(left + now(), 4) for left in found.get(name, ())] for name in scope.names}
 
 
 def _die_with_parent() -> None:

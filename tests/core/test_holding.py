@@ -79,6 +79,20 @@ def test_without_an_answer_the_lock_is_lost_at_the_deadline_and_not_before() -> 
     assert bench.asks == [(Operation.EXTEND, 0), (Operation.RELEASE, 0)]
 
 
+def test_an_extension_is_late_until_the_deadline_and_not_after_it() -> None:
+    """It is told of with the seconds that are left."""
+    bench = Bench()
+    lease = bench.hold()
+    bench.wait(1.3)
+    bench.answer(Operation.EXTEND)
+    bench.wait(2.5)
+    assert [operation for operation, _ in bench.asks] == [Operation.EXTEND]
+    assert not lease.extension_is_late(bench.now)
+    assert lease.extension_is_late(lease.deadline - 0.001)
+    assert not lease.extension_is_late(lease.deadline)
+    assert not lease.extension_is_late(lease.deadline + 0.001)
+
+
 def test_a_key_whose_life_was_shortened_shortens_the_deadline() -> None:
     bench = Bench()
     lease = bench.hold()

@@ -44,12 +44,6 @@ def test_one_that_was_lost_meanwhile_is_the_next_to_wait_for() -> None:
     assert Several().step([False, True, True], nobody) == ([1, 2], [0], True)
 
 
-def test_one_after_the_other() -> None:
-    several = Several(at_once=False)
-    assert several.step([False] * 3, nobody) == ([], [0], True)
-    assert several.step([True, False, False], nobody) == ([], [1], True)
-
-
 def test_the_order_is_that_of_the_bytes() -> None:
     names = ["z", "é", "a", "\U0001f512", "￿", "aa", "Z"]
     assert agreed_order(names) == sorted(names, key=str.encode)
@@ -64,7 +58,7 @@ def test_for_all_names(names: list[str]) -> None:
 @given(st.data())
 def test_it_never_waits_while_it_holds_one_that_comes_after(data: st.DataObject) -> None:
     count = data.draw(st.integers(2, 6))
-    several = Several(at_once=data.draw(st.booleans()))
+    several = Several()
     held = [False] * count
     for _ in range(30):
         if all(held):

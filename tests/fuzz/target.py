@@ -141,15 +141,16 @@ class Case:
         """Use a lock as a caller does: only asynclock's own errors may come out."""
         r = self.random
         for _ in range(3):
+            stays = r.choice((None, None, 0.02))
             match r.randrange(4):
                 case 0:
-                    context = locker.try_with_context(name)
+                    context = locker.try_with_context(name, at_least=stays)
                 case 1:
-                    context = locker.with_context(name, timeout=0.03)
+                    context = locker.with_context(name, timeout=0.03, at_least=stays)
                 case 2:
-                    context = locker.with_context(name, timeout=0.002)
+                    context = locker.with_context(name, timeout=0.002, at_least=stays)
                 case _:
-                    context = locker.force_with_context(name)
+                    context = locker.force_with_context(name, at_least=stays)
             try:
                 async with asyncio.timeout(0.1):
                     async with context as scope:

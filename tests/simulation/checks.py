@@ -14,6 +14,9 @@
 Guarantee 6 is about the scopes around the leases, which are not simulated.
 
 7. (docs/fencing.md) Who has a lock later has a greater fencing token.
+8. (docs/at-least.md) Nobody gets a lock before its least time is over, except by force, or if it was lost, or servers
+   have lost its keys. A lock that was lost is not kept.
+9. (docs/several.md) A scope holds all its names, or is lost. Whoever waits for one holds none that comes after it.
 
 ``story`` checks what must hold once a story has come to rest (4, and that all waiters got the lock); the rest is here.
 """
@@ -35,6 +38,8 @@ from .permits import Hall
 from .processes import Client, Task
 from .requests import Request
 from .servers import Server
+from .several import Group
+from .stays import is_closed, too_early
 from .world import World
 
 TOLD = 5  # packet delays: a push, a reply in flight (with its request just sent), and one more request and reply
@@ -67,7 +72,7 @@ class Check:
         self.unnoticed: dict[tuple[Hall, int], float] = {}  # free slots that are believed taken, and since when
         self.told: list[float] = []  # how long it took to notify holders without a majority, in packet delays
         self.overlaps = 0  # how often a lock had two holders because servers had lost keys
-        self.losses = self.failed = self.tokens = 0
+        self.losses = self.failed = self.tokens = self.keeps = self.grants = self.deleted = 0
         self._servers = [world.servers[world.home(index)] for index in range(world.rules.keys)]  # of each key
         self._overlapping: set[tuple[Lease, Lease]] = set()
         world.watch = self
@@ -97,6 +102,10 @@ class Check:
                 self._failed_for_a_reason()
             if self.tokens < len(world.tokens):
                 self._tokens_grow()
+            if self.grants < len(world.grants) or self.keeps < len(world.keeps):
+                self._least_times()
+        if self.deleted < len(world.deleted):
+            self._not_deleted_too_early()
         if altered:
             for client in world.clients:
                 self._backed(client)
@@ -344,6 +353,22 @@ class Check:
                 task.lease is not room.holder or getattr(task.lease, "scope_ref", None) is not task
             ):
                 raise self.broken(5, f"{task!r} holds {task.name!r}, but the room does not know it")
+        for group in client.groups:
+            self._all_or_none(group)
+
+    # 8: several names
+
+    def _all_or_none(self, group: Group) -> None:
+        """It holds all names, or waits, and then for none that comes before one that it holds."""
+        states = ["" if part is None else part.state for part in group.parts]
+        if group.state == "held" and set(states) != {"held"}:
+            raise self.broken(9, f"{group!r} is held, and its names are {states}")
+        if group.state == "waiting" and group.step.wait:
+            (waits_for,) = group.step.request
+            if states[waits_for] == "waiting" and "held" in states[waits_for:]:
+                raise self.broken(9, f"{group!r} waits for a name before one that it holds: {states}")
+        if group.state not in ("waiting", "held", "lost", "dead") and not {"held", "waiting"}.isdisjoint(states):
+            raise self.broken(9, f"{group!r} is {group.state}, and its names are {states}")
 
     # 5: the holder is notified of a loss, with its reason
 
@@ -426,6 +451,28 @@ class Check:
                     f"that {before} for {other!r}",
                 )
         self.tokens = len(self.world.tokens)
+
+    # 8: locks that stay for a least time
+
+    def _least_times(self) -> None:
+        for task in self.world.grants[self.grants :]:
+            self.grants += 1
+            stay = too_early(self.world, task)
+            if stay is not None:
+                early = 1000 * (stay.until - self.world.now)
+                raise self.broken(8, f"{task!r} got the lock of {stay.task!r} {early:.3f} ms before its time was over")
+        for lease in self.world.keeps[self.keeps :]:
+            self.keeps += 1
+            task = lease.scope_ref
+            if task.state == "lost" and not is_closed(task):
+                raise self.broken(8, f"{task!r} has lost its lock, {task.problem}, and keeps it")
+
+    def _not_deleted_too_early(self) -> None:
+        for token in self.world.deleted[self.deleted :]:
+            self.deleted += 1
+            for stay in self.world.stays:
+                if stay.lease.token == token and stay.is_due(self.world):
+                    raise self.broken(8, f"{stay.task!r} deletes a key before the time of its lock is over")
 
     def _is_over(self, task: Task) -> bool:
         """Has the task given the lock back, or lost a key of it?"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,12 +12,15 @@ from asynclock.core.lease import Lease
 from asynclock.core.operations import Operation
 from asynclock.core.permits import Board
 from asynclock.core.room import Room
-from asynclock.core.rules import Rules
+from asynclock.core.rules import NEVER, Rules
+from asynclock.core.several import Several, Step
 
+from . import several
 from .links import Link
 from .permits import Hall
 from .processes import Client, Task
 from .servers import Expiry, Server
+from .worlds import SEVERAL
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -111,7 +114,7 @@ def no_second_look(patch: pytest.MonkeyPatch) -> None:
 
 def forget_refused_releases(patch: pytest.MonkeyPatch) -> None:
     """A release that a server has refused is not retried."""
-    patch.setattr(Client, "_refused", lambda self, home, key, token: None)
+    patch.setattr(Client, "_refused", lambda self, home, key, token, keep_until: None)
 
 
 def keep_noloop(patch: pytest.MonkeyPatch) -> None:
@@ -174,6 +177,68 @@ def tickets_for_nobody(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Board, "give_back", lambda self, slot, lease, now: None)
 
 
+def deleted_all_the_same(patch: pytest.MonkeyPatch) -> None:
+    """A lock that is to stay for a least time is released."""
+    request = Client.request
+
+    def hasty(self: Client, lease: Lease, index: int, operation: Operation, now: float) -> bool:
+        return request(self, lease, index, Operation.RELEASE if operation is Operation.KEEP else operation, now)
+
+    patch.setattr(Client, "request", hasty)
+
+
+def owed_as_a_deletion(patch: pytest.MonkeyPatch) -> None:
+    """A lock that is to stay is released, if its server was away or has refused to keep it."""
+    send = Client._send_owed
+
+    def hasty(self: Client, link: Link) -> None:
+        owed = self.may_be_ours[link.server.name]
+        owed.update(dict.fromkeys(owed, 0.0))
+        send(self, link)
+
+    patch.setattr(Client, "_send_owed", hasty)
+
+
+def handed_on_too_early(patch: pytest.MonkeyPatch) -> None:
+    """A lock that is to stay is handed on to another task of the process."""
+    release = Room.release
+
+    def hasty(self: Room[Any], lease: Lease, now: float) -> None:
+        if self.queue:
+            lease.keep_until = 0.0
+        release(self, lease, now)
+
+    patch.setattr(Room, "release", hasty)
+
+
+def kept_though_lost(patch: pytest.MonkeyPatch) -> None:
+    """A lock that was lost is kept."""
+    release = Lease.release
+
+    def sticky(self: Lease, now: float) -> int:
+        task = getattr(self, "scope_ref", None)
+        if task is not None and task.stay is not None:
+            self.keep_until, self.deadline = task.stay.until, NEVER
+        return release(self, now)
+
+    patch.setattr(Lease, "release", sticky)
+
+
+def keep_later_names(patch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a name keeps those that come after it."""
+    step = Several.step
+
+    def keep(self: Several, held: Sequence[bool], busy: Callable[[int], bool]) -> Step:
+        return step(self, held, busy)._replace(give_back=[])
+
+    patch.setattr(Several, "step", keep)
+
+
+def each_in_its_own_order(patch: pytest.MonkeyPatch) -> None:
+    """Names are waited for in the order in which they were given."""
+    patch.setattr(several, "agreed_order", list)
+
+
 FAULTS: dict[str, Plant] = {
     "deadline counted from the reply": count_from_the_reply,
     "no wake-up at the time to live": forget_to_wake,
@@ -191,4 +256,11 @@ FAULTS: dict[str, Plant] = {
     "one permit more than the others count": one_slot_more,
     "no look at a slot that has changed": deaf_to_other_slots,
     "a permit kept that nobody wants any more": tickets_for_nobody,
+    "a lock deleted before its least time is over": deleted_all_the_same,
+    "a lock deleted after a reconnect, before its least time is over": owed_as_a_deletion,
+    "a lock handed on before its least time is over": handed_on_too_early,
+    "a lost lock kept": kept_though_lost,
+    "a later name kept while an earlier one is waited for": keep_later_names,
+    "names in an order of one's own": each_in_its_own_order,
 }
+WORLD_OF: dict[Plant, str] = {keep_later_names: SEVERAL, each_in_its_own_order: SEVERAL}  # others: the seed chooses

@@ -19,7 +19,7 @@ class Link:
     def __init__(self, client: Client, server: Server) -> None:
         self.client = client
         self.server = server
-        self.refused: Callable[[bytes, bytes], None]  # set by the client: called when a release is refused
+        self.refused: Callable[[bytes, bytes, float], None]  # set by the client: called when a release is refused
         self.world = server.world
         self.since = self.world.now
         self.broken = False  # at the server's end; the client finds out later

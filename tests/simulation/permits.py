@@ -65,6 +65,8 @@ class Ticket:
 
     __slots__ = ("client", "hall", "lease", "name", "problem", "room", "slot", "state")
 
+    group = stay = None  # as a task without them
+
     def __init__(self, hall: Hall, slot: int, room: Room[Any]) -> None:
         self.client = hall.client
         self.hall = hall

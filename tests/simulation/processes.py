@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from asynclock.core.tally import Tally
 from asynclock.core.tokens import Tokens
 from asynclock.wire.noloop import CHECK_EVERY, EvictionReport
 
+from . import stays
 from .fencing import Count, Fence, ask_some_time
 from .links import Link
 from .permits import Hall, Ticket, Times, room_name, slot_of
@@ -23,6 +25,7 @@ from .requests import NO_EXPIRY, Ignored, OwedRelease, Request, Silence, TimeReq
 from .servers import Expiry, Trouble
 
 if TYPE_CHECKING:
+    from .several import Group
     from .world import World
 
 VOTES = (Operation.TAKE, Operation.TAKE_TTL, Operation.FORCE)  # operations that request a new vote
@@ -35,6 +38,7 @@ class Task:
         "client",
         "fence",
         "granted",
+        "group",
         "hall",
         "how",
         "lease",
@@ -44,6 +48,7 @@ class Task:
         "room",
         "since",
         "state",
+        "stay",
         "turn",
     )
 
@@ -61,6 +66,8 @@ class Task:
         self.turn = 0  # how many locks were granted until then, with this one
         self.fence: Fence | None = None  # once it wants a fencing token
         self.hall: Hall | None = None  # if it wants a permit of a semaphore
+        self.stay: stays.Stay | None = None  # if the lock is to stay for a least time
+        self.group: Group | None = None  # whose part it is
 
     def __repr__(self) -> str:
         return f"{self.client.name}.{self.number}"
@@ -75,6 +82,7 @@ class Client:
         self.rooms: dict[str, Room[Task]] = {}
         self.halls: dict[str, Hall] = {}
         self.tasks: list[Task] = []
+        self.groups: list[Group] = []
         self.tally = Tally()
         self.tokens = Tokens(world.random.randbytes(3), name.encode(), lambda: world.now)
         self.pxat = world.random.random() < 0.5
@@ -93,7 +101,8 @@ class Client:
         self.gone = [False for _ in world.servers]
         self.problems: list[Trouble | None] = [None for _ in world.servers]  # why a server was not connected
         self.until = [0.0 for _ in world.servers]  # end of the quarantine of each server that was seen to restart
-        self.may_be_ours: list[dict[tuple[bytes, bytes], None]] = [{} for _ in world.servers]
+        # What is still to be released on each server: (key, token) -> ``Lease.keep_until``
+        self.may_be_ours: list[dict[tuple[bytes, bytes], float]] = [{} for _ in world.servers]
         for home, server in enumerate(world.servers):
             if server.up and max(server.stalled, server.troubled) <= world.now:
                 self._connect(home, world.now - world.delay(), server.time())
@@ -103,8 +112,11 @@ class Client:
 
     # What its tasks do
 
-    def acquire(self, name: str, how: str = "join") -> Task:
+    def acquire(self, name: str, how: str = "join", known: Callable[[Task], None] | None = None) -> Task:
+        """:param known: called with the task before it may be answered"""
         task = Task(self, self.world.number(), name, how)
+        if known is not None:
+            known(task)
         self.tasks.append(task)
         self.world.acted = self
         self.world.log("%r %s %r", task, how, name)
@@ -136,6 +148,12 @@ class Client:
 
     def end(self, task: Task) -> None:
         """The task stops waiting (cancelled or timed out), or releases what it holds."""
+        if task.group is not None:
+            task.group.end()
+        else:
+            self.end_part(task)
+
+    def end_part(self, task: Task) -> None:
         if task.state not in ("waiting", "held") or not self.alive:
             return
         self.world.acted = self
@@ -149,16 +167,23 @@ class Client:
         if lease is None:
             task.room.leave(task, self.world.now)
         else:
+            stays.leave(self.world, task)
             task.room.release(lease, self.world.now)
 
     def close(self) -> None:
         """As ``Locker.aclose``: the keys are released when the tasks are done."""
         for hall in self.halls.values():
             hall.close()
+        for group in self.groups:
+            group.closed = True
         for room in list(self.rooms.values()):
             lease = room.holder
+            if lease is not None:
+                stays.leave(self.world, lease.scope_ref)
             for task in room.close(self.world.now):
                 task.state = "failed"
+                if task.group is not None:
+                    task.group.told()
             if lease is not None:
                 self.world.at(self.world.now + self.world.delay(), self._release, room, lease)
 
@@ -169,7 +194,7 @@ class Client:
         """SIGKILL: its keys stay until they expire."""
         self.alive = False
         self.frozen = NEVER
-        for task in self.tasks:
+        for task in (*self.tasks, *self.groups):
             task.state = "dead"
         for link in self.links:
             if link is not None:
@@ -187,12 +212,15 @@ class Client:
         link = self.links[home]
         key, token = room.keys[index], lease.token
         if link is None:
-            if operation is Operation.RELEASE:
-                self.may_be_ours[home][key, token] = None
+            if operation.ends:
+                self.may_be_ours[home][key, token] = lease.keep_until
             return False
         if operation in VOTES and link.quarantined:
             return False
         expiry = self._expiry(link, now) if operation.writes else NO_EXPIRY
+        if operation is Operation.KEEP:
+            expiry = stays.expiry(lease.keep_until, now)
+            self.world.keeps.append(lease)
         request = Request(room, lease, index, operation, now, link.refused)
         link.send(request, request.commands(expiry))
         return True
@@ -281,8 +309,15 @@ class Client:
         world.granted += 1
         world.progress = world.now
         task.granted, task.turn = world.now, world.granted
+        world.grants.append(task)
+        if task.group is not None:
+            task.group.told()
+            return
+        world.served = world.now
         if world.fencing:
             ask_some_time(self, task)
+        if world.at_least:
+            stays.begin(world, task)
         if world.hold is not None:
             world.at(world.now + world.hold(), self._held_enough, task)
 
@@ -316,7 +351,9 @@ class Client:
         assert task.state == "waiting", f"{task!r} is {state}, but it was {task.state}"
         task.state, task.problem = state, problem
         self.world.failed.append(task)
-        if self.world.hold is not None:
+        if task.group is not None:
+            task.group.told()
+        elif self.world.hold is not None:
             self.world.at(self.world.now + 0.01, self.world.through, task)
         self.world.log("%r %s %s", task, state, problem or "")
 
@@ -325,15 +362,22 @@ class Client:
         self.world.log("%r LOST %r: %s, key %s", task, task.name, reason, index)
         if task.state == "held":
             task.state, task.problem = "lost", reason
-            if isinstance(task, Task) and task.hall is not None:
-                task.hall.lost(task)
-            if self.world.hold is not None and isinstance(task, Task):
-                self.world.at(self.world.now, self.world.through, task)
+            if isinstance(task, Task):
+                if task.hall is not None:
+                    task.hall.lost(task)
+                if task.group is not None:
+                    task.group.part_lost()
+                elif self.world.hold is not None:
+                    self.world.at(self.world.now, self.world.through, task)
         self.world.losses.append((self, lease, reason, index))
 
     def release_answered(self, lease: Lease) -> None:
         task = self.leaving.pop(lease, None)
-        if task is not None:
+        if task is None:
+            return
+        if task.group is not None:
+            task.group.release_answered()
+        else:
             self.world.at(self.world.now, self.world.through, task)
 
     # Its connections
@@ -374,12 +418,12 @@ class Client:
         while link.waiting:
             request = link.waiting.popleft()
             if isinstance(request, OwedRelease):
-                self.may_be_ours[home][request.key, request.token] = None
+                self.may_be_ours[home][request.key, request.token] = request.keep_until
             elif isinstance(request, Count | Times):
                 request.dropped()
             elif isinstance(request, Request):
-                if request.request is Operation.RELEASE:
-                    self.may_be_ours[home][request.key, request.lease.token] = None
+                if request.request.ends:
+                    self.may_be_ours[home][request.key, request.lease.token] = request.lease.keep_until
                 request.room.failed(request.lease, request.index, request.request, None, self.world.now)
         self.world.at(self.world.now + self.world.delay(), self._reconnect, home)
 
@@ -422,10 +466,7 @@ class Client:
         self.world.acted = self
         self.world.log("%s is connected to server %d again", self.name, home)
         link = self._connect(home, sent, time)
-        for key, token in self.may_be_ours[home]:
-            owed = OwedRelease(key, token, link.refused, partial(self.invalidated, link))
-            link.send(owed, owed.commands)
-        self.may_be_ours[home] = {}
+        self._send_owed(link)
         self.problems[home] = None
         self._check_again(home)
 
@@ -480,9 +521,9 @@ class Client:
                 room.clock_was_set(self.world.now)
             self._all_changed()
 
-    def _refused(self, home: int, key: bytes, token: bytes) -> None:
+    def _refused(self, home: int, key: bytes, token: bytes, keep_until: float) -> None:
         """A release was refused: retry it, as ``asynclock.wire.owed.OwedReleases`` does."""
-        self.may_be_ours[home][key, token] = None
+        self.may_be_ours[home][key, token] = keep_until
         self.world.at(self.world.now + 0.02 + self.world.random.random() * 0.5, self._try_owed, home)
 
     def _try_owed(self, home: int) -> None:
@@ -491,10 +532,14 @@ class Client:
             if self.alive:
                 self.world.at(self.frozen, self._try_owed, home)
         elif link is not None:
-            owed, self.may_be_ours[home] = self.may_be_ours[home], {}
-            for key, token in owed:
-                release = OwedRelease(key, token, link.refused, partial(self.invalidated, link))
-                link.send(release, release.commands)
+            self._send_owed(link)
+
+    def _send_owed(self, link: Link) -> None:
+        home, now = link.server.name, self.world.now
+        owed, self.may_be_ours[home] = self.may_be_ours[home], {}
+        for (key, token), keep_until in owed.items():
+            release = OwedRelease(key, token, keep_until, now, link.refused, partial(self.invalidated, link))
+            link.send(release, release.commands)
 
     def _end_quarantine(self, link: Link) -> None:
         if self.uses(link):

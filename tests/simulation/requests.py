@@ -11,9 +11,10 @@ from asynclock.core.operations import Operation
 from asynclock.core.room import Room
 
 from .servers import Expiry, Trouble
+from .stays import expiry
 
 Command = tuple[str, bytes, bytes, Expiry]
-Refused = Callable[[bytes, bytes], None]  # called with the key and the token of a refused release
+Refused = Callable[[bytes, bytes, float], None]  # called with key, token and ``keep_until`` of a refused release
 
 COMMANDS = {
     Operation.TAKE: ("SET NX",),
@@ -22,6 +23,7 @@ COMMANDS = {
     Operation.EXTEND: ("SET IFEQ", "GET"),
     Operation.READ: ("PTTL", "GET"),
     Operation.RELEASE: ("DELIFEQ",),
+    Operation.KEEP: ("KEEP",),  # SET IFEQ, with an expiry of its own
 }
 NO_EXPIRY = Expiry("", 0)
 
@@ -63,14 +65,14 @@ class Request:
             return
         for answer in self.replies:
             if isinstance(answer, Trouble):
-                if self.request is Operation.RELEASE:
-                    self.refused(self.key, self.lease.token)
+                if self.request.ends:
+                    self.refused(self.key, self.lease.token, self.lease.keep_until)
                 self.room.failed(self.lease, self.index, self.request, answer, now)
                 return
         first, found = self.replies[0], self.replies[-1]
         operation = self.request
         ok = operation is Operation.READ or first in (b"OK", 1)
-        if operation is Operation.RELEASE:
+        if operation.ends:
             self.room.released(self.lease, self.index, ok, now)
             return
         ttl = first if operation is Operation.READ else found if operation is Operation.TAKE_TTL else None
@@ -123,20 +125,32 @@ class Ignored:
 class OwedRelease:
     """A release that is retried, since the server was not connected or had refused it."""
 
-    def __init__(self, key: bytes, token: bytes, refused: Refused, freed: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        key: bytes,
+        token: bytes,
+        keep_until: float,
+        now: float,
+        refused: Refused,
+        freed: Callable[[bytes], None],
+    ) -> None:
         self.key = key
         self.token = token
+        self.keep_until = keep_until
+        self.sent = now
         self.refused = refused
         self.freed = freed
         self.left = 1
 
     @property
     def commands(self) -> tuple[Command, ...]:
+        if self.sent < self.keep_until:
+            return (("KEEP", self.key, self.token, expiry(self.keep_until, self.sent)),)
         return (("DELIFEQ", self.key, self.token, NO_EXPIRY),)
 
     def reply(self, reply: Any, now: float) -> None:
         self.left = 0
         if isinstance(reply, Trouble):
-            self.refused(self.key, self.token)
-        elif reply:
+            self.refused(self.key, self.token, self.keep_until)
+        elif reply in (1, b"OK"):
             self.freed(self.key)

@@ -24,6 +24,8 @@ class Tally:
     events: int = 0
     granted: int = 0
     tokens: int = 0  # fencing tokens
+    kept: int = 0  # requests to keep a key for the least time of its lock
+    groups: int = 0  # times that a task got several names
     losses: Counter[str] = field(default_factory=Counter)
     overlaps: int = 0  # a lock had two holders, after a server had lost keys of one of them
     told: float = 0.0  # packet delays from the loss of a majority until the holder was notified: the maximum
@@ -34,6 +36,8 @@ class Tally:
         self.events += other.events
         self.granted += other.granted
         self.tokens += other.tokens
+        self.kept += other.kept
+        self.groups += other.groups
         self.losses += other.losses
         self.overlaps += other.overlaps
         self.told = max(self.told, other.told)
@@ -48,6 +52,7 @@ def play_slice(
     which: str | None = None,
     tracking: bool | None = None,
     fencing: bool | None = None,
+    at_least: bool | None = None,
     permits: bool | None = None,
 ) -> Tally:
     """Play ``count`` schedules, or up to the first that fails."""
@@ -55,7 +60,7 @@ def play_slice(
     gc.disable()  # a world is full of reference cycles: it is cheaper to collect hundreds of worlds at once
     try:
         for seed in range(start, start + count):
-            chosen = schedule(seed, which, tracking, fencing, permits)
+            chosen = schedule(seed, which, tracking, fencing, at_least, permits)
             world = chosen.world()
             tally.schedules += 1
             try:
@@ -66,6 +71,8 @@ def play_slice(
             tally.events += world.events
             tally.granted += world.granted
             tally.tokens += check.tokens
+            tally.kept += check.keeps
+            tally.groups += world.groups
             tally.losses += check.count_losses()
             tally.overlaps += check.overlaps
             tally.told = max(tally.told, *check.told, 0.0)
@@ -81,6 +88,7 @@ def play_all(
     which: str | None = None,
     tracking: bool | None = None,
     fencing: bool | None = None,
+    at_least: bool | None = None,
     permits: bool | None = None,
     jobs: int = 1,
 ) -> Iterator[Tally]:
@@ -89,7 +97,7 @@ def play_all(
     slices = ((first, min(SLICE, start + count - first)) for first in range(start, start + count, SLICE))
     if jobs == 1:
         for first, size in slices:
-            total += play_slice(first, size, which, tracking, fencing, permits)
+            total += play_slice(first, size, which, tracking, fencing, at_least, permits)
             yield total
             if total.failed is not None:
                 return
@@ -97,7 +105,7 @@ def play_all(
     with ProcessPoolExecutor(jobs) as pool:
         under_way: set[Future[Tally]] = set()
         for first, size in slices:
-            under_way.add(pool.submit(play_slice, first, size, which, tracking, fencing, permits))
+            under_way.add(pool.submit(play_slice, first, size, which, tracking, fencing, at_least, permits))
             if len(under_way) == jobs + 1:  # one slice waits for the first process that is done
                 done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                 for future in done:

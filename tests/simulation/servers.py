@@ -186,9 +186,13 @@ class Server:
             if found != token:
                 return 0
             self._delete(key, link)
+            if world.stays:
+                world.deleted.append(token)
             return 1
-        if (command == "SET NX" and found is not None) or (command == "SET IFEQ" and found != token):
+        if (command == "SET NX" and found is not None) or (command in ("SET IFEQ", "KEEP") and found != token):
             return None
+        if command == "KEEP":
+            world.moved.add((key, token))
         if found is not None and found != token:
             world.touch(key, found)
         if expiry.how == "PX":

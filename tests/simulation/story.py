@@ -15,6 +15,7 @@ from .checks import Check
 from .processes import Task
 from .requests import OwedRelease
 from .servers import Server, Trouble
+from .several import NAMES, Group, acquire, some_names
 from .world import World
 
 # Relative frequency of each kind of step.
@@ -146,18 +147,22 @@ def _do(world: World, step: Step) -> None:
     client = world.clients[step.who % len(world.clients)]
     server = world.servers[step.who % len(world.servers)]
     index = step.more % world.rules.keys
-    key = b"%d:a" % index
+    key = b"%d:%b" % (index, (world.chance.choice(NAMES) if world.several else "a").encode())
     if world.permits:
         key += b"#%d" % (step.who % world.permits)
     seconds = SECONDS[step.more % len(SECONDS)]
     if step.kind in ("join", "try_join", "force"):
         if client.frozen <= world.now:
             client.tasks = [task for task in client.tasks if task.state in ("waiting", "held")]
-            client.acquire("b" if step.more == 7 else "a", step.kind)
+            client.groups = [group for group in client.groups if group.state in ("waiting", "held")]
+            if world.several:
+                acquire(client, some_names(client), step.kind)
+            else:
+                client.acquire("b" if step.more == 7 else "a", step.kind)
         return
     if step.kind in ("end a holder", "end a waiter"):
         state = "held" if step.kind == "end a holder" else "waiting"
-        tasks = [task for task in client.tasks if task.state == state]
+        tasks = [task for task in client.tasks if _state(task) == state]
         if tasks and client.frozen <= world.now:
             client.end(tasks[step.more % len(tasks)])
         return
@@ -215,6 +220,7 @@ def _do(world: World, step: Step) -> None:
 def _settle(world: World, check: Check, end: str) -> None:
     """End all accidents, except that one of several servers may stay down. Serve the waiters, then let all leave."""
     world.calm = True
+    world.at_least = False
     while any(client.frozen > world.now for client in world.clients) or any(
         server.stalled > world.now for server in world.servers
     ):
@@ -238,6 +244,8 @@ def _settle(world: World, check: Check, end: str) -> None:
     for task in _tasks(world):
         task.client.end(task)
         world.run(world.random.choice((0.0, 0.001)))
+    for group in [*_groups(world, "waiting"), *_groups(world, "held")]:  # that were between two steps just now
+        group.end()
     world.run(world.rules.validity * 0.7)
     for client in world.clients:
         for name, room in client.rooms.items():
@@ -249,7 +257,9 @@ def _settle(world: World, check: Check, end: str) -> None:
     for server in world.servers:
         for key in server.data if server.up else ():
             entry = server.peek(key)
-            if entry is not None and _is_owned(world, entry[0]) and not _is_owed(world, server, key, entry[0]):
+            if entry is None or (key, entry[0]) in world.moved:  # it stays, as it should
+                continue
+            if _is_owned(world, entry[0]) and not _is_owed(world, server, key, entry[0]):
                 raise check.broken(4, f"server {server.name} still has {key!r} = {entry[0]!r}")
 
 
@@ -266,20 +276,24 @@ def _serve_all(world: World, check: Check) -> None:
     """Guarantee 3: every waiter gets the lock: within the time to live, and promptly once it is free."""
     world.hold = lambda: 0.02
     for task in _tasks(world):
-        if task.state == "held":
+        if _state(task) == "held":
             world.at(world.now + 0.05, task.client.end, task)
-    world.progress = world.now
+    world.progress = world.served = world.now
     poll = 0.0 if world.rules.tracking else world.rules.extend_interval
     patience = world.rules.validity * (1 + world.quarantine) + 2 * MAX_BACKOFF + world.silence + world.set_back + poll
+    patience += world.longest_stay
     # A waiter counts the time to live that it has read from the reply, however late that was.
     prompt = PROMPT + world.longest + max(client.stopped for client in world.clients)
     if world.table < NEVER:
         prompt += PAUSE + CHECK_EVERY  # the server may have dropped the tracking entries of the waiters
     calm_since, free_since = world.now, NEVER
-    while any(task.state == "waiting" for task in _tasks(world)):
+    longest = patience * (len(NAMES) if world.several else 1)  # one name after the other
+    while any(task.state == "waiting" for task in _tasks(world)) or _groups(world, "waiting"):
         world.run(0.05)
         if world.now - world.progress > patience:
             raise check.broken(3, f"nobody got the lock for {patience:.1f} s")
+        if world.now - world.served > longest:
+            raise check.broken(3, f"nobody got all that it wanted for {longest:.1f} s")
         free_since = min(free_since, world.now) if _free(world) else NEVER
         settled = all(server.up for server in world.servers) and free_since > calm_since + 2 * MAX_BACKOFF
         bound = prompt if settled else max(prompt, 1.5 * MAX_BACKOFF)
@@ -293,21 +307,27 @@ def crowd(world: World, check: Check) -> None:
     since = dict.fromkeys(turns, world.now)
     world.hold = lambda: 0.005 + world.random.random() * 0.02
 
-    def through(task: Task) -> None:
-        if task.lease is not None:
+    def through(task: Task | Group) -> None:
+        if task.was_held if isinstance(task, Group) else task.lease is not None:
             turns[task.client] += 1
             since[task.client] = world.now
-        task.client.acquire(task.name)
+        if world.several:
+            task.client.tasks = [each for each in task.client.tasks if each.state in ("waiting", "held")]
+            acquire(task.client, some_names(task.client))
+        else:
+            assert isinstance(task, Task)
+            task.client.acquire(task.name)
 
     world.through = through
     for client in world.clients:
         client.tasks = []
         for _ in range(world.random.choice((1, 2))):
-            client.acquire("a")
+            acquire(client, some_names(client) if world.several else "a")
     while min(turns.values()) < ROUNDS:
         world.run(0.05)
         for client, turn in since.items():
-            if world.now - turn > STARVED + world.set_back:  # so much longer the key of a killed holder may live
+            # So much longer the key of a killed holder may live, or that of a lock that stays.
+            if world.now - turn > STARVED + world.set_back + world.longest_stay:
                 raise check.broken(3, f"{client.name} got no turn for {STARVED} s, others got {sum(turns.values())}")
     world.through = lambda task: None
     world.hold = None
@@ -336,6 +356,15 @@ def _free(world: World) -> bool:
 
 def _tasks(world: World) -> list[Task]:
     return [task for client in world.clients for task in client.tasks if task.state in ("waiting", "held")]
+
+
+def _groups(world: World, state: str) -> list[Group]:
+    return [group for client in world.clients for group in client.groups if group.state == state]
+
+
+def _state(task: Task) -> str:
+    """The state of the call of acquire that the task is, or is a part of."""
+    return task.state if task.group is None else task.group.state
 
 
 def _is_owed(world: World, server: Server, key: bytes, value: bytes) -> bool:

@@ -28,6 +28,8 @@ from asynclock.core.rules import NEVER, Rules
 
 from .processes import Client, Task
 from .servers import MAX_DRIFT, Server
+from .several import Group
+from .stays import Stay
 
 EPOCH = 1000.0  # seconds: the time at which every world begins
 QUICK = 0.002  # seconds that an ordinary packet takes, at most
@@ -42,6 +44,8 @@ class Setting:
     clients: int = 3
     quarantine: bool = False  # does a server that was just started give no votes, as with independent servers?
     fencing: bool = False  # do tasks ask for fencing tokens?
+    at_least: bool = False  # do tasks want locks to stay for a least time?
+    several: bool = False  # do tasks want several names at once?
     permits: int = 0  # of the semaphores that the tasks want; 0: they want locks
     drift: float = MAX_DRIFT  # share by which servers' clocks may run fast or slow
 
@@ -51,9 +55,13 @@ class World:
 
     def __init__(self, setting: Setting, seed: int, recording: bool = False) -> None:
         self.random = random.Random(seed)
-        self.chance = random.Random(~seed)  # for fencing tokens: the others are the same with and without them
+        # For fencing tokens and several names: what else happens is the same without them.
+        self.chance = random.Random(~seed)
+        self.several = setting.several
         self.fencing = setting.fencing
         self.permits = setting.permits
+        self.stay_chance = random.Random(~seed - 1)  # for least times, likewise
+        self.at_least = setting.at_least
         self.close_clocks = self.fencing and self.chance.random() < 0.5  # do servers' clocks differ by less than 0.1 s?
         self.rules = rules = setting.rules
         self.quarantine = setting.quarantine
@@ -74,7 +82,7 @@ class World:
         self.silence = max(0.5, (rules.validity - rules.extend_interval) / 2)
         self.hold: Callable[[], float] | None = None  # seconds for which tasks hold a lock; None: until ended
         # Called with a task that is done: it has released the lock, lost it, or failed.
-        self.through: Callable[[Task], None] = lambda task: None
+        self.through: Callable[[Task | Group], None] = lambda task: None
         self.watch: Callable[[], None] = lambda: None
         self.acted: Client | None = None  # the process that acted in the current event
         self.altered = False  # has the current event changed a key?
@@ -88,7 +96,15 @@ class World:
         self.failed: list[Task] = []  # tasks that were refused, or failed
         self.granted = 0
         self.progress = self.now  # when a lock was last granted
+        self.served = self.now  # when a task last got all that it wanted
+        self.groups = 0  # how often one got several names
         self.tokens: list[tuple[Task, int]] = []  # fencing tokens that were given out
+        self.stays: list[Stay] = []  # locks that are to stay for a least time
+        self.longest_stay = 0.0  # seconds: the longest of these times
+        self.moved: set[tuple[bytes, bytes]] = set()  # (key, token) whose expiry a KEEP has moved
+        self.keeps: list[Lease] = []  # leases for which a KEEP was sent
+        self.deleted: list[bytes] = []  # tokens whose owner has deleted a key of them, where locks are to stay
+        self.grants: list[Task] = []  # tasks that have got a lock
         # Name -> when a counter last started anew on a server whose clock was behind what the counter had been.
         self.behind: dict[str, float] = {}
         self.set_back = 0.0  # seconds by which servers' clocks were set back: keys may live longer by that

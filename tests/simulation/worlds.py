@@ -27,9 +27,12 @@ WORLDS = {
     "independent": Shape(2, 3, 5, True),
     "independent-5": Shape(3, 5, 1, True),
 }
+SEVERAL = "several"  # one of these worlds, in which tasks want several names at once
+KINDS = (*WORLDS, SEVERAL)
 _NAMES, _WEIGHTS = list(WORLDS), [shape.weight for shape in WORLDS.values()]
 FENCING = 0.3  # share of schedules in which tasks ask for fencing tokens
 PERMITS = 0.2  # share of the others, in which they want permits of semaphores instead of locks
+AT_LEAST = 0.3  # share of schedules in which tasks want locks to stay for a least time
 _TIMES = ((4.0, 2.0), (4.0, 1.0), (1.0, 0.5))  # validity, extend_interval
 
 
@@ -53,6 +56,8 @@ class Schedule:
             f"servers, validity {rules.validity} s, extended every {rules.extend_interval} s, "
             f"{'' if rules.tracking else 'no '}tracking, {rules.handoffs} hand-offs"
             f"{', quarantine' if setting.quarantine else ''}{', fencing tokens' if setting.fencing else ''}"
+            f"{', least times' if setting.at_least else ''}"
+            f"{', several names' if setting.several else ''}"
             f"{f', semaphores with {setting.permits} permits' if setting.permits else ''}"
         )
 
@@ -62,18 +67,25 @@ def schedule(
     which: str | None = None,
     tracking: bool | None = None,
     fencing: bool | None = None,
+    at_least: bool | None = None,
     permits: bool | None = None,
 ) -> Schedule:
-    """``None``: the seed chooses."""
+    """``None``: the seed chooses.
+
+    :param which: one of ``KINDS``
+    """
     kinds = random.Random(~seed)  # another one, so that the stories are the same with and without
     chosen_fencing, chosen_permits = kinds.random() < FENCING, kinds.random() < PERMITS
     if permits is None:
-        permits = chosen_permits and not (chosen_fencing if fencing is None else fencing)
+        permits = chosen_permits and not (chosen_fencing if fencing is None else fencing) and which != SEVERAL
+    if at_least is None:
+        at_least = random.Random(~seed - 1).random() < AT_LEAST and not permits
     if fencing is None:
         fencing = chosen_fencing and not permits
     chance = random.Random(seed)
     chosen = chance.choices(_NAMES, _WEIGHTS)[0]
-    which = chosen if which is None else which
+    several = which == SEVERAL
+    which = chosen if which is None or several else which
     shape = WORLDS[which]
     validity, interval = chance.choice(_TIMES)
     tracked = chance.random() < 0.8
@@ -86,7 +98,7 @@ def schedule(
         handoffs=chance.choice((0, 3, 100)),
     )
     quarantine = chance.random() < 0.7 and shape.independent
-    setting = Setting(rules, shape.servers, chance.choice((2, 3, 3, 4)), quarantine, fencing)
+    setting = Setting(rules, shape.servers, chance.choice((2, 3, 3, 4)), quarantine, fencing, at_least, several)
     if permits:
         setting = replace(setting, permits=kinds.choice((1, 2, 2, 3)))
     return Schedule(seed, which, setting, random_story(chance))

@@ -109,7 +109,7 @@ class Bench:
     ) -> None:
         """Answer the first request of this kind that has no answer yet."""
         sent = self._take(operation, index)
-        if operation is Operation.RELEASE:
+        if operation.ends:
             self.room.released(sent.lease, sent.index, found is OURS, self.now)
             return
         value = sent.lease.token if found is OURS else found
@@ -135,7 +135,7 @@ class Bench:
         self.down.update(indexes)
         for sent in [sent for sent in self.sent if sent.index in indexes]:
             self.sent.remove(sent)
-            if sent.operation is Operation.RELEASE:
+            if sent.operation.ends:
                 self.kept.append((sent.index, sent.lease.token))
             self.room.failed(*sent[:3], None, self.now)
 
@@ -175,7 +175,7 @@ class Bench:
 
     def request(self, lease: Lease, index: int, operation: Operation, now: float) -> bool:
         if index in self.down:
-            if operation is Operation.RELEASE:
+            if operation.ends:
                 self.kept.append((index, lease.token))
             return False
         self.sent.append(Sent(lease, index, operation, now))

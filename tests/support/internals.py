@@ -138,6 +138,19 @@ def votes(scope: LockScope) -> list[float]:
     return [] if lease is None else [until - scope._manager.clock() for until in lease.votes if until]
 
 
+def votes_of(scope: LockScope) -> dict[str, list[float]]:
+    """As ``votes``, for each name of the scope."""
+    parts = getattr(scope, "_parts", None)
+    leases = [scope._lease] if parts is None else [part.lease for part in parts]
+    now = scope._manager.clock()
+    return {lease.room.name: [until - now for until in lease.votes if until] for lease in leases if lease is not None}
+
+
+def lost_name(scope: LockScope) -> str:
+    """Which of its names was lost; the first, if none was."""
+    return getattr(scope, "_lost_name", "") or scope.name
+
+
 def let_go_of_locker(scope: LockScope) -> None:
     """Drop the scope's reference to its locker, which keeps the locker from being collected."""
     scope._locker = None

@@ -9,6 +9,8 @@ It prints a line of JSON for each event. What it does:
 ``fence``      acquire TIMES times, and append each fencing token to the list on the first server while it is held
 ``permit``     acquire one of PERMITS of a semaphore, print it, and hold it until it is lost (print it) or stdin ends
 ``permits``    TASKS tasks acquire one of PERMITS TIMES times in all; print how many scopes there were at once, at most
+``several``    TASKS tasks acquire some of COUNT names at once, TIMES times each, chosen with SEED; print of each time
+               which names, when it was begun, when acquired, and when released
 ``count``      TASKS tasks acquire TIMES times in all; each time, add 1 to a counter that only the lock guards
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import sys
 import time
 from typing import Any
@@ -132,6 +135,26 @@ async def contend(locker: Locker, name: str, times: str) -> None:
     tell("through", waits=waits)
 
 
+async def several(locker: Locker, name: str, tasks: str, times: str, count: str, seed: str) -> None:
+    held: list[tuple[list[int], float, float, float]] = []
+
+    async def one(chance: random.Random) -> None:
+        for _ in range(int(times)):
+            numbers = chance.sample(range(int(count)), chance.randint(1, int(count)))
+            since = time.monotonic()
+            async with locker.with_context(*(f"{name} {number}" for number in numbers)) as scope:
+                begin = time.monotonic()
+                await asyncio.sleep(chance.random() * 0.001)
+                scope.check()
+                held.append((numbers, since, begin, time.monotonic()))
+
+    await (await locker.acquire(f"{name} to warm up {seed}")).release()
+    tell("ready")
+    await line()
+    await asyncio.gather(*(one(random.Random(f"{seed} {number}")) for number in range(int(tasks))))
+    tell("through", held=held)
+
+
 async def main(url: str, how: str, what: str, name: str, *more: str) -> None:
     """``how``: options as JSON, or only the validity in seconds."""
     servers = url.split(",")
@@ -147,6 +170,7 @@ async def main(url: str, how: str, what: str, name: str, *more: str) -> None:
             "contend": contend,
             "permit": permit,
             "permits": permits,
+            "several": several,
             "count": count,
         }
         await do[what](locker, name, *more)

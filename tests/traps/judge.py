@@ -99,7 +99,7 @@ def _judge_closed(block: Record) -> None:
         if not {id(error) for error in out.exceptions} <= own:
             raise Wrong(f"{block.name}: {block.failures!r} failed, and {block.out!r} came out when it was closed")
     elif isinstance(out, LockLostError):
-        if not lost or (out.name, out.reason) != (block.name, reason) or out.__cause__ is not None:
+        if not lost or out.name not in block.scope.names or out.reason != reason or out.__cause__ is not None:
             raise Wrong(f"{block.name}: {out!r} came out when it was closed, and the reason is {reason!r}")
         if block.overtaken_by is not None:
             raise Wrong(f"{block.name}: {out!r} hides {block.overtaken_by!r}")
@@ -132,7 +132,7 @@ def _judge_quiet(block: Record) -> None:
     if outside and not block.swallowed and not block.still_pending:
         raise Wrong(f"{block.name}: a cancellation from outside was lost: {out!r} came out, {_counts(block)}")
     if isinstance(out, LockLostError):
-        if reason is None or (out.name, out.reason) != (block.name, reason):
+        if reason is None or out.name not in block.scope.names or out.reason != reason:
             raise Wrong(f"{block.name}: {out!r} came out, and the reason is {reason!r}")
         if out.__cause__ is not None:
             raise Wrong(f"{block.name}: the loss does not come bare: {out.__cause__!r}")

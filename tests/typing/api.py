@@ -87,6 +87,10 @@ async def acquiring(locker: Locker) -> None:
     assert_type(await locker.try_acquire("x", "y"), LockScope)
     assert_type(await locker.force_acquire("x", "y"), LockScope)
     await locker.acquire("x", 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(await locker.acquire("x", at_least=60), LockScope)
+    assert_type(await locker.try_acquire("x", at_least=timedelta(minutes=1)), LockScope)
+    assert_type(await locker.force_acquire("x", at_least=None), LockScope)
+    await locker.acquire("x", at_least="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await locker.try_acquire("x", timeout=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await locker.acquire(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
@@ -103,6 +107,9 @@ async def contexts(locker: Locker) -> None:
     async with locker.try_with_context("x") as scope, locker.force_with_context("y") as other:
         assert_type(scope, LockScope)
         assert_type(other, LockScope)
+    async with locker.with_context("x", at_least=60) as scope, locker.try_with_context("y", at_least=60.0) as other:
+        assert_type(scope, LockScope)
+    assert_type(locker.force_with_context("x", at_least=timedelta(minutes=1)), Acquisition)
     async with await locker.acquire("x") as scope:
         assert_type(scope, LockScope)
     print(locker.with_context("x").future)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownArgumentType]

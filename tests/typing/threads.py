@@ -39,6 +39,10 @@ def acquiring(locker: Locker) -> None:
     assert_type(locker.acquire("x", timeout=timedelta(seconds=1)), LockScope)
     assert_type(locker.try_acquire("x"), LockScope)
     assert_type(locker.force_acquire("x"), LockScope)
+    assert_type(locker.acquire("x", at_least=60), LockScope)
+    assert_type(locker.try_acquire("x", at_least=timedelta(minutes=1)), LockScope)
+    assert_type(locker.force_acquire("x", at_least=None), LockScope)
+    locker.acquire("x", at_least="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     locker.try_acquire("x", timeout=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     locker.acquire(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
@@ -70,6 +74,9 @@ def contexts(locker: Locker) -> None:
     with locker.try_with_context("x") as scope, locker.force_with_context("y") as other:
         assert_type(scope, LockScope)
         assert_type(other, LockScope)
+    with locker.with_context("x", at_least=60) as scope, locker.try_with_context("y", at_least=60.0) as other:
+        assert_type(scope, LockScope)
+    assert_type(locker.force_with_context("x", at_least=timedelta(minutes=1)), Acquisition)
     with locker.acquire("x") as scope:
         assert_type(scope, LockScope)
     with ExitStack() as stack:
