@@ -775,18 +775,26 @@ def test_threads(server: Server) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.one_loop
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 async def test_a_fork(server: Server, locker: Locker) -> None:
-    scopes = await hold(locker, 1, 2)
+    """What the child does with the parent's permit is nothing to the parent."""
+    (scope,) = await hold(locker, 1, 2)
+    waiting = [asyncio.create_task(locker.semaphore("job", 2).acquire()) for _ in range(3)]
+    await asyncio.sleep(0.05)
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            scopes.clear()
-            gc.collect()
-            status = 0 if locker.statistics().waiting == 0 else 2
+            scope.cancel()
+            figures = locker.statistics()
+            status = 0 if not scope.held and (figures.waiting, figures.held) == (0, 0) else 2
         finally:
             os._exit(status)
     _, status = await asyncio.to_thread(os.waitpid, pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-    assert scopes[0].held and len(slots(server)) == 1
-    await release(scopes)
+    assert scope.held and len(slots(server)) == 2 and locker.statistics().waiting == 2
+    await scope.release()
+    for task in waiting:
+        await (await task).release()
