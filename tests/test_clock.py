@@ -6,6 +6,7 @@ The server alone runs under libfaketime, which answers it with another time of d
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -114,7 +115,8 @@ async def test_the_expiry_is_in_the_servers_time(skewed: Callable[[int], Server]
             if word in words:
                 expiries.append(int(words[words.index(word) + 1]) / 1000)
     assert len(expiries) >= 4  # acquired, extended twice or more, taken by force
-    assert expiries == sorted(expiries)
+    # A later measurement of the clock may be a better one: less by half of a round trip that took long.
+    assert all(later > earlier - 0.1 for earlier, later in itertools.pairwise(expiries))
     assert now + 3 <= expiries[0]
     assert expiries[-1] <= until + 0.5  # a round trip is meant
 
