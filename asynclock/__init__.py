@@ -24,6 +24,7 @@ from .errors import (
 )
 from .locker import Locker
 from .scope import LockScope
+from .semaphore import PermitAcquisition, Semaphore
 from .statistics import Statistics
 
 compiled: bool = is_compiled(room)
@@ -43,6 +44,8 @@ __all__ = [
     "LockerClosedError",
     "LossReason",
     "NotLockedError",
+    "PermitAcquisition",
+    "Semaphore",
     "ServerError",
     "Statistics",
     "__version__",

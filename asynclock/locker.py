@@ -20,8 +20,9 @@ from .core.room import Room
 from .errors import ConfigurationError
 from .events import Event
 from .leader import lead
-from .options import Seconds, check_at_least, check_options
+from .options import Seconds, check_at_least, check_options, check_semaphore
 from .scope import LockScope
+from .semaphore import Semaphore
 from .several import acquire_several
 from .statistics import Statistics
 from .synchronized import synchronized
@@ -77,7 +78,8 @@ class Locker:
     ``async with Locker(...)`` connects and closes. Without it, the first acquisition connects, and
     :meth:`aclose` closes. A locker belongs to the event loop and the process in which it is connected; anywhere
     else, what would change something or wait raises :class:`ConfigurationError`. If the program keeps no
-    reference to a locker, its scopes and tasks that wait for it, the locker is closed with a ``ResourceWarning``.
+    reference to a locker, its scopes, semaphores and tasks that wait for it, the locker is closed with a
+    ``ResourceWarning``.
     """
 
     def __init__(
@@ -225,6 +227,24 @@ class Locker:
         if at_least is not None:
             return AcquisitionThatStays(self, self._manager, name, more, Room.force, None, wait_release, at_least)
         return Acquisition(self, self._manager, name, more, Room.force, None, wait_release)
+
+    # Several at once
+
+    def semaphore(self, name: str, permits: int) -> Semaphore:
+        """A semaphore: at most ``permits`` scopes of this name at once, in all processes together. Sends nothing.
+
+            uploads = locker.semaphore("uploads", 10)
+            async with uploads.with_context() as scope:
+                ...
+
+        It has nothing to do with a lock of the same name.
+
+        :param permits: from 1 to 1,000; must be the same wherever this name is used
+        :raises ConfigurationError: the name is not valid, or longer than 1,024 bytes; ``permits`` is not valid, or
+            another number than this locker has for that name
+        """
+        check_semaphore(name, permits)
+        return Semaphore(self, self._manager, self._manager.semaphores.get(name, permits))
 
     # Around functions
 

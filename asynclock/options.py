@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeAlias
 
+from .core.permits import MAX_PERMITS
 from .core.rules import Rules
 from .core.slots import SLOTS
 from .errors import ConfigurationError
@@ -19,6 +20,7 @@ Seconds: TypeAlias = float | timedelta
 MIN_WARN_AFTER = 0.1  # seconds: it is how often a name may be warned of
 MAX_AT_LEAST = 366 * 86400.0  # seconds
 MAX_OWNER = 64  # bytes: part of every key's value
+MAX_SEMAPHORE = 1024  # bytes of a semaphore's name: a look at it has the name once for every permit
 MAX_NAME = 64 * 1024  # bytes: longer than any sensible name, short enough for every server's limits
 
 
@@ -160,6 +162,14 @@ def check_name(name: object) -> bytes:
     if len(raw) > MAX_NAME:
         raise ConfigurationError(f"a lock's name must have at most {MAX_NAME} bytes, not {len(raw)}: {name!r:.80}")
     return raw
+
+
+def check_semaphore(name: object, permits: object) -> None:
+    """:raises ConfigurationError: a semaphore cannot have that name, or so many permits"""
+    if len(check_name(name)) > MAX_SEMAPHORE:
+        raise ConfigurationError(f"a semaphore's name must have at most {MAX_SEMAPHORE} bytes: {name!r:.80}")
+    if isinstance(permits, bool) or not isinstance(permits, int) or not 1 <= permits <= MAX_PERMITS:
+        raise _wrong("permits", permits, f"must be a whole number from 1 to {MAX_PERMITS}")
 
 
 def check_timeout(timeout: Seconds | None) -> float | None:

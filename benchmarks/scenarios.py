@@ -6,6 +6,7 @@ from .cycle import cycle, one_name
 from .imports import imports
 from .loss import loss, outage
 from .many import at_once, held
+from .permits import permits
 from .processes import fairness, processes
 from .quorum import quorum
 from .run import Scenario
@@ -17,6 +18,7 @@ from .waiting import killed, waiting
 SCENARIOS: dict[str, Scenario] = {
     "cycle": cycle,
     "one name": one_name,
+    "permits": permits,
     "processes": processes,
     "stages": stages,
     "fairness": fairness,

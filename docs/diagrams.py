@@ -224,6 +224,37 @@ def several() -> Drawing:
     return d
 
 
+def semaphore() -> Drawing:
+    d = Drawing(
+        "A semaphore with five permits: each is a lock on one slot. Who wants one looks at all, and takes a free one",
+        860,
+        306,
+    )
+    d.text(24, 30, 'locker.semaphore("renderers", 5)', size=13, mono=True, anchor="start", fill=BLUE)
+    for number, (who, color) in enumerate((("A", BLUE), ("B", BLUE), ("A", BLUE), ("", GREEN), ("C", BLUE))):
+        x = 290 + 112 * number
+        d.text(x + 48, 66, f"slot {number}", size=12, fill=SOFT)
+        d.bar(x, 76, 96, f"held by {who}" if who else "free", color=color, dashed=not who)
+    d.text(24, 97, "the servers", size=14, bold=True, anchor="start", fill=VIOLET)
+    d.text(24, 181, "process D", size=14, bold=True, anchor="start", fill=BLUE)
+    d.text(24, 199, "wants a permit", size=12, fill=SOFT, anchor="start")
+    for number in range(5):
+        d.arrow(440, 172, 338 + 112 * number, 114, dashed=number != 3, color="ink" if number != 3 else "push")
+    d.text(440, 188, "a look at all slots: one round trip", size=12, fill=SOFT)
+    d.text(716, 150, "then it takes this one", size=12, fill=GREEN, anchor="start")
+    d.text(24, 259, "process E", size=14, bold=True, anchor="start", fill=BLUE)
+    d.text(24, 277, "comes later, and waits", size=12, fill=SOFT, anchor="start")
+    d.bar(
+        290,
+        248,
+        544,
+        "hears of every slot that is given back, expires or is lost, and takes it",
+        color=GREY,
+        dashed=True,
+    )
+    return d
+
+
 def at_least() -> Drawing:
     d = Drawing(
         "A least time: the job takes 0.1 s, its lock stays until 3:01, and the hosts that come later do nothing",
@@ -582,6 +613,7 @@ DRAWINGS = {
     "loss": loss,
     "fencing": fencing,
     "several": several,
+    "semaphore": semaphore,
     "at-least": at_least,
     "single": single,
     "independent": independent,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from redis.exceptions import NoPermissionError
 
-from asynclock import Locker, ServerError
+from asynclock import Locker, NotLockedError, ServerError
 from asynclock.testing import Cluster, Server
 from tests.support.cluster import keys, no_keys, spread
 from tests.support.helpers import key
@@ -51,6 +51,11 @@ async def test_the_least_privileged_user_can_lock(server: Server, kind: str, tra
             assert await taken.fencing_token()
             await taken.release()
             assert server.execute("EXISTS", key("job")) == 0
+            async with locker.semaphore("job", 1).with_context() as permit:
+                with pytest.raises(NotLockedError):
+                    await locker.semaphore("job", 1).try_acquire()
+                await asyncio.sleep(0.8)
+                assert permit.held
     finally:
         server.execute("ACL", "DELUSER", "locks")
 

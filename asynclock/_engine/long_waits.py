@@ -9,6 +9,7 @@ from typing import Any
 from ..core.room import Room
 from ..messages import about
 from ..wire.background import Ticker
+from .permits import Semaphores, slot_and_name
 from .reading import Reading
 from .rooms import Rooms
 
@@ -18,17 +19,29 @@ LOOKS = 4  # in ``warn_after``: so a warning comes at most a quarter of that lat
 
 
 class LongWaits:
-    """Logs a warning for each lock that a task has waited for ``warn_after`` seconds or longer, and another one
-    after each further ``warn_after`` seconds.
+    """Logs a warning for each lock and each semaphore that a task has waited for ``warn_after`` seconds or longer, and
+    another one after each further ``warn_after`` seconds.
 
-    State: ``_warned`` has the time of the last warning for each name that tasks have waited for ever since.
+    State: ``_warned`` has the time of the last warning for each lock that tasks have waited for ever since;
+    ``_warned_of`` the same for semaphores.
     """
 
-    __slots__ = ("_clock", "_read", "_rooms", "_ticker", "_warn_after", "_warned", "_where")
+    __slots__ = (
+        "_clock",
+        "_read",
+        "_rooms",
+        "_semaphores",
+        "_ticker",
+        "_warn_after",
+        "_warned",
+        "_warned_of",
+        "_where",
+    )
 
     def __init__(
         self,
         rooms: Rooms,
+        semaphores: Semaphores,
         clock: Callable[[], float],
         warn_after: float | None,
         where: Callable[[], str],
@@ -39,10 +52,12 @@ class LongWaits:
         :param read: begins to read who holds the lock of a room
         """
         self._rooms = rooms
+        self._semaphores = semaphores
         self._clock = clock
         self._where = where
         self._read = read
         self._warned: dict[str, float] = {}
+        self._warned_of: dict[str, float] = {}
         self._ticker: Ticker | None = None
         if warn_after is not None:
             self._warn_after = warn_after
@@ -56,11 +71,33 @@ class LongWaits:
         now = self._clock()
         self._warned = {name: when for name, when in self._warned.items() if self._waits(name)}
         for name, room in self._rooms.items():
-            if room.queue:
+            if room.queue and slot_and_name(name) is None:
                 since = next(iter(room.queue)).since
                 if now - max(since, self._warned.get(name, since)) >= self._warn_after:
                     self._warned[name] = now
                     self._warn_with_holder(room, now - since)
+        waited_for = {permits.name: permits for permits in self._semaphores if permits.waiting}
+        self._warned_of = {name: when for name, when in self._warned_of.items() if name in waited_for}
+        for name, permits in waited_for.items():
+            since = next(iter(permits.waiting)).since
+            if now - max(since, self._warned_of.get(name, since)) >= self._warn_after:
+                self._warned_of[name] = now
+                log.warning(
+                    "asynclock: semaphore %r on %s: a task has waited for a permit for %.1f s (%d wait here); "
+                    "there are %d permits",
+                    name,
+                    self._where(),
+                    now - since,
+                    len(permits.waiting),
+                    permits.permits,
+                    extra=about(
+                        "long_wait_for_permit",
+                        semaphore=name,
+                        waited=now - since,
+                        tasks=len(permits.waiting),
+                        permits=permits.permits,
+                    ),
+                )
 
     def _waits(self, name: str) -> bool:
         room = self._rooms.get(name)

@@ -16,7 +16,7 @@ import redis.asyncio as redis
 from redis.asyncio.cluster import RedisCluster
 
 from ..core.holders import Holder
-from ..core.keys import Layout, Plain, layouts
+from ..core.keys import Layout, Plain, Slots, layouts
 from ..core.lease import Lease
 from ..core.operations import Operation
 from ..core.reasons import LossReason
@@ -41,6 +41,7 @@ from .long_waits import LongWaits
 from .observations import Observations
 from .other_layout import OtherLayout
 from .pending_releases import PendingReleases
+from .permits import Semaphores, room_name, slot_and_name
 from .reading import Reading, names
 from .reports import Hold, Reports
 from .rooms import Rooms
@@ -84,13 +85,16 @@ class LockManager:
         self.clients = Clients(servers)
         self.life = Lifecycle()
         self.rooms = Rooms()
+        self.semaphores = Semaphores()
         self.reports = Reports(self.life, clock)
         self.tally = self.reports.tally
         self.observations = Observations()
         self.clock = clock
         self.chance = random.random
         self._readings: dict[str, Reading] = {}  # under way, by name: shared by all who want to know meanwhile
-        self._layout: Layout = Plain(b"", 0)  # until it is connected, no key is a lock's: pushes come before that, too
+        # Until it is connected, no key is a lock's or a slot's: pushes come before that, too.
+        self._layout: Layout = Plain(b"", 0)
+        self.slots = Slots(self._layout, b"", 0)
         self._other_layout: OtherLayout | None = None  # None: there is none here
         self._closing: Closing | None = None
         forks.register(self)
@@ -159,8 +163,9 @@ class LockManager:
         self.release_answered = self.pending_releases.release_answered
         self._suspends = Suspends(clock, self._woken)
         self.reports.open(LateExtensions(self.rooms, self.rules, clock))
-        self._long_waits = LongWaits(self.rooms, clock, options.warn_after, self.where, self.read)
+        self._long_waits = LongWaits(self.rooms, self.semaphores, clock, options.warn_after, self.where, self.read)
         self._layout, *others = layouts(options.key_prefix, self.rules.keys, spread=options.spread_keys)
+        self.slots = Slots(self._layout, options.key_prefix.encode(), self.rules.keys)
         if self.topology.slotted and others:
             self._other_layout = OtherLayout(
                 others[0], self.rooms, self._room, self._begin_to_read, clock, self.chance, spread=options.spread_keys
@@ -197,6 +202,7 @@ class LockManager:
                 await self.clients.aclose()
 
     def _start_closing(self) -> Closing:
+        self.semaphores.stop(closed_error(self.label()))
         return Closing(
             self.rooms, self.label(), self.clock, lambda room, lease: self.give_back(room, lease, self.clock())
         )
@@ -224,6 +230,8 @@ class LockManager:
         if self._other_layout is not None:
             self._other_layout.close()
         self.reports.close()
+        self.semaphores.stop(closed_error(self.label()))
+        self.semaphores.close()
         self.rooms.close()
         self._suspends.stop()
         self._first_check.close()
@@ -307,9 +315,10 @@ class LockManager:
         rooms = list(self.rooms.values())  # a copy, and getattr: any thread may ask, in the middle of a grant
         holders = [room.holder for room in rooms]
         held = sum(lease is not None and getattr(lease, "scope_ref", None) is not None for lease in holders)
+        waiting = sum(len(room.queue) + len(room.forces) for room in rooms) + self.semaphores.more_waiting()
         return Statistics(
             held=0 if self.life.forked else held,
-            waiting=0 if self.life.forked else sum(len(room.queue) + len(room.forces) for room in rooms),
+            waiting=0 if self.life.forked else max(0, waiting),
             acquired=self.reports.acquisitions,
             released=self.reports.acquisitions - tally.lost_while_held - held,
             handed_off=tally.handed_off,
@@ -343,7 +352,12 @@ class LockManager:
         return lease if lease is not None and lease.done else None
 
     def _room(self, name: str, layout: Layout | None = None) -> Room[Waiter]:
-        keys = tuple(map(bulk, (layout or self._layout).keys(check_name(name))))
+        of_slot = slot_and_name(name)
+        if of_slot is None:
+            keys = tuple(map(bulk, (layout or self._layout).keys(check_name(name))))
+        else:
+            slot, name = of_slot
+            keys = tuple(map(bulk, self.slots.keys(name.encode(), slot)))
         return Room(name, self.rules, self, keys, self.topology.places(keys))
 
     # For scopes
@@ -436,17 +450,24 @@ class LockManager:
                 room.invalidated(index, now)
             if self.observations:
                 self.observations.invalidated(name, index)
+        elif (of_slot := self.slots.parsed(key)) is not None:
+            index, slot, name = of_slot[0], of_slot[1], of_slot[2].decode(errors="replace")
+            room = self.rooms.get(room_name(name, slot))
+            if room is not None:
+                room.invalidated(index, now)
+            self.semaphores.changed(name, slot)
 
     def suspect(self, node: Node, cause: LossReason | None) -> None:
         now = self.clock()
         for room, index in self._keys_on(node):
             room.invalidated(index, now, cause)
-        self.observations.look_again()
+        self._look_again()
 
     def clock_was_set(self, node: Node) -> None:
         now = self.clock()
         for room in {room: None for room, _ in self._keys_on(node)}:  # once, though it may have several keys there
             room.clock_was_set(now)
+        self.semaphores.all_changed()
 
     def in_use(self) -> bool:
         return any(not room.empty for room in self.rooms.values())
@@ -455,18 +476,19 @@ class LockManager:
         now = self.clock()
         for room, index in self._keys_on(node):
             room.reconnected(index, now)
-        self.observations.look_again()
+        self._look_again()
 
     def gone(self, node: Node) -> None:
         now = self.clock()
         for room, index in self._keys_on(node):
             room.gone(index, now)
-        self.observations.look_again()
+        self._look_again()
 
     def lasting_failure(self) -> None:
         now = self.clock()
         for room in list(self.rooms.values()):
             room.lasting_failure(now)
+        self.semaphores.all_changed()
 
     def connected(self, node: Node, after: float) -> None:
         self.reports.connected(node.label, after)
@@ -486,7 +508,12 @@ class LockManager:
         node = self.topology.home(room, index)
         if node is not None and node.connection is not None:  # else the room is notified when it is connected
             room.reconnected(index, self.clock())
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """What was read without a lease may be outdated."""
         self.observations.look_again()
+        self.semaphores.all_changed()
 
     def _keys_on(self, node: Node) -> list[tuple[Room[Waiter], int]]:
         """The rooms that have a key on that server, and which one that is."""
@@ -508,3 +535,4 @@ class LockManager:
             self._timers.forget(room)
         for room in rooms:
             room.woken(now)
+        self.semaphores.all_changed()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..core.keys import Layout
 from ..core.room import Room
 from ..messages import about
 from ..wire.background import Ticker
+from .permits import slot_and_name
 from .reading import Reading
 from .rooms import Rooms
 from .waiter import Waiter
@@ -64,7 +65,7 @@ class OtherLayout:
             self._ticker.stop()
 
     def _tick(self) -> float | None:
-        names = self._rooms.busy() or list(self._rooms)
+        names = _locks(self._rooms.busy()) or _locks(self._rooms)
         if not names:
             return None
         self._begin(names[int(self._chance() * len(names))])
@@ -107,3 +108,8 @@ class OtherLayout:
                 self._spread,
                 extra=about("mixed_layouts", lock=name, spread_keys=self._spread),
             )
+
+
+def _locks(rooms: Iterable[str]) -> list[str]:
+    """Those that are not of a semaphore's slots."""
+    return [name for name in rooms if slot_and_name(name) is None]

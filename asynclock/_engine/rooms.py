@@ -14,7 +14,8 @@ SWEEP_AGAIN = 60.0  # seconds until the next sweep, if one has left more than ha
 
 
 class Rooms(dict[str, Room[Waiter]]):
-    """``rooms[name]`` makes the room of that name if there is none.
+    """``rooms[name]`` makes the room of that name if there is none. (The rooms of a semaphore's slots have names that
+    no lock can have: ``permits.room_name``.)
 
     An empty room stays, since most names are used again. A sweep drops the empty ones, so that names that are never
     used again do not take memory for ever. It comes when the rooms take twice as much as the last sweep has left: its
@@ -65,8 +66,8 @@ class Rooms(dict[str, Room[Waiter]]):
         self._stop()
 
     def _sweep(self) -> None:
-        for room in [room for room in self.values() if room.empty]:
-            del self[room.name]
+        for name, room in [(name, room) for name, room in self.items() if room.empty]:
+            del self[name]
             self._forget(room)
         self._bytes = sum(map(_size, self.values()))
         self._sweep_at = max(MIN_SWEEP, 2 * self._bytes)

@@ -1,17 +1,18 @@
 """Layouts: what the keys of a lock are called, and which lock a key belongs to. Nothing else knows that.
 
 All keys begin with the prefix and ``:``. What comes next tells the layouts apart: a number (``Plain``), or a letter and
-a number (``Spread``; with another letter, ``core/counters.py``). So no key belongs to two of them.
+a number (``Spread``, ``Slots``; with another letter, ``core/counters.py``). So no key belongs to two of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 from zlib import crc32
 
-from .slots import SLOTS, TAG, tag_for
+from .slots import SLOTS, TAG, hash_tag, slot_of, tag_for
 
+MAX_DIGITS = 4  # of the number of a slot: a semaphore has up to 1,000
 MARGIN = 64  # at each end of a part of the slots, 1/64 of the part is not used
 
 
@@ -85,6 +86,77 @@ class Spread:
             if key.startswith(start):
                 at = len(start) + TAG
                 return (index, key[at + 2 :]) if key[at : at + 2] == b"}:" else None
+        return None
+
+
+class Slots:
+    """``prefix:pINDEX:{TAG}:SLOT:name``: the slots of a semaphore, each with as many keys as a lock has.
+
+    All keys with the same index are in one slot of a cluster, so that one request can look at all of them: there, where
+    the key of that index would be if the name were a lock's. So they are spread as the keys of a lock are. Another key
+    there, with ``n`` in place of a number, says how many permits there are.
+    """
+
+    def __init__(self, layout: Layout, prefix: bytes, count: int) -> None:
+        """
+        :param layout: of locks
+        :param count: how many keys a lock has
+        """
+        self._layout = layout
+        self._prefix = prefix
+        self._starts = [b"%b:p%d:" % (prefix, index) for index in range(count)]
+        # The first brace of a key may be in the prefix. If it closes there, too, the tag is the prefix's; or there is
+        # none, since an empty one does not count, and letters at the end of the key lead to its slot.
+        self._opened = b"{" in prefix
+        self._closed = self._opened and b"}" in prefix[prefix.index(b"{") :]
+        self._at_end = self._closed and hash_tag(prefix) is None
+
+    def keys(self, name: bytes, slot: int) -> list[bytes]:
+        """The keys of one slot, in the order of their indexes."""
+        return [start(b"%d" % slot) for start in self.of(name)]
+
+    def markers(self, name: bytes) -> list[bytes]:
+        """The keys that say how many permits there are, one beside the keys of each index."""
+        return [start(b"n") for start in self.of(name)]
+
+    def of(self, name: bytes) -> list[Callable[[bytes], bytes]]:
+        """For each index, what makes the key of a slot from its number."""
+        places = [slot_of(key) for key in self._layout.keys(name)]
+        return [self._maker(start, name, place) for start, place in zip(self._starts, places, strict=True)]
+
+    def _maker(self, start: bytes, name: bytes, place: int) -> Callable[[bytes], bytes]:
+        if self._at_end:
+
+            def with_letters(slot: bytes) -> bytes:
+                key = b"%b%b:%b:" % (start, slot, name)
+                return key + tag_for(place, key)
+
+            return with_letters
+        if self._closed:
+            before = start
+        elif self._opened:
+            before = b"%b%b}:" % (start, tag_for(place, start[start.index(b"{") + 1 :]))
+        else:
+            before = b"%b{%b}:" % (start, tag_for(place))
+        return lambda slot: b"%b%b:%b" % (before, slot, name)
+
+    def parsed(self, key: bytes) -> tuple[int, int, bytes] | None:
+        """The index, the slot and the name in a key; None: it is no key of a slot."""
+        for index, start in enumerate(self._starts):
+            if key.startswith(start):
+                at = len(start)
+                if not self._closed:
+                    at += TAG + (2 if self._opened else 3)
+                    if key[at - 2 : at] != b"}:":
+                        return None
+                slot, colon, name = key[at:].partition(b":")
+                if not colon or not slot.isdigit() or len(slot) > MAX_DIGITS:
+                    return None
+                if self._at_end:
+                    if name[-TAG - 1 : -TAG] != b":":
+                        return None
+                    name = name[: -TAG - 1]
+                return index, int(slot), name
         return None
 
 

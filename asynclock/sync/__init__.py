@@ -9,5 +9,6 @@ with Locker("redis://127.0.0.1:6379") as locker:
 
 from .locker import Acquisition, Locker
 from .scope import LockScope
+from .semaphore import Semaphore
 
-__all__ = ["Acquisition", "LockScope", "Locker"]
+__all__ = ["Acquisition", "LockScope", "Locker", "Semaphore"]

@@ -25,6 +25,7 @@ from ..statistics import Statistics
 from .clients import asynchronous, synchronous
 from .loop_thread import Call, LoopThread, enlist, refuse_in_event_loop
 from .scope import LockScope, excuse_own, refuse_own
+from .semaphore import Semaphore
 
 T = TypeVar("T")
 
@@ -194,6 +195,19 @@ class Locker:
     ) -> Acquisition:
         """As :meth:`with_context`, with :meth:`force_acquire`."""
         return Acquisition(partial(self.force_acquire, name, *more, at_least=at_least), wait_release)
+
+    def semaphore(self, name: str, permits: int) -> Semaphore:
+        """A semaphore: at most ``permits`` scopes of this name at once, in all threads and processes together. Sends
+        nothing.
+
+        :param permits: from 1 to 1,000; must be the same wherever this name is used
+        :raises ConfigurationError: as :meth:`asynclock.Locker.semaphore`
+        """
+        self._here.ask(lambda locker: locker.semaphore(name, permits))
+        return Semaphore(self, name, permits)
+
+    def _context(self, acquire: Callable[[], LockScope], wait_release: bool | None) -> Acquisition:
+        return Acquisition(acquire, wait_release)
 
     def _acquire(
         self, how: Callable[[AsyncLocker], Coroutine[Any, Any, AsyncScope]], waited_for: tuple[str, ...] = ()

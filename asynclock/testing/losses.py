@@ -17,6 +17,7 @@ from ..errors import LossReason
 from ..locker import Locker
 from .servers import Server
 
+_OF_A_PERMIT = re.compile(rb":p\d+:\{\w{3}\}$")  # how a key of a semaphore's slot begins (core/keys.py)
 _VALUE = b"written by somebody else (asynclock.testing)"
 _MARGIN = 0.02  # seconds after which a key that should have expired certainly has
 
@@ -55,13 +56,14 @@ class HeldKeys:
 
 
 def find(server: Server, name: str) -> HeldKeys | None:
-    """The keys of the lock in database 0, with any ``key_prefix``; ``None`` if it is free."""
+    """The keys of the lock in database 0, with any ``key_prefix``; ``None`` if it is free. The permits of a semaphore
+    of that name are no lock."""
     pattern = re.compile(rb"(.+):(\d+):%b" % re.escape(name.encode()), re.DOTALL)
     found: dict[bytes, dict[int, bytes]] = {}
     keys = server.execute("KEYS", b"*:" + re.sub(rb"([\\*?\[\]])", rb"\\\1", name.encode()))
     assert isinstance(keys, list)
     for key in keys:
-        if isinstance(key, bytes) and (match := pattern.fullmatch(key)):
+        if isinstance(key, bytes) and (match := pattern.fullmatch(key)) and not _OF_A_PERMIT.search(match[1]):
             found.setdefault(match[1], {})[int(match[2])] = key
     if len(found) > 1:
         prefixes = ", ".join(repr(prefix.decode(errors="replace")) for prefix in sorted(found))

@@ -36,6 +36,7 @@ return n""" % COUNTED_UP.encode()
 # ms that a counter is kept after its last change. After a day, the server's clock alone exceeds the last number, unless
 # it was set back by that much.
 COUNTER_LIFE = 86_400_000
+MARKER_LIFE = 86_400_000  # ms that it stays known how many permits a semaphore has
 
 # The errors by which Redis and Valkey refuse any command temporarily (processCommand in server.c, getNodeByQuery in
 # cluster.c), so a retry may help. Others (NOPERM, an unknown command, ...) are raised to the caller.
@@ -206,6 +207,19 @@ def count(key: bytes, token: bytes, counter: bytes, floor: int) -> bytes:
     would need one more permission, and one more round trip on every server that has forgotten it."""
     life = b"%d" % COUNTER_LIFE
     return packed(b"EVAL", _COUNT, b"2", unbulk(key), counter, token, b"%d" % floor, life)
+
+
+def times(keys: list[bytes], marker: bytes, marks: bytes) -> tuple[bytes, int]:
+    """Read the time to live of many keys, and before that a ``marker`` (empty: none), which ``marks`` is written into
+    (empty: nothing). Single commands, not a script: servers before 7.2 track all keys that a script is given each time
+    it reads one. Returns how many replies there are, too."""
+    commands = [b"*2\r\n$4\r\nPTTL\r\n$%d\r\n%b\r\n" % (len(key), key) for key in keys]
+    if marker:
+        before = [packed(b"GET", marker)]
+        if marks:
+            before.append(packed(b"SET", marker, marks, b"PX", b"%d" % MARKER_LIFE))
+        commands[:0] = before
+    return b"".join(commands), len(commands)
 
 
 def px(milliseconds: int) -> bytes:

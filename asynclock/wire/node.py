@@ -29,7 +29,18 @@ from .grace import Grace
 from .owed import Owed, OwedReleases
 from .quarantine import Quarantine
 from .replicas import Replicas
-from .requests import NO_MEMORY, Count, KeyRead, OwedRelease, Peek, ReadAgain, Redirectable, Request
+from .requests import (
+    NO_MEMORY,
+    Count,
+    KeyRead,
+    OwedRelease,
+    Peek,
+    ReadAgain,
+    Redirectable,
+    Request,
+    Times,
+    TimesRead,
+)
 from .session import Session, unforeseen
 from .violations import unexpected
 
@@ -305,6 +316,17 @@ class Node:
         else:
             self._send(session, Count(self, lease, index, counter, floor, answered), self.clock())
 
+    def times(
+        self, room: Room[Any], index: int, keys: list[bytes], marker: bytes, marks: bytes, answered: TimesRead
+    ) -> None:
+        """Ask how long these keys still live, as ``Times``. If the node is not connected, ``answered`` gets an error,
+        at once."""
+        session = self.session
+        if session is None or self.closed or session.connection.full:
+            answered([], None, self.trouble or ServerError(self.label, "disconnected; reconnecting"))
+        else:
+            self._send(session, Times(self, room, index, keys, marker, marks, answered), self.clock())
+
     def release(self, owed: Owed) -> None:
         """Release a key for a node that has left the cluster."""
         self.owed.owe(owed)
@@ -335,6 +357,8 @@ class Node:
     def _send(self, session: Session, request: Redirectable, now: float, asking: bool = False) -> None:
         if isinstance(request, Count):
             data, replies = request.packed(), 1
+        elif isinstance(request, Times):
+            data, replies = request.packed()
         else:
             operation, expiry = request.operation, b""
             if operation.writes:

@@ -11,7 +11,7 @@ from ..core.operations import EXTEND, KEEP, READ, RELEASE, TAKE, TAKE_TTL, Opera
 from ..core.room import Room
 from ..errors import ServerError
 from ..options import Options
-from .commands import COUNTED_UP, OK, Commands, cause_in_script, count, is_error
+from .commands import COUNTED_UP, OK, Commands, cause_in_script, count, is_error, times
 from .owed import Owed, OwedReleases
 from .violations import unexpected
 
@@ -410,6 +410,100 @@ class Count:
         self._answered(NOT_OURS, error)
 
 
+TimesRead: TypeAlias = Callable[[list[int | None], bytes | None, ServerError | None], None]
+"""Called once, with the PTTL of each key in milliseconds (None: it is not known), and the value of the marker; or with
+an error."""
+
+
+class Times:
+    """Asks how long many keys of one server still live. They have one slot in a cluster, and belong to no lease."""
+
+    __slots__ = ("_answered", "_asking", "_index", "_keys", "_marker", "_marks", "_room", "hops", "node")
+
+    def __init__(
+        self,
+        node: Sender,
+        room: Room[Any],
+        index: int,
+        keys: list[bytes],
+        marker: bytes,
+        marks: bytes,
+        answered: TimesRead,
+    ) -> None:
+        """
+        :param room, index: of one of them
+        :param marker: a key to read; empty: none
+        :param marks: what to write into it then, for a day; empty: nothing
+        """
+        self.node = node
+        self.hops = 0
+        self._room = room
+        self._index = index
+        self._keys = keys
+        self._marker = marker
+        self._marks = marks
+        self._asking = False
+        self._answered = answered
+
+    @property
+    def key(self) -> bytes:
+        return self._room.keys[self._index]
+
+    def packed(self) -> tuple[bytes, int]:
+        """The commands, and how many replies they have."""
+        return times(self._keys, self._marker, self._marks)
+
+    def move_to(self, node: Sender, sent: float, asking: bool) -> None:
+        self.node = node
+        self._asking = asking
+        self.hops += 1
+
+    def fail(self, error: ServerError, now: float, node: Sender) -> None:
+        self._answered([], None, error)
+
+    def dropped(self) -> None:
+        self._answered([], None, ServerError(self.node.label, "the connection was lost"))
+
+    def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
+        node, replies = self.node, [*earlier, reply]
+        if self._asking:
+            replies = replies[1::2]
+        count = len(self._keys)
+        marker, lives = replies[:-count], replies[-count:]
+        ttls: list[int | None] = []
+        elsewhere: list[int] = []  # places of keys whose slot is just being moved, and that are not here any more
+        for place, said in enumerate(lives):
+            if not is_error(said):
+                ttls.append(_time_to_live(said))
+                continue
+            ttls.append(None)
+            text = str(said)
+            if text.startswith("ASK "):
+                elsewhere.append(place)
+                continue
+            if self.hops < MAX_HOPS and text.startswith(REDIRECTIONS) and node.redirected(self, text):
+                return
+            error = node.error_of("PTTL", self._room, self._index, said, now)
+            if error is not None:
+                self._answered([], None, error)
+                return
+        # Anything may be in the marker, and the server may refuse to let it be written.
+        value = marker[0] if marker and type(marker[0]) is bytes else None
+        if not elsewhere or self.hops >= MAX_HOPS:
+            self._answered(ttls, value, None)
+            return
+
+        def answered(there: list[int | None], _: bytes | None, error: ServerError | None) -> None:
+            for place, ttl in zip(elsewhere, there, strict=False):  # after an error, there are none
+                ttls[place] = ttl
+            self._answered(ttls, value, None)
+
+        rest = Times(node, self._room, self._index, [self._keys[place] for place in elsewhere], b"", b"", answered)
+        rest.hops = self.hops
+        if not node.redirected(rest, str(lives[elsewhere[0]])):
+            self._answered(ttls, value, None)
+
+
 class Ignored:
     """Ignores a reply that does not matter."""
 
@@ -474,7 +568,7 @@ class OwedRelease:
         self.node.owed.owe(self.owed, self.until)
 
 
-Redirectable: TypeAlias = Request | OwedRelease | Peek | Count  # what a cluster's node may send elsewhere
+Redirectable: TypeAlias = Request | OwedRelease | Peek | Count | Times  # what a cluster's node may send elsewhere
 
 
 class Reauthentication:

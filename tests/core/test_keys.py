@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from redis.crc import key_slot
 
 from asynclock.core import slots
-from asynclock.core.keys import Layout, Plain, Spread, layouts
+from asynclock.core.keys import Layout, Plain, Slots, Spread, layouts
 from asynclock.core.slots import SLOTS, TAG, slot_of, tag_for
 
 pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
@@ -204,3 +204,38 @@ def first_tags() -> dict[int, bytes]:
 def test_keys_stay_what_they_are(layout: Layout, expected: str) -> None:
     """Processes with other versions have the same ones."""
     assert b" ".join(layout.keys(b"my_lock")).decode() == expected
+
+
+# The slots of a semaphore
+
+braced = prefixes | st.sampled_from([b"{tag}", b"a{b", b"{}x", b"{", b"a{b}c", b"}{"])
+
+
+@given(prefix=braced, count=counts, name=names, slot=st.integers(0, 9999))
+@example(b"asynclock", 3, b"{}", 7)
+@example(b"{}", 3, b"1:000", 0)
+@example(b"a{b", 3, b"}:1:x", 0)
+def test_the_slots_of_a_semaphore(prefix: bytes, count: int, name: bytes, slot: int) -> None:
+    """Each is found again, and all with one index are where the key of that index would be."""
+    for layout in (Plain, Spread) if b"{" not in prefix else (Plain,):
+        slots = Slots(layout(prefix, count), prefix, count)
+        keys, markers, locks = slots.keys(name, slot), slots.markers(name), layout(prefix, count).keys(name)
+        assert [slots.parsed(key) for key in keys] == [(index, slot, name) for index in range(count)]
+        assert [slots.parsed(key) for key in markers] == [None] * count
+        for key, marker, lock in zip(keys, markers, locks, strict=True):
+            assert key.startswith(prefix + b":p") and marker != key
+            assert slot_of(key) == slot_of(marker) == slot_of(lock)
+        assert [layout(prefix, count).parsed(key) for key in keys + markers] == [None] * 2 * count
+        assert [slots.parsed(key) for key in locks] == [None] * count
+
+
+@given(key=st.binary(max_size=30))
+@example(b"asynclock:p0:{000}")
+@example(b"asynclock:p0:{000}:x:y")
+@example(b"asynclock:p0:{000}:12345:y")
+@example(b"asynclock:p0:{0000}:1:y")
+@example(b"asynclock:p3:{000}:1:y")
+@example(b"asynclock:p0:{000}::y")
+def test_what_is_no_slot_is_taken_for_none(key: bytes) -> None:
+    assert Slots(Plain(b"asynclock", 3), b"asynclock", 3).parsed(key) is None
+    assert Slots(Plain(b"{}", 3), b"{}", 3).parsed(b"{}:p0:1:x:ab") is None

@@ -30,6 +30,10 @@ def main(
     at_least: Annotated[
         bool | None, typer.Option(help="With or without least times. Default: the seed chooses.")
     ] = None,
+    permits: Annotated[
+        bool | None,
+        typer.Option(help="With permits of semaphores in place of locks, or not. Default: the seed chooses."),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="How many processes to use.")] = os.cpu_count() or 1,
     show: Annotated[bool, typer.Option("--show", help="Only print the history of the first seed.")] = False,
 ) -> None:
@@ -38,7 +42,7 @@ def main(
         raise typer.BadParameter(f"{world!r} is not one of {', '.join(KINDS)}", param_hint="--world")
     console = Console(highlight=False, soft_wrap=True)
     if show:
-        chosen = schedule(start, world, tracking, fencing, at_least)
+        chosen = schedule(start, world, tracking, fencing, at_least, permits)
         console.print(f"{chosen}\n{chosen.story}\n\n{history(chosen)}", markup=False)
         return
     before = time.monotonic()
@@ -51,7 +55,7 @@ def main(
     tally = Tally()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=seeds, pace=0.0)
-        for tally in play_all(start, seeds, world, tracking, fencing, at_least, jobs):
+        for tally in play_all(start, seeds, world, tracking, fencing, at_least, permits, jobs):
             pace = tally.schedules / (time.monotonic() - before)
             progress.update(bar, completed=tally.schedules, pace=pace)
     took = time.monotonic() - before
@@ -64,12 +68,15 @@ def main(
         f"the majority until a connected holder was notified: {tally.told:.1f} packet delays"
     )
     if tally.failed is not None:
-        console.print(f"\nFAILED: {tell(schedule(tally.failed, world, tracking, fencing, at_least))}", markup=False)
+        console.print(
+            f"\nFAILED: {tell(schedule(tally.failed, world, tracking, fencing, at_least, permits))}", markup=False
+        )
         again = f"python -m tests.simulation --seeds 1 --start {tally.failed}"
         again += f" --world {world}" * (world is not None)
         again += f" --{'' if tracking else 'no-'}tracking" * (tracking is not None)
         again += f" --{'' if fencing else 'no-'}fencing" * (fencing is not None)
         again += f" --{'' if at_least else 'no-'}at-least" * (at_least is not None)
+        again += f" --{'' if permits else 'no-'}permits" * (permits is not None)
         console.print(f"\nto repeat: {again}", markup=False)
         raise typer.Exit(1)
 

@@ -1,7 +1,8 @@
 """What must hold in a world after every event, numbered as the guarantees in README.md.
 
 1. No two leases of a name are held at once while the servers keep the keys. (A server that loses keys, and then gives
-   no votes until they would have expired, counts as keeping them.)
+   no votes until they would have expired, counts as keeping them.) So no more permits of a semaphore are held at once
+   than there are.
 2. A held lease's deadline is not after the expiry of a majority of its keys.
 3. A room with waiters has a pending reply or a timer that is due no later than the last of the keys may be free. Every
    waiter gets the lock: within the time to live, promptly if the lock is free, and however many others contend.
@@ -33,6 +34,7 @@ from asynclock.core.room import Room
 from asynclock.core.rules import NEVER
 from asynclock.wire.noloop import CHECK_EVERY
 
+from .permits import Hall
 from .processes import Client, Task
 from .requests import Request
 from .servers import Server
@@ -67,6 +69,7 @@ class Check:
         self.world = world
         self.majority = world.rules.keys // 2 + 1
         self.unbacked: dict[Lease, Unbacked] = {}
+        self.unnoticed: dict[tuple[Hall, int], float] = {}  # free slots that are believed taken, and since when
         self.told: list[float] = []  # how long it took to notify holders without a majority, in packet delays
         self.overlaps = 0  # how often a lock had two holders because servers had lost keys
         self.losses = self.failed = self.tokens = self.keeps = self.grants = self.deleted = 0
@@ -86,6 +89,8 @@ class Check:
                     self._consistent(acted, room)
                     if room.holder is not None:
                         self._one_holder(room)
+                        if world.permits:
+                            self._no_more_than_permits(room)
                     elif room.queue:
                         self._somebody_comes(acted, room)
                 self._remembered(acted)
@@ -106,6 +111,10 @@ class Check:
                 self._backed(client)
         if self.unbacked:
             self._about_to_be_told()
+        if world.permits and world.rules.tracking:
+            for client in world.clients:
+                for hall in client.halls.values():
+                    self._free_slots_are_noticed(client, hall)
 
     def broken(self, guarantee: int, what: str) -> Broken:
         return Broken(guarantee, what, self.world)
@@ -126,18 +135,34 @@ class Check:
                 held.append((client, room, room.holder))
         if len(held) < 2:
             return
-        sound: list[Client] = []
-        for client, room, lease in held:
-            kept = [not self._breached(key, lease) for key in room.keys]
-            votes = sum(until > now and kept[index] for index, until in enumerate(lease.votes))
-            if all(kept) or votes >= self.majority:
-                sound.append(client)
+        sound = [client for client, room, lease in held if self._sound(room, lease)]
         if len(sound) > 1:
             raise self.broken(1, f"{' and '.join(client.name for client in sound)} hold {held_here.name!r} at once")
         pair = (held[0][2], held[1][2])
         if pair not in self._overlapping:
             self._overlapping.add(pair)
             self.overlaps += 1
+
+    def _sound(self, room: Room[Task], lease: Lease) -> bool:
+        kept = [not self._breached(key, lease) for key in room.keys]
+        votes = sum(until > self.world.now and kept[index] for index, until in enumerate(lease.votes))
+        return all(kept) or votes >= self.majority
+
+    def _no_more_than_permits(self, held_here: Room[Task]) -> None:
+        """At most as many leases of the slots of a semaphore are sound as it has permits."""
+        world = self.world
+        name = held_here.name.partition("#")[0]
+        sound = [
+            client
+            for client in world.clients
+            for room in client.rooms.values()
+            if room.name.partition("#")[0] == name
+            and room.holder is not None
+            and world.now < room.holder.deadline
+            and self._sound(room, room.holder)
+        ]
+        if len(sound) > world.permits:
+            raise self.broken(1, f"{len(sound)} permits of {name!r} are held at once, and there are {world.permits}")
 
     def _breached(self, key: bytes, lease: Lease) -> bool:
         entry = (key, lease.token)
@@ -268,6 +293,31 @@ class Check:
             late = 1000 * (room.wake - free)
             raise self.broken(3, f"{client.name} sleeps for {late:.3f} ms after {room.name!r} may be free")
 
+    def _free_slots_are_noticed(self, client: Client, hall: Hall) -> None:
+        """A process in which tasks wait for a permit does not take a slot that has become free for taken for long: at
+        most for as long as it holds back for others."""
+        world, taken = self.world, hall.board._taken if hall.board.queue else {}
+        bound = TOLD * world.longest + 0.001 + 1.5 * world.rules.try_next_after
+        if client.paused_at >= world.now - 2 * PAUSE:
+            bound += PAUSE
+        before, self.unnoticed = self.unnoticed, {}
+        self.unnoticed.update((place, since) for place, since in before.items() if place[0] is not hall)
+        for slot in taken:
+            keys = [b"%d:%b#%d" % (index, hall.name.encode(), slot) for index in range(world.rules.keys)]
+            if any(key in server.data for key, server in zip(keys, self._servers, strict=True)):
+                continue
+            since = max(before.get((hall, slot), world.now), client.frozen)
+            for key, server in zip(keys, self._servers, strict=True):
+                link = client.links[server.name]
+                if link is None or link.broken or self._hidden(client, server, key) > 0:
+                    since = world.now
+                else:
+                    since = max(since, link.since, server.stalled, server.troubled)
+            self.unnoticed[hall, slot] = since
+            if world.now - since > bound:
+                late = 1000 * (world.now - since)
+                raise self.broken(3, f"{client.name} takes slot {slot} of {hall.name!r} for taken for {late:.3f} ms")
+
     # Internal consistency
 
     def _consistent(self, client: Client, room: Room[Task]) -> None:
@@ -289,7 +339,13 @@ class Check:
 
     def _remembered(self, client: Client) -> None:
         for task in client.tasks:
+            if task.hall is not None and task.state == "waiting":
+                if not task.hall.knows(task):
+                    raise self.broken(3, f"{task!r} waits for a permit, but nobody knows it")
+                continue
             room = task.room
+            if task.hall is not None and room is None:
+                continue  # it was refused
             assert room is not None
             if task.state == "waiting" and task not in room.queue and task not in room.forces:
                 raise self.broken(3, f"{task!r} waits, but the room does not know it")

@@ -10,12 +10,14 @@ import pytest
 from asynclock.core.fencing import Fencing
 from asynclock.core.lease import Lease
 from asynclock.core.operations import Operation
+from asynclock.core.permits import Board
 from asynclock.core.room import Room
 from asynclock.core.rules import Rules
 from asynclock.core.several import Several, Step
 
 from . import several
 from .links import Link
+from .permits import Hall
 from .processes import Client, Task
 from .servers import Expiry, Server
 from .worlds import SEVERAL
@@ -155,6 +157,26 @@ def counted_for_anybody(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Server, "_execute", careless)
 
 
+def one_slot_more(patch: pytest.MonkeyPatch) -> None:
+    """A process counts one permit more than the others."""
+    init = Hall.__init__
+
+    def more(self: Hall, client: Client, name: str, permits: int) -> None:
+        init(self, client, name, permits + (client.name == "A"))
+
+    patch.setattr(Hall, "__init__", more)
+
+
+def deaf_to_other_slots(patch: pytest.MonkeyPatch) -> None:
+    """Those who wait for a permit hear only of the slots that their tickets wait for."""
+    patch.setattr(Board, "changed", lambda self, slot: False)
+
+
+def tickets_for_nobody(patch: pytest.MonkeyPatch) -> None:
+    """A ticket that gets its slot when nobody waits any more keeps it."""
+    patch.setattr(Board, "give_back", lambda self, slot, lease, now: None)
+
+
 def deleted_all_the_same(patch: pytest.MonkeyPatch) -> None:
     """A lock that is to stay for a least time is released."""
     request = Client.request
@@ -232,6 +254,9 @@ FAULTS: dict[str, Plant] = {
     "fencing token written back to one server only": written_back_to_one,
     "fencing token not compared with the clock": counted_without_the_clock,
     "fencing token without a look at the key": counted_for_anybody,
+    "one permit more than the others count": one_slot_more,
+    "no look at a slot that has changed": deaf_to_other_slots,
+    "a permit kept that nobody wants any more": tickets_for_nobody,
     "a lock deleted before its least time is over": deleted_all_the_same,
     "a lock deleted after a reconnect, before its least time is over": owed_as_a_deletion,
     "a lock handed on before its least time is over": handed_on_too_early,

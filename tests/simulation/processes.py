@@ -20,6 +20,7 @@ from asynclock.wire.noloop import CHECK_EVERY, EvictionReport
 from . import stays
 from .fencing import Count, Fence, ask_some_time
 from .links import Link
+from .permits import Hall, Ticket, Times, room_name, slot_of
 from .requests import NO_EXPIRY, Ignored, OwedRelease, Request, Silence, TimeRequest
 from .servers import Expiry, Trouble
 
@@ -38,6 +39,7 @@ class Task:
         "fence",
         "granted",
         "group",
+        "hall",
         "how",
         "lease",
         "name",
@@ -63,6 +65,7 @@ class Task:
         self.granted = NEVER  # when it got the lock
         self.turn = 0  # how many locks were granted until then, with this one
         self.fence: Fence | None = None  # once it wants a fencing token
+        self.hall: Hall | None = None  # if it wants a permit of a semaphore
         self.stay: stays.Stay | None = None  # if the lock is to stay for a least time
         self.group: Group | None = None  # whose part it is
 
@@ -77,6 +80,7 @@ class Client:
         self.world = world
         self.name = name
         self.rooms: dict[str, Room[Task]] = {}
+        self.halls: dict[str, Hall] = {}
         self.tasks: list[Task] = []
         self.groups: list[Group] = []
         self.tally = Tally()
@@ -116,13 +120,31 @@ class Client:
         self.tasks.append(task)
         self.world.acted = self
         self.world.log("%r %s %r", task, how, name)
+        if self.world.permits:
+            if name not in self.halls:
+                self.halls[name] = Hall(self, name, self.world.permits)
+            task.hall = self.halls[name]
+            for slot in range(self.world.permits):
+                self._sweep(room_name(name, slot))
+            task.hall.acquire(task)
+            return task
+        self._sweep(name)
+        task.room = self.room(name)
+        getattr(task.room, how)(task, self.world.now)
+        return task
+
+    def _sweep(self, name: str) -> None:
+        """Empty rooms may be dropped at any time."""
         room = self.rooms.get(name)
-        if room is None or (room.empty and self.world.random.random() < 0.5):  # empty rooms may be swept at any time
+        if room is not None and room.empty and self.world.random.random() < 0.5:
+            del self.rooms[name]
+
+    def room(self, name: str) -> Room[Task]:
+        room = self.rooms.get(name)
+        if room is None:
             keys = tuple(b"%d:%b" % (index, name.encode()) for index in range(self.world.rules.keys))
             room = self.rooms[name] = Room(name, self.world.rules, self, keys)
-        task.room = room
-        getattr(room, how)(task, self.world.now)
-        return task
+        return room
 
     def end(self, task: Task) -> None:
         """The task stops waiting (cancelled or timed out), or releases what it holds."""
@@ -134,11 +156,14 @@ class Client:
     def end_part(self, task: Task) -> None:
         if task.state not in ("waiting", "held") or not self.alive:
             return
-        assert task.room is not None
         self.world.acted = self
         self.world.log("%r ends (%s)", task, task.state)
         lease = task.lease
         task.state = "left" if lease is None else "released"
+        if task.hall is not None:
+            task.hall.end(task)
+            return
+        assert task.room is not None
         if lease is None:
             task.room.leave(task, self.world.now)
         else:
@@ -147,6 +172,8 @@ class Client:
 
     def close(self) -> None:
         """As ``Locker.aclose``: the keys are released when the tasks are done."""
+        for hall in self.halls.values():
+            hall.close()
         for group in self.groups:
             group.closed = True
         for room in list(self.rooms.values()):
@@ -269,7 +296,11 @@ class Client:
         if self.pxat and (link := self.links[home]) is not None:
             self._ask_time(link, self.world.now)
 
-    def granted(self, task: Task, lease: Lease) -> None:
+    def granted(self, task: Task | Ticket, lease: Lease) -> None:
+        if isinstance(task, Ticket):
+            lease.scope_ref = task
+            task.ended("held", None, lease)
+            return
         assert task.state == "waiting", f"{task!r} was granted the lock, but it is {task.state}"
         task.lease, task.state, lease.scope_ref = lease, "held", task
         world = self.world
@@ -303,13 +334,20 @@ class Client:
             else:
                 self.world.through(task)
 
-    def refused(self, task: Task) -> None:
+    def refused(self, task: Task | Ticket) -> None:
         self._through(task, "refused", None)
 
-    def failed(self, task: Task, error: Exception | None) -> None:
+    def failed(self, task: Task | Ticket, error: Exception | None) -> None:
         self._through(task, "failed", error)
 
-    def _through(self, task: Task, state: str, problem: Any) -> None:
+    def _through(self, task: Task | Ticket, state: str, problem: Any) -> None:
+        if isinstance(task, Ticket):
+            task.ended(state, problem, None)
+        elif task.hall is None or not task.hall.goes_on(task, state, problem):
+            self.give_up(task, state, problem)
+
+    def give_up(self, task: Task, state: str, problem: Any) -> None:
+        """The task does not get what it wanted."""
         assert task.state == "waiting", f"{task!r} is {state}, but it was {task.state}"
         task.state, task.problem = state, problem
         self.world.failed.append(task)
@@ -324,10 +362,13 @@ class Client:
         self.world.log("%r LOST %r: %s, key %s", task, task.name, reason, index)
         if task.state == "held":
             task.state, task.problem = "lost", reason
-            if task.group is not None:
-                task.group.part_lost()
-            elif self.world.hold is not None:
-                self.world.at(self.world.now, self.world.through, task)
+            if isinstance(task, Task):
+                if task.hall is not None:
+                    task.hall.lost(task)
+                if task.group is not None:
+                    task.group.part_lost()
+                elif self.world.hold is not None:
+                    self.world.at(self.world.now, self.world.through, task)
         self.world.losses.append((self, lease, reason, index))
 
     def release_answered(self, lease: Lease) -> None:
@@ -354,6 +395,14 @@ class Client:
                     room.invalidated(index, self.world.now, LossReason.FLUSHED)
                 elif key == room.keys[index]:
                     room.invalidated(index, self.world.now)
+        if key is None:
+            self._all_changed()
+        elif (of_slot := slot_of(key)) is not None and of_slot[0] in self.halls:
+            self.halls[of_slot[0]].changed(of_slot[1])
+
+    def _all_changed(self) -> None:
+        for hall in self.halls.values():
+            hall.all_changed()
 
     def disconnected(self, link: Link) -> None:
         if not self.uses(link):
@@ -370,7 +419,7 @@ class Client:
             request = link.waiting.popleft()
             if isinstance(request, OwedRelease):
                 self.may_be_ours[home][request.key, request.token] = request.keep_until
-            elif isinstance(request, Count):
+            elif isinstance(request, Count | Times):
                 request.dropped()
             elif isinstance(request, Request):
                 if request.request.ends:
@@ -391,10 +440,12 @@ class Client:
                 self.world.log("%s cannot connect to server %d: it is gone", self.name, home)
                 for room, index in self._everything(home):
                     room.gone(index, now)
+                self._all_changed()
             self.problems[home] = server.trouble if server.up else Trouble()
             if server.up and server.trouble.lasting:
                 for room in list(self.rooms.values()):
                     room.lasting_failure(now)
+                self._all_changed()
             self.world.at(now + 0.01 + self.world.random.random() * 0.5, self._reconnect, home)
         elif server.stalled > now:
             self.world.at(server.stalled, self._reconnect, home)
@@ -456,6 +507,7 @@ class Client:
             self.world.acted = self
             for room, index in self._everything(link.server.name):
                 room.invalidated(index, self.world.now)
+            self._all_changed()
 
     def _ask_time(self, link: Link, now: float) -> None:
         if not any(isinstance(asker, TimeRequest) for asker in link.waiting):
@@ -467,6 +519,7 @@ class Client:
             self.world.acted = self
             for room in {room: None for room, _ in self._everything(link.server.name)}:
                 room.clock_was_set(self.world.now)
+            self._all_changed()
 
     def _refused(self, home: int, key: bytes, token: bytes, keep_until: float) -> None:
         """A release was refused: retry it, as ``asynclock.wire.owed.OwedReleases`` does."""
@@ -500,6 +553,7 @@ class Client:
         self.world.acted = self
         for room, index in self._everything(home):
             room.reconnected(index, self.world.now)
+        self._all_changed()
 
     def _at(self, home: int) -> list[int]:
         return [index for index, where in enumerate(self.homes) if where == home]

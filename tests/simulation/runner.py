@@ -53,13 +53,14 @@ def play_slice(
     tracking: bool | None = None,
     fencing: bool | None = None,
     at_least: bool | None = None,
+    permits: bool | None = None,
 ) -> Tally:
     """Play ``count`` schedules, or up to the first that fails."""
     tally = Tally()
     gc.disable()  # a world is full of reference cycles: it is cheaper to collect hundreds of worlds at once
     try:
         for seed in range(start, start + count):
-            chosen = schedule(seed, which, tracking, fencing, at_least)
+            chosen = schedule(seed, which, tracking, fencing, at_least, permits)
             world = chosen.world()
             tally.schedules += 1
             try:
@@ -88,6 +89,7 @@ def play_all(
     tracking: bool | None = None,
     fencing: bool | None = None,
     at_least: bool | None = None,
+    permits: bool | None = None,
     jobs: int = 1,
 ) -> Iterator[Tally]:
     """Yield the tally so far after every slice. Ends after a slice that fails."""
@@ -95,7 +97,7 @@ def play_all(
     slices = ((first, min(SLICE, start + count - first)) for first in range(start, start + count, SLICE))
     if jobs == 1:
         for first, size in slices:
-            total += play_slice(first, size, which, tracking, fencing, at_least)
+            total += play_slice(first, size, which, tracking, fencing, at_least, permits)
             yield total
             if total.failed is not None:
                 return
@@ -103,7 +105,7 @@ def play_all(
     with ProcessPoolExecutor(jobs) as pool:
         under_way: set[Future[Tally]] = set()
         for first, size in slices:
-            under_way.add(pool.submit(play_slice, first, size, which, tracking, fencing, at_least))
+            under_way.add(pool.submit(play_slice, first, size, which, tracking, fencing, at_least, permits))
             if len(under_way) == jobs + 1:  # one slice waits for the first process that is done
                 done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                 for future in done:

@@ -148,6 +148,8 @@ def _do(world: World, step: Step) -> None:
     server = world.servers[step.who % len(world.servers)]
     index = step.more % world.rules.keys
     key = b"%d:%b" % (index, (world.chance.choice(NAMES) if world.several else "a").encode())
+    if world.permits:
+        key += b"#%d" % (step.who % world.permits)
     seconds = SECONDS[step.more % len(SECONDS)]
     if step.kind in ("join", "try_join", "force"):
         if client.frozen <= world.now:
@@ -249,6 +251,9 @@ def _settle(world: World, check: Check, end: str) -> None:
         for name, room in client.rooms.items():
             if not room.empty:
                 raise check.broken(0, f"{client.name}: all tasks have left, but the room of {name!r} is not empty")
+        for name, hall in client.halls.items():
+            if hall.board.tickets or hall.board.probes or hall.board.queue:
+                raise check.broken(0, f"{client.name}: all tasks have left, but somebody waits for permits of {name!r}")
     for server in world.servers:
         for key in server.data if server.up else ():
             entry = server.peek(key)
@@ -330,8 +335,18 @@ def crowd(world: World, check: Check) -> None:
 
 def _free(world: World) -> bool:
     """Could a waiter get the lock at once?"""
-    keys = {key for client in world.clients for room in client.rooms.values() if room.queue for key in room.keys}
-    if any(server.quarantined or any(server.peek(key) for key in keys) for server in world.servers):
+    if any(server.quarantined for server in world.servers):
+        return False
+    if world.permits:
+        names = {task.name for task in _tasks(world) if task.state == "waiting"}
+        slots = [
+            {b"%d:%b#%d" % (index, name.encode(), slot) for index in range(world.rules.keys)}
+            for name in names
+            for slot in range(world.permits)
+        ]
+    else:
+        slots = [{key for client in world.clients for room in client.rooms.values() if room.queue for key in room.keys}]
+    if all(any(server.peek(key) for server in world.servers for key in keys) for keys in slots):
         return False
     links = [link for client in world.clients for link in client.links if link is not None and not link.broken]
     if any(link.quarantined for link in links):

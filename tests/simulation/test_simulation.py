@@ -21,7 +21,7 @@ from .faults import FAULTS, WORLD_OF, count_from_the_reply
 from .runner import history, play_slice, tell
 from .story import crowd, outcome, shortened
 from .world import Setting, World
-from .worlds import KINDS, SEVERAL, schedule
+from .worlds import KINDS, SEVERAL, WORLDS, schedule
 
 pytestmark = [pytest.mark.every_python, pytest.mark.serverless]
 
@@ -36,6 +36,15 @@ def test_the_rules_hold_in_every_schedule(which: str, tracking: bool) -> None:
     if tally.failed is not None:
         pytest.fail(tell(schedule(tally.failed, which, tracking)))
     assert tally.schedules == 150
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("which", WORLDS)
+def test_the_rules_hold_for_permits(which: str) -> None:
+    tally = play_slice(0, 150, which, permits=True)
+    if tally.failed is not None:
+        pytest.fail(tell(schedule(tally.failed, which, permits=True)))
+    assert tally.schedules == 150 and tally.granted > 150
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -46,6 +46,7 @@ class Setting:
     fencing: bool = False  # do tasks ask for fencing tokens?
     at_least: bool = False  # do tasks want locks to stay for a least time?
     several: bool = False  # do tasks want several names at once?
+    permits: int = 0  # of the semaphores that the tasks want; 0: they want locks
     drift: float = MAX_DRIFT  # share by which servers' clocks may run fast or slow
 
 
@@ -58,6 +59,7 @@ class World:
         self.chance = random.Random(~seed)
         self.several = setting.several
         self.fencing = setting.fencing
+        self.permits = setting.permits
         self.stay_chance = random.Random(~seed - 1)  # for least times, likewise
         self.at_least = setting.at_least
         self.close_clocks = self.fencing and self.chance.random() < 0.5  # do servers' clocks differ by less than 0.1 s?
@@ -176,6 +178,8 @@ class World:
             self.acted = client
             for room in list(client.rooms.values()):
                 room.woken(self.now)
+            for hall in client.halls.values():
+                hall.all_changed()
 
     def replace(self, client: Client) -> None:
         """The process ends; another one takes its place."""

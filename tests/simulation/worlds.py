@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from asynclock.core.rules import Rules
@@ -31,6 +31,7 @@ SEVERAL = "several"  # one of these worlds, in which tasks want several names at
 KINDS = (*WORLDS, SEVERAL)
 _NAMES, _WEIGHTS = list(WORLDS), [shape.weight for shape in WORLDS.values()]
 FENCING = 0.3  # share of schedules in which tasks ask for fencing tokens
+PERMITS = 0.2  # share of the others, in which they want permits of semaphores instead of locks
 AT_LEAST = 0.3  # share of schedules in which tasks want locks to stay for a least time
 _TIMES = ((4.0, 2.0), (4.0, 1.0), (1.0, 0.5))  # validity, extend_interval
 
@@ -57,6 +58,7 @@ class Schedule:
             f"{', quarantine' if setting.quarantine else ''}{', fencing tokens' if setting.fencing else ''}"
             f"{', least times' if setting.at_least else ''}"
             f"{', several names' if setting.several else ''}"
+            f"{f', semaphores with {setting.permits} permits' if setting.permits else ''}"
         )
 
 
@@ -66,15 +68,20 @@ def schedule(
     tracking: bool | None = None,
     fencing: bool | None = None,
     at_least: bool | None = None,
+    permits: bool | None = None,
 ) -> Schedule:
     """``None``: the seed chooses.
 
     :param which: one of ``KINDS``
     """
+    kinds = random.Random(~seed)  # another one, so that the stories are the same with and without
+    chosen_fencing, chosen_permits = kinds.random() < FENCING, kinds.random() < PERMITS
+    if permits is None:
+        permits = chosen_permits and not (chosen_fencing if fencing is None else fencing) and which != SEVERAL
     if at_least is None:
-        at_least = random.Random(~seed - 1).random() < AT_LEAST
+        at_least = random.Random(~seed - 1).random() < AT_LEAST and not permits
     if fencing is None:
-        fencing = random.Random(~seed).random() < FENCING
+        fencing = chosen_fencing and not permits
     chance = random.Random(seed)
     chosen = chance.choices(_NAMES, _WEIGHTS)[0]
     several = which == SEVERAL
@@ -92,4 +99,6 @@ def schedule(
     )
     quarantine = chance.random() < 0.7 and shape.independent
     setting = Setting(rules, shape.servers, chance.choice((2, 3, 3, 4)), quarantine, fencing, at_least, several)
+    if permits:
+        setting = replace(setting, permits=kinds.choice((1, 2, 2, 3)))
     return Schedule(seed, which, setting, random_story(chance))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from asynclock import Locker, LockScope
+from asynclock.semaphore import PermitScope
 
 if TYPE_CHECKING:
     from asynclock._engine.manager import LockManager
@@ -131,6 +132,12 @@ def expire(locker: Locker, name: str) -> None:
     assert held is not None and held.holder is not None
     for index in range(len(held.holder.votes)):
         held.holder.vote(index, manager(locker).clock())
+
+
+def slot(scope: LockScope) -> int:
+    """The slot of a semaphore that the scope has."""
+    assert isinstance(scope, PermitScope)
+    return scope._slot
 
 
 def votes(scope: LockScope) -> list[float]:

@@ -7,6 +7,8 @@ It prints a line of JSON for each event. What it does:
 ``force``      take the lock over, print it, and hold the lock until stdin ends
 ``contend``    acquire and release TIMES times in a row; print how many seconds each acquisition took
 ``fence``      acquire TIMES times, and append each fencing token to the list on the first server while it is held
+``permit``     acquire one of PERMITS of a semaphore, print it, and hold it until it is lost (print it) or stdin ends
+``permits``    TASKS tasks acquire one of PERMITS TIMES times in all; print how many scopes there were at once, at most
 ``several``    TASKS tasks acquire some of COUNT names at once, TIMES times each, chosen with SEED; print of each time
                which names, when it was begun, when acquired, and when released
 ``count``      TASKS tasks acquire TIMES times in all; each time, add 1 to a counter that only the lock guards
@@ -59,6 +61,37 @@ async def force(locker: Locker, name: str) -> None:
     async with locker.force_with_context(name):
         tell("held")
         await line()
+
+
+async def permit(locker: Locker, name: str, permits: str) -> None:
+    scope = await locker.semaphore(name, int(permits)).acquire()
+    tell("held")
+    ended = asyncio.ensure_future(line())
+    lost = asyncio.ensure_future(scope.wait_lost())
+    await asyncio.wait([ended, lost], return_when=asyncio.FIRST_COMPLETED)
+    if lost.done():
+        tell("lost", reason=lost.result())
+        await ended
+
+
+async def permits(locker: Locker, name: str, permits: str, tasks: str, times: str) -> None:
+    semaphore = locker.semaphore(name, int(permits))
+    left, acquired, most = int(times), 0, 0
+
+    async def one() -> None:
+        nonlocal left, acquired, most
+        while left:
+            left -= 1
+            async with semaphore.with_context():
+                most = max(most, int(await locker.client.incr("inside")))
+                acquired += 1
+                await asyncio.sleep(0.002)
+                await locker.client.decr("inside")
+
+    tell("ready")
+    await line()
+    await asyncio.gather(*(one() for _ in range(int(tasks))))
+    tell("done", acquired=acquired, most=most)
 
 
 async def count(locker: Locker, name: str, tasks: str, times: str) -> None:
@@ -135,6 +168,8 @@ async def main(url: str, how: str, what: str, name: str, *more: str) -> None:
             "force": force,
             "fence": fence,
             "contend": contend,
+            "permit": permit,
+            "permits": permits,
             "several": several,
             "count": count,
         }

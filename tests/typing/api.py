@@ -25,6 +25,8 @@ from asynclock import (
     LockScope,
     LossReason,
     NotLockedError,
+    PermitAcquisition,
+    Semaphore,
     ServerError,
     Statistics,
 )
@@ -111,6 +113,25 @@ async def contexts(locker: Locker) -> None:
     async with await locker.acquire("x") as scope:
         assert_type(scope, LockScope)
     print(locker.with_context("x").future)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownArgumentType]
+
+
+async def permits(locker: Locker) -> None:
+    semaphore = locker.semaphore("x", 3)
+    assert_type(semaphore, Semaphore)
+    assert_type(semaphore.name, str)
+    assert_type(semaphore.permits, int)
+    assert_type(await semaphore.acquire(), LockScope)
+    assert_type(await semaphore.acquire(timeout=timedelta(seconds=1)), LockScope)
+    assert_type(await semaphore.try_acquire(), LockScope)
+    assert_type(semaphore.with_context(), PermitAcquisition)
+    assert_type(semaphore.try_with_context(wait_release=False), PermitAcquisition)
+    async with semaphore.with_context(timeout=1.5, wait_release=None) as scope, semaphore.try_with_context() as other:
+        assert_type(scope, LockScope)
+        assert_type(other, LockScope)
+    locker.semaphore("x")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    locker.semaphore("x", "3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await semaphore.acquire(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await semaphore.try_acquire(timeout=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 async def stacks(locker: Locker) -> None:

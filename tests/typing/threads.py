@@ -15,7 +15,7 @@ import redis.asyncio
 from redis.cluster import RedisCluster
 
 from asynclock import Holder, LockLostError, LossReason, Statistics
-from asynclock.sync import Acquisition, Locker, LockScope
+from asynclock.sync import Acquisition, Locker, LockScope, Semaphore
 
 
 def making(client: redis.Redis, cluster: RedisCluster, urls: list[str], other: redis.asyncio.Redis) -> None:
@@ -45,6 +45,17 @@ def acquiring(locker: Locker) -> None:
     locker.acquire("x", at_least="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     locker.try_acquire("x", timeout=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     locker.acquire(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def permits(locker: Locker) -> None:
+    semaphore = locker.semaphore("x", 3)
+    assert_type(semaphore, Semaphore)
+    assert_type(semaphore.acquire(timeout=1), LockScope)
+    assert_type(semaphore.try_acquire(), LockScope)
+    assert_type(semaphore.with_context(timeout=1, wait_release=True), Acquisition)
+    with semaphore.with_context() as scope, semaphore.try_with_context() as other:
+        assert_type(scope, LockScope)
+        assert_type(other, LockScope)
 
 
 def looking(locker: Locker) -> None:

@@ -1,0 +1,411 @@
+"""Permits: one semaphore in one process, between its board (``core/permits.py``) and rooms, servers and tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from ..core.lease import Lease
+from ..core.permits import Board
+from ..core.room import Room
+from ..core.rules import NEVER
+from ..errors import AcquireTimeoutError, ConfigurationError, LockerClosedError, NotLockedError, ServerError
+from ..messages import about
+from ..wire.background import Timer
+from ..wire.commands import unbulk
+from . import diagnosis
+from .changes import Changes
+from .look import Look
+from .waiter import Waiter
+
+if TYPE_CHECKING:
+    from .manager import LockManager
+
+log = logging.getLogger("asynclock")
+
+MAX_KNOWN = 20_000  # permits of all semaphores of which it stays known what is free, though nobody uses them
+_MARK = "\udc00"  # begins what a slot's room is called: no lock can have that name
+
+
+def room_name(name: str, slot: int) -> str:
+    """What the room of a slot is called among those of all locks."""
+    return f"{_MARK}{slot}:{name}"
+
+
+def slot_and_name(room: str) -> tuple[int, str] | None:
+    """The slot and the semaphore of the room that is called that; None: it is a lock's."""
+    if not room.startswith(_MARK):
+        return None
+    slot, _, name = room[len(_MARK) :].partition(":")
+    return int(slot), name
+
+
+class Permits:
+    """The hall of one board (``core.permits.Hall``), and what the tasks of this process ask of it.
+
+    Invariants: ``board`` is there once the locker is connected, until it is closed. What the board is told by rooms and
+    servers makes it act in another turn of the loop (``_soon``). A ticket is a ``Waiter`` whose future nobody awaits:
+    its callback tells the board.
+    """
+
+    board: Board[Waiter]
+    _manager: LockManager
+
+    def __init__(self, name: str, permits: int) -> None:
+        self.name = name
+        self.permits = permits
+        self.open = False
+        self.looks = Changes()  #: tells of each look that has ended
+        self._rooms: dict[int, str] = {}  # what the rooms of the slots are called that were used
+        self._timer = Timer()
+        self._due = NEVER
+        self._soon_called = False
+        self.looked = False  #: has it looked at all slots?
+        self._marks = True  # does the next look write how many permits there are?
+        self._marked = False  # did the last one?
+        self._warned = False
+        self._last_look = float("-inf")
+        self._look: Look | None = None  # the one that is under way
+        self._error: ServerError | None = None  # why the last one failed
+
+    def start(self, manager: LockManager) -> None:
+        """The locker is connected."""
+        self.open = True
+        self._manager = manager
+        self.board = Board(self.permits, manager.rules, self)
+
+    def stop(self, error: LockerClosedError) -> None:
+        """The locker is closed. Those who wait raise ``error``."""
+        if not self.open:
+            return
+        self.open = False
+        self._timer.stop()
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        for waiter in self.board.close():
+            waiter.fail(type(error)(*error.args))
+        self.looks.tell()
+
+    def forget(self) -> None:
+        """It is closed, and its last tasks have been told: no reference cycle with the board."""
+        if not self.open and hasattr(self, "board"):
+            del self.board
+
+    # For tasks
+
+    @property
+    def waiting(self) -> Collection[Waiter]:
+        """Who waits for a permit, the longest first."""
+        return self.board.queue if self.open else ()
+
+    @property
+    def idle(self) -> bool:
+        """Does nobody here hold a permit, or want one?"""
+        return not self.open or self.board.idle
+
+    def join(self, waiter: Waiter) -> None:
+        self.board.join(waiter, waiter.since, self._manager.clock())
+
+    def time_out(self, waiter: Waiter, timeout: float) -> None:
+        """``timeout`` seconds are over."""
+        if waiter.future.done():
+            return
+        now = self._manager.clock()
+        reason = self.not_free()
+        if isinstance(reason, ServerError):
+            error = AcquireTimeoutError(self.name, timeout, str(reason))
+            error.__cause__ = reason
+        else:
+            error = AcquireTimeoutError(self.name, timeout, reason.why)
+        if self.board.leave(waiter, now):
+            waiter.fail(error)
+        else:
+            waiter.fail(error, waiter.room.leave(waiter, now))
+
+    def leave(self, waiter: Waiter, slot: int | None) -> Lease | None:
+        """The task waits no longer. Returns the lease whose release was sent, if any.
+
+        :param slot: of its own attempt; None: it waited for any
+        """
+        if self.open and not self._manager.life.forked:
+            now = self._manager.clock()
+            if self.board.leave(waiter, now):
+                return None
+            if slot is None and waiter.lease is not None and waiter.error is None:
+                slot = self.slot_of(waiter)
+            if slot is not None:
+                self.board.ended(slot, now)
+        return self._manager.leave(waiter)
+
+    def slot_of(self, waiter: Waiter) -> int:
+        """Of its room."""
+        parsed = self._manager.slots.parsed(unbulk(waiter.room.keys[0]))
+        assert parsed is not None
+        return parsed[1]
+
+    def ended(self, slot: int) -> None:
+        """A scope is about to give the slot back."""
+        if self.open and not self._manager.life.forked:
+            self.board.ended(slot, self._manager.clock())
+
+    def lost_before(self, waiter: Waiter) -> None:
+        """The slot that the task has got was lost before it could run."""
+        if self.open:
+            self.lost(self.slot_of(waiter))
+
+    def lost(self, slot: int) -> None:
+        """A scope has lost the slot."""
+        if self.open and not self._manager.life.forked:
+            self.board.lost(slot)
+            self._soon()
+
+    def refused(self, slot: int) -> None:
+        """A task's own attempt for that slot has failed."""
+        if self.open:
+            self.board.refused(slot, self._manager.clock())
+
+    def not_free(self) -> NotLockedError | ServerError:
+        """Why no permit can be acquired now."""
+        topology = self._manager.topology
+        trouble = diagnosis.unreachable(topology, self.room(0)) or self._error
+        if trouble is not None:
+            return trouble.copy()
+        why = f"no permit of {self.name!r} ({self.permits}) is free on {diagnosis.where(topology)}"
+        return NotLockedError(self.name, why)
+
+    def first_look(self) -> None:
+        """Look at all slots, once: beside the first attempt, and not before it."""
+        self.looked = True
+        self.board.look(self._manager.clock())
+
+    def look(self) -> bool:
+        """Look at all slots. ``looks`` tells of the end. False: there is nothing to look at."""
+        if self.board.all_here:
+            return False
+        self.looked = True
+        if not self.board.looking:
+            self.board.look(self._manager.clock())
+        return self.board.looking
+
+    # What servers tell
+
+    def changed(self, slot: int) -> None:
+        """A key of that slot has changed."""
+        if self.open and self.board.changed(slot) and self.board.queue:
+            self._soon()
+
+    def all_changed(self) -> None:
+        """What servers have told may be outdated."""
+        if self.open:
+            self._error = None
+            self.board.all_changed()
+            if self.board.queue:
+                self._soon()
+
+    def _soon(self) -> None:
+        if not self._soon_called:
+            self._soon_called = True
+            asyncio.get_running_loop().call_soon(self._serve)
+
+    def _serve(self) -> None:
+        self._soon_called = False
+        if self.open:
+            self.board.serve(self._manager.clock())
+
+    # For the board (core.permits.Hall)
+
+    def room(self, slot: int) -> Room[Waiter]:
+        name = self._rooms.get(slot)
+        if name is None:
+            name = self._rooms[slot] = room_name(self.name, slot)
+        return self._manager.rooms[name]
+
+    def chance(self) -> float:
+        return self._manager.chance()
+
+    def ticket(self, slot: int) -> Waiter:
+        ticket = Waiter(self.room(slot), asyncio.get_running_loop().create_future(), self._manager.clock())
+        ticket.future.add_done_callback(partial(self._ticket_ended, slot, ticket))
+        return ticket
+
+    def has_ended(self, ticket: Waiter) -> bool:
+        return ticket.future.done()
+
+    def leave_room(self, slot: int, ticket: Waiter, now: float) -> None:
+        ticket.room.leave(ticket, now)
+        ticket.future.cancel()  # or the future, its callback and this would refer to each other
+
+    def _ticket_ended(self, slot: int, ticket: Waiter, future: asyncio.Future[None]) -> None:
+        if future.cancelled():
+            return
+        manager = self._manager
+        if not self.open:
+            if ticket.lease is not None and ticket.error is None:
+                manager.give_back(ticket.room, ticket.lease, manager.clock())
+            return
+        now = manager.clock()
+        lease, error = ticket.take_lease(now), ticket.error
+        ticket.error = None
+        refused = isinstance(error, NotLockedError)
+        lasting = error if isinstance(error, ServerError) and error.lasting else None
+        if isinstance(error, LockerClosedError):
+            return  # ``stop`` is called next
+        self.board.ticket_ended(slot, ticket, lease, refused, lasting, now)
+
+    def granted(self, waiter: Waiter, slot: int, lease: Lease) -> None:
+        waiter.room = lease.room
+        waiter.granted(lease)
+
+    def failed(self, waiter: Waiter, error: Exception | None) -> None:
+        self._manager.failed(waiter, error)
+
+    def wake(self, when: float) -> None:
+        if not self._timer.running or when < self._due:
+            self._due = when
+            self._timer.start(max(0.0, when - self._manager.clock()), self._serve)
+
+    def look_at(self, slots: list[int], now: float) -> None:
+        self._last_look = now
+        self._marked, self._marks = self._marks, False
+        self._look = Look(self._manager, self, slots, now, marks=self._marked)
+
+    def look_ended(self, found: dict[int, float], markers: list[bytes | None]) -> None:
+        """A look has found when each slot may be free."""
+        now = self._manager.clock()
+        self._error = self._look = None
+        self._limit(self.board.looked(found, now), now)
+        self._compare(markers)
+        self.looks.tell()
+        self._serve()
+
+    def look_failed(self, error: ServerError) -> None:
+        """Too few servers have answered a look."""
+        self._error, self._look = error, None
+        self._marks = True
+        self.board.look_failed(error if error.lasting else None, self._manager.clock())
+        self.looks.tell()
+        self._serve()
+
+    def _limit(self, needless: int, now: float) -> None:
+        """Look less often, while what servers say of changes means nothing (``Pace``)."""
+        pause = 0.0
+        for index in range(self._manager.rules.keys):
+            for _ in range(needless):
+                self._manager.needless(self.room(0), index, now)
+            pause = max(pause, self._manager.pause(self.room(0), index, now))
+        if pause:
+            self.board.put_off_look(self._last_look + pause)
+
+    def _compare(self, markers: list[bytes | None]) -> None:
+        """What do others say how many permits there are?"""
+        if None in markers and not self._marked:
+            self._marks = True  # it was forgotten
+        for marker in markers:
+            if marker is not None and marker != b"%d" % self.permits and not self._warned:
+                self._warned = True
+                theirs = marker.decode(errors="replace")[:20]
+                log.warning(
+                    "asynclock: semaphore %r on %s has %d permits here and %s elsewhere: the larger number is what "
+                    "limits all; give all the same",
+                    self.name,
+                    diagnosis.where(self._manager.topology),
+                    self.permits,
+                    theirs,
+                    extra=about("permits_differ", semaphore=self.name, permits=self.permits, elsewhere=theirs),
+                )
+
+
+class Semaphores:
+    """The semaphores of one locker, by name.
+
+    Invariants: one that the program has is in ``_all``, and no second one of its name beside it. ``_recent`` keeps
+    those that were used last, whether the program has them or not, and all in which somebody holds a permit or waits
+    for one. They have ``_known`` permits together; idle ones are forgotten when that is more than ``_limit``.
+    """
+
+    def __init__(self) -> None:
+        self._all: WeakValueDictionary[str, Permits] = WeakValueDictionary()
+        self._recent: OrderedDict[str, Permits] = OrderedDict()
+        self._known = 0
+        self._limit = MAX_KNOWN
+        self._stale = False  # is ``_look_again`` about to be called?
+
+    def __iter__(self) -> Iterator[Permits]:
+        return iter(list(self._all.values()))
+
+    def get(self, name: str, permits: int) -> Permits:
+        """:raises ConfigurationError: it has another number of permits here"""
+        found = self._all.get(name)
+        if found is None:
+            found = self._all[name] = Permits(name, permits)
+        elif found.permits != permits:
+            raise ConfigurationError(
+                f"permits={permits!r}: semaphore {name!r} has {found.permits} permits in this locker; give the same "
+                "number everywhere"
+            )
+        self.used(found)
+        return found
+
+    def used(self, permits: Permits) -> None:
+        """Remember it for a while."""
+        recent = self._recent
+        if permits.name not in recent:
+            recent[permits.name] = permits
+            self._known += permits.permits
+            if self._known > self._limit:
+                self._forget_idle()
+        elif self._known > MAX_KNOWN // 2:
+            recent.move_to_end(permits.name)
+
+    def _forget_idle(self) -> None:
+        for name, permits in list(self._recent.items())[:-1]:
+            if self._known <= MAX_KNOWN // 2:
+                break
+            if permits.idle:
+                del self._recent[name]
+                self._known -= permits.permits
+        self._limit = max(MAX_KNOWN, 2 * self._known)
+
+    def changed(self, name: str, slot: int) -> None:
+        """The server says that a key of that slot has changed."""
+        permits = self._all.get(name)
+        if permits is not None:
+            permits.changed(slot)
+
+    def all_changed(self) -> None:
+        """What servers have told may be outdated. (They may say so for each key of each room: it is done once.)"""
+        if not self._stale:
+            self._stale = True
+            asyncio.get_running_loop().call_soon(self._look_again)
+
+    def _look_again(self) -> None:
+        self._stale = False
+        for permits in self:
+            permits.all_changed()
+
+    def stop(self, error: LockerClosedError) -> None:
+        """The locker closes: all who wait raise ``error``."""
+        for permits in self:
+            permits.stop(error)
+
+    def close(self) -> None:
+        """Forget them."""
+        for permits in self:
+            permits.forget()
+        self._recent.clear()
+
+    def more_waiting(self) -> int:
+        """How many more tasks wait than the queues of rooms say, which have tickets and probes instead. Any thread may
+        ask."""
+        more = 0
+        for permits in list(self._recent.values()):
+            board = getattr(permits, "board", None)  # it may be closed just now
+            if board is not None:
+                more += len(board.queue) - len(board.tickets) - len(board.probes)
+        return more
