@@ -460,11 +460,11 @@ async def test_hand_off_inside_the_process(server: Server, locker: Locker, other
 
         async def use() -> None:
             async with locker.with_context("job"):
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.05)  # meanwhile the first key is verified, on a busy machine too: it is handed on then
 
         await asyncio.gather(*(use() for _ in range(5)))
         await watcher.tells(None)
-        assert set(watcher.owners[1:-1]) == {OWNER}
+        assert set(watcher.owners[1:-1]) == {OWNER}, watcher.owners
 
 
 @pytest.mark.asyncio

@@ -17,7 +17,7 @@ import pytest
 
 from asynclock.testing import KINDS, Proxy, Server
 from asynclock.testing.executables import find_executable
-from asynclock.testing.ports import HeldPort
+from asynclock.testing.ports import HeldPort, hold_ports
 from asynclock.testing.resp import FrameSplitter, encode_command
 from tests.support.kinds import each
 
@@ -265,8 +265,28 @@ def test_a_held_port_is_refused_and_given_to_no_one_else() -> None:
             socket.create_connection(("127.0.0.1", port.number))
         with socket.socket() as other, pytest.raises(OSError):
             other.bind(("127.0.0.1", port.number))
+        with pytest.raises(OSError, match="in use"):
+            HeldPort(port.number, alone=True)  # a bus port, for another cluster
     finally:
         port.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a port cannot be held")
+def test_a_bus_port_is_held_for_one_node() -> None:
+    """Nodes of several clusters start at the same time, in several test processes."""
+    port, bus = hold_ports()
+    try:
+        with Server(port=port.number, config={"cluster-enabled": "yes"}) as node:
+            assert node.execute("PING") == "PONG"
+        for _ in range(2000):  # what the kernel chooses is not that port
+            other = HeldPort()
+            assert other.number not in (port.number, bus.number)
+            other.close()
+        with pytest.raises(OSError, match="in use"):
+            HeldPort(bus.number, alone=True)
+    finally:
+        port.close()
+        bus.close()
 
 
 # -- the splitter --------------------------------------------------------------------------------------------

@@ -17,15 +17,18 @@ class HeldPort:
     was killed gets its port back, and a client that keeps reconnecting does not end up connected to itself. On other
     systems a free port is found, but not reserved.
 
+    :param alone: if ``number`` is given: nobody else may hold it, not even without listening on it
     :raises OSError: ``number`` is given, and in use
     """
 
-    def __init__(self, number: int = 0) -> None:
+    def __init__(self, number: int = 0, *, alone: bool = False) -> None:
         while True:
             self._socket = socket.socket()
             try:
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if not alone:
+                    self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 self._socket.bind(("127.0.0.1", number))
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 self.number: int = self._socket.getsockname()[1]
             except BaseException:
                 self._socket.close()
@@ -45,6 +48,6 @@ def hold_ports() -> tuple[HeldPort, HeldPort]:
     while True:
         port = HeldPort()
         try:
-            return port, HeldPort(port.number + BUS_OFFSET)
+            return port, HeldPort(port.number + BUS_OFFSET, alone=True)
         except OSError:
             port.close()
