@@ -140,7 +140,5 @@ def test_each_supported_python_is_tested_and_has_compiled_wheels() -> None:
     wheels = settings["tool"]["cibuildwheel"]["build"].split()
     assert [f"3.{each.removeprefix('cp3').removesuffix('-*')}" for each in wheels] == supported
     for file, oldest in (("noxfile.py", supported[0]), (".ci/run", supported[1])):  # .ci/run begins with python3
-        listed = re.findall(
-            rf"^(?:PYTHONS = |for with in )(.*{re.escape(oldest)}.*)$", (ROOT / file).read_text(), re.M
-        )
+        listed = re.findall(rf"^(?:PYTHONS = |for with in )(.*{re.escape(oldest)}.*)$", (ROOT / file).read_text(), re.M)
         assert re.findall(r"3\.\d+", " ".join(listed)) == supported[supported.index(oldest) :], file

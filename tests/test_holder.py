@@ -460,11 +460,17 @@ async def test_hand_off_inside_the_process(server: Server, locker: Locker, other
 
         async def use() -> None:
             async with locker.with_context("job"):
-                await asyncio.sleep(0.05)  # meanwhile the first key is verified, on a busy machine too: it is handed on then
+                await asyncio.sleep(0.005)
 
-        await asyncio.gather(*(use() for _ in range(5)))
-        await watcher.tells(None)
-        assert set(watcher.owners[1:-1]) == {OWNER}, watcher.owners
+        for _ in range(10):  # on a busy machine, the 50 ms for which it may stay in a process can be over sooner
+            told, handed_off = len(watcher.told), locker.statistics().handed_off
+            await asyncio.gather(*(use() for _ in range(5)))
+            await watcher.tells(None, more_than=told)
+            if locker.statistics().handed_off - handed_off == 4:
+                break
+        else:
+            pytest.fail("it was never handed on four times in a row")
+        assert watcher.owners[told:] == [OWNER, None]
 
 
 @pytest.mark.asyncio
