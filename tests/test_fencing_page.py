@@ -1,4 +1,7 @@
-"""The recipes of docs/fencing.md refuse a number that is too low, and its tables say what there is."""
+"""The recipes of docs/fencing.md refuse a number that is too low, and its tables say what there is.
+
+tests/test_fencing_postgres.py runs the same statements on PostgreSQL.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,9 @@ pytestmark = pytest.mark.one_loop
 
 PAGE = (Path(__file__).parent.parent / "docs" / "fencing.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+(TABLE,) = re.findall(r"`(CREATE TABLE [^`]+)`", PAGE)
+(INSERT,) = [code for language, code in BLOCKS if language == "sql"]
+(UPDATE,) = set(re.findall(r'UPDATE reports SET [^`"]+', PAGE))  # the same in the text and in the function
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,7 @@ async def test_the_first_example(locker: Locker, page: dict[str, Any], capsys: p
 @pytest.fixture
 def database() -> sqlite3.Connection:
     database = sqlite3.connect(":memory:")
-    database.execute("CREATE TABLE reports (name TEXT PRIMARY KEY, text TEXT, fence INTEGER NOT NULL)")
+    database.execute(TABLE)
     return database
 
 
@@ -71,12 +77,10 @@ async def test_a_row_that_is_there(locker: Locker, page: dict[str, Any], databas
 
 @pytest.mark.asyncio
 async def test_a_row_that_may_be_missing(locker: Locker, database: sqlite3.Connection) -> None:
-    """The statement is the same for PostgreSQL, which knows more."""
     early, late = await two_tokens(locker)
-    (statement,) = [code for language, code in BLOCKS if language == "sql"]
 
     def write(text: str, fence: int) -> int:
-        return database.execute(statement, {"name": "r", "text": text, "fence": fence}).rowcount
+        return database.execute(INSERT, {"name": "r", "text": text, "fence": fence}).rowcount
 
     assert [write("one", early), write("one more", early), write("two", late), write("too late", early)] == [1, 1, 1, 0]
     assert rows(database) == [("r", "two", late)]
