@@ -179,12 +179,14 @@ async def test_a_lock_of_the_same_name_is_another_thing(server: Server, locker: 
 
 
 @pytest.mark.asyncio
-async def test_a_test_that_loses_a_lock_loses_no_permit(server: Server, locker: Locker) -> None:
-    async with locker.semaphore("job", 1).with_context():
-        assert find(server, "job") is None
-        async with locker.with_context("job"):
-            found = find(server, "job")
-            assert found is not None and found.keys == (b"asynclock:0:job",)
+@pytest.mark.parametrize("prefix", ["asynclock", "{app}", "{app", "{}app", "{app}:x"])
+async def test_a_test_that_loses_a_lock_loses_no_permit(server: Server, prefix: str) -> None:
+    async with Locker(server.url, key_prefix=prefix) as locker:
+        async with locker.semaphore("job", 1).with_context():
+            assert find(server, "job") is None
+            async with locker.with_context("job"):
+                found = find(server, "job")
+                assert found is not None and found.keys == (f"{prefix}:0:job".encode(),)
 
 
 # Waiting
