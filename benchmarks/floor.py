@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, cast
 
 import hiredis
@@ -47,6 +48,12 @@ class Floor(asyncio.Protocol):
         key = f"floor:0:{name}".encode()
         return self._call(b"*2\r\n$3\r\nDEL\r\n$%d\r\n%b\r\n" % (len(key), key))
 
+    def call(self, *command: bytes) -> asyncio.Future[Any]:
+        """Any command. The reply of a refused one is an error as a value, as hiredis has it."""
+        return self._call(
+            b"*%d\r\n%b" % (len(command), b"".join(b"$%d\r\n%b\r\n" % (len(each), each) for each in command))
+        )
+
     def _call(self, data: bytes) -> asyncio.Future[Any]:
         future = self._loop.create_future()
         self._waiting.append(future)
@@ -71,3 +78,23 @@ class Floor(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         for future in self._waiting:
             future.set_exception(error or ConnectionResetError("the server has closed the connection"))
+
+
+async def enough(answers: Sequence[asyncio.Future[Any]], count: int) -> None:
+    """Wait until ``count`` of them are there."""
+    if len(answers) == count:
+        for answer in answers:
+            await answer
+        return
+    there = asyncio.get_running_loop().create_future()
+    missing = count
+
+    def answered(_: object) -> None:
+        nonlocal missing
+        missing -= 1
+        if missing == 0:
+            there.set_result(None)
+
+    for answer in answers:
+        answer.add_done_callback(answered)
+    await there

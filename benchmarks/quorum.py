@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ from asynclock import Locker
 from asynclock.testing import Server
 
 from .figures import at_most
-from .floor import Floor
+from .floor import Floor, enough
 from .run import Run
 from .turns import Cycle, spend
 
@@ -74,19 +73,8 @@ def _bare(floors: Sequence[Floor]) -> Cycle:
     majority = len(floors) // 2 + 1
 
     async def cycle(name: str) -> None:
-        enough = asyncio.get_running_loop().create_future()
-        answers = 0
-
-        def answered(_: object) -> None:
-            nonlocal answers
-            answers += 1
-            if answers == majority:
-                enough.set_result(None)
-
         names = [f"{name} {number}" for number in range(len(floors))]
-        for floor, key in zip(floors, names, strict=True):
-            floor.set(key).add_done_callback(answered)
-        await enough
+        await enough([floor.set(key) for floor, key in zip(floors, names, strict=True)], majority)
         for answer in [floor.delete(key) for floor, key in zip(floors, names, strict=True)]:
             await answer
 

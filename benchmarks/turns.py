@@ -11,19 +11,20 @@ import contextlib
 import gc
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple
 
 from asynclock.testing import Server
 
 from .contestants import ASYNCLOCK, Contestant, why_not
-from .figures import OURS
+from .figures import OURS, Target
 from .floor import Floor
 from .run import Run, not_ours
 
-Cycle = Callable[[str], Awaitable[None]]
+Cycle = Callable[[str], Awaitable[object]]
 
+FEW_AND_MANY = (1, 64)  # tasks
 FLOOR = "the floor"
 PATIENCE = 30.0  # seconds after which a round of another library fails
 GRACE = 0.5  # seconds after the end of a round until waiters of another library are cancelled
@@ -48,6 +49,30 @@ async def spend(tasks: int, cycles: int, name: str, cycle: Cycle) -> Spent:
     await asyncio.gather(*(work(name.format(number)) for number in range(tasks)))
     wall, cpu = time.perf_counter() - since, time.process_time() - cpu
     return Spent(wall / (each * tasks) * 1e6, cpu / (each * tasks) * 1e6)
+
+
+async def beside(run: Run, ways: Mapping[str, Cycle], *targets: Target, by: str = OURS) -> None:
+    """Record µs for each cycle, by 1 and 64 tasks with names of their own, and the ratio of each way to the first.
+
+    :param targets: for the ratio of the times
+    """
+    rounds, seconds = run.times(11, 2), run.seconds(0.3, 0.01)
+    first, *others = ways
+    for tasks in FEW_AND_MANY:
+        what = "1 task" if tasks == 1 else f"{tasks} tasks"
+        spent: dict[str, list[Spent]] = {way: [] for way in ways}
+        for done in range(rounds):
+            for way, cycle in ways.items():
+                run.step(what, done, rounds)
+                estimate = await spend(tasks, max(tasks, 20), "job {}", cycle)
+                cycles = max(tasks, round(seconds / estimate.wall * 1e6))
+                spent[way].append(await spend(tasks, cycles, "job {}", cycle))
+        for way, values in spent.items():
+            run.record(f"{what}, {way}", "µs", [each.wall for each in values], by=by)
+        for way in others:
+            pairs = list(zip(spent[way], spent[first], strict=True))
+            run.record(f"{what}: ratio to {first}", "x", [each.wall / one.wall for each, one in pairs], *targets, by=by)
+            run.record(f"{what}: CPU ratio to {first}", "x", [each.cpu / one.cpu for each, one in pairs], by=by)
 
 
 async def crowd(tasks: int, seconds: float, name: str, cycle: Cycle, grace: float) -> tuple[float, int]:
