@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from .at_least import at_least
 from .cycle import cycle, one_name
+from .fencing import fencing
 from .imports import imports
 from .loss import loss, outage
 from .many import at_once, held
@@ -11,6 +13,7 @@ from .processes import fairness, processes
 from .quorum import quorum
 from .run import Scenario
 from .several import several
+from .spread import spread_keys
 from .stages import stages
 from .waiters import waiters
 from .waiting import killed, waiting
@@ -28,6 +31,9 @@ SCENARIOS: dict[str, Scenario] = {
     "outage": outage,
     "quorum": quorum,
     "several": several,
+    "fencing": fencing,
+    "at_least": at_least,
+    "spread_keys": spread_keys,
     "held": held,
     "at once": at_once,
     "waiters": waiters,
