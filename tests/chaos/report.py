@@ -14,7 +14,7 @@ from rich.table import Table
 from . import timeline
 from .deployments import DEPLOYMENTS
 from .faults import KINDS
-from .history import tell
+from .history import History, tell
 from .logs import merged
 from .run import Outcome
 
@@ -59,6 +59,18 @@ def show(console: Console, outcome: Outcome) -> None:
         f"out. Locks lost: {_counted(history.lost_why)}. {waits}The longest wait of one acquisition was "
         f"{history.longest_wait:.1f} s, of a close {history.longest_close:.2f} s, of leaving a block after a loss "
         f"{_ms(verdict.longest_exit)}. Keys left when all had closed: {outcome.left_at_once}."
+    )
+    kinds = Table(title="Holds of each kind (one may be of several)", min_width=60)
+    for column in ("kind", "holds", "lost", "holder killed", "holder stopped"):
+        kinds.add_column(column, justify="left" if column == "kind" else "right")
+    for kind, count in sorted(history.of_kind.items()):
+        of_each = (count, history.lost_of_kind[kind], history.killed[kind], history.paused[kind])
+        kinds.add_row(kind, *(f"{number:,}" for number in of_each))
+    console.print(kinds)
+    console.print(
+        f"Fencing tokens: {_tokens(history):,}; {verdict.disorder} not above an earlier one, since a counter was lost "
+        f"and a clock was behind. Left before their least time was over: {history.left_early:,}; {verdict.not_kept} of "
+        f"these not kept, since servers lost keys, or by force. Most permits at once: {_counted(history.most)}."
     )
     if beyond := sum(row.beyond for row in verdict.rows.values()):
         console.print(
@@ -119,11 +131,29 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "longest wait": history.longest_wait,
         "longest close": history.longest_close,
         "longest exit": verdict.longest_exit,
+        "kinds": {
+            kind: {
+                "holds": count,
+                "lost": history.lost_of_kind[kind],
+                "killed": history.killed[kind],
+                "stopped": history.paused[kind],
+            }
+            for kind, count in sorted(history.of_kind.items())
+        },
+        "tokens": _tokens(history),
+        "tokens not in order": verdict.disorder,
+        "left before their least time": history.left_early,
+        "not kept for their least time": verdict.not_kept,
+        "most permits": dict(history.most),
         "keys left at once": outcome.left_at_once,
         "bounds": dataclasses.asdict(outcome.bounds),
         "faults": {kind: dataclasses.asdict(row) for kind, row in sorted(verdict.rows.items())},
         "violations": verdict.violations,
     }
+
+
+def _tokens(history: History) -> int:
+    return sum(map(len, history.tokens.values()))
 
 
 def _ms(seconds: float) -> str:
