@@ -82,7 +82,7 @@ class History:
     tokens: dict[str, list[Token]] = field(default_factory=lambda: defaultdict(list))  # by name, as they were got
     crowded: list[tuple[Hold, int, int]] = field(
         default_factory=list
-    )  # a permit; how many slots are held then, of how many
+    )  # a permit; slots held then; slots that there are
     most: Counter[str] = field(default_factory=Counter)  # semaphore -> most slots that were held at once
     gaps: list[tuple[str, float, float]] = field(default_factory=list)  # name, begin and end of a time without a holder
     idle: list[tuple[str, float, float]] = field(default_factory=list)  # worker, begin and end of a time without a lock
@@ -162,12 +162,11 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
             idle_since[hold.who] = at
         holders = by_name[hold.name]
         holders.remove(hold)
-        if not holders:
-            free_since[hold.name] = at
         if hold.left_early:
             history.left_early += 1
             kept[hold.name] = hold
-            free_since[hold.name] = hold.stays
+        if not holders:
+            free_since[hold.name] = hold.stays if hold.left_early else at
         return hold
 
     for at, who, what, details in events:
