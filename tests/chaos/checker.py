@@ -282,15 +282,18 @@ def _judge_tokens(history: History, verdict: Verdict) -> None:
                 one = given.popleft()
                 highest = [*(each for each in highest if each.number > one.number), one]
             whose = f"{token.hold.who} got token {token.number} of {name!r} ({token.asked:.4f} to {token.got:.4f})"
-            if (before := of_hold.setdefault(token.hold, token.number)) != token.number:
-                verdict.violations.append(f"{whose}, and {before} in the same hold before")
+            if (before := of_hold.get(token.hold)) is not None:
+                if before != token.number:
+                    verdict.violations.append(f"{whose}, and {before} in the same hold before")
+                continue  # no server was asked again
+            of_hold[token.hold] = token.number
             if not 0 < token.number < 1 << 53:
                 verdict.violations.append(f"{whose}, which is no positive number of 53 bits")
             clock = _slowest_clock(history, token.asked, token.got)
             if token.number < (clock - APART) * 1e6:
                 behind = clock - token.number / 1e6
                 verdict.violations.append(f"{whose}, which is {behind:.3f} s behind the server's clock")
-            for each in [each for each in highest if each.number >= token.number and each.hold is not token.hold]:
+            for each in [each for each in highest if each.number >= token.number]:
                 if _lost_a_counter(history, each, token):
                     verdict.disorder += 1
                     highest.remove(each)

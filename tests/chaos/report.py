@@ -63,9 +63,8 @@ def show(console: Console, outcome: Outcome) -> None:
     kinds = Table(title="Holds of each kind (one may be of several)", min_width=60)
     for column in ("kind", "holds", "lost", "holder killed", "holder stopped"):
         kinds.add_column(column, justify="left" if column == "kind" else "right")
-    for kind, count in sorted(history.of_kind.items()):
-        of_each = (count, history.lost_of_kind[kind], history.killed[kind], history.paused[kind])
-        kinds.add_row(kind, *(f"{number:,}" for number in of_each))
+    for kind in sorted(history.of_kind):
+        kinds.add_row(kind, *(f"{number:,}" for number in _of_kind(history, kind)))
     console.print(kinds)
     console.print(
         f"Fencing tokens: {_tokens(history):,}; {verdict.disorder} not above an earlier one, since a counter was lost "
@@ -107,6 +106,10 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
             str(sum(row.errors for row in rows)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| kind of lock | holds | lost | holder killed | holder stopped |", "|---|---|---|---|---|"]
+    for kind in sorted({kind for outcome in outcomes for kind in outcome.history.of_kind}):
+        of_each = [_of_kind(outcome.history, kind) for outcome in outcomes]
+        lines.append(f"| {kind} | {' | '.join(f'{sum(column):,}' for column in zip(*of_each, strict=True))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -132,13 +135,8 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "longest close": history.longest_close,
         "longest exit": verdict.longest_exit,
         "kinds": {
-            kind: {
-                "holds": count,
-                "lost": history.lost_of_kind[kind],
-                "killed": history.killed[kind],
-                "stopped": history.paused[kind],
-            }
-            for kind, count in sorted(history.of_kind.items())
+            kind: dict(zip(("holds", "lost", "killed", "stopped"), _of_kind(history, kind), strict=True))
+            for kind in sorted(history.of_kind)
         },
         "tokens": _tokens(history),
         "tokens not in order": verdict.disorder,
@@ -150,6 +148,11 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "faults": {kind: dataclasses.asdict(row) for kind, row in sorted(verdict.rows.items())},
         "violations": verdict.violations,
     }
+
+
+def _of_kind(history: History, kind: str) -> tuple[int, int, int, int]:
+    """Holds of a kind: all, lost, and those whose worker got a SIGKILL or a SIGSTOP."""
+    return history.of_kind[kind], history.lost_of_kind[kind], history.killed[kind], history.paused[kind]
 
 
 def _tokens(history: History) -> int:

@@ -357,6 +357,9 @@ def test_a_token_is_greater_than_those_that_were_given_before_it_was_asked_for()
     for asked, number, well in ((11.8, 8, True), (11.8, 6, False), (11.15, 6, True)):
         found = verdict(late, taken, token(11.1, 11.2, "b", 7), token(asked, 11.95, "a", number)).violations
         assert bool(found) != well, (asked, number)
+    # In a hold that has a token, no server is asked again.
+    again = token(10.1, 10.15, "a", 6), token(11.8, 11.95, "a", 6)
+    assert not verdict(late, taken, token(11.1, 11.2, "b", 7), *again).violations
     # A lower number that was given later must not hide a higher one.
     three = turn("a", 10, 11), turn("b", 11, 12), turn("c", 12, 13)
     given = token(10.1, 10.2, "a", 9), token(11.1, 11.2, "b", 5), token(12.1, 12.2, "c", 7)
