@@ -64,9 +64,10 @@ STALL = 0.012  # seconds between two ticks from which on they count as a stall
 SELF = 5.0  # seconds between two samples of its own memory and descriptors
 CROWD_HOLD = (1.0, 4.0)  # seconds
 SEVERAL = 0.08  # share of turns that take several names at once
-SHORT = 0.05  # seconds: names that are never held for longer are the ones that are taken with another one
+SHORT = 0.05  # seconds: names that are not held for longer by themselves are the ones that are taken with another one
 LONGEST_KEPT = 2.4  # seconds for which ``at_least`` keeps a lock, less a tenth
 KEPT_PATIENCE = 2.0  # seconds for which a turn with ``at_least`` waits
+LONGEST_SEVERAL = 0.5  # seconds for which several names are held
 DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
 LOOK_UP = socket.getaddrinfo
 BIG = "y" * 2000  # part of a name whose key takes much memory
@@ -164,7 +165,8 @@ class Worker:
         """Some turns want more than a single lock."""
         if self.random.random() < SEVERAL and (others := self.others(turn.names[0])):
             turn.names += others
-            turn.seconds = min(turn.seconds, SHORT)
+            # Not longer, since tasks wait for those names. (The crowd is many.)
+            turn.seconds = min(turn.seconds, SHORT if turn.names[0] in self.spec.crowd else LONGEST_SEVERAL)
         turn.fenced = self.random.random() < self.spec.fenced
         if self.random.random() < self.spec.kept and not self._hurry:
             # Mostly it leaves earlier: the lock is taken for as long as in another turn.
