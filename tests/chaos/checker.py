@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from .history import Fault, History, Hold
+from .deployments import Key
+from .history import Fault, History, Hold, Token
 
 IN_FLIGHT = 0.5  # seconds from a server's grant until the holder knows, at most (delayed wires)
 NOTICED = 0.05  # seconds from when a worker's loop runs again until it has noticed that its lock has expired, at most
 EXIT = 0.1  # seconds from a loss until the block is left, at most: that waits for no server
 RECONNECT = 1.5  # seconds from a server's return until its clients have reconnected, at most (pause, and slack)
+APART = 0.01  # seconds by which clocks and times in logs differ, at most
 COMMANDS = 200.0  # commands a second by which the rate may vary without a reason
 FORCED = "taken over by force"
 
@@ -73,6 +75,11 @@ class Verdict:
     violations: list[str] = field(default_factory=list)
     longest_exit: float = 0.0
     """Seconds from a loss until the block was left."""
+    disorder: int = 0
+    """Fencing tokens that were not greater than an earlier one, since a server had lost its counter and its clock was
+    behind."""
+    not_kept: int = 0
+    """Locks that somebody else got within their least time, since servers had lost keys, or by force."""
 
 
 def judge(history: History, bounds: Bounds) -> Verdict:
@@ -82,6 +89,12 @@ def judge(history: History, bounds: Bounds) -> Verdict:
     stale: dict[str, set[Hold]] = defaultdict(set)
     for first, second in history.overlaps:
         _judge_overlap(history, bounds, verdict, first, second, stale)
+    _judge_stays(history, bounds, verdict)
+    _judge_tokens(history, verdict)
+    verdict.violations += (
+        f"{hold.who} had {hold.name!r} from {hold.held:.4f}, when {slots} permits were held; there are {permits}"
+        for hold, slots, permits in history.crowded
+    )
     _judge_waits(history, bounds, verdict)
     _judge_rates(history, bounds, verdict)
     _judge_losses(history, bounds, verdict)
@@ -165,22 +178,35 @@ def _judge_overlap(
 
 
 def _excuse(history: History, bounds: Bounds, first: Hold, second: Hold) -> str | None:
-    """The fault that excuses this overlap: it cost the first holder its majority of the keys. (A holder may have a bare
-    majority from the start, while the attempts of others have the remaining keys for a moment.)"""
-    name, forgot = first.name, set()
-    last: Fault | None = None
+    """The fault that excuses this overlap."""
     if second.held >= first.due:
         return None  # a holder knows its own deadline, without a push
+    votes = sum(until > second.held for until in first.votes)
+    return _cost_the_majority(history, bounds, first, second.held, votes)
+
+
+def _cost_the_majority(
+    history: History, bounds: Bounds, hold: Hold, at: float, votes: int, stays: bool = False
+) -> str | None:
+    """The fault that had cost this holder its majority of ``votes`` keys by then. (A holder may have a bare majority
+    from the start, while the attempts of others have the remaining keys for a moment.)
+
+    :param stays: the lock is only kept for its least time, and a quarantine may end before that
+    """
+    forgot: set[Key] = set()
+    last: Fault | None = None
     for fault in history.faults.values():
         # A process that was not notified yet may have handed the lock from task to task.
         over = fault.until + bounds.told.get(fault.kind, 0.0)
-        if fault.since > second.held or over < first.held - IN_FLIGHT:
+        if fault.since > at or over < hold.held - IN_FLIGHT:
             continue
-        if mine := {key for key in fault.forgot if key[0] == name}:
+        keys = fault.forgot
+        if stays and at >= fault.since + bounds.validity:
+            keys |= fault.emptied
+        if mine := {key for key in keys if key[0] == hold.name}:
             forgot |= mine
             if last is None or fault.since >= last.since:
                 last = fault
-    votes = sum(until > second.held for until in first.votes)
     if last is not None and votes - len(forgot) < bounds.majority:
         return last.kind
     return None
@@ -214,6 +240,90 @@ def _alone(history: History, since: float, until: float, besides: Collection[str
         if fault.since <= until and fault.until >= around and fault.kind not in besides
     ]
     return len(others) <= (own not in besides)
+
+
+def _judge_stays(history: History, bounds: Bounds, verdict: Verdict) -> None:
+    """Nobody gets a lock within its least time, after it was left."""
+    for first, second in history.early:
+        # It counts from when the program had the lock. A loop that did not run logs that late.
+        began = min(
+            (start for start, end in history.stalls[first.who] if start < first.held <= end), default=first.held
+        )
+        until = first.stays - (first.held - began) - APART
+        if second.held >= until:
+            continue
+        votes = sum(until > first.ended for until in first.votes)
+        excused = second.forced or _cost_the_majority(history, bounds, first, second.held, votes, stays=True)
+        if excused or _robbed_before(history, bounds, first):
+            verdict.not_kept += 1
+        elif second.held < first.due or not _in_trouble(history, first.ended):
+            verdict.violations.append(
+                f"{first.name!r} was to stay until {first.stays:.4f}: {first.who} had it from {first.held:.4f} to "
+                f"{first.ended:.4f} ({first.why}; due {first.due:.4f}), and {second.who} got it at {second.held:.4f}, "
+                f"{(first.stays - second.held) * 1000:.1f} ms too early"
+            )
+
+
+def _in_trouble(history: History, at: float) -> bool:
+    """Was there a fault that may have kept a release of that time from its servers? Then the keys end as ever, at the
+    holder's deadline."""
+    return any(fault.since <= at + IN_FLIGHT and fault.until + RECONNECT >= at for fault in history.faults.values())
+
+
+def _judge_tokens(history: History, verdict: Verdict) -> None:
+    """A fencing token is greater than all that others were given before it was asked for, so also than those of earlier
+    holders. In one hold, it stays the same."""
+    for name, tokens in history.tokens.items():
+        of_hold: dict[Hold, int] = {}
+        given = deque(tokens)
+        highest: list[Token] = []  # of those that were given before: each with a lower number than the one before it
+        for token in sorted(tokens, key=lambda token: token.asked):
+            while given and given[0].got <= token.asked:
+                one = given.popleft()
+                highest = [*(each for each in highest if each.number > one.number), one]
+            whose = f"{token.hold.who} got token {token.number} of {name!r} ({token.asked:.4f} to {token.got:.4f})"
+            if (before := of_hold.get(token.hold)) is not None:
+                if before != token.number:
+                    verdict.violations.append(f"{whose}, and {before} in the same hold before")
+                continue  # no server was asked again
+            of_hold[token.hold] = token.number
+            if not 0 < token.number < 1 << 53:
+                verdict.violations.append(f"{whose}, which is no positive number of 53 bits")
+            clock = _slowest_clock(history, token.asked, token.got)
+            if token.number < (clock - APART) * 1e6:
+                behind = clock - token.number / 1e6
+                verdict.violations.append(f"{whose}, which is {behind:.3f} s behind the server's clock")
+            for each in [each for each in highest if each.number >= token.number]:
+                if _lost_a_counter(history, each, token):
+                    verdict.disorder += 1
+                    highest.remove(each)
+                else:
+                    verdict.violations.append(f"{whose} after {each.hold.who} had got {each.number} at {each.got:.4f}")
+
+
+def _lost_a_counter(history: History, first: Token, second: Token) -> bool:
+    """Did a server lose the counter in between? Then the second token may be lower, but not behind the clocks. (So it
+    takes a clock that was set back, or that differs from another one.)"""
+    return any(
+        fault.since <= second.got
+        and fault.until >= first.asked
+        and any(key[0] == first.hold.name for key in fault.emptied)
+        for fault in history.faults.values()
+    )
+
+
+def _slowest_clock(history: History, since: float, until: float) -> float:
+    """The lowest time of day that any server's clock showed after ``since``, or minus infinity if that is not known."""
+    if math.isnan(history.wall):
+        return -math.inf
+    offsets = [0.0] if not history.clocks else []
+    for server in {server for _, server, _ in history.clocks}:
+        jumps = [(at, offset) for at, which, offset in history.clocks if which == server]
+        last = max((jump for jump in jumps if jump[0] < since - IN_FLIGHT), default=jumps[0])
+        offsets += (
+            offset for at, offset in jumps if (at, offset) == last or since - IN_FLIGHT <= at <= until + IN_FLIGHT
+        )
+    return since + history.wall + min(offsets)
 
 
 def _judge_waits(history: History, bounds: Bounds, verdict: Verdict) -> None:

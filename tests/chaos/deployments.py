@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+from asynclock.core.keys import Slots, layouts
 from asynclock.testing import Clock, Cluster, Proxy, Sentinels, Server
 from asynclock.testing.executables import find_executable
 from asynclock.testing.nodes import view
 
+from .logs import semaphore_of
+
 PREFIX = "asynclock"
+COUNTER = re.compile(rb"%b:f\d+:" % PREFIX.encode())  # of fencing tokens
 PACE = 2.0  # seconds; the durations of faults are multiples of it
 VALIDITY = 2.0
 LONG = 30.0  # seconds: a validity so long that no expiry hides a lost message
@@ -41,9 +46,14 @@ class Deployment(ABC):
     validity: ClassVar[float] = VALIDITY
     spared: ClassVar[tuple[str, ...]] = ()
     """Kinds of faults that are not injected here."""
+    options: ClassVar[dict[str, Any]] = {}
+    """Of all lockers."""
 
     def __init__(self, names: Iterable[str], crowd: Iterable[str] = ()) -> None:
-        """:param crowd: further names, which faults hit only together with others"""
+        """
+        :param names: of locks, and of the slots of semaphores
+        :param crowd: further names, which faults hit only together with others
+        """
         self.names = list(names)
         self.crowd = list(crowd)
         self.servers: list[Server] = []
@@ -52,6 +62,9 @@ class Deployment(ABC):
         self.proxies: list[dict[int, Proxy]] = []  # worker's place -> server's port -> its proxy
         self._stack = contextlib.AsyncExitStack()
         self._resources = contextlib.ExitStack()
+        layout = layouts(PREFIX, self.keys, spread=self.options.get("spread_keys", False))[0]
+        self._layout = layout
+        self._slots_layout = Slots(layout, PREFIX.encode(), self.keys)
 
     async def start(self, places: int) -> None:
         await asyncio.to_thread(self._start)
@@ -96,10 +109,12 @@ class Deployment(ABC):
         expired, the servers have recovered, and the clients have reconnected."""
         return self.validity + self.settled + self.pause + ROOM
 
-    @staticmethod
-    def key(key: Key) -> str:
+    def key(self, key: Key) -> str:
         name, index = key
-        return f"{PREFIX}:{index}:{name}"
+        if semaphore := semaphore_of(name):
+            slot = int(name.removeprefix(f"{semaphore}#"))
+            return self._slots_layout.keys(semaphore.encode(), slot)[index].decode()
+        return self._layout.keys(name.encode())[index].decode()
 
     @classmethod
     def possible(cls) -> bool:
@@ -121,12 +136,16 @@ class Deployment(ABC):
             server.start()
 
     def left(self) -> list[str]:
-        """All keys on the servers. Blocks."""
+        """All keys on the servers, without those that stay for a day: counters of fencing tokens, and the numbers of
+        permits. Blocks."""
         found = []
+        semaphores = filter(None, map(semaphore_of, self.names))
+        markers = {key for semaphore in semaphores for key in self._slots_layout.markers(semaphore.encode())}
         for server in self.homes():
             keys = server.execute("KEYS", f"{PREFIX}:*")
             assert isinstance(keys, list)
-            found += [key.decode(errors="replace") for key in keys if isinstance(key, bytes)]
+            locks = [key for key in keys if isinstance(key, bytes) and key not in markers and not COUNTER.match(key)]
+            found += [key.decode(errors="replace") for key in locks]
         return found
 
 
@@ -278,6 +297,14 @@ class Clustered(Deployment):
         return {slot: by_port[node.port] for node in claims for slot in wanted if node.has(slot)}
 
 
+class Spread(Clustered):
+    """The faults move slots for good, so now and then two of a lock's keys are on one shard all the same."""
+
+    name = "spread"
+    title = "the same cluster, with spread_keys"
+    options = {"spread_keys": True}  # noqa: RUF012 - nobody changes it
+
+
 class Monitored(Deployment):
     name = "sentinel"
     title = "a primary with two replicas, and three Sentinels"
@@ -312,5 +339,5 @@ class Monitored(Deployment):
 
 
 DEPLOYMENTS: dict[str, type[Deployment]] = {
-    kind.name: kind for kind in (One, Three, Clustered, Monitored, OldRedis, NewRedis, Evicting, Long)
+    kind.name: kind for kind in (One, Three, Clustered, Spread, Monitored, OldRedis, NewRedis, Evicting, Long)
 }

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import math
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from asynclock.testing import Proxy, Server
 
 from .crew import Crew
 from .deployments import PACE, Deployment, Key
-from .logs import Log, now
+from .logs import Log, now, semaphore_of
 
 UNASKED = "failover that nobody asked for"
 WATCH_EVERY = 0.2  # seconds between two checks of which servers are primaries
@@ -35,11 +35,15 @@ class Field:
         return PACE
 
     @contextlib.asynccontextmanager
-    async def fault(self, kind: str, *on: object, harmless: bool = False) -> AsyncIterator[set[Key]]:
-        """Log a fault, which lasts as long as the block. Keys that servers lose must be added to the set.
+    async def fault(
+        self, kind: str, *on: object, harmless: bool = False, emptied: Iterable[Key] = ()
+    ) -> AsyncIterator[set[Key]]:
+        """Log a fault, which lasts as long as the block. Keys that servers lose must be added to the set, unless a
+        quarantine makes up for the loss.
 
         :param on: what it acts on, for human readers
         :param harmless: it is so short that no lock may be lost, if it happens alone
+        :param emptied: the keys on servers that lose all their data: the counters of fencing tokens, too
         """
         self._count += 1
         number = self._count
@@ -59,7 +63,7 @@ class Field:
             self.active.remove(kind)
             if _moves(kind):
                 self._moved = now()
-            self.log("over", number=number, forgot=sorted(forgot))
+            self.log("over", number=number, forgot=sorted(forgot), emptied=sorted(emptied))
 
     async def watch_roles(self) -> None:
         """Log a failover that no injected fault has caused as a fault of its own."""
@@ -110,9 +114,12 @@ class Field:
             if key in await self.keys_on(server):
                 await self.execute(server, *command)
 
-    def pick_name(self, chance: random.Random) -> str:
-        """Preferably a name that is held for long: the others may be free just then."""
-        names = self.deployment.names
+    def pick_name(self, chance: random.Random, slots: bool = True) -> str:
+        """Preferably a name that is held for long: the others may be free just then.
+
+        :param slots: of semaphores, too
+        """
+        names = [name for name in self.deployment.names if slots or not semaphore_of(name)]
         return chance.choice([*names, *[name for name in names if name.startswith("long")] * 3])
 
     def pick_worker(self, chance: random.Random) -> int | None:

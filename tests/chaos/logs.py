@@ -13,8 +13,21 @@ from typing import Any, NamedTuple
 
 now = time.monotonic
 
-KEPT = ("released", "cancelled", "closed")  # ends of holds that were not lost
+WITH_ANOTHER = "released with another, which was lost"  # the end of a hold in a scope of several names
+LEFT = ("released", "cancelled", "closed")  # ends of holds whose scope was not lost
+KEPT = (*LEFT, WITH_ANOTHER)  # ends of holds that were not lost
 INJECTOR = "injector"  # its file has the faults, and the times at which workers were killed
+
+
+def slot_name(semaphore: str, slot: int) -> str:
+    """What a slot of a semaphore is called in a run: a permit is a lock on it."""
+    return f"{semaphore}#{slot}"
+
+
+def semaphore_of(name: str) -> str:
+    """The semaphore of the slot that is called that; empty: it is a lock."""
+    semaphore, slot, _ = name.partition("#")
+    return semaphore if slot else ""
 
 
 class Event(NamedTuple):

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import random
 
-from .deployments import QUIET
+from .deployments import DEPLOYMENTS, QUIET
 from .faults import Kind
 from .field import Field
 from .logs import now
@@ -58,10 +58,14 @@ CHAOS = Work(
         ("middle-2", (0.02, 0.4)),
         ("short-1", (0.0, 0.01)),
         ("short-2", (0.0, 0.01)),
+        ("pool", (0.02, 0.4)),
     ],
     tasks=2,
     rest=(0.02, 0.3),
     inject=inject,
+    permits={"pool": 2},
+    fenced=0.15,
+    kept=0.12,
     resp2=(2,),
     options={
         1: {"fallback_setpx": True, "local_handoffs": 0},
@@ -79,6 +83,6 @@ LONG = dataclasses.replace(
 
 
 def work_for(deployment: str) -> Work:
-    if deployment in ("cluster", "sentinel"):
+    if DEPLOYMENTS[deployment].has_roles:
         return REPLICATED
     return {"three": CHAOS, "long": LONG}.get(deployment, CROWDED)

@@ -14,7 +14,7 @@ from rich.table import Table
 from . import timeline
 from .deployments import DEPLOYMENTS
 from .faults import KINDS
-from .history import tell
+from .history import History, tell
 from .logs import merged
 from .run import Outcome
 
@@ -60,6 +60,17 @@ def show(console: Console, outcome: Outcome) -> None:
         f"{history.longest_wait:.1f} s, of a close {history.longest_close:.2f} s, of leaving a block after a loss "
         f"{_ms(verdict.longest_exit)}. Keys left when all had closed: {outcome.left_at_once}."
     )
+    kinds = Table(title="Holds of each kind (one may be of several)", min_width=60)
+    for column in ("kind", "holds", "lost", "holder killed", "holder stopped"):
+        kinds.add_column(column, justify="left" if column == "kind" else "right")
+    for kind in sorted(history.of_kind):
+        kinds.add_row(kind, *(f"{number:,}" for number in _of_kind(history, kind)))
+    console.print(kinds)
+    console.print(
+        f"Fencing tokens: {_tokens(history):,}; {verdict.disorder} not above an earlier one, since a counter was lost "
+        f"and a clock was behind. Left before their least time was over: {history.left_early:,}; {verdict.not_kept} of "
+        f"these not kept, since servers lost keys, or by force. Most permits at once: {_counted(history.most)}."
+    )
     if beyond := sum(row.beyond for row in verdict.rows.values()):
         console.print(
             f"Two held a lock for longer than that fault's bound {beyond} times, while other faults were around: these "
@@ -95,6 +106,10 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
             str(sum(row.errors for row in rows)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| kind of lock | holds | lost | holder killed | holder stopped |", "|---|---|---|---|---|"]
+    for kind in sorted({kind for outcome in outcomes for kind in outcome.history.of_kind}):
+        of_each = [_of_kind(outcome.history, kind) for outcome in outcomes]
+        lines.append(f"| {kind} | {' | '.join(f'{sum(column):,}' for column in zip(*of_each, strict=True))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -119,11 +134,29 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "longest wait": history.longest_wait,
         "longest close": history.longest_close,
         "longest exit": verdict.longest_exit,
+        "kinds": {
+            kind: dict(zip(("holds", "lost", "killed", "stopped"), _of_kind(history, kind), strict=True))
+            for kind in sorted(history.of_kind)
+        },
+        "tokens": _tokens(history),
+        "tokens not in order": verdict.disorder,
+        "left before their least time": history.left_early,
+        "not kept for their least time": verdict.not_kept,
+        "most permits": dict(history.most),
         "keys left at once": outcome.left_at_once,
         "bounds": dataclasses.asdict(outcome.bounds),
         "faults": {kind: dataclasses.asdict(row) for kind, row in sorted(verdict.rows.items())},
         "violations": verdict.violations,
     }
+
+
+def _of_kind(history: History, kind: str) -> tuple[int, int, int, int]:
+    """Holds of a kind: all, lost, and those whose worker got a SIGKILL or a SIGSTOP."""
+    return history.of_kind[kind], history.lost_of_kind[kind], history.killed[kind], history.paused[kind]
+
+
+def _tokens(history: History) -> int:
+    return sum(map(len, history.tokens.values()))
 
 
 def _ms(seconds: float) -> str:

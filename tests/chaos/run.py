@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +19,11 @@ from .deployments import CROWD, DEPLOYMENTS, VALIDITY, Deployment
 from .faults import LOOK, PUSH, Kind, kinds_for
 from .field import UNASKED, Field
 from .history import History, tell
-from .logs import INJECTOR, Event, Log, merged, now, read
+from .logs import INJECTOR, Event, Log, merged, now, read, slot_name
 from .worker import Spec
 
 PLACES = 4
-CALM = 4.0  # seconds without faults at the end, in addition to what the servers need
+CALM = 5.0  # seconds without faults at the end, in addition to what the servers need
 LOOKS = 2.0  # commands a second and lock that checking it may cost, while servers send no reliable pushes
 FIRST_HOLDS = 20.0  # seconds until every worker has held a lock
 
@@ -44,6 +45,9 @@ class Work:
     unwanted: tuple[str, ...] = ()  # kinds of faults that are not injected
     crowd: int = 0  # number of further names
     crowd_tasks: int = 0  # tasks of each worker that take these
+    permits: dict[str, int] = field(default_factory=dict)  # of the names that are semaphores
+    fenced: float = 0.0  # share of turns that ask for a fencing token
+    kept: float = 0.0  # share of turns with ``at_least``
     planted: str = ""  # a fault of the library (see planted.py)
     quiet: tuple[int, ...] = ()  # the places of workers that take the long locks, and nothing else
 
@@ -52,6 +56,13 @@ class Work:
         if not self.quiet:
             return self.names
         return [name for name in self.names if name[0].startswith("long") == (place in self.quiet)]
+
+    @property
+    def lock_names(self) -> list[str]:
+        """Of all locks, and of the slots of all semaphores."""
+        permits = self.permits
+        slots = [slot_name(name, slot) for name, _ in self.names for slot in range(permits.get(name, 0))]
+        return [name for name, _ in self.names if name not in permits] + slots
 
     @property
     def crowd_names(self) -> list[str]:
@@ -81,7 +92,7 @@ async def run(
     work: Work, name: str, seconds: float, seed: int, directory: Path, say: Say, only: list[str] | None = None
 ) -> Outcome:
     """:param say: called with what happens now, for people who watch"""
-    deployment = DEPLOYMENTS[name]([each for each, _ in work.names], work.crowd_names)
+    deployment = DEPLOYMENTS[name](work.lock_names, work.crowd_names)
     log = Log(directory, INJECTOR)
     clocks = {PLACES - 1: Clock()}
     crew = Crew(log, directory, PLACES, lambda place, who: _spec(work, deployment, directory, seed, place, who), clocks)
@@ -94,6 +105,7 @@ async def run(
         for clock in clocks.values():
             clock.start()
         await deployment.start(PLACES)
+        log("clocks", wall=time.time() - now(), servers=list(deployment.clocks))
         await crew.start_all()
         await _until_all_hold(directory, crew)
         watch = asyncio.create_task(scene.watch_roles()) if deployment.has_roles else None
@@ -106,7 +118,7 @@ async def run(
         log("calm")
         for place in crew.working:
             crew.order(place, "hurry")
-        await asyncio.sleep(min(2 * deployment.validity, CALM) + deployment.settled + 2.0)
+        await asyncio.sleep(CALM + deployment.settled + 2.0)
         log("closing")
         say("closing")
         await crew.stop_all()
@@ -157,7 +169,7 @@ def bounds_of(deployment: Deployment, work: Work) -> Bounds:
 
 
 def _spec(work: Work, deployment: Deployment, directory: Path, seed: int, place: int, who: str) -> Spec:
-    options = {"key_validity": deployment.validity, **work.options.get(place, {})}
+    options = {"key_validity": deployment.validity, **deployment.options, **work.options.get(place, {})}
     return Spec(
         who=who,
         directory=str(directory),
@@ -170,6 +182,9 @@ def _spec(work: Work, deployment: Deployment, directory: Path, seed: int, place:
         roam=work.roam,
         crowd=work.crowd_names,
         crowd_tasks=work.crowd_tasks,
+        permits=work.permits,
+        fenced=work.fenced,
+        kept=work.kept,
         planted=work.planted,
         uvloop=place % 2 == 1,
     )

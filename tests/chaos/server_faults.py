@@ -18,7 +18,8 @@ from .field import Field
 CROWDED = ("one", "redis-6.2", "redis-8.2", "evicting")
 SINGLE = (*CROWDED, "long")
 WITH_DISK = (*SINGLE, "three")
-WITH_REPLICAS = ("cluster", "sentinel")
+CLUSTERS = ("cluster", "spread")
+WITH_REPLICAS = (*CLUSTERS, "sentinel")
 
 
 def _downtime(field: Field, chance: random.Random) -> float:
@@ -120,7 +121,7 @@ async def no_replicas(field: Field, chance: random.Random, name: str) -> None:
     await _refusing(field, name, *refusals, seconds=_while(field, chance))
 
 
-@kind("OOM", "servers", only=("one", "redis-6.2", "redis-8.2", "long", "three", "cluster", "sentinel"), free=FREED)
+@kind("OOM", "servers", only=("one", "redis-6.2", "redis-8.2", "long", "three", *WITH_REPLICAS), free=FREED)
 async def out_of_memory(field: Field, chance: random.Random, name: str) -> None:
     """New locks need memory. Extending a lock needs none, so held locks are kept (unless replicas must confirm, which
     needs a new key)."""
@@ -230,7 +231,8 @@ async def restarted_by_a_wrong_clock(field: Field, chance: random.Random, name: 
     away = [of_place[first.port] for of_place in proxies]
     others = [of_place[second.port] for place, of_place in enumerate(proxies) if place not in unaware]
     silent = [proxies[place][second.port] for place in unaware]
-    async with field.fault(name, first, second):
+    emptied = await field.keys_on(second)
+    async with field.fault(name, first, second, emptied=emptied):
         _refuse(away)
         try:
             await asyncio.sleep(1.2 * field.pace)
@@ -263,8 +265,9 @@ def _refuse(proxies: list[Proxy]) -> None:
 async def evicted(field: Field, chance: random.Random, name: str) -> None:
     """Evictions happen during commands of all clients, including the holders' own."""
     server = (await field.pick_servers(chance))[0]
-    async with field.fault(name, server) as forgot:
-        forgot.update(await field.keys_on(server))
+    keys = await field.keys_on(server)
+    async with field.fault(name, server, emptied=keys) as forgot:
+        forgot.update(keys)
         for place in field.crew.working:
             field.crew.order(place, "swell 1.0")
         memory = await asyncio.to_thread(server.execute, "INFO", "memory")
@@ -289,15 +292,15 @@ async def tracking_table_full(field: Field, chance: random.Random, name: str) ->
             await asyncio.sleep(CROWDED_OUT)
 
 
-@kind("server SIGKILL, back without its data", "servers", told=AWAY, only=(*SINGLE, "cluster", "sentinel"))
+@kind("server SIGKILL, back without its data", "servers", told=AWAY, only=(*SINGLE, *WITH_REPLICAS))
 async def killed_and_emptied(field: Field, chance: random.Random, name: str) -> None:
     await _emptied(field, chance, name, forgets=True)
 
 
 async def _emptied(field: Field, chance: random.Random, name: str, forgets: bool) -> None:
     servers = await field.pick_servers(chance)
-    async with field.fault(name, *servers) as forgot:
-        keys = await field.keys_on(*servers)
+    keys = await field.keys_on(*servers)
+    async with field.fault(name, *servers, emptied=keys) as forgot:
         if forgets:
             forgot.update(keys)
         for server in servers:
@@ -311,8 +314,9 @@ async def _emptied(field: Field, chance: random.Random, name: str, forgets: bool
 @kind("FLUSHALL", "servers", told=PUSH)
 async def flushed(field: Field, chance: random.Random, name: str) -> None:
     servers = await field.pick_servers(chance)
-    async with field.fault(name, *servers) as forgot:
-        forgot.update(await field.keys_on(*servers))
+    keys = await field.keys_on(*servers)
+    async with field.fault(name, *servers, emptied=keys) as forgot:
+        forgot.update(keys)
         for server in servers:
             await field.execute(server, "FLUSHALL")
 
@@ -362,6 +366,7 @@ async def _clock_jumps(field: Field, chance: random.Random, name: str, off: floa
         # The clock stays like that: setting it back would be the other fault.
         field.deployment.offsets[server.port] = offset = field.deployment.offsets.get(server.port, 0.0) + off
         clock.set(offset)
+        field.log("clock", server=server.port, offset=offset)
 
 
 # Roles and slots that move
@@ -405,7 +410,7 @@ async def failed_over(field: Field, chance: random.Random, name: str) -> None:
         await asyncio.to_thread(deployment.sentinels.failover)
 
 
-@kind("planned failover of a shard", "servers", only=("cluster",))
+@kind("planned failover of a shard", "servers", only=CLUSTERS)
 async def shard_failed_over(field: Field, chance: random.Random, name: str) -> None:
     deployment = field.deployment
     assert isinstance(deployment, Clustered)
@@ -414,12 +419,12 @@ async def shard_failed_over(field: Field, chance: random.Random, name: str) -> N
         await asyncio.to_thread(deployment.failover, server)
 
 
-@kind("slot migrated", "servers", only=("cluster",))
+@kind("slot migrated", "servers", only=CLUSTERS)
 async def slot_migrated(field: Field, chance: random.Random, name: str) -> None:
     await _migrated(field, chance, name, atomically=False)
 
 
-@kind("slot migrated atomically", "servers", only=("cluster",))
+@kind("slot migrated atomically", "servers", only=CLUSTERS)
 async def slot_migrated_atomically(field: Field, chance: random.Random, name: str) -> None:
     await _migrated(field, chance, name, atomically=True)
 

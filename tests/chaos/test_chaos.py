@@ -23,7 +23,7 @@ from .crew import Crew
 from .deployments import DEPLOYMENTS, One
 from .faults import KINDS, kinds_for
 from .field import UNASKED
-from .history import History
+from .history import FENCED, LEAST, PERMIT, SEVERAL, SINGLE, History
 from .plan import CHAOS, work_for
 
 SECONDS = 6.0
@@ -54,6 +54,9 @@ def test_a_few_seconds_of_it(tmp_path: Path, deployment: str, fault: str | None)
     assert outcome.verdict.violations == []
     assert outcome.history.holds > 100
     assert said[-1] == "judging"
+    assert outcome.history.of_kind.keys() == {SINGLE, SEVERAL, FENCED, LEAST, PERMIT}
+    assert outcome.history.most == {"pool": 2}
+    assert outcome.history.tokens and outcome.history.left_early
     assert outcome.verdict.rows
     assert json.loads(json.dumps(report.as_json(outcome)))["violations"] == []
     kinds = set(outcome.verdict.rows) - {"none"}
@@ -81,6 +84,9 @@ def test_without_locks_it_is_found_out(tmp_path: Path, monkeypatch: pytest.Monke
         ("a refused release is forgotten", "long", 10, "NOREPLICAS", "nobody had it for|keys left when all had closed"),
         ("NOLOOP though keys are evicted", "evicting", 10, "keys evicted", "two holders"),
         ("the uptime is believed", "three", 30, "restart by a clock that was off, with one server away", "two holders"),
+        ("least times are forgotten", "one", 5, "CLIENT KILL", "was to stay until .* ms too early"),
+        ("fencing tokens are remembered", "one", 5, "CLIENT KILL", "got token .* after w.* had got"),
+        ("a semaphore has one slot more", "one", 5, "CLIENT KILL", "3 permits were held; there are 2"),
     ],
 )
 def test_what_is_planted_is_found(

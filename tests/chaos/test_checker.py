@@ -11,7 +11,7 @@ import pytest
 
 from .checker import FORCED, Bounds, judge
 from .deployments import CROWD
-from .history import tell
+from .history import FENCED, LEAST, PERMIT, SEVERAL, SINGLE, tell
 from .logs import INJECTOR, Event, Log, merged
 
 BOUNDS = Bounds({"DEL": 0.05, "SIGKILL": 0.0, FORCED: 0.05}, wait=3.0, validity=2.0, majority=1)
@@ -336,3 +336,172 @@ def test_logs_are_read_in_the_order_of_time_and_to_where_they_were_cut_off(tmp_p
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write('{"at":4.0,"wh')
     assert [*merged(tmp_path)] == [(1.0, "a", "one", {"more": 1}), (2.0, "b", "two", {}), (3.0, "a", "three", {})]
+
+
+def token(asked: float, got: float, who: str, number: int, hold: int = 1) -> Event:
+    return Event(got, who, "token", {"name": "x", "hold": hold, "number": number, "asked": asked})
+
+
+def test_a_later_holder_has_a_greater_token() -> None:
+    holds = turn("a", 10, 11), turn("b", 11.5, 12)
+    for number, well in ((101, True), (100, False), (99, False)):
+        found = verdict(*holds, token(10.1, 10.2, "a", 100), token(11.6, 11.7, "b", number)).violations
+        assert bool(found) != well, number
+        assert well or "after a had got 100" in found[0]
+
+
+def test_a_token_is_greater_than_those_that_were_given_before_it_was_asked_for() -> None:
+    """Whoever has it. Those that were asked for at the same time have any order."""
+    late = [held(10, "a"), ended(12, "a", why="deleted", acted=11, due=12), Event(12, "a", "stall", {"since": 10.5})]
+    taken = [held(11, "b", forced=True), ended(11.9, "b", acted=11.9, due=13)]
+    for asked, number, well in ((11.8, 8, True), (11.8, 6, False), (11.15, 6, True)):
+        found = verdict(late, taken, token(11.1, 11.2, "b", 7), token(asked, 11.95, "a", number)).violations
+        assert bool(found) != well, (asked, number)
+    # In a hold that has a token, no server is asked again.
+    again = token(10.1, 10.15, "a", 6), token(11.8, 11.95, "a", 6)
+    assert not verdict(late, taken, token(11.1, 11.2, "b", 7), *again).violations
+    # A lower number that was given later must not hide a higher one.
+    three = turn("a", 10, 11), turn("b", 11, 12), turn("c", 12, 13)
+    given = token(10.1, 10.2, "a", 9), token(11.1, 11.2, "b", 5), token(12.1, 12.2, "c", 7)
+    assert len(verdict(*three, *given).violations) == 2
+
+
+def test_in_one_hold_a_token_stays_the_same() -> None:
+    for number, well in ((100, True), (101, False)):
+        twice = token(10.1, 10.2, "a", 100), token(10.3, 10.4, "a", number)
+        found = verdict(turn("a", 10, 11), *twice).violations
+        assert bool(found) != well, number
+        assert well or "100 in the same hold before" in found[0]
+
+
+def test_a_token_is_a_number_of_53_bits() -> None:
+    for number, well in (((1 << 53) - 1, True), (1 << 53, False), (0, False)):
+        assert (not verdict(turn("a", 10, 11), token(10.1, 10.2, "a", number)).violations) == well, number
+
+
+def test_a_token_may_go_back_if_the_counter_was_lost_and_the_clock_was_set_back() -> None:
+    """But not behind the clock as it is."""
+    wall = 1_000_000.0
+    clocks = Event(1, INJECTOR, "clocks", {"wall": wall, "servers": [1, 2]})
+    set_back = Event(10.5, INJECTOR, "clock", {"server": 1, "offset": -1.6})
+    holds = turn("a", 10, 11), turn("b", 11.5, 12)
+    first, second = int((wall + 10.15) * 1e6), int((wall + 11.6 - 1.6) * 1e6)
+    for lost, back, number, told in (
+        (True, True, second, ""),
+        (False, True, second, "after a had got"),
+        (True, True, second - 100_000, "0.100 s behind the server's clock"),
+        (True, False, second, "1.600 s behind the server's clock"),
+    ):
+        flushed = fault(11.2, 11.3, "DEL", forgot=[["x", 0]])
+        flushed[1].details["emptied"] = [["x", 0]] if lost else []
+        given = token(10.1, 10.2, "a", first), token(11.6, 11.7, "b", number)
+        found = verdict(clocks, *([set_back] if back else []), flushed, *holds, *given)
+        assert any(told in violation for violation in found.violations) if told else not found.violations
+        assert found.disorder == lost
+
+
+def test_nobody_gets_a_lock_within_its_least_time() -> None:
+    for since, well in ((10.9, False), (10.995, True), (11.2, True)):
+        kept = [held(10, "a", stays=11), ended(10.1, "a", acted=10.1, due=12)]
+        found = verdict(kept, turn("b", since, 12)).violations
+        assert bool(found) != well, since
+        assert well or ("was to stay until 11.0000" in found[0] and "100.0 ms too early" in found[0])
+
+
+def test_a_least_time_counts_from_when_the_program_had_the_lock() -> None:
+    """Its loop may not have run before it logged that."""
+    kept = [held(10, "a", stays=11), ended(10.1, "a", acted=10.1, due=12)]
+    for since, well in ((9.8, True), (9.95, False)):
+        assert (
+            not verdict(kept, Event(10.001, "a", "stall", {"since": since}), turn("b", 10.85, 12)).violations
+        ) == well
+
+
+def test_what_ends_a_least_time_early() -> None:
+    second = turn("b", 10.5, 12)
+    for why, excused in (("released", False), ("cancelled", False), ("closed", False), ("disconnected", True)):
+        first = [held(10, "a", stays=11), ended(10.1, "a", why=why, acted=10.1, due=12)]
+        found = verdict(first, second, fault(10.0, 10.001, "SIGKILL")).violations
+        assert bool(found) != excused, why
+    left = [held(10, "a", stays=11), ended(10.1, "a", acted=10.1, due=12)]
+    killed = [held(10, "a", due=0.4, stays=11), Event(10.1, INJECTOR, "killed", {"target": "a"})]
+    assert not verdict(killed, second).violations
+    assert not verdict(left, fault(10.3, 10.301, "DEL", forgot=[["x", 0]]), second).violations
+    assert verdict(left, fault(10.3, 10.301, "DEL", forgot=[["y", 0]]), second).violations
+    forced = [held(10.5, "b", forced=True), ended(12, "b", acted=12, due=12.5)]
+    assert not verdict(left, forced).violations
+
+
+def test_a_release_that_no_server_got_keeps_a_lock_until_its_deadline() -> None:
+    left = [held(10, "a", stays=14), ended(10.1, "a", acted=10.1, due=12)]
+    silent = fault(10.05, 11.0, "SIGKILL")
+    for since, trouble, well in ((12.1, True, True), (12.1, False, False), (11.9, True, False)):
+        found = verdict(left, silent if trouble else [], turn("b", since, 13.5)).violations
+        assert bool(found) != well, (since, trouble)
+
+
+def test_a_quarantine_does_not_make_up_for_a_least_time_that_is_longer() -> None:
+    for since, votes, well in ((12.9, 2, False), (13.1, 2, True), (13.1, 3, False)):
+        left = [held(10, "a", stays=14, votes=votes), ended(10.5, "a", acted=10.5, due=12.4, votes=votes)]
+        restarted = fault(11.05, 11.5, "SIGKILL")
+        restarted[1].details["emptied"] = [["x", 0]]
+        found = verdict(left, restarted, turn("b", since, 14), bounds=QUORUM).violations
+        assert bool(found) != well, (since, votes)
+
+
+def test_a_lock_that_is_kept_is_not_without_a_holder() -> None:
+    left = [held(10, "a", stays=14), ended(10.1, "a", acted=10.1, due=15)]
+    for since, well in ((16.9, True), (17.2, False)):
+        events = *left, *turn("b", since, 18), Event(18, INJECTOR, "closing", {})
+        assert (not verdict(*events, fault(10.5, 10.6, "SIGKILL")).violations) == well, since
+
+
+def permit(
+    slot: int, who: str, since: float, until: float, hold: int = 1, *, waited: float = 0.0, why: str = "released"
+) -> list[Event]:
+    events = [held(since, who, hold, permits=2), ended(until, who, hold, why=why, acted=until, due=since + 2)]
+    for event in events:
+        event.details["name"] = f"pool#{slot}"
+    events[0].details["waited"] = waited
+    return events
+
+
+def test_a_third_holder_of_two_permits() -> None:
+    two = permit(0, "a", 10, 11), permit(1, "b", 10, 11)
+    assert not verdict(*two, permit(0, "c", 11, 12)).violations
+    assert "'pool#0' had two holders" in verdict(*two, permit(0, "c", 10.9, 12)).violations[0]
+    assert "3 permits were held; there are 2" in verdict(*two, permit(2, "c", 10.9, 12)).violations[0]
+    assert verdict(*two).violations == []
+    # The excuses are those of a lock.
+    deleted = fault(10.8, 10.801, "DEL", forgot=[["pool#0", 0]])
+    told = permit(0, "a", 10, 10.92, why="deleted"), permit(1, "b", 10, 11), permit(0, "c", 10.9, 12)
+    assert not verdict(*told, deleted).violations
+
+
+def test_a_permit_that_nobody_gets_although_somebody_waits() -> None:
+    """Tasks share slot 0, and slot 1 stays free."""
+    events = [permit(1, "a", 9, 10, hold=1), fault(10.0, 10.1, "SIGKILL"), [Event(16, INJECTOR, "closing", {})]]
+    for waited, well in ((0.9, True), (1.1, False)):  # is there always somebody who waits?
+        shared = [permit(0, "ab"[at % 2], at, at + 0.99, hold=at, waited=waited) for at in range(10, 16)]
+        found = verdict(*events, *shared).violations
+        assert bool(found) != well, waited
+        assert well or "'pool#1' was waited for" in found[0]
+    # A task that never gets a permit tells of its wait in the end.
+    alone = permit(0, "a", 9, 10, hold=2), Event(16.1, "b", "turned away", {"name": "pool", "waited": 5.5})
+    assert "'pool#0' was waited for" in verdict(*events, *alone).violations[0]
+
+
+def test_holders_of_each_kind_that_were_killed_or_stopped() -> None:
+    history = tell(
+        [
+            held(10, "a", several=True, fenced=True),
+            held(10, "b", stays=12),
+            held(10, "c"),
+            permit(0, "d", 10, 11)[0],
+            Event(10.1, INJECTOR, "paused", {"target": "a"}),
+            *(Event(10.2, INJECTOR, "killed", {"target": who}) for who in "bcd"),
+        ]
+    )
+    assert history.of_kind == dict.fromkeys((SEVERAL, FENCED, LEAST, SINGLE, PERMIT), 1)
+    assert history.paused == dict.fromkeys((SEVERAL, FENCED), 1)
+    assert history.killed == dict.fromkeys((LEAST, SINGLE, PERMIT), 1)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from .history import Fault, History, Hold
+from .logs import KEPT
 
 SECONDS = 10.0  # length of the timeline
 WIDTH, LEFT, TOP, LANE, GAP = 1100, 96, 46, 13, 14
@@ -97,7 +98,7 @@ def _hold(hold: Hold, top: float, x: Callable[[float], float], others: Sequence[
         if hold.held < other.held < hold.ended:
             a, until = x(other.held), x(min(hold.ended, other.ended))
             parts.append(rect(a, y + 3, max(until - a, 1.2), LANE - 8, RED))
-    if hold.why not in ("released", "closed", "cancelled"):
+    if hold.why not in KEPT:
         parts.append(rect(b - 1.2, y - 1, 2.4, LANE, RED))
     return parts
 

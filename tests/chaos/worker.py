@@ -17,7 +17,9 @@ At the end of stdin it closes the locker, and ends.
 Events: ``held`` as soon as it knows that it holds a lock, and ``ended`` as soon as it knows that it no longer does: the
 body was cancelled, a check failed, or it is about to release. In these, ``acted`` is when it last knew that it had the
 lock, ``due`` the deadline at that time, and ``votes`` are the deadlines of its keys. A scope of several names has an
-event for each; if one of them is lost, the others count as released. ``stall`` is a time in which its event loop did
+event for each; if one of them is lost, the others count as released. A permit is a lock on a slot (``pool#1``).
+``stays`` is when the least time of a lock is over. ``token``: it has got a fencing token, for which it asked at
+``asked``. ``stall`` is a time in which its event loop did
 not run, for whatever reason.
 """
 
@@ -35,8 +37,9 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -52,7 +55,7 @@ from asynclock import (
 from tests.support import internals
 
 from .connecting import Servers
-from .logs import KEPT, Log, now
+from .logs import KEPT, WITH_ANOTHER, Log, now, slot_name
 from .planted import PLANTED
 
 STEP = 0.02  # seconds between two checks while it works under a lock
@@ -61,7 +64,10 @@ STALL = 0.012  # seconds between two ticks from which on they count as a stall
 SELF = 5.0  # seconds between two samples of its own memory and descriptors
 CROWD_HOLD = (1.0, 4.0)  # seconds
 SEVERAL = 0.08  # share of turns that take several names at once
-SHORT = 0.05  # seconds: names that are never held for longer are the ones that are taken with another one
+SHORT = 0.05  # seconds: names that are not held for longer by themselves are the ones that are taken with another one
+LONGEST_KEPT = 2.4  # seconds for which ``at_least`` keeps a lock, less a tenth
+KEPT_PATIENCE = 2.0  # seconds for which a turn with ``at_least`` waits
+LONGEST_SEVERAL = 0.5  # seconds for which several names are held
 DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
 LOOK_UP = socket.getaddrinfo
 BIG = "y" * 2000  # part of a name whose key takes much memory
@@ -83,7 +89,48 @@ class Spec:
     crowd_tasks: int = 0  # number of tasks that take these
     uvloop: bool = False
     patience: float = field(default=0.3)  # timeout, in seconds, of acquisitions that have one
+    permits: dict[str, int] = field(default_factory=dict)  # of the names that are semaphores
+    fenced: float = 0.0  # share of turns that ask for a fencing token
+    kept: float = 0.0  # share of turns with ``at_least``
     planted: str = ""  # a fault of the library (see planted.py)
+
+
+@dataclass
+class Turn:
+    """What a task takes, and for how long."""
+
+    names: list[str]
+    seconds: float
+    permits: int = 0  # of the semaphore; 0: it takes locks
+    fenced: bool = False  # it asks for fencing tokens
+    at_least: float = 0.0
+
+    def of(self, locker: Locker) -> Taking:
+        if self.permits:
+            return Taking(locker.semaphore(self.names[0], self.permits), (), {})
+        return Taking(locker, self.names, {"at_least": self.at_least} if self.at_least else {})
+
+    def held_names(self, scope: LockScope) -> tuple[str, ...]:
+        """What the checker calls the locks of the scope. (The slot is internal state: shows who excludes whom.)"""
+        return (slot_name(scope.name, internals.slot(scope)),) if self.permits else scope.names
+
+    def more(self, at: float) -> dict[str, Any]:
+        """What is special about it, for the log."""
+        more: dict[str, Any] = {"several": len(self.names) > 1, "fenced": self.fenced, "permits": self.permits}
+        more["stays"] = at + self.at_least if self.at_least else 0.0
+        return {name: value for name, value in more.items() if value}
+
+
+class Taking:
+    """A locker or a semaphore, with what is to be given to its methods."""
+
+    def __init__(self, source: Any, names: Sequence[str], options: dict[str, Any]) -> None:
+        self._source = source
+        self._names = names
+        self._options = options
+
+    def __getattr__(self, method: str) -> Any:
+        return partial(getattr(self._source, method), *self._names, **self._options)
 
 
 class Worker:
@@ -108,12 +155,23 @@ class Worker:
         await self._started.wait()
         while not self._closing:
             name, hold = self.random.choice(names)
-            taken, seconds = [name], self.random.uniform(*hold)
-            if self.random.random() < SEVERAL and (others := self.others(name)):
-                taken += others
-                seconds = min(seconds, SHORT)
-            await self.turn(taken, seconds, self.random.random())
+            turn = Turn([name], self.random.uniform(*hold), permits=self.spec.permits.get(name, 0))
+            if not turn.permits:
+                self.vary(turn)
+            await self.turn(turn, self.random.random())
             await asyncio.sleep(self.random.uniform(*self.spec.rest))
+
+    def vary(self, turn: Turn) -> None:
+        """Some turns want more than a single lock."""
+        if self.random.random() < SEVERAL and (others := self.others(turn.names[0])):
+            turn.names += others
+            # Not longer, since tasks wait for those names. (The crowd is many.)
+            turn.seconds = min(turn.seconds, SHORT if turn.names[0] in self.spec.crowd else LONGEST_SEVERAL)
+        turn.fenced = self.random.random() < self.spec.fenced
+        if self.random.random() < self.spec.kept and not self._hurry:
+            # Mostly it leaves earlier: the lock is taken for as long as in another turn.
+            turn.at_least = min(turn.seconds, LONGEST_KEPT) + self.random.uniform(0.0, 0.1)
+            turn.seconds = turn.at_least * self.random.uniform(0.0, 1.2)
 
     def others(self, name: str) -> list[str]:
         """Names that are only held for a moment: while the task waits for them, nobody has those before them, and the
@@ -121,24 +179,26 @@ class Worker:
         others = [each for each, (_, longest) in self.spec.names if longest <= SHORT and each != name]
         return self.random.sample(others, min(len(others), self.random.choice((1, 2))))
 
-    async def turn(self, names: list[str], hold: float, how: float) -> None:
+    async def turn(self, turn: Turn, how: float) -> None:
         since = now()
         locker = self.locker
-        name = names[0]
+        name = turn.names[0]
+        # When the faults are over, least times end soon: the others are to get the locks, too.
+        patience = KEPT_PATIENCE if turn.at_least else None
         try:
             if how < 0.6:
-                async with locker.with_context(*names) as scope:
-                    await self.work(scope, hold, since)
+                async with turn.of(locker).with_context(timeout=patience) as scope:
+                    await self.work(scope, turn, since)
             elif how < 0.7:
-                await self.interrupted(locker, names, hold, since)
+                await self.interrupted(locker, turn, since)
             elif how < 0.82:
-                async with locker.with_context(*names, timeout=self.spec.patience) as scope:
-                    await self.work(scope, hold, since)
+                async with turn.of(locker).with_context(timeout=self.spec.patience) as scope:
+                    await self.work(scope, turn, since)
             elif how < 0.9:
-                async with locker.try_with_context(*names) as scope:
-                    await self.work(scope, hold, since)
+                async with turn.of(locker).try_with_context() as scope:
+                    await self.work(scope, turn, since)
             else:
-                await self.by_hand(await locker.acquire(*names), hold, since)
+                await self.by_hand(await turn.of(locker).acquire(timeout=patience), turn, since)
         except LockLostError:
             self.left(name)
         except LockerClosedError:
@@ -151,34 +211,35 @@ class Worker:
         except Exception:
             self.log("error", text=traceback.format_exc())
 
-    async def interrupted(self, locker: Locker, names: list[str], hold: float, since: float) -> None:
+    async def interrupted(self, locker: Locker, turn: Turn, since: float) -> None:
         """A turn that is cancelled from outside, while it waits, acquires, holds or releases."""
         try:
             async with asyncio.timeout(self.random.uniform(0.0, self.spec.patience)):
-                async with locker.with_context(*names) as scope:
-                    await self.work(scope, hold, since)
+                async with turn.of(locker).with_context() as scope:
+                    await self.work(scope, turn, since)
         except TimeoutError:
             pass
         task = asyncio.current_task()
         if task is None or task.cancelling():
-            self.log("error", text=f"{names}: the task counts as cancelled after its block was left")
+            self.log("error", text=f"{turn.names}: the task counts as cancelled after its block was left")
 
     def left(self, name: str) -> None:
         """A block was left after a loss, which was logged when it was noticed."""
         if (task := asyncio.current_task()) in self._lost:
             self.log("left", name=name, since=self._lost.pop(task))
 
-    async def by_hand(self, scope: LockScope, hold: float, since: float) -> None:
+    async def by_hand(self, scope: LockScope, turn: Turn, since: float) -> None:
         try:
-            await self.work(scope, hold, since, told=scope.wait_lost())
+            await self.work(scope, turn, since, told=scope.wait_lost())
         finally:
             await scope.release()
 
     async def force(self, name: str) -> None:
         since = now()
+        turn = Turn([name], SHORT, fenced=self.random.random() < self.spec.fenced)
         try:
             async with self.locker.force_with_context(name) as scope:
-                await self.work(scope, 0.05, since, forced=True)
+                await self.work(scope, turn, since, forced=True)
         except LockLostError:
             self.left(name)
         except AsyncLockError as error:
@@ -198,31 +259,38 @@ class Worker:
         for scope in scopes:
             await scope.release()
 
-    async def work(
-        self, scope: LockScope, seconds: float, since: float, told: Any = None, forced: bool = False
-    ) -> None:
+    async def work(self, scope: LockScope, turn: Turn, since: float, told: Any = None, forced: bool = False) -> None:
         """Work under the lock. In a block, a loss cancels it; with ``told`` it waits for the loss itself."""
-        holds = {name: self._holds + number for number, name in enumerate(scope.names, 1)}
-        self._holds += len(holds)
         task = asyncio.current_task()
         assert task is not None
         self._lost.pop(task, None)  # of a block that ended otherwise
         at = acted = now()
-        due, votes = at + scope.remaining(), _votes(scope)
-        more = {"forced": True} if forced else {}
+        names = turn.held_names(scope)
+        holds = {name: self._holds + number for number, name in enumerate(names, 1)}
+        self._holds += len(holds)
+        due, votes = at + scope.remaining(), _votes(scope, names)
         for name, hold in holds.items():
+            more = turn.more(at) | ({"forced": True} if forced else {})
             self.log("held", at=at, name=name, hold=hold, waited=at - since, due=due, votes=votes[name], **more)
-        told = told and asyncio.ensure_future(told)
+        beside = [asyncio.ensure_future(told)] if told else []
+        asking = asyncio.create_task(self.ask(scope, holds)) if turn.fenced else None
+        if asking is not None:
+            beside.append(asking)
         why = "released"
         try:
-            while (left := at + seconds - now()) > 0 and not self._hurry:
-                if told is None:
-                    await asyncio.sleep(min(left, STEP))
+            while True:
+                left = 0.0 if self._hurry else at + turn.seconds - now()
+                asks = asking is not None and not asking.done()
+                if left <= 0 and not asks:
+                    break
+                pause = min(left, STEP) if left > 0 else STEP
+                if waits_for := [each for each in beside if not each.done()]:
+                    await asyncio.wait(waits_for, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                 else:
-                    await asyncio.wait([told], timeout=min(left, STEP))
+                    await asyncio.sleep(pause)
                 looked = now()
                 scope.check()
-                acted, due, votes = looked, looked + scope.remaining(), _votes(scope)
+                acted, due, votes = looked, looked + scope.remaining(), _votes(scope, names)
         except LockLostError as error:
             why = error.reason
             raise
@@ -232,12 +300,28 @@ class Worker:
         finally:
             if why not in KEPT:
                 self._lost[task] = now()
-            lost = internals.lost_name(scope)
+            lost = names[0] if len(names) == 1 else internals.lost_name(scope)
             for name, hold in holds.items():
-                end = why if why in KEPT or name == lost else "released"
+                end = why if why in KEPT or name == lost else WITH_ANOTHER
                 self.log("ended", name=name, hold=hold, why=end, acted=acted, due=due, votes=votes[name])
-            if told is not None:
-                told.cancel()
+            for each in beside:
+                each.cancel()
+
+    async def ask(self, scope: LockScope, holds: dict[str, int]) -> None:
+        """Ask twice for the fencing token of each name: it must be the same."""
+        for name, hold in [*holds.items()] * 2:
+            asked = now()
+            try:
+                number = await scope.fencing_token(name)
+            except LockLostError:
+                return
+            except AsyncLockError as error:
+                self.log("no token", name=name, why=type(error).__name__, text=str(error))
+                return
+            except Exception:
+                self.log("error", text=traceback.format_exc())
+                return
+            self.log("token", name=name, hold=hold, number=number, asked=asked)
 
     # Its own state
 
@@ -347,11 +431,11 @@ class Worker:
         self.log("bye")
 
 
-def _votes(scope: LockScope) -> dict[str, list[float]]:
+def _votes(scope: LockScope, names: Sequence[str]) -> dict[str, list[float]]:
     """For each name, until when it counts on each key. (Internal state: shows how many keys it can lose without losing
     the lock.)"""
-    found = internals.votes_of(scope)
-    return {name: [round(left + now(), 4) for left in found.get(name, ())] for name in scope.names}
+    found = {names[0]: internals.votes(scope)} if len(names) == 1 else internals.votes_of(scope)
+    return {name: [round(left + now(), 4) for left in found.get(name, ())] for name in names}
 
 
 def _die_with_parent() -> None:

@@ -89,7 +89,7 @@ async def _unable_to_reconnect(field: Field, chance: random.Random, name: str, p
 async def forced(field: Field, chance: random.Random, name: str) -> None:
     if (place := field.pick_worker(chance)) is None:
         return
-    lock = field.pick_name(chance)
+    lock = field.pick_name(chance, slots=False)  # a permit cannot be taken over
     async with field.fault(name, field.crew.name(place), lock) as forgot:
         # The old holder, or one that was just granted the lock, may be notified after the next one has it.
         forgot.update((lock, index) for index in range(field.deployment.keys))
