@@ -201,17 +201,16 @@ async def _acquire(
             until = now + seconds
         else:
             wait = False
-    task = None if loop is None or life.thread != get_ident() else current_task(loop)
-    if task is None:
+    # The task is not kept in a variable: it may keep the error that is raised here, which would be a cycle.
+    if loop is None or life.thread != get_ident() or current_task(loop) is None:
         try:
             await connect(manager, permits.name, seconds, began)
         except ConfigurationError:
             if context is not None:
                 context._used = False  # it can be entered in another event loop
             raise
-        loop, task = life.loop, current_task()
-        now = manager.clock()
-    assert loop is not None and task is not None
+        loop, now = life.loop, manager.clock()
+    assert loop is not None and current_task(loop) is not None
     if not permits.open:
         permits.start(manager)
     manager.semaphores.used(permits)
@@ -264,7 +263,7 @@ async def _acquire(
             if context is None:
                 scope = PermitScope(semaphore, waiter.room, lease, slot, manager.options.wait_release, None)
             else:
-                scope = PermitScope(semaphore, waiter.room, lease, slot, context._wait_release, task)
+                scope = PermitScope(semaphore, waiter.room, lease, slot, context._wait_release, current_task(loop))
                 context._scope = scope
             lease.scope_ref = ScopeRef(scope)
             scope._hold = manager.reports.begun(permits.name, now, now - began)
@@ -307,11 +306,11 @@ async def _fail(
     manager: LockManager, permits: Permits, waiter: Waiter, seconds: float | None, began: float
 ) -> NoReturn:
     """Raise the error of ``waiter``, once what it had is given back."""
-    failure = waiter.take_error()
+    failure, cancelled = waiter.take_error(), None
     try:
-        if waiter.lease is not None and (cancelled := await manager.pending_releases.wait(waiter.lease)) is not None:
-            raise cancelled
-        raise failure
+        if waiter.lease is not None:
+            cancelled = await manager.pending_releases.wait(waiter.lease)
+        raise failure if cancelled is None else cancelled
     finally:
         manager.reports.not_acquired(permits.name, manager.clock() - began, failure)
-        del failure  # no cycle through its traceback
+        del failure, cancelled  # no cycle through its traceback

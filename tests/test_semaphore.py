@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import time
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ import pytest
 import asynclock.sync
 from asynclock import (
     AcquireTimeoutError,
+    AsyncLockError,
     ConfigurationError,
     Locker,
     LockerClosedError,
@@ -462,6 +464,41 @@ async def test_a_forgotten_scope(server: Server, locker: Locker) -> None:
         del scope
         gc.collect()
     await (await waiting).release()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["timed out", "no time", "refused", "cancelled", "closed", "closed while it looks"])
+async def test_an_error_leaves_no_reference_cycle(server: Server, other: Locker, how: str) -> None:
+    """The task goes with the last reference to it, without the garbage collector."""
+    held = await hold(other, 1, 1)
+    async with Locker(server.url) as locker:
+        semaphore = locker.semaphore("job", 1)
+        gc.disable()
+        try:
+            if how in ("no time", "timed out", "cancelled", "closed"):
+                timeout = {"timed out": 0.05, "no time": 0}.get(how)
+                task = asyncio.create_task(semaphore.acquire(timeout=timeout))
+            else:
+                task = asyncio.create_task(semaphore.try_acquire())
+            if how == "closed while it looks":
+                async with asyncio.timeout(10):
+                    while not internals.looks(locker):
+                        await asyncio.sleep(0)
+            elif how != "timed out":
+                await asyncio.sleep(0.02)
+            if how == "cancelled":
+                task.cancel()
+            elif how.startswith("closed"):
+                await locker.aclose()
+            await asyncio.wait([task])
+            assert task.cancelled() or isinstance(task.exception(), AsyncLockError)
+            kept = weakref.ref(task)
+            del task
+            await asyncio.sleep(0.02)
+            assert kept() is None
+        finally:
+            gc.enable()
+    await release(held)
 
 
 @pytest.mark.asyncio
