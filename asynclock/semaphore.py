@@ -214,15 +214,15 @@ async def _acquire(
     if not permits.open:
         permits.start(manager)
     manager.semaphores.used(permits)
-    attempts, looked = 0, False  # its own, and has it looked since the last one?
+    attempts, asked = 0, now  # its own; and a look that began before that does not count
     while True:
         # One attempt of its own, for a slot that is believed free. If that fails: with ``wait`` the queue; else a look,
         # and an attempt for what was found.
-        slot = permits.board.pick() if not attempts or not wait else None
+        slot = permits.board.pick(wait) if attempts < (1 if wait else MAX_TRIES) else None
         if slot is None and not wait:
-            if not looked and attempts < MAX_TRIES and not permits.waiting and permits.look():
+            if permits.last_look < asked and attempts < MAX_TRIES and permits.look():
                 await _look(manager, permits, began)
-                looked, now = True, manager.clock()
+                now = manager.clock()
                 continue
             failure: AsyncLockError = permits.not_free()
             if seconds == 0 and isinstance(failure, NotLockedError):
@@ -240,6 +240,7 @@ async def _acquire(
         if slot is None:
             permits.join(waiter)
         else:
+            asked = now
             room.try_join(waiter, now)
             if not permits.looked:
                 permits.first_look()
@@ -269,7 +270,7 @@ async def _acquire(
             scope._hold = manager.reports.begun(permits.name, now, now - began)
             return scope
         if slot is not None:
-            attempts, looked = attempts + 1, False
+            attempts += 1
             permits.refused(slot)
         elif waiter.error is None:
             permits.lost_before(waiter)  # the caller never had it

@@ -324,6 +324,61 @@ async def test_one_round_trip_when_permits_are_free(server: Server) -> None:
         await release(scopes)
 
 
+@pytest.mark.asyncio
+async def test_who_does_not_wait_gets_a_permit_that_was_contended_before(
+    server: Server, locker: Locker, other: Locker
+) -> None:
+    """Turns are for those who wait. This one found none, though all were free."""
+    for one, two in ((locker, other), (other, locker)):
+        scope = await one.semaphore("job", 1).acquire()
+        waiting = asyncio.create_task(two.semaphore("job", 1).acquire())
+        await asyncio.sleep(0.05)
+        await scope.release()
+        await (await waiting).release()
+    for one in (locker, other):
+        for _ in range(3):
+            await (await one.semaphore("job", 1).try_acquire()).release()
+
+
+@pytest.mark.asyncio
+async def test_who_does_not_wait_gets_a_permit_while_others_are_served(server: Server, other: Locker) -> None:
+    """Those who wait are about to get one of the many that are free, too."""
+    held = await hold(other, 50, 100)
+    async with Proxy(server.port) as proxy, Locker(proxy.url) as locker:
+        await (await locker.acquire("other")).release()
+        proxy.delay = 0.05  # seconds, in each direction
+        semaphore = locker.semaphore("job", 100)
+        tasks = [asyncio.create_task(semaphore.acquire()) for _ in range(5)]
+        for _ in range(20):  # while the first attempts are made, while it looks, and afterwards
+            await asyncio.sleep(0.02)
+            tasks.append(asyncio.create_task(semaphore.try_acquire()))
+        scopes = await asyncio.gather(*tasks)
+        proxy.delay = 0
+        await release(scopes)
+    await release(held)
+
+
+@pytest.mark.asyncio
+async def test_a_look_that_began_before_does_not_count(server: Server, other: Locker) -> None:
+    """A permit is released while the answer to a look is on its way, and then somebody asks for one."""
+    held = await hold(other, 3, 3)
+    async with Proxy(server.port) as proxy, Locker(proxy.url) as locker:
+        semaphore = locker.semaphore("job", 3)
+        with pytest.raises(NotLockedError):
+            await semaphore.try_acquire()
+        proxy.delay = 0.2  # seconds, in each direction
+        early = asyncio.create_task(semaphore.try_acquire())
+        await asyncio.sleep(0.3)
+        await held.pop().release()
+        late = asyncio.create_task(semaphore.try_acquire())
+        with pytest.raises(NotLockedError):
+            await early
+        scope = await late
+        proxy.delay = 0
+        await scope.release()
+    await release(held)
+
+
 # Holders that die
 
 

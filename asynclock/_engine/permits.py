@@ -69,7 +69,7 @@ class Permits:
         self._marks = True  # does the next look write how many permits there are?
         self._marked = False  # did the last one?
         self._warned = False
-        self._last_look = float("-inf")
+        self.last_look = float("-inf")  #: when it began
         self._look: Look | None = None  # the one that is under way
         self._error: ServerError | None = None  # why the last one failed
 
@@ -185,9 +185,9 @@ class Permits:
         self.board.look(self._manager.clock())
 
     def look(self) -> bool:
-        """Look at all slots. ``looks`` tells of the end. False: there is nothing to look at."""
-        if self.board.all_here:
-            return False
+        """Look at all slots, for a task that does not wait. ``looks`` tells of the end. False: that would be no use."""
+        if self.board.all_here or (self.waiting and not self.board.unsure):
+            return False  # while tasks wait, each slot that is known to be free is theirs
         self.looked = True
         if not self.board.looking:
             self.board.look(self._manager.clock())
@@ -271,7 +271,7 @@ class Permits:
             self._timer.start(max(0.0, when - self._manager.clock()), self._serve)
 
     def look_at(self, slots: list[int], now: float) -> None:
-        self._last_look = now
+        self.last_look = now
         self._marked, self._marks = self._marks, False
         self._look = Look(self._manager, self, slots, now, marks=self._marked)
 
@@ -300,7 +300,7 @@ class Permits:
                 self._manager.needless(self.room(0), index, now)
             pause = max(pause, self._manager.pause(self.room(0), index, now))
         if pause:
-            self.board.put_off_look(self._last_look + pause)
+            self.board.put_off_look(self.last_look + pause)
 
     def _compare(self, markers: list[bytes | None]) -> None:
         """What do others say how many permits there are?"""

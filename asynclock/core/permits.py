@@ -99,14 +99,17 @@ class Board(Generic[W]):
 
     # One attempt of a task itself
 
-    def pick(self) -> int | None:
+    def pick(self, waits: bool) -> int | None:
         """A slot that is believed free, for one attempt. It counts as used here until ``ended``, ``refused`` or
-        ``lost``. None: look, or queue."""
+        ``lost``. None: look, or queue.
+
+        :param waits: would the task queue? Then those who wait go first, and others may want the slot: it takes turns
+        """
         free = self._free
-        if self.queue or not free.count:
+        if not free.count or len(self.queue) > (0 if waits else len(self.probes)):
             return None
         slot = free.at(int(self._hall.chance() * free.count))
-        if self._hall.room(slot).contended:  # others want it: take turns, in the queue
+        if waits and self._hall.room(slot).contended:
             return None
         self._use(slot)
         return slot
@@ -311,6 +314,11 @@ class Board(Generic[W]):
     def looking(self) -> bool:
         """Is a look under way?"""
         return self._look is not None
+
+    @property
+    def unsure(self) -> bool:
+        """Is there a slot of which nothing is known, so that those who wait look?"""
+        return bool(self._unknown)
 
     @property
     def idle(self) -> bool:

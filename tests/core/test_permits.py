@@ -195,7 +195,7 @@ class World:
         """A task comes: its own attempt if it may have one, else the queue."""
         self.tasks += 1
         task, waiter, since = self.tasks, object(), self.now
-        slot = self.board.pick()
+        slot = self.board.pick(True)
         if slot is None:
             self.waits[task] = waiter
             self.board.join(waiter, task, self.now)
@@ -328,7 +328,7 @@ def test_a_permit_that_nobody_wants_any_more_is_given_back() -> None:
         world.step()
     world.give_up()
     world.settle()
-    assert world.owner == [None] and world.board.pick() == 0
+    assert world.owner == [None] and world.board.pick(True) == 0
 
 
 @given(st.integers(1, 1000), st.data())
@@ -352,7 +352,7 @@ def test_a_push_overtakes_what_the_process_has_still_to_do() -> None:
     world = World(2, 1, True)
     board, waiter = world.board, object()
     world.owner = ["other", "other"]
-    slot = board.pick()
+    slot = board.pick(True)
     assert slot is not None
     board.look(world.now)
     world.events.pop(0)()  # it is read: both slots are taken
