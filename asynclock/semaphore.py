@@ -154,9 +154,9 @@ class PermitScope(LockScope):
     def _end(self) -> Lease | None:
         lease = super()._end()
         if lease is not None:
-            if self._manager.life.thread == get_ident():
+            if self._here():
                 self._permits.ended(self._slot)
-            else:
+            else:  # another thread, or a coroutine that is closed while the loop does not run
                 self._manager.life.call_soon(partial(self._permits.ended, self._slot))
         return lease
 

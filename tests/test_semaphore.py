@@ -11,7 +11,8 @@ import signal
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from asynclock import (
     LockScope,
     LossReason,
     NotLockedError,
+    Semaphore,
     ServerError,
 )
 from asynclock.events import Acquired, Event, GaveUp, Lost, Released, TimedOut
@@ -519,6 +521,53 @@ async def test_a_forgotten_scope(server: Server, locker: Locker) -> None:
         del scope
         gc.collect()
     await (await waiting).release()
+
+
+@pytest.mark.parametrize("who", ["holds", "waits", "tries"])
+@pytest.mark.parametrize("where", ["no loop runs", "another loop runs"])
+def test_a_coroutine_that_is_closed_while_its_loop_does_not_run(server: Server, who: str, where: str) -> None:
+    """What there is to do is done when its loop runs again, with others waiting for what it gives back."""
+
+    async def work(semaphore: Semaphore) -> None:
+        async with semaphore.with_context():
+            await asyncio.sleep(60)
+
+    async def start(semaphore: Semaphore) -> tuple[Coroutine[Any, Any, None], list[asyncio.Task[LockScope]]]:
+        coroutine = work(semaphore)
+        attempt = coroutine.send(None)
+        if who == "holds":
+            await until(attempt.done)  # type: ignore[attr-defined]  # it is a future
+            coroutine.send(None)
+        tasks = [asyncio.create_task(semaphore.acquire()) for _ in range(3)]
+        if who != "tries":
+            await asyncio.sleep(0.05)
+        return coroutine, tasks
+
+    async def close(coroutine: Coroutine[Any, Any, None]) -> None:
+        coroutine.close()
+        await asyncio.sleep(0.01)
+
+    async def end(tasks: list[asyncio.Task[LockScope]], locker: Locker) -> None:
+        async with asyncio.timeout(2):  # its key would last for 5 s
+            for task in tasks:
+                await (await task).release()
+        assert slots(server) == [] and internals.busy(locker) == []
+        await locker.aclose()
+
+    async def connect(locker: Locker) -> list[LockScope]:
+        await (await locker.semaphore("job", 1).acquire()).release()
+        return [] if who != "waits" else await hold(locker, 1, 1)
+
+    with asyncio.Runner() as runner:
+        locker = Locker(server.url)
+        held = runner.run(connect(locker))
+        coroutine, tasks = runner.run(start(locker.semaphore("job", 1)))
+        if where == "no loop runs":
+            coroutine.close()
+        else:
+            asyncio.run(close(coroutine))
+        runner.run(release(held))
+        runner.run(end(tasks, locker))
 
 
 @pytest.mark.asyncio

@@ -133,7 +133,11 @@ class Permits:
 
         :param slot: of its own attempt; None: it waited for any
         """
-        if self.open and not self._manager.life.forked:
+        life = self._manager.life
+        if asyncio._get_running_loop() is not life.loop:  # its coroutine is closed while the loop does not run
+            life.call_soon(partial(self.leave, waiter, slot))
+            return None
+        if self.open and not life.forked:
             now = self._manager.clock()
             if self.board.leave(waiter, now):
                 return None
