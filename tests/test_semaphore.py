@@ -757,6 +757,28 @@ async def test_who_waits_is_told_that_the_server_refuses(server: Server, locker:
     await release(scopes)
 
 
+@pytest.mark.asyncio
+@pytest.mark.one_loop
+async def test_a_server_without_memory_is_left_alone(own_server: Server) -> None:
+    """Slots are free there, and nobody can have one: attempts must not follow each other without a pause."""
+    async with Tap(own_server) as tap, Locker(tap.url) as locker:
+        semaphore = locker.semaphore("job", 20)
+        await (await semaphore.acquire()).release()
+        own_server.execute("CONFIG", "SET", "maxmemory", "1")
+        before = len(tap.commands("SET"))
+        waiting = [asyncio.create_task(semaphore.acquire(timeout=1)) for _ in range(3)]
+        stay = asyncio.create_task(semaphore.acquire(timeout=20))
+        await asyncio.sleep(0.2)
+        with pytest.raises(ServerError, match="OOM"):
+            await semaphore.try_acquire()
+        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(outcome, AcquireTimeoutError)
+            assert isinstance(outcome.__cause__, ServerError) and "OOM" in str(outcome)
+        assert len(tap.commands("SET")) - before < 40, "each task tries once; then one of them with growing pauses"
+        own_server.execute("CONFIG", "SET", "maxmemory", "0")
+        await (await stay).release()
+
+
 # Every deployment
 
 

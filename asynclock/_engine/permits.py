@@ -72,6 +72,7 @@ class Permits:
         self.last_look = float("-inf")  #: when it began
         self._look: Look | None = None  # the one that is under way
         self._error: ServerError | None = None  # why the last one failed
+        self._trouble: ServerError | None = None  # why the last attempt for those who wait has failed, if not refused
 
     def start(self, manager: LockManager) -> None:
         """The locker is connected."""
@@ -110,6 +111,8 @@ class Permits:
         return not self.open or self.board.idle
 
     def join(self, waiter: Waiter) -> None:
+        if not self.waiting:
+            self._trouble = None
         self.board.join(waiter, waiter.since, self._manager.clock())
 
     def time_out(self, waiter: Waiter, timeout: float) -> None:
@@ -177,7 +180,9 @@ class Permits:
     def not_free(self) -> NotLockedError | ServerError:
         """Why no permit can be acquired now."""
         topology = self._manager.topology
-        trouble = diagnosis.unreachable(topology, self.room(0)) or self._error
+        trouble = (
+            diagnosis.unreachable(topology, self.room(0)) or self._error or (self._trouble if self.waiting else None)
+        )
         if trouble is not None:
             return trouble.copy()
         why = f"no permit of {self.name!r} ({self.permits}) is free on {diagnosis.where(topology)}"
@@ -257,7 +262,8 @@ class Permits:
         lease, error = ticket.take_lease(now), ticket.error
         ticket.error = None
         refused = isinstance(error, NotLockedError)
-        lasting = error if isinstance(error, ServerError) and error.lasting else None
+        self._trouble = error if isinstance(error, ServerError) else None
+        lasting = self._trouble if self._trouble is not None and self._trouble.lasting else None
         if isinstance(error, LockerClosedError):
             return  # ``stop`` is called next
         self.board.ticket_ended(slot, ticket, lease, refused, lasting, now)

@@ -15,7 +15,7 @@ from .rules import NEVER, Rules
 W = TypeVar("W")
 
 MAX_PERMITS = 1000  # one look at so many keys is still quick
-MAX_PAUSE = 1.0  # seconds between two looks while the servers do not answer
+MAX_PAUSE = 1.0  # seconds between two looks while the servers do not answer, and between attempts that they refuse
 
 
 class Hall(Protocol[W]):
@@ -58,7 +58,8 @@ class Board(Generic[W]):
     A task that finds nobody waiting makes an attempt for a slot that is believed free (``pick``): one round trip, as
     for a lock. Otherwise it queues. For those who queue,
 
-    - a *probe* makes one attempt for each slot that is believed free, as long as there are more tasks than probes;
+    - a *probe* makes one attempt for each slot that is believed free, as long as there are more tasks than probes; but
+      after an attempt that servers have failed, there is a pause before the next one, and one at a time;
     - a *look* reads all slots of which nothing is known;
     - *tickets* wait in the rooms of slots that others have, at most one in each, and as many as tasks wait. There, the
       rules of the room decide whose turn it is: this process's or another's. A slot that is released here gets a ticket
@@ -96,6 +97,8 @@ class Board(Generic[W]):
         self._look: dict[int, bool] | None = None
         self._look_at = 0.0  # no look before that
         self._pause = 0.0  # after the last look, which has failed
+        self._try_at = 0.0  # no probe before that
+        self._try_pause = 0.0  # after the last attempt, which servers have failed
 
     # One attempt of a task itself
 
@@ -199,8 +202,11 @@ class Board(Generic[W]):
             self._forget(slot)
             if error is not None:
                 self._fail(error)
-            else:
-                self._put_off_look(now)
+        if lease is not None or refused:  # servers work
+            self._try_at = self._try_pause = 0.0
+        elif now >= self._try_at:
+            self._try_pause = min(max(2 * self._try_pause, self._rules.try_next_after), MAX_PAUSE)
+            self._try_at = now + self._try_pause * (0.5 + self._hall.chance() / 2)
         self.serve(now)
 
     def _fail(self, error: Exception) -> None:
@@ -236,7 +242,9 @@ class Board(Generic[W]):
         while len(self.tickets) < len(queue) and self._taken:
             self._send_ticket(next(iter(self._taken)), now)
         self._drop_surplus(None, now)
-        due = now + self._rules.try_next_after if self._free.count and len(self.probes) < len(queue) else NEVER
+        due = NEVER
+        if self._free.count and len(self.probes) < len(queue):
+            due = max(now + self._rules.try_next_after, self._try_at)
         if self._unknown and self._look is None:
             due = min(due, self._look_at)
         while self._ends and self._taken.get(self._ends[0][1]) != self._ends[0][0]:
@@ -249,7 +257,10 @@ class Board(Generic[W]):
     def _probe(self, now: float) -> None:
         """Make attempts for slots that are believed free."""
         others_turn = []
-        while len(self.probes) < len(self.queue) and self._free.count:
+        if now < self._try_at:
+            return
+        most = min(len(self.queue), 1) if self._try_pause else len(self.queue)
+        while len(self.probes) < most and self._free.count:
             slot = self._free.at(int(self._hall.chance() * self._free.count))
             room = self._hall.room(slot)
             if room.contended:  # a ticket takes turns with others; but not more than one for each task
@@ -408,7 +419,7 @@ class Board(Generic[W]):
             self._look = {}
         for slot in slots:
             self._forget(slot)
-        self._look_at = 0.0
+        self._look_at = self._try_at = 0.0
 
     def _use(self, slot: int) -> None:
         self._free.remove(slot)

@@ -364,3 +364,33 @@ def test_a_push_overtakes_what_the_process_has_still_to_do() -> None:
     world.settle()
     assert not world.waits and [*world.held] == [slot]
     assert world.now < 1, "it was taken for taken until its time to live was over"
+
+
+def test_attempts_that_servers_fail_are_put_off() -> None:
+    """One at a time, with longer and longer pauses; and all at once when the servers work again."""
+    world = World(10, 1, True)
+    tried: list[float] = []
+    works = False
+
+    def ended(ticket: Ticket, lease: Lease | None) -> None:
+        tried.append(world.now)
+        if not works and lease is not None:
+            world.rooms[ticket.slot].holder = world.owner[ticket.slot] = lease = None
+        world.board.ticket_ended(ticket.slot, ticket, lease, False, None, world.now)  # type: ignore[arg-type]
+
+    world.ticket_ended = ended  # type: ignore[method-assign]
+    for task in range(5):
+        world.waits[task] = waiter = object()
+        world.board.join(waiter, task, world.now)
+    while world.now < 10:
+        for _ in range(100):
+            world.step()
+        assert not world.events
+        assert world.board.queue and world.due < NEVER
+        world.now, world.due = max(world.now, world.due), NEVER
+        world.board.serve(world.now)
+    first = sum(when == tried[0] for when in tried)
+    assert first <= 5 and len(tried) < 30, tried
+    works = True
+    world.settle()
+    assert not world.waits and len(world.held) == 5
