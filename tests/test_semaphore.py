@@ -381,6 +381,27 @@ async def test_a_look_that_began_before_does_not_count(server: Server, other: Lo
     await release(held)
 
 
+@pytest.mark.asyncio
+async def test_a_look_whose_answers_are_outdated_does_not_count(server: Server, other: Locker) -> None:
+    """As when another server reconnects meanwhile: what this one has answered is forgotten."""
+    held = await hold(other, 3, 3)
+    async with Proxy(server.port) as proxy, Locker(proxy.url) as locker:
+        semaphore = locker.semaphore("job", 3)
+        with pytest.raises(NotLockedError):
+            await semaphore.try_acquire()
+        await held.pop().release()
+        await asyncio.sleep(0.02)
+        proxy.delay = 0.05  # seconds, in each direction
+        trying = asyncio.create_task(semaphore.try_acquire())
+        await asyncio.sleep(0.02)
+        assert internals.looks(locker)
+        internals.manager(locker).semaphores.all_changed()
+        scope = await trying
+        proxy.delay = 0
+        await scope.release()
+    await release(held)
+
+
 # Holders that die
 
 

@@ -69,7 +69,7 @@ class Permits:
         self._marks = True  # does the next look write how many permits there are?
         self._marked = False  # did the last one?
         self._warned = False
-        self.last_look = float("-inf")  #: when it began
+        self.last_look = float("-inf")  #: when the last look began that counts
         self._look: Look | None = None  # the one that is under way
         self._error: ServerError | None = None  # why the last one failed
         self._trouble: ServerError | None = None  # why the last attempt for those who wait has failed, if not refused
@@ -213,6 +213,7 @@ class Permits:
         """What servers have told may be outdated."""
         if self.open:
             self._error = None
+            self.last_look = float("-inf")  # what is still to be answered does not count
             self.board.all_changed()
             if self.board.queue:
                 self._soon()

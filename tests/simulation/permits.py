@@ -202,6 +202,7 @@ class Hall:
             self.serve_soon()
 
     def all_changed(self) -> None:
+        self._last_look = -1.0
         self.board.all_changed()
         self.serve_soon()
 
