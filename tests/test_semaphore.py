@@ -294,6 +294,36 @@ async def test_two_lockers_take_turns(server: Server, locker: Locker, other: Loc
 
 
 @pytest.mark.asyncio
+@pytest.mark.one_loop
+async def test_holders_that_come_and_go_fast_do_not_slow_a_waiter_down(server: Server, other: Locker) -> None:
+    """Each time, the key expires at almost the same time as before. To take that for pushes that mean nothing would put
+    off all checks on this server for up to 1.3 s: those of locks, too."""
+    stop = time.monotonic() + 2
+    longest = 0.0
+
+    async def others() -> None:
+        while time.monotonic() < stop:
+            async with other.semaphore("job", 50).with_context(wait_release=False):
+                await asyncio.sleep(0.003)
+
+    async with Locker(server.url) as locker:
+
+        async def ours() -> None:
+            nonlocal longest
+            while time.monotonic() < stop:
+                since = time.monotonic()
+                async with locker.semaphore("job", 50).with_context():
+                    longest = max(longest, time.monotonic() - since)
+                    await asyncio.sleep(0)
+                manager = internals.manager(locker)
+                assert internals.node(locker).pace.pause(manager.clock()) == 0
+
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(others() for _ in range(50)), ours(), ours())
+    assert longest < 1, "with pauses, it was two seconds"
+
+
+@pytest.mark.asyncio
 async def test_a_thousand_permits_cost_no_more_round_trips(server: Server) -> None:
     """One to find a free one while an attempt fails, and one to take it; and one for the rest of the room's work."""
     async with Locker(server.url) as holder, Proxy(server.port) as proxy, Locker(proxy.url) as locker:

@@ -93,8 +93,11 @@ class Board(Generic[W]):
         self._unknown: dict[int, None] = {}
         self._here: set[int] = set()
         self._refusals: dict[int, int] = {}  # attempts that were refused since the slot was last seen taken, or held
-        self._before: dict[int, float] = {}  # what was in ``_taken`` until the slot was said to have changed
+        # Of slots that others have: until when, as was seen first, when that was, and how long that look took ...
+        self._seen: dict[int, tuple[float, float, float]] = {}
+        self._doubted: set[int] = set()  # ... and which of them were said to have changed since they were seen last
         self._look: dict[int, bool] | None = None
+        self._look_began = 0.0
         self._look_at = 0.0  # no look before that
         self._pause = 0.0  # after the last look, which has failed
         self._try_at = 0.0  # no probe before that
@@ -344,7 +347,7 @@ class Board(Generic[W]):
     def _begin_look(self, now: float, slots: list[int] | None = None) -> None:
         if self._look is None and (slots or (self._unknown and now >= self._look_at)):
             slots = slots or [*self._unknown]
-            self._look = dict.fromkeys(slots, False)
+            self._look, self._look_began = dict.fromkeys(slots, False), now
             self._hall.look_at(slots, now)
 
     def looked(self, found: Mapping[int, float], now: float) -> int:
@@ -357,13 +360,13 @@ class Board(Generic[W]):
         for slot, until in found.items():
             if slot not in look or slot in self._here or slot in self.tickets:
                 continue
-            before = self._before.pop(slot, NEVER)
             self._remove(slot)
             if until > now and look[slot]:
-                self._before[slot] = until
+                self._doubted.add(slot)
                 self._unknown[slot] = None
-            elif until > now:
-                needless += abs(until - before) < rules.try_next_after
+                continue
+            if until > now:
+                needless += self._is_unchanged(slot, until, now)
                 if not rules.tracking:
                     until = min(until, now + rules.extend_interval * (0.5 + self._hall.chance() / 2))
                 self._refusals.pop(slot, None)
@@ -376,9 +379,21 @@ class Board(Generic[W]):
                 self._free.add(slot)
                 if rules.tracking and not look[slot]:
                     self._fresh.add(slot)
+            self._doubted.discard(slot)
         if any(slot not in found for slot in look):
             self._put_off_look(now)
         return needless
+
+    def _is_unchanged(self, slot: int, until: float, now: float) -> bool:
+        """Was the slot said to have changed, and had not? A new holder, or an extension, moves the time until which
+        others have it. But a new holder does not move it by much, if the one before had got the slot a moment ago."""
+        took = now - self._look_began  # the time is uncertain by as much
+        first, since, took_then = self._seen.get(slot, (NEVER, now, 0.0))
+        same = self._rules.try_next_after + max(took, took_then)
+        if abs(until - first) < same:
+            return slot in self._doubted and now > since + 2 * same
+        self._seen[slot] = until, now, took
+        return False
 
     def look_failed(self, error: Exception | None, now: float) -> None:
         """Too few servers have answered.
@@ -407,7 +422,7 @@ class Board(Generic[W]):
         known = slot in self._taken or slot in self._fresh
         if known:
             if slot in self._taken:
-                self._before[slot] = self._taken[slot]
+                self._doubted.add(slot)
             self._forget(slot)
         return known
 

@@ -394,3 +394,28 @@ def test_attempts_that_servers_fail_are_put_off() -> None:
     works = True
     world.settle()
     assert not world.waits and len(world.held) == 5
+
+
+def test_which_looks_are_needless() -> None:
+    """A push that means nothing leads to one. But holders that come and go within milliseconds are no such thing."""
+
+    def found(until: float) -> int:
+        board.changed(0)
+        board.look(world.now)
+        world.now += 0.001
+        return board.looked({0: until}, world.now)
+
+    world = World(1, 1, True)
+    board = world.board
+    assert found(world.now + TTL) == 0
+    for _ in range(200):
+        world.now += 0.004  # another one has had it meanwhile, and released it
+        assert found(world.now + TTL) == 0
+    until, needless = world.now + TTL, 0
+    for _ in range(50):
+        world.now += 0.01
+        needless += found(until)
+    assert 40 <= needless < 50
+    world.now += 1
+    assert found(world.now + TTL) == 0  # it was extended
+    assert not world.board._doubted
