@@ -154,9 +154,9 @@ class PermitScope(LockScope):
     def _end(self) -> Lease | None:
         lease = super()._end()
         if lease is not None:
-            if self._manager.life.thread == get_ident():
+            if self._here():
                 self._permits.ended(self._slot)
-            else:
+            else:  # another thread, or a coroutine that is closed while the loop does not run
                 self._manager.life.call_soon(partial(self._permits.ended, self._slot))
         return lease
 
@@ -201,29 +201,28 @@ async def _acquire(
             until = now + seconds
         else:
             wait = False
-    task = None if loop is None or life.thread != get_ident() else current_task(loop)
-    if task is None:
+    # The task is not kept in a variable: it may keep the error that is raised here, which would be a cycle.
+    if loop is None or life.thread != get_ident() or current_task(loop) is None:
         try:
             await connect(manager, permits.name, seconds, began)
         except ConfigurationError:
             if context is not None:
                 context._used = False  # it can be entered in another event loop
             raise
-        loop, task = life.loop, current_task()
-        now = manager.clock()
-    assert loop is not None and task is not None
+        loop, now = life.loop, manager.clock()
+    assert loop is not None and current_task(loop) is not None
     if not permits.open:
         permits.start(manager)
     manager.semaphores.used(permits)
-    attempts, looked = 0, False  # its own, and has it looked since the last one?
+    attempts, asked = 0, now  # its own; and a look that began before that does not count
     while True:
         # One attempt of its own, for a slot that is believed free. If that fails: with ``wait`` the queue; else a look,
         # and an attempt for what was found.
-        slot = permits.board.pick() if not attempts or not wait else None
+        slot = permits.board.pick(wait) if attempts < (1 if wait else MAX_TRIES) else None
         if slot is None and not wait:
-            if not looked and attempts < MAX_TRIES and not permits.waiting and permits.look():
+            if permits.last_look < asked and attempts < MAX_TRIES and permits.look():
                 await _look(manager, permits, began)
-                looked, now = True, manager.clock()
+                now = manager.clock()
                 continue
             failure: AsyncLockError = permits.not_free()
             if seconds == 0 and isinstance(failure, NotLockedError):
@@ -241,6 +240,7 @@ async def _acquire(
         if slot is None:
             permits.join(waiter)
         else:
+            asked = now
             room.try_join(waiter, now)
             if not permits.looked:
                 permits.first_look()
@@ -264,13 +264,13 @@ async def _acquire(
             if context is None:
                 scope = PermitScope(semaphore, waiter.room, lease, slot, manager.options.wait_release, None)
             else:
-                scope = PermitScope(semaphore, waiter.room, lease, slot, context._wait_release, task)
+                scope = PermitScope(semaphore, waiter.room, lease, slot, context._wait_release, current_task(loop))
                 context._scope = scope
             lease.scope_ref = ScopeRef(scope)
             scope._hold = manager.reports.begun(permits.name, now, now - began)
             return scope
         if slot is not None:
-            attempts, looked = attempts + 1, False
+            attempts += 1
             permits.refused(slot)
         elif waiter.error is None:
             permits.lost_before(waiter)  # the caller never had it
@@ -307,11 +307,11 @@ async def _fail(
     manager: LockManager, permits: Permits, waiter: Waiter, seconds: float | None, began: float
 ) -> NoReturn:
     """Raise the error of ``waiter``, once what it had is given back."""
-    failure = waiter.take_error()
+    failure, cancelled = waiter.take_error(), None
     try:
-        if waiter.lease is not None and (cancelled := await manager.pending_releases.wait(waiter.lease)) is not None:
-            raise cancelled
-        raise failure
+        if waiter.lease is not None:
+            cancelled = await manager.pending_releases.wait(waiter.lease)
+        raise failure if cancelled is None else cancelled
     finally:
         manager.reports.not_acquired(permits.name, manager.clock() - began, failure)
-        del failure  # no cycle through its traceback
+        del failure, cancelled  # no cycle through its traceback

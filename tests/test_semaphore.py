@@ -9,20 +9,24 @@ import logging
 import os
 import signal
 import time
+import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from typing import Any
 
 import pytest
 
 import asynclock.sync
 from asynclock import (
     AcquireTimeoutError,
+    AsyncLockError,
     ConfigurationError,
     Locker,
     LockerClosedError,
     LockScope,
     LossReason,
     NotLockedError,
+    Semaphore,
     ServerError,
 )
 from asynclock.events import Acquired, Event, GaveUp, Lost, Released, TimedOut
@@ -292,6 +296,36 @@ async def test_two_lockers_take_turns(server: Server, locker: Locker, other: Loc
 
 
 @pytest.mark.asyncio
+@pytest.mark.one_loop
+async def test_holders_that_come_and_go_fast_do_not_slow_a_waiter_down(server: Server, other: Locker) -> None:
+    """Each time, the key expires at almost the same time as before. To take that for pushes that mean nothing would put
+    off all checks on this server for up to 1.3 s: those of locks, too."""
+    stop = time.monotonic() + 2
+    longest = 0.0
+
+    async def others() -> None:
+        while time.monotonic() < stop:
+            async with other.semaphore("job", 50).with_context(wait_release=False):
+                await asyncio.sleep(0.003)
+
+    async with Locker(server.url) as locker:
+
+        async def ours() -> None:
+            nonlocal longest
+            while time.monotonic() < stop:
+                since = time.monotonic()
+                async with locker.semaphore("job", 50).with_context():
+                    longest = max(longest, time.monotonic() - since)
+                    await asyncio.sleep(0)
+                manager = internals.manager(locker)
+                assert internals.node(locker).pace.pause(manager.clock()) == 0
+
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(others() for _ in range(50)), ours(), ours())
+    assert longest < 1, "with pauses, it was two seconds"
+
+
+@pytest.mark.asyncio
 async def test_a_thousand_permits_cost_no_more_round_trips(server: Server) -> None:
     """One to find a free one while an attempt fails, and one to take it; and one for the rest of the room's work."""
     async with Locker(server.url) as holder, Proxy(server.port) as proxy, Locker(proxy.url) as locker:
@@ -322,6 +356,82 @@ async def test_one_round_trip_when_permits_are_free(server: Server) -> None:
         assert time.monotonic() - since < 0.39, "two round trips take 0.4 s"
         proxy.delay = 0
         await release(scopes)
+
+
+@pytest.mark.asyncio
+async def test_who_does_not_wait_gets_a_permit_that_was_contended_before(
+    server: Server, locker: Locker, other: Locker
+) -> None:
+    """Turns are for those who wait. This one found none, though all were free."""
+    for one, two in ((locker, other), (other, locker)):
+        scope = await one.semaphore("job", 1).acquire()
+        waiting = asyncio.create_task(two.semaphore("job", 1).acquire())
+        await asyncio.sleep(0.05)
+        await scope.release()
+        await (await waiting).release()
+    for one in (locker, other):
+        for _ in range(3):
+            await (await one.semaphore("job", 1).try_acquire()).release()
+
+
+@pytest.mark.asyncio
+async def test_who_does_not_wait_gets_a_permit_while_others_are_served(server: Server, other: Locker) -> None:
+    """Those who wait are about to get one of the many that are free, too."""
+    held = await hold(other, 50, 100)
+    async with Proxy(server.port) as proxy, Locker(proxy.url) as locker:
+        await (await locker.acquire("other")).release()
+        proxy.delay = 0.05  # seconds, in each direction
+        semaphore = locker.semaphore("job", 100)
+        tasks = [asyncio.create_task(semaphore.acquire()) for _ in range(5)]
+        for _ in range(20):  # while the first attempts are made, while it looks, and afterwards
+            await asyncio.sleep(0.02)
+            tasks.append(asyncio.create_task(semaphore.try_acquire()))
+        scopes = await asyncio.gather(*tasks)
+        proxy.delay = 0
+        await release(scopes)
+    await release(held)
+
+
+@pytest.mark.asyncio
+async def test_a_look_that_began_before_does_not_count(server: Server, other: Locker) -> None:
+    """A permit is released while the answer to a look is on its way, and then somebody asks for one."""
+    held = await hold(other, 3, 3)
+    async with Proxy(server.port) as proxy, Locker(proxy.url) as locker:
+        semaphore = locker.semaphore("job", 3)
+        with pytest.raises(NotLockedError):
+            await semaphore.try_acquire()
+        proxy.delay = 0.2  # seconds, in each direction
+        early = asyncio.create_task(semaphore.try_acquire())
+        await asyncio.sleep(0.3)
+        await held.pop().release()
+        late = asyncio.create_task(semaphore.try_acquire())
+        with pytest.raises(NotLockedError):
+            await early
+        scope = await late
+        proxy.delay = 0
+        await scope.release()
+    await release(held)
+
+
+@pytest.mark.asyncio
+async def test_a_look_whose_answers_are_outdated_does_not_count(server: Server, other: Locker) -> None:
+    """As when another server reconnects meanwhile: what this one has answered is forgotten."""
+    held = await hold(other, 3, 3)
+    async with Proxy(server.port) as proxy, Locker(proxy.url) as locker:
+        semaphore = locker.semaphore("job", 3)
+        with pytest.raises(NotLockedError):
+            await semaphore.try_acquire()
+        await held.pop().release()
+        await asyncio.sleep(0.02)
+        proxy.delay = 0.05  # seconds, in each direction
+        trying = asyncio.create_task(semaphore.try_acquire())
+        await asyncio.sleep(0.02)
+        assert internals.looks(locker)
+        internals.manager(locker).semaphores.all_changed()
+        scope = await trying
+        proxy.delay = 0
+        await scope.release()
+    await release(held)
 
 
 # Holders that die
@@ -464,6 +574,88 @@ async def test_a_forgotten_scope(server: Server, locker: Locker) -> None:
         del scope
         gc.collect()
     await (await waiting).release()
+
+
+@pytest.mark.parametrize("who", ["holds", "waits", "tries"])
+@pytest.mark.parametrize("where", ["no loop runs", "another loop runs"])
+def test_a_coroutine_that_is_closed_while_its_loop_does_not_run(server: Server, who: str, where: str) -> None:
+    """What there is to do is done when its loop runs again, with others waiting for what it gives back."""
+
+    async def work(semaphore: Semaphore) -> None:
+        async with semaphore.with_context():
+            await asyncio.sleep(60)
+
+    async def start(semaphore: Semaphore) -> tuple[Coroutine[Any, Any, None], list[asyncio.Task[LockScope]]]:
+        coroutine = work(semaphore)
+        attempt = coroutine.send(None)
+        if who == "holds":
+            await until(attempt.done)  # type: ignore[attr-defined]  # it is a future
+            coroutine.send(None)
+        tasks = [asyncio.create_task(semaphore.acquire()) for _ in range(3)]
+        if who != "tries":
+            await asyncio.sleep(0.05)
+        return coroutine, tasks
+
+    async def close(coroutine: Coroutine[Any, Any, None]) -> None:
+        coroutine.close()
+        await asyncio.sleep(0.01)
+
+    async def end(tasks: list[asyncio.Task[LockScope]], locker: Locker) -> None:
+        async with asyncio.timeout(2):  # its key would last for 5 s
+            for task in tasks:
+                await (await task).release()
+        assert slots(server) == [] and internals.busy(locker) == []
+        await locker.aclose()
+
+    async def connect(locker: Locker) -> list[LockScope]:
+        await (await locker.semaphore("job", 1).acquire()).release()
+        return [] if who != "waits" else await hold(locker, 1, 1)
+
+    with asyncio.Runner() as runner:
+        locker = Locker(server.url)
+        held = runner.run(connect(locker))
+        coroutine, tasks = runner.run(start(locker.semaphore("job", 1)))
+        if where == "no loop runs":
+            coroutine.close()
+        else:
+            asyncio.run(close(coroutine))
+        runner.run(release(held))
+        runner.run(end(tasks, locker))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("how", ["timed out", "no time", "refused", "cancelled", "closed", "closed while it looks"])
+async def test_an_error_leaves_no_reference_cycle(server: Server, other: Locker, how: str) -> None:
+    """The task goes with the last reference to it, without the garbage collector."""
+    held = await hold(other, 1, 1)
+    async with Locker(server.url) as locker:
+        semaphore = locker.semaphore("job", 1)
+        gc.disable()
+        try:
+            if how in ("no time", "timed out", "cancelled", "closed"):
+                timeout = {"timed out": 0.05, "no time": 0}.get(how)
+                task = asyncio.create_task(semaphore.acquire(timeout=timeout))
+            else:
+                task = asyncio.create_task(semaphore.try_acquire())
+            if how == "closed while it looks":
+                async with asyncio.timeout(10):
+                    while not internals.looks(locker):
+                        await asyncio.sleep(0)
+            elif how != "timed out":
+                await asyncio.sleep(0.02)
+            if how == "cancelled":
+                task.cancel()
+            elif how.startswith("closed"):
+                await locker.aclose()
+            await asyncio.wait([task])
+            assert task.cancelled() or isinstance(task.exception(), AsyncLockError)
+            kept = weakref.ref(task)
+            del task
+            await asyncio.sleep(0.02)
+            assert kept() is None
+        finally:
+            gc.enable()
+    await release(held)
 
 
 @pytest.mark.asyncio
@@ -616,6 +808,28 @@ async def test_who_waits_is_told_that_the_server_refuses(server: Server, locker:
     finally:
         server.execute("ACL", "DELUSER", "somebody")
     await release(scopes)
+
+
+@pytest.mark.asyncio
+@pytest.mark.one_loop
+async def test_a_server_without_memory_is_left_alone(own_server: Server) -> None:
+    """Slots are free there, and nobody can have one: attempts must not follow each other without a pause."""
+    async with Tap(own_server) as tap, Locker(tap.url) as locker:
+        semaphore = locker.semaphore("job", 20)
+        await (await semaphore.acquire()).release()
+        own_server.execute("CONFIG", "SET", "maxmemory", "1")
+        before = len(tap.commands("SET"))
+        waiting = [asyncio.create_task(semaphore.acquire(timeout=1)) for _ in range(3)]
+        stay = asyncio.create_task(semaphore.acquire(timeout=20))
+        await asyncio.sleep(0.2)
+        with pytest.raises(ServerError, match="OOM"):
+            await semaphore.try_acquire()
+        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(outcome, AcquireTimeoutError)
+            assert isinstance(outcome.__cause__, ServerError) and "OOM" in str(outcome)
+        assert len(tap.commands("SET")) - before < 40, "each task tries once; then one of them with growing pauses"
+        own_server.execute("CONFIG", "SET", "maxmemory", "0")
+        await (await stay).release()
 
 
 # Every deployment

@@ -108,7 +108,7 @@ class Lifecycle:
         if self.loop is not None and self.loop is not running:
             raise ConfigurationError(f"{locker} belongs to another event loop; {advice}")
 
-    def call_soon(self, call: Callable[[], None]) -> None:
+    def call_soon(self, call: Callable[[], object]) -> None:
         """Call it in the loop, from whatever thread. Not if nothing runs in that loop any more."""
         if self.loop is not None and not self.forked:
             with contextlib.suppress(RuntimeError):  # it is closed

@@ -69,9 +69,10 @@ class Permits:
         self._marks = True  # does the next look write how many permits there are?
         self._marked = False  # did the last one?
         self._warned = False
-        self._last_look = float("-inf")
+        self.last_look = float("-inf")  #: when the last look began that counts
         self._look: Look | None = None  # the one that is under way
         self._error: ServerError | None = None  # why the last one failed
+        self._trouble: ServerError | None = None  # why the last attempt for those who wait has failed, if not refused
 
     def start(self, manager: LockManager) -> None:
         """The locker is connected."""
@@ -110,6 +111,8 @@ class Permits:
         return not self.open or self.board.idle
 
     def join(self, waiter: Waiter) -> None:
+        if not self.waiting:
+            self._trouble = None
         self.board.join(waiter, waiter.since, self._manager.clock())
 
     def time_out(self, waiter: Waiter, timeout: float) -> None:
@@ -133,7 +136,11 @@ class Permits:
 
         :param slot: of its own attempt; None: it waited for any
         """
-        if self.open and not self._manager.life.forked:
+        life = self._manager.life
+        if asyncio._get_running_loop() is not life.loop:  # its coroutine is closed while the loop does not run
+            life.call_soon(partial(self.leave, waiter, slot))
+            return None
+        if self.open and not life.forked:
             now = self._manager.clock()
             if self.board.leave(waiter, now):
                 return None
@@ -173,7 +180,9 @@ class Permits:
     def not_free(self) -> NotLockedError | ServerError:
         """Why no permit can be acquired now."""
         topology = self._manager.topology
-        trouble = diagnosis.unreachable(topology, self.room(0)) or self._error
+        trouble = (
+            diagnosis.unreachable(topology, self.room(0)) or self._error or (self._trouble if self.waiting else None)
+        )
         if trouble is not None:
             return trouble.copy()
         why = f"no permit of {self.name!r} ({self.permits}) is free on {diagnosis.where(topology)}"
@@ -185,9 +194,9 @@ class Permits:
         self.board.look(self._manager.clock())
 
     def look(self) -> bool:
-        """Look at all slots. ``looks`` tells of the end. False: there is nothing to look at."""
-        if self.board.all_here:
-            return False
+        """Look at all slots, for a task that does not wait. ``looks`` tells of the end. False: that would be no use."""
+        if self.board.all_here or (self.waiting and not self.board.unsure):
+            return False  # while tasks wait, each slot that is known to be free is theirs
         self.looked = True
         if not self.board.looking:
             self.board.look(self._manager.clock())
@@ -204,6 +213,7 @@ class Permits:
         """What servers have told may be outdated."""
         if self.open:
             self._error = None
+            self.last_look = float("-inf")  # what is still to be answered does not count
             self.board.all_changed()
             if self.board.queue:
                 self._soon()
@@ -253,7 +263,8 @@ class Permits:
         lease, error = ticket.take_lease(now), ticket.error
         ticket.error = None
         refused = isinstance(error, NotLockedError)
-        lasting = error if isinstance(error, ServerError) and error.lasting else None
+        self._trouble = error if isinstance(error, ServerError) else None
+        lasting = self._trouble if self._trouble is not None and self._trouble.lasting else None
         if isinstance(error, LockerClosedError):
             return  # ``stop`` is called next
         self.board.ticket_ended(slot, ticket, lease, refused, lasting, now)
@@ -271,7 +282,7 @@ class Permits:
             self._timer.start(max(0.0, when - self._manager.clock()), self._serve)
 
     def look_at(self, slots: list[int], now: float) -> None:
-        self._last_look = now
+        self.last_look = now
         self._marked, self._marks = self._marks, False
         self._look = Look(self._manager, self, slots, now, marks=self._marked)
 
@@ -300,7 +311,7 @@ class Permits:
                 self._manager.needless(self.room(0), index, now)
             pause = max(pause, self._manager.pause(self.room(0), index, now))
         if pause:
-            self.board.put_off_look(self._last_look + pause)
+            self.board.put_off_look(self.last_look + pause)
 
     def _compare(self, markers: list[bytes | None]) -> None:
         """What do others say how many permits there are?"""

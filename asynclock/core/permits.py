@@ -15,7 +15,7 @@ from .rules import NEVER, Rules
 W = TypeVar("W")
 
 MAX_PERMITS = 1000  # one look at so many keys is still quick
-MAX_PAUSE = 1.0  # seconds between two looks while the servers do not answer
+MAX_PAUSE = 1.0  # seconds between two looks while the servers do not answer, and between attempts that they refuse
 
 
 class Hall(Protocol[W]):
@@ -58,7 +58,8 @@ class Board(Generic[W]):
     A task that finds nobody waiting makes an attempt for a slot that is believed free (``pick``): one round trip, as
     for a lock. Otherwise it queues. For those who queue,
 
-    - a *probe* makes one attempt for each slot that is believed free, as long as there are more tasks than probes;
+    - a *probe* makes one attempt for each slot that is believed free, as long as there are more tasks than probes; but
+      after an attempt that servers have failed, there is a pause before the next one, and one at a time;
     - a *look* reads all slots of which nothing is known;
     - *tickets* wait in the rooms of slots that others have, at most one in each, and as many as tasks wait. There, the
       rules of the room decide whose turn it is: this process's or another's. A slot that is released here gets a ticket
@@ -92,21 +93,29 @@ class Board(Generic[W]):
         self._unknown: dict[int, None] = {}
         self._here: set[int] = set()
         self._refusals: dict[int, int] = {}  # attempts that were refused since the slot was last seen taken, or held
-        self._before: dict[int, float] = {}  # what was in ``_taken`` until the slot was said to have changed
+        # Of slots that others have: until when, as was seen first, when that was, and how long that look took ...
+        self._seen: dict[int, tuple[float, float, float]] = {}
+        self._doubted: set[int] = set()  # ... and which of them were said to have changed since they were seen last
         self._look: dict[int, bool] | None = None
+        self._look_began = 0.0
         self._look_at = 0.0  # no look before that
         self._pause = 0.0  # after the last look, which has failed
+        self._try_at = 0.0  # no probe before that
+        self._try_pause = 0.0  # after the last attempt, which servers have failed
 
     # One attempt of a task itself
 
-    def pick(self) -> int | None:
+    def pick(self, waits: bool) -> int | None:
         """A slot that is believed free, for one attempt. It counts as used here until ``ended``, ``refused`` or
-        ``lost``. None: look, or queue."""
+        ``lost``. None: look, or queue.
+
+        :param waits: would the task queue? Then those who wait go first, and others may want the slot: it takes turns
+        """
         free = self._free
-        if self.queue or not free.count:
+        if not free.count or len(self.queue) > (0 if waits else len(self.probes)):
             return None
         slot = free.at(int(self._hall.chance() * free.count))
-        if self._hall.room(slot).contended:  # others want it: take turns, in the queue
+        if waits and self._hall.room(slot).contended:
             return None
         self._use(slot)
         return slot
@@ -196,8 +205,11 @@ class Board(Generic[W]):
             self._forget(slot)
             if error is not None:
                 self._fail(error)
-            else:
-                self._put_off_look(now)
+        if lease is not None or refused:  # servers work
+            self._try_at = self._try_pause = 0.0
+        elif now >= self._try_at:
+            self._try_pause = min(max(2 * self._try_pause, self._rules.try_next_after), MAX_PAUSE)
+            self._try_at = now + self._try_pause * (0.5 + self._hall.chance() / 2)
         self.serve(now)
 
     def _fail(self, error: Exception) -> None:
@@ -233,7 +245,9 @@ class Board(Generic[W]):
         while len(self.tickets) < len(queue) and self._taken:
             self._send_ticket(next(iter(self._taken)), now)
         self._drop_surplus(None, now)
-        due = now + self._rules.try_next_after if self._free.count and len(self.probes) < len(queue) else NEVER
+        due = NEVER
+        if self._free.count and len(self.probes) < len(queue):
+            due = max(now + self._rules.try_next_after, self._try_at)
         if self._unknown and self._look is None:
             due = min(due, self._look_at)
         while self._ends and self._taken.get(self._ends[0][1]) != self._ends[0][0]:
@@ -246,7 +260,10 @@ class Board(Generic[W]):
     def _probe(self, now: float) -> None:
         """Make attempts for slots that are believed free."""
         others_turn = []
-        while len(self.probes) < len(self.queue) and self._free.count:
+        if now < self._try_at:
+            return
+        most = min(len(self.queue), 1) if self._try_pause else len(self.queue)
+        while len(self.probes) < most and self._free.count:
             slot = self._free.at(int(self._hall.chance() * self._free.count))
             room = self._hall.room(slot)
             if room.contended:  # a ticket takes turns with others; but not more than one for each task
@@ -313,6 +330,11 @@ class Board(Generic[W]):
         return self._look is not None
 
     @property
+    def unsure(self) -> bool:
+        """Is there a slot of which nothing is known, so that those who wait look?"""
+        return bool(self._unknown)
+
+    @property
     def idle(self) -> bool:
         """Does nobody here have a permit, or want one?"""
         return not (self._here or self.queue or self.tickets or self.probes)
@@ -325,7 +347,7 @@ class Board(Generic[W]):
     def _begin_look(self, now: float, slots: list[int] | None = None) -> None:
         if self._look is None and (slots or (self._unknown and now >= self._look_at)):
             slots = slots or [*self._unknown]
-            self._look = dict.fromkeys(slots, False)
+            self._look, self._look_began = dict.fromkeys(slots, False), now
             self._hall.look_at(slots, now)
 
     def looked(self, found: Mapping[int, float], now: float) -> int:
@@ -338,13 +360,13 @@ class Board(Generic[W]):
         for slot, until in found.items():
             if slot not in look or slot in self._here or slot in self.tickets:
                 continue
-            before = self._before.pop(slot, NEVER)
             self._remove(slot)
             if until > now and look[slot]:
-                self._before[slot] = until
+                self._doubted.add(slot)
                 self._unknown[slot] = None
-            elif until > now:
-                needless += abs(until - before) < rules.try_next_after
+                continue
+            if until > now:
+                needless += self._is_unchanged(slot, until, now)
                 if not rules.tracking:
                     until = min(until, now + rules.extend_interval * (0.5 + self._hall.chance() / 2))
                 self._refusals.pop(slot, None)
@@ -357,9 +379,21 @@ class Board(Generic[W]):
                 self._free.add(slot)
                 if rules.tracking and not look[slot]:
                     self._fresh.add(slot)
+            self._doubted.discard(slot)
         if any(slot not in found for slot in look):
             self._put_off_look(now)
         return needless
+
+    def _is_unchanged(self, slot: int, until: float, now: float) -> bool:
+        """Was the slot said to have changed, and had not? A new holder, or an extension, moves the time until which
+        others have it. But a new holder does not move it by much, if the one before had got the slot a moment ago."""
+        took = now - self._look_began  # the time is uncertain by as much
+        first, since, took_then = self._seen.get(slot, (NEVER, now, 0.0))
+        same = self._rules.try_next_after + max(took, took_then)
+        if abs(until - first) < same:
+            return slot in self._doubted and now > since + 2 * same
+        self._seen[slot] = until, now, took
+        return False
 
     def look_failed(self, error: Exception | None, now: float) -> None:
         """Too few servers have answered.
@@ -388,7 +422,7 @@ class Board(Generic[W]):
         known = slot in self._taken or slot in self._fresh
         if known:
             if slot in self._taken:
-                self._before[slot] = self._taken[slot]
+                self._doubted.add(slot)
             self._forget(slot)
         return known
 
@@ -400,7 +434,7 @@ class Board(Generic[W]):
             self._look = {}
         for slot in slots:
             self._forget(slot)
-        self._look_at = 0.0
+        self._look_at = self._try_at = 0.0
 
     def _use(self, slot: int) -> None:
         self._free.remove(slot)

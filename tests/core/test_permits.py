@@ -195,7 +195,7 @@ class World:
         """A task comes: its own attempt if it may have one, else the queue."""
         self.tasks += 1
         task, waiter, since = self.tasks, object(), self.now
-        slot = self.board.pick()
+        slot = self.board.pick(True)
         if slot is None:
             self.waits[task] = waiter
             self.board.join(waiter, task, self.now)
@@ -328,7 +328,7 @@ def test_a_permit_that_nobody_wants_any_more_is_given_back() -> None:
         world.step()
     world.give_up()
     world.settle()
-    assert world.owner == [None] and world.board.pick() == 0
+    assert world.owner == [None] and world.board.pick(True) == 0
 
 
 @given(st.integers(1, 1000), st.data())
@@ -352,7 +352,7 @@ def test_a_push_overtakes_what_the_process_has_still_to_do() -> None:
     world = World(2, 1, True)
     board, waiter = world.board, object()
     world.owner = ["other", "other"]
-    slot = board.pick()
+    slot = board.pick(True)
     assert slot is not None
     board.look(world.now)
     world.events.pop(0)()  # it is read: both slots are taken
@@ -364,3 +364,58 @@ def test_a_push_overtakes_what_the_process_has_still_to_do() -> None:
     world.settle()
     assert not world.waits and [*world.held] == [slot]
     assert world.now < 1, "it was taken for taken until its time to live was over"
+
+
+def test_attempts_that_servers_fail_are_put_off() -> None:
+    """One at a time, with longer and longer pauses; and all at once when the servers work again."""
+    world = World(10, 1, True)
+    tried: list[float] = []
+    works = False
+
+    def ended(ticket: Ticket, lease: Lease | None) -> None:
+        tried.append(world.now)
+        if not works and lease is not None:
+            world.rooms[ticket.slot].holder = world.owner[ticket.slot] = lease = None
+        world.board.ticket_ended(ticket.slot, ticket, lease, False, None, world.now)  # type: ignore[arg-type]
+
+    world.ticket_ended = ended  # type: ignore[method-assign]
+    for task in range(5):
+        world.waits[task] = waiter = object()
+        world.board.join(waiter, task, world.now)
+    while world.now < 10:
+        for _ in range(100):
+            world.step()
+        assert not world.events
+        assert world.board.queue and world.due < NEVER
+        world.now, world.due = max(world.now, world.due), NEVER
+        world.board.serve(world.now)
+    first = sum(when == tried[0] for when in tried)
+    assert first <= 5 and len(tried) < 30, tried
+    works = True
+    world.settle()
+    assert not world.waits and len(world.held) == 5
+
+
+def test_which_looks_are_needless() -> None:
+    """A push that means nothing leads to one. But holders that come and go within milliseconds are no such thing."""
+
+    def found(until: float) -> int:
+        board.changed(0)
+        board.look(world.now)
+        world.now += 0.001
+        return board.looked({0: until}, world.now)
+
+    world = World(1, 1, True)
+    board = world.board
+    assert found(world.now + TTL) == 0
+    for _ in range(200):
+        world.now += 0.004  # another one has had it meanwhile, and released it
+        assert found(world.now + TTL) == 0
+    until, needless = world.now + TTL, 0
+    for _ in range(50):
+        world.now += 0.01
+        needless += found(until)
+    assert 40 <= needless < 50
+    world.now += 1
+    assert found(world.now + TTL) == 0  # it was extended
+    assert not world.board._doubted

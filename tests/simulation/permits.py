@@ -96,24 +96,25 @@ class Hall:
         self.board: Board[Any] = Board(permits, client.world.rules, self)
         self.between: set[Task] = set()  # tasks whose own attempt has failed, and that are about to do something else
         self._tries: dict[Task, int] = {}
+        self._asked: dict[Task, float] = {}  # a look that began before that does not count
         self._slots: dict[Task, int] = {}  # of tasks that have a permit, or make an attempt
         self._looking: list[Task] = []  # those who do not wait, and look
         self._looked = False
-        self._last_look = 0.0
+        self._last_look = -1.0
         self._due = NEVER
 
     # What tasks do
 
     def acquire(self, task: Task) -> None:
-        self._tries[task] = 0
+        self._tries[task], self._asked[task] = 0, self.world.now
         self._try(task)
 
-    def _try(self, task: Task, looked: bool = False) -> None:
+    def _try(self, task: Task) -> None:
         """As the loop in ``asynclock.semaphore._acquire``."""
-        waits = task.how != "try_join"
-        slot = self.board.pick() if not self._tries[task] or not waits else None
+        waits, tries = task.how != "try_join", self._tries[task]
+        slot = self.board.pick(waits) if tries < (1 if waits else MAX_TRIES) else None
         if slot is not None:
-            room = self.room(slot)
+            room, self._asked[task] = self.room(slot), self.world.now
             task.room, self._slots[task] = room, slot
             room.try_join(task, self.world.now)
             if not self._looked:
@@ -121,7 +122,12 @@ class Hall:
                 self.board.look(self.world.now)
         elif waits:
             self.board.join(task, task.since, self.world.now)
-        elif looked or self._tries[task] >= MAX_TRIES or self.board.queue or self.board.all_here:
+        elif (
+            self._last_look >= self._asked[task]
+            or tries >= MAX_TRIES
+            or self.board.all_here
+            or (self.board.queue and not self.board.unsure)
+        ):
             self.client.give_up(task, "refused", None)
         else:
             self._looked = True
@@ -196,6 +202,7 @@ class Hall:
             self.serve_soon()
 
     def all_changed(self) -> None:
+        self._last_look = -1.0
         self.board.all_changed()
         self.serve_soon()
 
@@ -308,8 +315,8 @@ class Hall:
                 pause = max(pause, self.client.pause(self.room(0), index, now))
             if pause:
                 self.board.put_off_look(self._last_look + pause)
+        self.board.serve(now)
         looking, self._looking = self._looking, []
         for task in looking:
             self.between.discard(task)
-            self._try(task, looked=True)
-        self.board.serve(now)
+            self._try(task)

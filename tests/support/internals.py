@@ -140,6 +140,11 @@ def slot(scope: LockScope) -> int:
     return scope._slot
 
 
+def looks(locker: Locker) -> bool:
+    """Is it looking at the slots of a semaphore just now?"""
+    return any(permits.open and permits.board.looking for permits in locker._manager.semaphores)
+
+
 def votes(scope: LockScope) -> list[float]:
     """For each key that the scope counts on: for how many seconds it still does."""
     lease = scope._lease
