@@ -17,7 +17,7 @@ from ..errors import LossReason
 from ..locker import Locker
 from .servers import Server
 
-# How the key of a semaphore's slot begins, by where the prefix has braces: nowhere, only an opening one, both (core/keys.py).
+# How the key of a semaphore's slot begins: without braces in the prefix, with an opening one, with both (core/keys.py).
 _OF_A_PERMIT = re.compile(rb":p\d+:\{\w{3}\}$|\{.*:p\d+:\w{3}\}$|\}.*:p\d+$", re.DOTALL)
 _VALUE = b"written by somebody else (asynclock.testing)"
 _MARGIN = 0.02  # seconds after which a key that should have expired certainly has
