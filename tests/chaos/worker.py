@@ -67,7 +67,7 @@ SEVERAL = 0.08  # share of turns that take several names at once
 SHORT = 0.05  # seconds: names that are not held for longer by themselves are the ones that are taken with another one
 LONGEST_KEPT = 2.4  # seconds for which ``at_least`` keeps a lock, less a tenth
 KEPT_PATIENCE = 2.0  # seconds for which a turn with ``at_least`` waits
-LONGEST_SEVERAL = 0.5  # seconds for which several names are held
+LONGEST_SEVERAL = 0.2  # seconds for which several names are held: others wait for these
 DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
 LOOK_UP = socket.getaddrinfo
 BIG = "y" * 2000  # part of a name whose key takes much memory
@@ -165,8 +165,7 @@ class Worker:
         """Some turns want more than a single lock."""
         if self.random.random() < SEVERAL and (others := self.others(turn.names[0])):
             turn.names += others
-            # Not longer, since tasks wait for those names. (The crowd is many.)
-            turn.seconds = min(turn.seconds, SHORT if turn.names[0] in self.spec.crowd else LONGEST_SEVERAL)
+            turn.seconds = min(turn.seconds, LONGEST_SEVERAL)
         turn.fenced = self.random.random() < self.spec.fenced
         if self.random.random() < self.spec.kept and not self._hurry:
             # Mostly it leaves earlier: the lock is taken for as long as in another turn.
@@ -175,7 +174,9 @@ class Worker:
 
     def others(self, name: str) -> list[str]:
         """Names that are only held for a moment: while the task waits for them, nobody has those before them, and the
-        checker takes that for a time without a holder."""
+        checker takes that for a time without a holder. The crowd takes none: it is so many that they would queue."""
+        if name in self.spec.crowd:
+            return []
         others = [each for each, (_, longest) in self.spec.names if longest <= SHORT and each != name]
         return self.random.sample(others, min(len(others), self.random.choice((1, 2))))
 
