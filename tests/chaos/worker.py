@@ -17,7 +17,8 @@ At the end of stdin it closes the locker, and ends.
 Events: ``held`` as soon as it knows that it holds a lock, and ``ended`` as soon as it knows that it no longer does: the
 body was cancelled, a check failed, or it is about to release. In these, ``acted`` is when it last knew that it had the
 lock, ``due`` the deadline at that time, and ``votes`` are the deadlines of its keys. A scope of several names has an
-event for each; if one of them is lost, the others count as released. A permit is a lock on a slot (``pool#1``).
+event for each; if one of them is lost, the others count as released. ``before``: another name of the scope comes after
+this one, so it may have been kept while the task waited. A permit is a lock on a slot (``pool#1``).
 ``stays`` is when the least time of a lock is over. ``token``: it has got a fencing token, for which it asked at
 ``asked``. ``stall`` is a time in which its event loop did
 not run, for whatever reason.
@@ -173,8 +174,8 @@ class Worker:
             turn.seconds = turn.at_least * self.random.uniform(0.0, 1.2)
 
     def others(self, name: str) -> list[str]:
-        """Names that are only held for a moment: while the task waits for them, nobody has those before them, and the
-        checker takes that for a time without a holder. The crowd takes none: it is so many that they would queue."""
+        """Names that are only held for a moment: while the task waits for them, nobody has those before them. The crowd
+        takes none: it is so many that they would queue."""
         if name in self.spec.crowd:
             return []
         others = [each for each, (_, longest) in self.spec.names if longest <= SHORT and each != name]
@@ -271,7 +272,9 @@ class Worker:
         self._holds += len(holds)
         due, votes = at + scope.remaining(), _votes(scope, names)
         for name, hold in holds.items():
-            more = turn.more(at) | ({"forced": True} if forced else {})
+            more = (
+                turn.more(at) | ({"forced": True} if forced else {}) | ({"before": True} if name < max(names) else {})
+            )
             self.log("held", at=at, name=name, hold=hold, waited=at - since, due=due, votes=votes[name], **more)
         beside = [asyncio.ensure_future(told)] if told else []
         asking = asyncio.create_task(self.ask(scope, holds)) if turn.fenced else None
