@@ -195,7 +195,9 @@ def tell(events: Iterable[Event], stretch: tuple[float, float] | None = None) ->
                     waits(semaphore, at - details["waited"], at)
                 if not by_name[name]:
                     free = free_since.pop(name, history.since)
-                    gap(name, max(free, waited[semaphore][0]) if semaphore else free, at)
+                    # A task that waits for several names keeps those that come before the one that is not free.
+                    until = at - details["waited"] if details.get("before") else at
+                    gap(name, max(free, waited[semaphore][0]) if semaphore else free, until)
                 by_name[name].append(hold)
                 if semaphore:
                     slots = sum(bool(held) for each, held in by_name.items() if semaphore_of(each) == semaphore)

@@ -505,3 +505,11 @@ def test_holders_of_each_kind_that_were_killed_or_stopped() -> None:
     assert history.of_kind == dict.fromkeys((SEVERAL, FENCED, LEAST, SINGLE, PERMIT), 1)
     assert history.paused == dict.fromkeys((SEVERAL, FENCED), 1)
     assert history.killed == dict.fromkeys((LEAST, SINGLE, PERMIT), 1)
+
+
+def test_a_task_that_waits_for_several_names_may_have_kept_the_first_ones() -> None:
+    for before, waited, well in ((True, 3.9, True), (True, 0.1, False), (False, 3.9, False)):
+        second = turn("b", 15, 16)
+        second[0].details.update(several=True, before=before, waited=waited)
+        events = *turn("a", 10, 11), *second, Event(18, INJECTOR, "closing", {})
+        assert (not verdict(*events, fault(11, 11.2, "SIGKILL")).violations) == well, (before, waited)

@@ -17,7 +17,8 @@ At the end of stdin it closes the locker, and ends.
 Events: ``held`` as soon as it knows that it holds a lock, and ``ended`` as soon as it knows that it no longer does: the
 body was cancelled, a check failed, or it is about to release. In these, ``acted`` is when it last knew that it had the
 lock, ``due`` the deadline at that time, and ``votes`` are the deadlines of its keys. A scope of several names has an
-event for each; if one of them is lost, the others count as released. A permit is a lock on a slot (``pool#1``).
+event for each; if one of them is lost, the others count as released. ``before``: another name of the scope comes after
+this one, so it may have been kept while the task waited. A permit is a lock on a slot (``pool#1``).
 ``stays`` is when the least time of a lock is over. ``token``: it has got a fencing token, for which it asked at
 ``asked``. ``stall`` is a time in which its event loop did
 not run, for whatever reason.
@@ -67,7 +68,7 @@ SEVERAL = 0.08  # share of turns that take several names at once
 SHORT = 0.05  # seconds: names that are not held for longer by themselves are the ones that are taken with another one
 LONGEST_KEPT = 2.4  # seconds for which ``at_least`` keeps a lock, less a tenth
 KEPT_PATIENCE = 2.0  # seconds for which a turn with ``at_least`` waits
-LONGEST_SEVERAL = 0.5  # seconds for which several names are held
+LONGEST_SEVERAL = 0.2  # seconds for which several names are held: others wait for these
 DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)
 LOOK_UP = socket.getaddrinfo
 BIG = "y" * 2000  # part of a name whose key takes much memory
@@ -165,8 +166,7 @@ class Worker:
         """Some turns want more than a single lock."""
         if self.random.random() < SEVERAL and (others := self.others(turn.names[0])):
             turn.names += others
-            # Not longer, since tasks wait for those names. (The crowd is many.)
-            turn.seconds = min(turn.seconds, SHORT if turn.names[0] in self.spec.crowd else LONGEST_SEVERAL)
+            turn.seconds = min(turn.seconds, LONGEST_SEVERAL)
         turn.fenced = self.random.random() < self.spec.fenced
         if self.random.random() < self.spec.kept and not self._hurry:
             # Mostly it leaves earlier: the lock is taken for as long as in another turn.
@@ -174,8 +174,10 @@ class Worker:
             turn.seconds = turn.at_least * self.random.uniform(0.0, 1.2)
 
     def others(self, name: str) -> list[str]:
-        """Names that are only held for a moment: while the task waits for them, nobody has those before them, and the
-        checker takes that for a time without a holder."""
+        """Names that are only held for a moment: while the task waits for them, nobody has those before them. The crowd
+        takes none: it is so many that they would queue."""
+        if name in self.spec.crowd:
+            return []
         others = [each for each, (_, longest) in self.spec.names if longest <= SHORT and each != name]
         return self.random.sample(others, min(len(others), self.random.choice((1, 2))))
 
@@ -270,7 +272,9 @@ class Worker:
         self._holds += len(holds)
         due, votes = at + scope.remaining(), _votes(scope, names)
         for name, hold in holds.items():
-            more = turn.more(at) | ({"forced": True} if forced else {})
+            more = (
+                turn.more(at) | ({"forced": True} if forced else {}) | ({"before": True} if name < max(names) else {})
+            )
             self.log("held", at=at, name=name, hold=hold, waited=at - since, due=due, votes=votes[name], **more)
         beside = [asyncio.ensure_future(told)] if told else []
         asking = asyncio.create_task(self.ask(scope, holds)) if turn.fenced else None
