@@ -809,6 +809,31 @@ async def test_who_waits_is_told_that_the_server_refuses(server: Server, locker:
 
 
 @pytest.mark.asyncio
+async def test_one_server_that_refuses_for_good_and_one_that_is_away(three: list[Server]) -> None:
+    """Two of three are enough, and the one that is away may come back: those who wait go on."""
+    for server in three:
+        server.execute("ACL", "SETUSER", "somebody", "reset", "on", ">secret", "~*", "+@all")
+    urls = [f"redis://somebody:secret@127.0.0.1:{server.port}/0" for server in three]
+    options = {"restart_quarantine": False}
+    async with Locker([server.url for server in three], **options) as other, Locker(urls, **options) as locker:
+        scopes = await hold(other, 5, 5)
+        waiting = [asyncio.create_task(locker.semaphore("job", 5).acquire()) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        three[0].execute("ACL", "SETUSER", "somebody", "off")
+        internals.drop(locker)
+        nodes = internals.nodes(locker)
+        await until(lambda: "authentication refused" in str(nodes[0].trouble) and nodes[1].session and nodes[2].session)
+        three[1].kill()
+        await asyncio.sleep(0.3)
+        assert not any(task.done() for task in waiting)
+        three[1].start()
+        three[1].execute("ACL", "SETUSER", "somebody", "reset", "on", ">secret", "~*", "+@all")
+        await release(scopes)
+        for task in waiting:
+            await (await asyncio.wait_for(task, 10)).release()
+
+
+@pytest.mark.asyncio
 @pytest.mark.one_loop
 async def test_a_server_without_memory_is_left_alone(own_server: Server) -> None:
     """Slots are free there, and nobody can have one: attempts must not follow each other without a pause."""
