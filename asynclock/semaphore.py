@@ -290,7 +290,7 @@ def _goes_on(waiter: Waiter, own_attempt: bool, wait: bool) -> bool:
         return True
     if not own_attempt or not isinstance(error, NotLockedError | ServerError):
         return False
-    return not error.lasting if isinstance(error, ServerError) and wait else isinstance(error, NotLockedError)
+    return wait or isinstance(error, NotLockedError)  # in the queue, it turns out whether servers refuse for good
 
 
 async def _look(manager: LockManager, permits: Permits, began: float) -> None:

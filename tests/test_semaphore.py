@@ -785,7 +785,7 @@ async def test_the_server_is_away(own_server: Server) -> None:
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("how", ["the user", "a command"])
+@pytest.mark.parametrize("how", ["the user", "pttl", "set"])
 async def test_who_waits_is_told_that_the_server_refuses(server: Server, locker: Locker, how: str) -> None:
     server.execute("ACL", "SETUSER", "somebody", "reset", "on", ">secret", "~*", "+@all")
     scopes = await hold(locker, 2, 2)
@@ -797,17 +797,48 @@ async def test_who_waits_is_told_that_the_server_refuses(server: Server, locker:
                 server.execute("ACL", "SETUSER", "somebody", "off")
                 internals.drop(refused)
             else:
-                server.execute("ACL", "SETUSER", "somebody", "-pttl")
+                server.execute("ACL", "SETUSER", "somebody", f"-{how}")
                 await scopes.pop().release()
-                scopes += await hold(locker, 1, 2)
+                scopes += await hold(locker, how == "pttl", 2)
             for outcome in await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10):
                 assert isinstance(outcome, ServerError) and outcome.lasting
             assert refused.statistics().waiting == 0
             with pytest.raises(ServerError):
                 await refused.semaphore("job", 2).try_acquire()
+            if how != "pttl":  # which somebody who waits needs only if no permit is free
+                with pytest.raises(ServerError):
+                    await asyncio.wait_for(refused.semaphore("job", 2).acquire(), 10)
     finally:
         server.execute("ACL", "DELUSER", "somebody")
     await release(scopes)
+
+
+@pytest.mark.asyncio
+async def test_one_server_that_refuses_for_good_and_one_that_is_away(three: list[Server]) -> None:
+    """Two of three are enough, and the one that is away may come back: those who wait go on."""
+    for server in three:
+        server.execute("ACL", "SETUSER", "somebody", "reset", "on", ">secret", "~*", "+@all")
+    urls = [f"redis://somebody:secret@127.0.0.1:{server.port}/0" for server in three]
+    options = {"restart_quarantine": False}
+    async with Locker([server.url for server in three], **options) as other, Locker(urls, **options) as locker:
+        scopes = await hold(other, 5, 5)
+        waiting = [asyncio.create_task(locker.semaphore("job", 5).acquire()) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        three[0].execute("ACL", "SETUSER", "somebody", "off")
+        internals.drop(locker)
+        nodes = internals.nodes(locker)
+        await until(lambda: "authentication refused" in str(nodes[0].trouble) and nodes[1].session and nodes[2].session)
+        three[1].kill()
+        await until(lambda: nodes[1].session is None)
+        waiting += [asyncio.create_task(locker.semaphore("free", 5).acquire()) for _ in range(2)]
+        waiting += [asyncio.create_task(locker.acquire("as a lock"))]
+        await asyncio.sleep(0.3)
+        assert not any(task.done() for task in waiting)
+        three[1].start()
+        three[1].execute("ACL", "SETUSER", "somebody", "reset", "on", ">secret", "~*", "+@all")
+        await release(scopes)
+        for task in waiting:
+            await (await asyncio.wait_for(task, 10)).release()
 
 
 @pytest.mark.asyncio

@@ -69,5 +69,7 @@ class Look:
                 self._permits.look_ended(found, self._markers)
                 return
             lasting = [error for error in self._errors if error.lasting]
-            enough = len(lasting) > rules.keys - rules.majority  # no majority is left that may answer another time
-            self._permits.look_failed(lasting[0] if enough else self._errors[0])
+            if len(lasting) > rules.keys - rules.majority:  # no majority is left that may answer another time
+                self._permits.look_failed(lasting[0])
+            else:
+                self._permits.look_failed(next(error for error in self._errors if not error.lasting))

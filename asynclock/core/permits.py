@@ -185,9 +185,10 @@ class Board(Generic[W]):
 
         :param lease: what it has got; None: nothing, or it was lost since
         :param refused: somebody else has the slot
-        :param error: of a server, where retrying cannot help
+        :param error: of a server, where retrying there cannot help
         """
-        if self.probes.get(slot) is ticket:
+        probe = self.probes.get(slot) is ticket
+        if probe:
             del self.probes[slot]
             self._here.discard(slot)
         elif self.tickets.get(slot) is ticket:
@@ -203,8 +204,10 @@ class Board(Generic[W]):
             self._attempt_failed(slot)
         else:
             self._forget(slot)
-            if error is not None:
+            if error is not None and not probe:
                 self._fail(error)
+            elif error is not None and self.queue:
+                self._send_ticket(slot, now)  # its end comes if no majority is left, and not because of one server
         if lease is not None or refused:  # servers work
             self._try_at = self._try_pause = 0.0
         elif now >= self._try_at:

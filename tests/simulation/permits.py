@@ -144,7 +144,7 @@ class Hall:
         if task not in self._slots or not self.client.alive:
             return False
         waits = task.how != "try_join"
-        if state == "failed" and (not waits or (error is not None and error.lasting)):
+        if state == "failed" and not waits:
             self.soon(lambda: self._attempt_failed(task, False))
             return False
         self.between.add(task)
