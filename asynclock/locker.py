@@ -228,7 +228,7 @@ class Locker:
             return AcquisitionThatStays(self, self._manager, name, more, Room.force, None, wait_release, at_least)
         return Acquisition(self, self._manager, name, more, Room.force, None, wait_release)
 
-    # Several at once
+    # Semaphores
 
     def semaphore(self, name: str, permits: int) -> Semaphore:
         """A semaphore: at most ``permits`` scopes of this name at once, in all processes together. Sends nothing.

@@ -295,10 +295,14 @@ class LockScope(Held):
         lease = self._lease
         return [lease, None if lease is None else lease.scope_ref]
 
+    def _drop(self, lease: Lease) -> None:
+        """The scope was forgotten, and its lock is still held."""
+        self._manager.dropped(self._room, lease, self._hold)
+
     def __del__(self) -> None:
         lease = self._lease
         if lease is not None and not self._manager.life.forked:  # in the child of a fork, it is the parent's
-            self._manager.dropped(self._room, lease, self._hold)
+            self._drop(lease)
             warnings.warn(
                 f"the scope of lock {self.name!r} was forgotten without release; use 'async with', or call release()",
                 ResourceWarning,

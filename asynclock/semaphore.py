@@ -28,15 +28,15 @@ from .errors import (
 from .options import Seconds, check_timeout, check_wait_release
 from .scope import LockScope, ScopeRef
 
-MAX_TRIES = 8  # attempts of try_acquire for slots that were free a moment ago
+MAX_TRIES = 8  # attempts of try_acquire, for slots that were free a moment ago
 
 
 class Semaphore:
     """At most ``permits`` scopes at once, in all processes together: returned by :meth:`Locker.semaphore`.
 
-    A permit is a lock on one of as many slots. So its scope is a :class:`LockScope`, which has all that a lock's scope
-    has, is cancelled when the permit is lost, and keeps the limit on several servers, too. Only fencing tokens it does
-    not have: those of different permits would not be ordered.
+    A permit is a lock on one of as many slots, so the limit holds on several servers, too. A permit's scope is a
+    :class:`LockScope`: its block is cancelled when the permit is lost. It has no fencing tokens: those of different
+    permits would not be ordered.
 
     Tasks of this process get permits first come, first served. Processes take turns as with a lock.
     """
@@ -173,10 +173,9 @@ class PermitScope(LockScope):
             "lock where a number has to say who came later"
         )
 
-    def __del__(self) -> None:
-        if self._lease is not None and not self._manager.life.forked:
-            self._manager.life.call_soon(partial(self._permits.ended, self._slot))
-        super().__del__()
+    def _drop(self, lease: Lease) -> None:
+        self._manager.life.call_soon(partial(self._permits.ended, self._slot))
+        super()._drop(lease)
 
 
 async def _acquire(
@@ -214,7 +213,8 @@ async def _acquire(
     if not permits.open:
         permits.start(manager)
     manager.semaphores.used(permits)
-    attempts, asked = 0, now  # its own; and a look that began before that does not count
+    attempts = 0  # of its own, that have failed
+    asked = now  # a look that began before that does not count
     while True:
         # One attempt of its own, for a slot that is believed free. If that fails: with ``wait`` the queue; else a look,
         # and an attempt for what was found.
@@ -232,6 +232,7 @@ async def _acquire(
                 raise failure
             finally:
                 del failure  # no cycle through its traceback
+        # One that queues is in no room until it gets a slot: that of slot 0 stands in.
         room = permits.room(0 if slot is None else slot)
         waiter = Waiter(room, loop.create_future(), began)
         timer = None
@@ -271,7 +272,7 @@ async def _acquire(
             return scope
         if slot is not None:
             attempts += 1
-            permits.refused(slot)
+            permits.attempt_failed(slot, isinstance(waiter.error, NotLockedError))
         elif waiter.error is None:
             permits.lost_before(waiter)  # the caller never had it
         if not _goes_on(waiter, slot is not None, wait):

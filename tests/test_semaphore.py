@@ -77,11 +77,11 @@ async def test_a_block_holds_a_permit_and_releases_it(server: Server, locker: Lo
         one.check()
         assert len(slots(server)) == 2
         assert locker.statistics().held == 2
-        with pytest.raises(NotLockedError, match=r"no permit of 'job' \(2\) is free") as refused:
+        with pytest.raises(NotLockedError, match=r"none of the 2 permits of semaphore 'job' is free") as refused:
             await semaphore.try_acquire()
         assert refused.value.holder is None and refused.value.name == "job"
         for timeout in (0, 0.05):
-            with pytest.raises(AcquireTimeoutError, match=r"no permit of 'job' \(2\) is free") as late:
+            with pytest.raises(AcquireTimeoutError, match=r"none of the 2 permits of semaphore 'job' is free") as late:
                 await semaphore.acquire(timeout=timeout)
             assert late.value.timeout == timeout and late.value.__cause__ is None and late.value.holder is None
     assert slots(server) == [] and not one.held
@@ -570,9 +570,10 @@ async def test_a_forgotten_scope(server: Server, locker: Locker) -> None:
     (scope,) = await hold(locker, 1, 1)
     waiting = asyncio.create_task(locker.semaphore("job", 1).acquire(timeout=10))
     await asyncio.sleep(0.02)
-    with pytest.warns(ResourceWarning, match="the scope of lock 'job' was forgotten"):
+    with pytest.warns(ResourceWarning, match="the scope of lock 'job' was forgotten") as warned:
         del scope
         gc.collect()
+    assert warned[0].filename == __file__
     await (await waiting).release()
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from ..core.room import Room
 from ..messages import about
 from ..wire.background import Ticker
-from .permits import Semaphores, slot_and_name
 from .reading import Reading
-from .rooms import Rooms
+from .rooms import Rooms, slot_and_name
+from .semaphores import Semaphores
 
 log = logging.getLogger("asynclock")
 

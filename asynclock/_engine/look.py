@@ -44,7 +44,7 @@ class Look:
 
     def _answered(self, index: int, ttls: list[int | None], marker: bytes | None, error: ServerError | None) -> None:
         if error is not None:
-            self._findings.failed(index)
+            self._findings.failed(index, error.lasting)
             self._errors.append(error)
         else:
             self._markers.append(marker)
@@ -64,12 +64,8 @@ class Look:
         if not self._ended and self._findings.complete:
             self._ended = True
             self._timer.cancel()
-            found, rules = self._findings.found(), self._manager.rules
+            found, hopeless = self._findings.found(), self._findings.hopeless
             if found is not None:
                 self._permits.look_ended(found, self._markers)
-                return
-            lasting = [error for error in self._errors if error.lasting]
-            if len(lasting) > rules.keys - rules.majority:  # no majority is left that may answer another time
-                self._permits.look_failed(lasting[0])
             else:
-                self._permits.look_failed(next(error for error in self._errors if not error.lasting))
+                self._permits.look_failed(next(error for error in self._errors if error.lasting is hopeless))

@@ -41,11 +41,11 @@ from .long_waits import LongWaits
 from .observations import Observations
 from .other_layout import OtherLayout
 from .pending_releases import PendingReleases
-from .permits import Semaphores, room_name, slot_and_name
 from .reading import Reading, names
 from .reports import Hold, Reports
-from .rooms import Rooms
+from .rooms import Rooms, room_name, slot_and_name
 from .scope_link import ScopeLink
+from .semaphores import Semaphores
 from .suspends import Suspends
 from .timers import Timers
 from .waiter import Waiter

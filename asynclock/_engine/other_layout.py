@@ -9,9 +9,8 @@ from ..core.keys import Layout
 from ..core.room import Room
 from ..messages import about
 from ..wire.background import Ticker
-from .permits import slot_and_name
 from .reading import Reading
-from .rooms import Rooms
+from .rooms import Rooms, slot_and_name
 from .waiter import Waiter
 
 log = logging.getLogger("asynclock")

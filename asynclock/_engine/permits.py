@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
 
 from ..core.lease import Lease
 from ..core.permits import Board
 from ..core.room import Room
 from ..core.rules import NEVER
-from ..errors import AcquireTimeoutError, ConfigurationError, LockerClosedError, NotLockedError, ServerError
+from ..errors import AcquireTimeoutError, LockerClosedError, NotLockedError, ServerError
 from ..messages import about
 from ..wire.background import Timer
 from ..wire.commands import unbulk
 from . import diagnosis
 from .changes import Changes
 from .look import Look
+from .rooms import room_name
 from .waiter import Waiter
 
 if TYPE_CHECKING:
@@ -28,28 +27,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("asynclock")
 
-MAX_KNOWN = 20_000  # permits of all semaphores of which it stays known what is free, though nobody uses them
-_MARK = "\udc00"  # begins what a slot's room is called: no lock can have that name
-
-
-def room_name(name: str, slot: int) -> str:
-    """What the room of a slot is called among those of all locks."""
-    return f"{_MARK}{slot}:{name}"
-
-
-def slot_and_name(room: str) -> tuple[int, str] | None:
-    """The slot and the semaphore of the room that is called that; None: it is a lock's."""
-    if not room.startswith(_MARK):
-        return None
-    slot, _, name = room[len(_MARK) :].partition(":")
-    return int(slot), name
-
 
 class Permits:
-    """The hall of one board (``core.permits.Hall``), and what the tasks of this process ask of it.
+    """The port of one board (``core.permits.BoardPort``), and what the tasks of this process ask of it.
 
-    Invariants: ``board`` is there once the locker is connected, until it is closed. What the board is told by rooms and
-    servers makes it act in another turn of the loop (``_soon``). A ticket is a ``Waiter`` whose future nobody awaits:
+    Invariants: ``board`` and ``_manager`` are there from ``start`` on, the board until ``forget``. ``open`` is true
+    between ``start`` and ``stop``. What the board is told by rooms and servers makes it act in another turn of the loop
+    (``_serve_soon``). A ticket, and a probe, is a ``Waiter`` whose future nobody awaits:
     its callback tells the board.
     """
 
@@ -64,8 +48,9 @@ class Permits:
         self._rooms: dict[int, str] = {}  # what the rooms of the slots are called that were used
         self._timer = Timer()
         self._due = NEVER
-        self._soon_called = False
+        self._serves_soon = False
         self.looked = False  #: has it looked at all slots?
+        self._answered = False  # has any server ever said what is free?
         self._marks = True  # does the next look write how many permits there are?
         self._marked = False  # did the last one?
         self._warned = False
@@ -75,7 +60,7 @@ class Permits:
         self._trouble: ServerError | None = None  # why the last attempt for those who wait has failed, if not refused
 
     def start(self, manager: LockManager) -> None:
-        """The locker is connected."""
+        """The first task wants a permit, and the locker is connected."""
         self.open = True
         self._manager = manager
         self.board = Board(self.permits, manager.rules, self)
@@ -170,12 +155,16 @@ class Permits:
         """A scope has lost the slot."""
         if self.open and not self._manager.life.forked:
             self.board.lost(slot)
-            self._soon()
+            self._serve_soon()
 
-    def refused(self, slot: int) -> None:
-        """A task's own attempt for that slot has failed."""
+    def attempt_failed(self, slot: int, refused: bool) -> None:
+        """A task's own attempt for that slot has failed.
+
+        :param refused: since somebody else has it
+        """
+        self._answered |= refused
         if self.open:
-            self.board.refused(slot, self._manager.clock())
+            self.board.attempt_failed(slot, refused, self._manager.clock())
 
     def not_free(self) -> NotLockedError | ServerError:
         """Why no permit can be acquired now."""
@@ -185,7 +174,9 @@ class Permits:
         )
         if trouble is not None:
             return trouble.copy()
-        why = f"no permit of {self.name!r} ({self.permits}) is free on {diagnosis.where(topology)}"
+        if not self._answered:
+            return NotLockedError(self.name, f"{diagnosis.where(topology)} has not answered yet")
+        why = f"none of the {self.permits} permits of semaphore {self.name!r} is free on {diagnosis.where(topology)}"
         return NotLockedError(self.name, why)
 
     def first_look(self) -> None:
@@ -200,14 +191,14 @@ class Permits:
         self.looked = True
         if not self.board.looking:
             self.board.look(self._manager.clock())
-        return self.board.looking
+        return True
 
     # What servers tell
 
     def changed(self, slot: int) -> None:
         """A key of that slot has changed."""
         if self.open and self.board.changed(slot) and self.board.queue:
-            self._soon()
+            self._serve_soon()
 
     def all_changed(self) -> None:
         """What servers have told may be outdated."""
@@ -216,19 +207,19 @@ class Permits:
             self.last_look = float("-inf")  # what is still to be answered does not count
             self.board.all_changed()
             if self.board.queue:
-                self._soon()
+                self._serve_soon()
 
-    def _soon(self) -> None:
-        if not self._soon_called:
-            self._soon_called = True
+    def _serve_soon(self) -> None:
+        if not self._serves_soon:
+            self._serves_soon = True
             asyncio.get_running_loop().call_soon(self._serve)
 
     def _serve(self) -> None:
-        self._soon_called = False
+        self._serves_soon = False
         if self.open:
             self.board.serve(self._manager.clock())
 
-    # For the board (core.permits.Hall)
+    # For the board (core.permits.BoardPort)
 
     def room(self, slot: int) -> Room[Waiter]:
         name = self._rooms.get(slot)
@@ -247,7 +238,7 @@ class Permits:
     def has_ended(self, ticket: Waiter) -> bool:
         return ticket.future.done()
 
-    def leave_room(self, slot: int, ticket: Waiter, now: float) -> None:
+    def leave_room(self, ticket: Waiter, now: float) -> None:
         ticket.room.leave(ticket, now)
         ticket.future.cancel()  # or the future, its callback and this would refer to each other
 
@@ -265,15 +256,13 @@ class Permits:
         refused = isinstance(error, NotLockedError)
         self._trouble = error if isinstance(error, ServerError) else None
         lasting = self._trouble if self._trouble is not None and self._trouble.lasting else None
-        if isinstance(error, LockerClosedError):
-            return  # ``stop`` is called next
         self.board.ticket_ended(slot, ticket, lease, refused, lasting, now)
 
     def granted(self, waiter: Waiter, slot: int, lease: Lease) -> None:
         waiter.room = lease.room
         waiter.granted(lease)
 
-    def failed(self, waiter: Waiter, error: Exception | None) -> None:
+    def failed(self, waiter: Waiter, error: Exception) -> None:
         self._manager.failed(waiter, error)
 
     def wake(self, when: float) -> None:
@@ -289,6 +278,7 @@ class Permits:
     def look_ended(self, found: dict[int, float], markers: list[bytes | None]) -> None:
         """A look has found when each slot may be free."""
         now = self._manager.clock()
+        self._answered = True
         self._error = self._look = None
         self._limit(self.board.looked(found, now), now)
         self._compare(markers)
@@ -314,7 +304,7 @@ class Permits:
             self.board.put_off_look(self.last_look + pause)
 
     def _compare(self, markers: list[bytes | None]) -> None:
-        """What do others say how many permits there are?"""
+        """Warn if others have written another number of permits."""
         if None in markers and not self._marked:
             self._marks = True  # it was forgotten
         for marker in markers:
@@ -330,93 +320,3 @@ class Permits:
                     theirs,
                     extra=about("permits_differ", semaphore=self.name, permits=self.permits, elsewhere=theirs),
                 )
-
-
-class Semaphores:
-    """The semaphores of one locker, by name.
-
-    Invariants: one that the program has is in ``_all``, and no second one of its name beside it. ``_recent`` keeps
-    those that were used last, whether the program has them or not, and all in which somebody holds a permit or waits
-    for one. They have ``_known`` permits together; idle ones are forgotten when that is more than ``_limit``.
-    """
-
-    def __init__(self) -> None:
-        self._all: WeakValueDictionary[str, Permits] = WeakValueDictionary()
-        self._recent: OrderedDict[str, Permits] = OrderedDict()
-        self._known = 0
-        self._limit = MAX_KNOWN
-        self._stale = False  # is ``_look_again`` about to be called?
-
-    def __iter__(self) -> Iterator[Permits]:
-        return iter(list(self._all.values()))
-
-    def get(self, name: str, permits: int) -> Permits:
-        """:raises ConfigurationError: it has another number of permits here"""
-        found = self._all.get(name)
-        if found is None:
-            found = self._all[name] = Permits(name, permits)
-        elif found.permits != permits:
-            raise ConfigurationError(
-                f"permits={permits!r}: semaphore {name!r} has {found.permits} permits in this locker; give the same "
-                "number everywhere"
-            )
-        self.used(found)
-        return found
-
-    def used(self, permits: Permits) -> None:
-        """Remember it for a while."""
-        recent = self._recent
-        if permits.name not in recent:
-            recent[permits.name] = permits
-            self._known += permits.permits
-            if self._known > self._limit:
-                self._forget_idle()
-        elif self._known > MAX_KNOWN // 2:
-            recent.move_to_end(permits.name)
-
-    def _forget_idle(self) -> None:
-        for name, permits in list(self._recent.items())[:-1]:
-            if self._known <= MAX_KNOWN // 2:
-                break
-            if permits.idle:
-                del self._recent[name]
-                self._known -= permits.permits
-        self._limit = max(MAX_KNOWN, 2 * self._known)
-
-    def changed(self, name: str, slot: int) -> None:
-        """The server says that a key of that slot has changed."""
-        permits = self._all.get(name)
-        if permits is not None:
-            permits.changed(slot)
-
-    def all_changed(self) -> None:
-        """What servers have told may be outdated. (They may say so for each key of each room: it is done once.)"""
-        if not self._stale:
-            self._stale = True
-            asyncio.get_running_loop().call_soon(self._look_again)
-
-    def _look_again(self) -> None:
-        self._stale = False
-        for permits in self:
-            permits.all_changed()
-
-    def stop(self, error: LockerClosedError) -> None:
-        """The locker closes: all who wait raise ``error``."""
-        for permits in self:
-            permits.stop(error)
-
-    def close(self) -> None:
-        """Forget them."""
-        for permits in self:
-            permits.forget()
-        self._recent.clear()
-
-    def more_waiting(self) -> int:
-        """How many more tasks wait than the queues of rooms say, which have tickets and probes instead. Any thread may
-        ask."""
-        more = 0
-        for permits in list(self._recent.values()):
-            board = getattr(permits, "board", None)  # it may be closed just now
-            if board is not None:
-                more += len(board.queue) - len(board.tickets) - len(board.probes)
-        return more

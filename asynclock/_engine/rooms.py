@@ -12,10 +12,26 @@ MIN_SWEEP = 2_000_000  # bytes that all rooms may take, roughly, before the empt
 ROOM = 1000  # bytes, roughly, that one room takes beside its keys
 SWEEP_AGAIN = 60.0  # seconds until the next sweep, if one has left more than half of MIN_SWEEP
 
+_OF_A_SLOT = "\udc00"  # begins what a slot's room is called: no lock can have that name
+
+
+def room_name(name: str, slot: int) -> str:
+    """What the room of a slot is called among those of all locks."""
+    return f"{_OF_A_SLOT}{slot}:{name}"
+
+
+def slot_and_name(room: str) -> tuple[int, str] | None:
+    """The slot and the semaphore of the room that is called that; None: it is a lock's."""
+    if not room.startswith(_OF_A_SLOT):
+        return None
+    slot, _, name = room[len(_OF_A_SLOT) :].partition(":")
+    return int(slot), name
+
 
 class Rooms(dict[str, Room[Waiter]]):
-    """``rooms[name]`` makes the room of that name if there is none. (The rooms of a semaphore's slots have names that
-    no lock can have: ``permits.room_name``.)
+    """``rooms[name]`` makes the room of that name if there is none. The room of a semaphore's slot is kept under
+    ``room_name``, which no lock can have. Its ``Room.name`` is the semaphore's, for errors and reports: never look a
+    room up by that.
 
     An empty room stays, since most names are used again. A sweep drops the empty ones, so that names that are never
     used again do not take memory for ever. It comes when the rooms take twice as much as the last sweep has left: its

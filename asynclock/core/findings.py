@@ -15,7 +15,7 @@ class Findings:
     Invariant: each index is in ``_answers`` once its server has answered, or is known not to: then with None.
     """
 
-    __slots__ = ("_answers", "_rules", "_sent", "_slots", "late")
+    __slots__ = ("_answers", "_lasting", "_rules", "_sent", "_slots", "late")
 
     def __init__(self, slots: Sequence[int], rules: Rules, sent: float) -> None:
         """:param sent: when the requests were"""
@@ -23,25 +23,34 @@ class Findings:
         self._rules = rules
         self._sent = sent
         self._answers: dict[int, list[float] | None] = {}  # when each key may be free
+        self._lasting = 0  # servers that will not answer the next time, either
         self.late = False  #: ``Rules.try_next_after`` is over: a majority is enough now
 
     def answered(self, index: int, ttls: Sequence[int | None], now: float) -> None:
         """:param ttls: milliseconds, as PTTL says it; None: not known"""
-        end = now + self._rules.validity
-        self._answers[index] = [
-            NEVER
-            if ttl is None
-            else 0.0
-            if ttl == NO_KEY
-            else end  # it never expires, so it is somebody else's
-            if ttl < 0
-            else self._sent + (ttl + 1) / 1000  # a server counts a key as expired one millisecond after
-            for ttl in ttls
-        ]
+        self._answers[index] = [self._free_at(ttl, now) for ttl in ttls]
 
-    def failed(self, index: int) -> None:
-        """That server will not answer."""
+    def _free_at(self, ttl: int | None, now: float) -> float:
+        if ttl is None:
+            return NEVER
+        if ttl == NO_KEY:
+            return 0.0
+        if ttl < 0:  # it never expires, so it is somebody else's
+            return now + self._rules.validity
+        return self._sent + (ttl + 1) / 1000  # a server counts a key as expired one millisecond after
+
+    def failed(self, index: int, lasting: bool) -> None:
+        """That server will not answer.
+
+        :param lasting: retrying cannot help
+        """
         self._answers[index] = None
+        self._lasting += lasting
+
+    @property
+    def hopeless(self) -> bool:
+        """Is no majority left that may answer another time?"""
+        return self._lasting > self._rules.keys - self._rules.majority
 
     @property
     def complete(self) -> bool:

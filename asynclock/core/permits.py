@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from heapq import heapify, heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
 from .lease import Lease
+from .pool import Pool
 from .room import Room
 from .rules import NEVER, Rules
 
@@ -18,7 +18,7 @@ MAX_PERMITS = 1000  # one look at so many keys is still quick
 MAX_PAUSE = 1.0  # seconds between two looks while the servers do not answer, and between attempts that they refuse
 
 
-class Hall(Protocol[W]):
+class BoardPort(Protocol[W]):
     """What a board needs of the world around it. Nothing here calls back into the board before it returns."""
 
     def room(self, slot: int) -> Room[W]:
@@ -31,7 +31,7 @@ class Hall(Protocol[W]):
     def has_ended(self, ticket: W) -> bool:
         """Has its wait ended, so that ``ticket_ended`` was called or will be?"""
 
-    def leave_room(self, slot: int, ticket: W, now: float) -> None:
+    def leave_room(self, ticket: W, now: float) -> None:
         """It waits no longer, and its end is not told."""
 
     def look_at(self, slots: list[int], now: float) -> None:
@@ -41,7 +41,7 @@ class Hall(Protocol[W]):
     def granted(self, waiter: W, slot: int, lease: Lease) -> None:
         """The task has a permit."""
 
-    def failed(self, waiter: W, error: Exception | None) -> None:
+    def failed(self, waiter: W, error: Exception) -> None:
         """Servers refuse, and retrying cannot help."""
 
     def wake(self, when: float) -> None:
@@ -52,8 +52,9 @@ class Hall(Protocol[W]):
 
 
 class Board(Generic[W]):
-    """One semaphore in one process. A slot is a lock, with a room and leases as every lock: whoever holds one has a
-    permit. The board only chooses slots. What it believes of them may be outdated, and costs an attempt then.
+    """One semaphore in one process: which slots are free, as far as is known here, and who waits for one. A slot is a
+    lock, with a room and leases as every lock: whoever holds one has a permit. The board only chooses slots. What it
+    believes of them may be outdated, and costs an attempt then.
 
     A task that finds nobody waiting makes an attempt for a slot that is believed free (``pick``): one round trip, as
     for a lock. Otherwise it queues. For those who queue,
@@ -73,19 +74,20 @@ class Board(Generic[W]):
     - Each slot is in ``_free``, ``_taken`` or ``_unknown``; or somebody here uses or tries it (``_here``, which has the
       slots of the probes); or a ticket waits for it. A ticket may wait for one that is used here.
     - ``_fresh`` are those of ``_free`` that a look has found so, and whose change the servers will tell.
+    - ``queue`` is in the order in which the tasks have come.
     - ``_look`` are the slots whose answers are awaited and will count, and whether they have changed since they were
       asked for; None: no look is under way.
     - While tasks wait, something is due for each slot that they could have: its release or loss here, a ticket or a
       probe that ends, a look that ends or begins, or the time at which it may be free.
     """
 
-    def __init__(self, permits: int, rules: Rules, hall: Hall[W]) -> None:
+    def __init__(self, permits: int, rules: Rules, port: BoardPort[W]) -> None:
         self.permits = permits
         self.queue: OrderedDict[W, float] = OrderedDict()  #: tasks, and since when they wait: first come, first served
         self.tickets: dict[int, W] = {}
         self.probes: dict[int, W] = {}
         self._rules = rules
-        self._hall = hall
+        self._port = port
         self._free = Pool(permits)
         self._fresh: set[int] = set()
         self._taken: dict[int, float] = {}  # by others: until when they may have it
@@ -106,31 +108,37 @@ class Board(Generic[W]):
     # One attempt of a task itself
 
     def pick(self, waits: bool) -> int | None:
-        """A slot that is believed free, for one attempt. It counts as used here until ``ended``, ``refused`` or
-        ``lost``. None: look, or queue.
+        """A slot that is believed free, for one attempt. It counts as used here until ``ended``,
+        ``attempt_failed`` or ``lost``. None: look, or queue.
 
         :param waits: would the task queue? Then those who wait go first, and others may want the slot: it takes turns
         """
         free = self._free
         if not free.count or len(self.queue) > (0 if waits else len(self.probes)):
             return None
-        slot = free.at(int(self._hall.chance() * free.count))
-        if waits and self._hall.room(slot).contended:
+        slot = free.at(int(self._port.chance() * free.count))
+        if waits and self._port.room(slot).contended:
             return None
-        self._use(slot)
+        self._count_as_ours(slot)
         return slot
 
-    def refused(self, slot: int, now: float) -> None:
-        """The attempt for that slot has failed."""
-        self._attempt_failed(slot)
+    def attempt_failed(self, slot: int, refused: bool, now: float) -> None:
+        """The attempt for that slot has failed.
+
+        :param refused: since somebody else has it
+        """
+        if refused:
+            self._refused(slot)
+        else:
+            self._here.discard(slot)
+            self._forget(slot)
         self.serve(now)
 
-    def _attempt_failed(self, slot: int) -> None:
+    def _refused(self, slot: int) -> None:
         """Somebody else has that slot. Then what else is believed may be outdated, too."""
         self._here.discard(slot)
-        if slot not in self._fresh:
-            for other in [each for each in self._free if each not in self._fresh]:
-                self._forget(other)
+        for other in [each for each in self._free if each not in self._fresh]:
+            self._forget(other)
         self._refusals[slot] = self._refusals.get(slot, 0) + 1
         self._forget(slot)
 
@@ -139,7 +147,7 @@ class Board(Generic[W]):
         self._refusals.pop(slot, None)
         if self.queue and slot not in self.tickets:
             self._send_ticket(slot, now)
-            self._drop_surplus(slot, now)
+            self._drop_surplus(now, keep=slot)
         self._here.discard(slot)
         if self._look is not None:
             self._look.pop(slot, None)  # that answer may be older
@@ -171,7 +179,7 @@ class Board(Generic[W]):
         return True
 
     def close(self) -> list[W]:
-        """Returns who was waiting."""
+        """Returns who was waiting. Tickets and probes stay in their rooms, which are closed next."""
         waiters = list(self.queue)
         self.queue.clear()
         self.tickets.clear()
@@ -197,11 +205,11 @@ class Board(Generic[W]):
             self._here.add(slot)
             if self.queue:
                 waiter, _ = self.queue.popitem(last=False)
-                self._hall.granted(waiter, slot, lease)
+                self._port.granted(waiter, slot, lease)
             else:
                 self.give_back(slot, lease, now)
         elif refused:
-            self._attempt_failed(slot)
+            self._refused(slot)
         else:
             self._forget(slot)
             if error is not None and not probe:
@@ -212,14 +220,14 @@ class Board(Generic[W]):
             self._try_at = self._try_pause = 0.0
         elif now >= self._try_at:
             self._try_pause = min(max(2 * self._try_pause, self._rules.try_next_after), MAX_PAUSE)
-            self._try_at = now + self._try_pause * (0.5 + self._hall.chance() / 2)
+            self._try_at = now + self._try_pause * (0.5 + self._port.chance() / 2)
         self.serve(now)
 
     def _fail(self, error: Exception) -> None:
         waiters = list(self.queue)
         self.queue.clear()
         for waiter in waiters:
-            self._hall.failed(waiter, error)
+            self._port.failed(waiter, error)
 
     def give_back(self, slot: int, lease: Lease, now: float) -> None:
         """Release what no task has taken."""
@@ -228,15 +236,15 @@ class Board(Generic[W]):
 
     def serve(self, now: float) -> None:
         """Do what can be done for those who wait."""
-        queue, hall = self.queue, self._hall
+        queue, port = self.queue, self._port
         if not queue:
             for slot in [*self.tickets]:
                 self._drop(slot, now)
             for slot, probe in [*self.probes.items()]:
-                if not hall.has_ended(probe):
+                if not port.has_ended(probe):
                     del self.probes[slot]
                     self._here.discard(slot)
-                    hall.leave_room(slot, probe, now)
+                    port.leave_room(probe, now)
                     self._free.add(slot)
             return
         while self._ends and self._ends[0][0] <= now:
@@ -247,9 +255,9 @@ class Board(Generic[W]):
         self._begin_look(now)
         while len(self.tickets) < len(queue) and self._taken:
             self._send_ticket(next(iter(self._taken)), now)
-        self._drop_surplus(None, now)
+        self._drop_surplus(now)
         due = NEVER
-        if self._free.count and len(self.probes) < len(queue):
+        if self._free.count and len(self.probes) < len(queue):  # others' turn, or servers have failed an attempt
             due = max(now + self._rules.try_next_after, self._try_at)
         if self._unknown and self._look is None:
             due = min(due, self._look_at)
@@ -258,7 +266,7 @@ class Board(Generic[W]):
         if self._ends:
             due = min(due, self._ends[0][0])
         if due < NEVER:
-            hall.wake(due)
+            port.wake(due)
 
     def _probe(self, now: float) -> None:
         """Make attempts for slots that are believed free."""
@@ -267,8 +275,8 @@ class Board(Generic[W]):
             return
         most = min(len(self.queue), 1) if self._try_pause else len(self.queue)
         while len(self.probes) < most and self._free.count:
-            slot = self._free.at(int(self._hall.chance() * self._free.count))
-            room = self._hall.room(slot)
+            slot = self._free.at(int(self._port.chance() * self._free.count))
+            room = self._port.room(slot)
             if room.contended:  # a ticket takes turns with others; but not more than one for each task
                 if len(self.tickets) < len(self.queue):
                     self._send_ticket(slot, now)
@@ -276,26 +284,27 @@ class Board(Generic[W]):
                     self._free.remove(slot)
                     others_turn.append(slot)
                 continue
-            self._use(slot)
-            self.probes[slot] = probe = self._hall.ticket(slot)
+            self._count_as_ours(slot)
+            self.probes[slot] = probe = self._port.ticket(slot)
             room.try_join(probe, now)
         for slot in others_turn:
             self._free.add(slot)
-        if others_turn and self._drop_surplus(None, now, room_for=1):
+        if others_turn and self._drop_surplus(now, spare=1):
             self._send_ticket(others_turn[0], now)
 
     def _send_ticket(self, slot: int, now: float) -> None:
         """Let a ticket wait for that slot."""
         self._remove(slot)
-        self.tickets[slot] = ticket = self._hall.ticket(slot)
-        self._hall.room(slot).join(ticket, now)
+        self.tickets[slot] = ticket = self._port.ticket(slot)
+        self._port.room(slot).join(ticket, now)
 
-    def _drop_surplus(self, keep: int | None, now: float, room_for: int = 0) -> bool:
-        """Drop the oldest tickets, if there are more than tasks (less ``room_for``). Is it done?"""
-        surplus = len(self.tickets) + room_for - len(self.queue)
+    def _drop_surplus(self, now: float, *, keep: int | None = None, spare: int = 0) -> bool:
+        """Drop the oldest tickets, until there are no more than tasks, less ``spare``; but not that for the slot
+        ``keep``, nor one whose room makes an attempt. False: too many are left."""
+        surplus = len(self.tickets) + spare - len(self.queue)
         if surplus > 0:
             for slot in [*self.tickets]:
-                if slot != keep and self._hall.room(slot).attempt is None and self._drop(slot, now):
+                if slot != keep and self._port.room(slot).attempt is None and self._drop(slot, now):
                     surplus -= 1
                     if not surplus:
                         break
@@ -303,20 +312,20 @@ class Board(Generic[W]):
 
     def _drop(self, slot: int, now: float) -> bool:
         """Let the ticket leave. False: its wait has ended just now."""
-        ticket, room = self.tickets[slot], self._hall.room(slot)
-        if self._hall.has_ended(ticket):
+        ticket, room = self.tickets[slot], self._port.room(slot)
+        if self._port.has_ended(ticket):
             return False
         del self.tickets[slot]
         waits_until = room.wake if room.attempt is None and room.holder is None else NEVER
-        self._hall.leave_room(slot, ticket, now)
+        self._port.leave_room(ticket, now)
         if slot not in self._here:
             if now < waits_until < NEVER:
-                self._take(slot, waits_until)  # what the room has found out
+                self._believe_taken(slot, waits_until)  # what the room has found out
             else:
                 self._unknown[slot] = None
                 waits_until = now
             if self.queue:
-                self._hall.wake(waits_until)
+                self._port.wake(waits_until)
         return True
 
     # What is known of the slots
@@ -324,7 +333,7 @@ class Board(Generic[W]):
     def look(self, now: float) -> None:
         """Look at all slots, whatever is believed of them. Beginning anywhere: those that are found to be taken first
         get the first tickets, and not all processes should wait for the same."""
-        first = int(self._hall.chance() * self.permits)
+        first = int(self._port.chance() * self.permits)
         self._begin_look(now, [*range(first, self.permits), *range(first)])
 
     @property
@@ -351,7 +360,7 @@ class Board(Generic[W]):
         if self._look is None and (slots or (self._unknown and now >= self._look_at)):
             slots = slots or [*self._unknown]
             self._look, self._look_began = dict.fromkeys(slots, False), now
-            self._hall.look_at(slots, now)
+            self._port.look_at(slots, now)
 
     def looked(self, found: Mapping[int, float], now: float) -> int:
         """What a look has found: when each slot may be free. (It does not say anything of those that are left out.)
@@ -364,26 +373,26 @@ class Board(Generic[W]):
             if slot not in look or slot in self._here or slot in self.tickets:
                 continue
             self._remove(slot)
-            if until > now and look[slot]:
+            if until > now and look[slot]:  # it has changed since: read it again
                 self._doubted.add(slot)
                 self._unknown[slot] = None
                 continue
             if until > now:
                 needless += self._is_unchanged(slot, until, now)
                 if not rules.tracking:
-                    until = min(until, now + rules.extend_interval * (0.5 + self._hall.chance() / 2))
+                    until = min(until, now + rules.extend_interval * (0.5 + self._port.chance() / 2))
                 self._refusals.pop(slot, None)
-                self._take(slot, until)
+                self._believe_taken(slot, until)
             elif self._refusals.get(slot, 0) > 1:
                 # Seen free, and refused again: several who try at the same time may split its votes among them.
                 self._refusals[slot] = 1
-                self._take(slot, now + rules.try_next_after * (0.5 + self._hall.chance()))
+                self._believe_taken(slot, now + rules.try_next_after * (0.5 + self._port.chance()))
             else:
                 self._free.add(slot)
                 if rules.tracking and not look[slot]:
                     self._fresh.add(slot)
             self._doubted.discard(slot)
-        if any(slot not in found for slot in look):
+        if any(slot not in found for slot in look):  # read these again, a little later
             self._put_off_look(now)
         return needless
 
@@ -414,7 +423,7 @@ class Board(Generic[W]):
 
     def _put_off_look(self, now: float) -> None:
         self._pause = min(max(2 * self._pause, self._rules.try_next_after), MAX_PAUSE)
-        self._look_at = now + self._pause * (0.5 + self._hall.chance() / 2)
+        self._look_at = now + self._pause * (0.5 + self._port.chance() / 2)
 
     def changed(self, slot: int) -> bool:
         """A server says that a key of that slot has changed. True: call ``serve`` in another turn of the loop."""
@@ -439,12 +448,12 @@ class Board(Generic[W]):
             self._forget(slot)
         self._look_at = self._try_at = 0.0
 
-    def _use(self, slot: int) -> None:
+    def _count_as_ours(self, slot: int) -> None:
         self._free.remove(slot)
         self._fresh.discard(slot)
         self._here.add(slot)
 
-    def _take(self, slot: int, until: float) -> None:
+    def _believe_taken(self, slot: int, until: float) -> None:
         self._taken[slot] = until
         if len(self._ends) > 2 * self.permits:  # mostly outdated, and nobody has waited meanwhile
             self._ends = [(when, each) for each, when in self._taken.items()]
@@ -472,40 +481,3 @@ class Board(Generic[W]):
             assert sum(places) == (not used), (slot, places, slot in self._here, slot in self.tickets)
         assert self._fresh <= {*self._free}
         assert self.probes.keys() <= self._here
-
-
-class Pool:
-    """Numbers from 0 to ``size - 1``, at first all of them: any can be added, removed or drawn at once."""
-
-    __slots__ = ("_members", "_places", "count")
-
-    def __init__(self, size: int) -> None:
-        # The members are the first ``count`` of ``_members``; ``_places[n]`` is where n is in there.
-        self.count = size
-        self._members = array("H", range(size))
-        self._places = array("H", range(size))
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._members[: self.count])
-
-    def __contains__(self, number: int) -> bool:
-        return self._places[number] < self.count
-
-    def at(self, place: int) -> int:
-        return self._members[place]
-
-    def add(self, number: int) -> None:
-        if self._places[number] >= self.count:
-            self._swap(number, self.count)
-            self.count += 1
-
-    def remove(self, number: int) -> None:
-        if self._places[number] < self.count:
-            self.count -= 1
-            self._swap(number, self.count)
-
-    def _swap(self, number: int, place: int) -> None:
-        members, places = self._members, self._places
-        here, other = places[number], members[place]
-        members[place], members[here] = number, other
-        places[number], places[other] = place, here

@@ -24,7 +24,7 @@ def test_one_server() -> None:
 
 def test_a_server_that_fails() -> None:
     findings = Findings([0], ONE, 100.0)
-    findings.failed(0)
+    findings.failed(0, False)
     assert findings.complete and findings.found() is None
 
 
@@ -44,7 +44,7 @@ def test_a_majority_is_needed_however_late_it_is() -> None:
     findings = Findings([0], THREE, 100.0)
     findings.answered(0, [-2], 100.0)
     findings.late = True
-    findings.failed(1)
+    findings.failed(1, False)
     assert not findings.complete
-    findings.failed(2)
+    findings.failed(2, False)
     assert findings.complete and findings.found() is None

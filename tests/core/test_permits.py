@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asynclock.core.permits import Board, Pool
+from asynclock.core.permits import Board
+from asynclock.core.pool import Pool
 from asynclock.core.rules import NEVER, Rules
 
 pytestmark = [pytest.mark.fast, pytest.mark.every_python, pytest.mark.serverless]
@@ -142,7 +143,7 @@ class World:
             self.tracked.discard(slot)
             self.later(lambda: self.board.changed(slot) and self.later(lambda: self.board.serve(self.now)))
 
-    # The hall
+    # Its port
 
     def room(self, slot: int) -> Room:
         return self.rooms[slot]
@@ -153,8 +154,8 @@ class World:
     def has_ended(self, ticket: Ticket) -> bool:
         return ticket.ended
 
-    def leave_room(self, slot: int, ticket: Ticket, now: float) -> None:
-        self.rooms[slot].leave(ticket)
+    def leave_room(self, ticket: Ticket, now: float) -> None:
+        self.rooms[ticket.slot].leave(ticket)
 
     def look_at(self, slots: list[int], now: float) -> None:
         def read() -> None:
@@ -207,7 +208,7 @@ class World:
             if lease is not None:
                 self.held[slot] = task, lease
                 return
-            self.board.refused(slot, self.now)
+            self.board.attempt_failed(slot, True, self.now)
             self.waits[task] = waiter
             self.board.join(waiter, task, since)
 
@@ -358,7 +359,7 @@ def test_a_push_overtakes_what_the_process_has_still_to_do() -> None:
     world.events.pop(0)()  # it is read: both slots are taken
     world.owner[slot] = None
     board.changed(slot)
-    board.refused(slot, world.now)
+    board.attempt_failed(slot, True, world.now)
     world.waits[1] = waiter
     board.join(waiter, 1, world.now)
     world.settle()

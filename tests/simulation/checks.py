@@ -34,7 +34,7 @@ from asynclock.core.room import Room
 from asynclock.core.rules import NEVER
 from asynclock.wire.noloop import CHECK_EVERY
 
-from .permits import Hall
+from .permits import Semaphore
 from .processes import Client, Task
 from .requests import Request
 from .servers import Server
@@ -69,7 +69,7 @@ class Check:
         self.world = world
         self.majority = world.rules.keys // 2 + 1
         self.unbacked: dict[Lease, Unbacked] = {}
-        self.unnoticed: dict[tuple[Hall, int], float] = {}  # free slots that are believed taken, and since when
+        self.unnoticed: dict[tuple[Semaphore, int], float] = {}  # free slots that are believed taken, and since when
         self.told: list[float] = []  # how long it took to notify holders without a majority, in packet delays
         self.overlaps = 0  # how often a lock had two holders because servers had lost keys
         self.losses = self.failed = self.tokens = self.keeps = self.grants = self.deleted = 0
@@ -113,8 +113,8 @@ class Check:
             self._about_to_be_told()
         if world.permits and world.rules.tracking:
             for client in world.clients:
-                for hall in client.halls.values():
-                    self._free_slots_are_noticed(client, hall)
+                for semaphore in client.semaphores.values():
+                    self._free_slots_are_noticed(client, semaphore)
 
     def broken(self, guarantee: int, what: str) -> Broken:
         return Broken(guarantee, what, self.world)
@@ -293,30 +293,32 @@ class Check:
             late = 1000 * (room.wake - free)
             raise self.broken(3, f"{client.name} sleeps for {late:.3f} ms after {room.name!r} may be free")
 
-    def _free_slots_are_noticed(self, client: Client, hall: Hall) -> None:
+    def _free_slots_are_noticed(self, client: Client, semaphore: Semaphore) -> None:
         """A process in which tasks wait for a permit does not take a slot that has become free for taken for long: at
         most for as long as it holds back for others."""
-        world, taken = self.world, hall.board._taken if hall.board.queue else {}
+        world, taken = self.world, semaphore.board._taken if semaphore.board.queue else {}
         bound = TOLD * world.longest + 0.001 + 1.5 * world.rules.try_next_after
         if client.paused_at >= world.now - 2 * PAUSE:
             bound += PAUSE
         before, self.unnoticed = self.unnoticed, {}
-        self.unnoticed.update((place, since) for place, since in before.items() if place[0] is not hall)
+        self.unnoticed.update((place, since) for place, since in before.items() if place[0] is not semaphore)
         for slot in taken:
-            keys = [b"%d:%b#%d" % (index, hall.name.encode(), slot) for index in range(world.rules.keys)]
+            keys = [b"%d:%b#%d" % (index, semaphore.name.encode(), slot) for index in range(world.rules.keys)]
             if any(key in server.data for key, server in zip(keys, self._servers, strict=True)):
                 continue
-            since = max(before.get((hall, slot), world.now), client.frozen)
+            since = max(before.get((semaphore, slot), world.now), client.frozen)
             for key, server in zip(keys, self._servers, strict=True):
                 link = client.links[server.name]
                 if link is None or link.broken or self._hidden(client, server, key) > 0:
                     since = world.now
                 else:
                     since = max(since, link.since, server.stalled, server.troubled)
-            self.unnoticed[hall, slot] = since
+            self.unnoticed[semaphore, slot] = since
             if world.now - since > bound:
                 late = 1000 * (world.now - since)
-                raise self.broken(3, f"{client.name} takes slot {slot} of {hall.name!r} for taken for {late:.3f} ms")
+                raise self.broken(
+                    3, f"{client.name} takes slot {slot} of {semaphore.name!r} for taken for {late:.3f} ms"
+                )
 
     # Internal consistency
 
@@ -339,12 +341,12 @@ class Check:
 
     def _remembered(self, client: Client) -> None:
         for task in client.tasks:
-            if task.hall is not None and task.state == "waiting":
-                if not task.hall.knows(task):
+            if task.semaphore is not None and task.state == "waiting":
+                if not task.semaphore.knows(task):
                     raise self.broken(3, f"{task!r} waits for a permit, but nobody knows it")
                 continue
             room = task.room
-            if task.hall is not None and room is None:
+            if task.semaphore is not None and room is None:
                 continue  # it was refused
             assert room is not None
             if task.state == "waiting" and task not in room.queue and task not in room.forces:

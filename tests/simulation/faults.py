@@ -17,7 +17,7 @@ from asynclock.core.several import Several, Step
 
 from . import several
 from .links import Link
-from .permits import Hall
+from .permits import Semaphore
 from .processes import Client, Task
 from .servers import Expiry, Server
 from .worlds import SEVERAL
@@ -159,12 +159,12 @@ def counted_for_anybody(patch: pytest.MonkeyPatch) -> None:
 
 def one_slot_more(patch: pytest.MonkeyPatch) -> None:
     """A process counts one permit more than the others."""
-    init = Hall.__init__
+    init = Semaphore.__init__
 
-    def more(self: Hall, client: Client, name: str, permits: int) -> None:
+    def more(self: Semaphore, client: Client, name: str, permits: int) -> None:
         init(self, client, name, permits + (client.name == "A"))
 
-    patch.setattr(Hall, "__init__", more)
+    patch.setattr(Semaphore, "__init__", more)
 
 
 def deaf_to_other_slots(patch: pytest.MonkeyPatch) -> None:

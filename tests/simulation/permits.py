@@ -63,13 +63,13 @@ class Times:
 class Ticket:
     """Waits in the room of a slot on behalf of a board, in place of a task."""
 
-    __slots__ = ("client", "hall", "lease", "name", "problem", "room", "slot", "state")
+    __slots__ = ("client", "lease", "name", "problem", "room", "semaphore", "slot", "state")
 
     group = stay = None  # as a task without them
 
-    def __init__(self, hall: Hall, slot: int, room: Room[Any]) -> None:
-        self.client = hall.client
-        self.hall = hall
+    def __init__(self, semaphore: Semaphore, slot: int, room: Room[Any]) -> None:
+        self.client = semaphore.client
+        self.semaphore = semaphore
         self.slot = slot
         self.room = room
         self.name = room.name
@@ -83,10 +83,10 @@ class Ticket:
     def ended(self, state: str, problem: Any, lease: Lease | None) -> None:
         assert self.state == "waiting"
         self.state, self.problem, self.lease = state, problem, lease
-        self.hall.soon(lambda: self.hall.ticket_ended(self))
+        self.semaphore.soon(lambda: self.semaphore.ticket_ended(self))
 
 
-class Hall:
+class Semaphore:
     """One semaphore in one process, around its board."""
 
     def __init__(self, client: Client, name: str, permits: int) -> None:
@@ -133,11 +133,8 @@ class Hall:
             self._looked = True
             if not self.board.looking:
                 self.board.look(self.world.now)
-            if self.board.looking:
-                self._looking.append(task)
-                self.between.add(task)
-            else:
-                self.client.give_up(task, "refused", None)
+            self._looking.append(task)
+            self.between.add(task)
 
     def goes_on(self, task: Task, state: str, error: Any) -> bool:
         """The task's own attempt has failed. Is something else to be done?"""
@@ -145,17 +142,17 @@ class Hall:
             return False
         waits = task.how != "try_join"
         if state == "failed" and not waits:
-            self.soon(lambda: self._attempt_failed(task, False))
+            self.soon(lambda: self._attempt_failed(task, refused=False, again=False))
             return False
         self.between.add(task)
-        self.soon(lambda: self._attempt_failed(task, True))
+        self.soon(lambda: self._attempt_failed(task, refused=state == "refused", again=True))
         return True
 
-    def _attempt_failed(self, task: Task, again: bool) -> None:
+    def _attempt_failed(self, task: Task, *, refused: bool, again: bool) -> None:
         slot = self._slots.pop(task, None)
         self.between.discard(task)
         if slot is not None:
-            self.board.refused(slot, self.world.now)
+            self.board.attempt_failed(slot, refused, self.world.now)
             if again and task.state == "waiting":
                 task.room = None
                 self._tries[task] += 1
@@ -223,7 +220,7 @@ class Hall:
             what()
             self.board.check()
 
-    # For the board (asynclock.core.permits.Hall)
+    # For the board (asynclock.core.permits.BoardPort)
 
     def room(self, slot: int) -> Room[Any]:
         return self.client.room(room_name(self.name, slot))
@@ -237,7 +234,7 @@ class Hall:
     def has_ended(self, ticket: Ticket) -> bool:
         return ticket.state != "waiting"
 
-    def leave_room(self, slot: int, ticket: Ticket, now: float) -> None:
+    def leave_room(self, ticket: Ticket, now: float) -> None:
         ticket.state = "left"
         ticket.room.leave(ticket, now)
 
@@ -270,11 +267,11 @@ class Hall:
     def look_at(self, slots: list[int], now: float) -> None:
         self._last_look = now
         findings, client = Findings(slots, self.world.rules, now), self.client
-        over, lasting = False, list[Trouble]()
+        over, lasting = False, list[Trouble]()  # errors after which retrying cannot help
 
         def answered(index: int, replies: list[Any]) -> None:
             if troubles := [reply for reply in replies if isinstance(reply, Trouble)]:
-                findings.failed(index)
+                findings.failed(index, troubles[0].lasting)
                 if troubles[0].lasting:
                     lasting.append(troubles[0])
             else:
@@ -289,9 +286,7 @@ class Hall:
             nonlocal over
             if not over and findings.complete:
                 over = True
-                rules = self.world.rules
-                error = lasting[0] if len(lasting) > rules.keys - rules.majority else None
-                self._look_ended(findings.found(), error)
+                self._look_ended(findings.found(), lasting[0] if findings.hopeless else None)
 
         for index in range(self.world.rules.keys):
             link = client.links[client.homes[index]]

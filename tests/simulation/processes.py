@@ -20,7 +20,7 @@ from asynclock.wire.noloop import CHECK_EVERY, EvictionReport
 from . import stays
 from .fencing import Count, Fence, ask_some_time
 from .links import Link
-from .permits import Hall, Ticket, Times, room_name, slot_of
+from .permits import Semaphore, Ticket, Times, room_name, slot_of
 from .requests import NO_EXPIRY, Ignored, OwedRelease, Request, Silence, TimeRequest
 from .servers import Expiry, Trouble
 
@@ -39,13 +39,13 @@ class Task:
         "fence",
         "granted",
         "group",
-        "hall",
         "how",
         "lease",
         "name",
         "number",
         "problem",
         "room",
+        "semaphore",
         "since",
         "state",
         "stay",
@@ -65,7 +65,7 @@ class Task:
         self.granted = NEVER  # when it got the lock
         self.turn = 0  # how many locks were granted until then, with this one
         self.fence: Fence | None = None  # once it wants a fencing token
-        self.hall: Hall | None = None  # if it wants a permit of a semaphore
+        self.semaphore: Semaphore | None = None  # if it wants a permit of a semaphore
         self.stay: stays.Stay | None = None  # if the lock is to stay for a least time
         self.group: Group | None = None  # whose part it is
 
@@ -80,7 +80,7 @@ class Client:
         self.world = world
         self.name = name
         self.rooms: dict[str, Room[Task]] = {}
-        self.halls: dict[str, Hall] = {}
+        self.semaphores: dict[str, Semaphore] = {}
         self.tasks: list[Task] = []
         self.groups: list[Group] = []
         self.tally = Tally()
@@ -121,12 +121,12 @@ class Client:
         self.world.acted = self
         self.world.log("%r %s %r", task, how, name)
         if self.world.permits:
-            if name not in self.halls:
-                self.halls[name] = Hall(self, name, self.world.permits)
-            task.hall = self.halls[name]
+            if name not in self.semaphores:
+                self.semaphores[name] = Semaphore(self, name, self.world.permits)
+            task.semaphore = self.semaphores[name]
             for slot in range(self.world.permits):
                 self._sweep(room_name(name, slot))
-            task.hall.acquire(task)
+            task.semaphore.acquire(task)
             return task
         self._sweep(name)
         task.room = self.room(name)
@@ -160,8 +160,8 @@ class Client:
         self.world.log("%r ends (%s)", task, task.state)
         lease = task.lease
         task.state = "left" if lease is None else "released"
-        if task.hall is not None:
-            task.hall.end(task)
+        if task.semaphore is not None:
+            task.semaphore.end(task)
             return
         assert task.room is not None
         if lease is None:
@@ -172,8 +172,8 @@ class Client:
 
     def close(self) -> None:
         """As ``Locker.aclose``: the keys are released when the tasks are done."""
-        for hall in self.halls.values():
-            hall.close()
+        for semaphore in self.semaphores.values():
+            semaphore.close()
         for group in self.groups:
             group.closed = True
         for room in list(self.rooms.values()):
@@ -343,7 +343,7 @@ class Client:
     def _through(self, task: Task | Ticket, state: str, problem: Any) -> None:
         if isinstance(task, Ticket):
             task.ended(state, problem, None)
-        elif task.hall is None or not task.hall.goes_on(task, state, problem):
+        elif task.semaphore is None or not task.semaphore.goes_on(task, state, problem):
             self.give_up(task, state, problem)
 
     def give_up(self, task: Task, state: str, problem: Any) -> None:
@@ -363,8 +363,8 @@ class Client:
         if task.state == "held":
             task.state, task.problem = "lost", reason
             if isinstance(task, Task):
-                if task.hall is not None:
-                    task.hall.lost(task)
+                if task.semaphore is not None:
+                    task.semaphore.lost(task)
                 if task.group is not None:
                     task.group.part_lost()
                 elif self.world.hold is not None:
@@ -397,12 +397,12 @@ class Client:
                     room.invalidated(index, self.world.now)
         if key is None:
             self._all_changed()
-        elif (of_slot := slot_of(key)) is not None and of_slot[0] in self.halls:
-            self.halls[of_slot[0]].changed(of_slot[1])
+        elif (of_slot := slot_of(key)) is not None and of_slot[0] in self.semaphores:
+            self.semaphores[of_slot[0]].changed(of_slot[1])
 
     def _all_changed(self) -> None:
-        for hall in self.halls.values():
-            hall.all_changed()
+        for semaphore in self.semaphores.values():
+            semaphore.all_changed()
 
     def disconnected(self, link: Link) -> None:
         if not self.uses(link):

@@ -251,8 +251,8 @@ def _settle(world: World, check: Check, end: str) -> None:
         for name, room in client.rooms.items():
             if not room.empty:
                 raise check.broken(0, f"{client.name}: all tasks have left, but the room of {name!r} is not empty")
-        for name, hall in client.halls.items():
-            if hall.board.tickets or hall.board.probes or hall.board.queue:
+        for name, semaphore in client.semaphores.items():
+            if semaphore.board.tickets or semaphore.board.probes or semaphore.board.queue:
                 raise check.broken(0, f"{client.name}: all tasks have left, but somebody waits for permits of {name!r}")
     for server in world.servers:
         for key in server.data if server.up else ():

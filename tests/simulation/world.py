@@ -178,8 +178,8 @@ class World:
             self.acted = client
             for room in list(client.rooms.values()):
                 room.woken(self.now)
-            for hall in client.halls.values():
-                hall.all_changed()
+            for semaphore in client.semaphores.values():
+                semaphore.all_changed()
 
     def replace(self, client: Client) -> None:
         """The process ends; another one takes its place."""
