@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from ..core.lease import Lease
 from ..core.room import Room
 
-CHECK_AFTER = 0.001  # seconds after a lock was acquired
-MAX_CHECKS = 200  # locks that are checked in one turn of the event loop
+CHECK_AFTER: Final = 0.001  # seconds after a lock was acquired
+MAX_CHECKS: Final = 200  # locks that are checked in one turn of the event loop
 
 
 class FirstCheck:

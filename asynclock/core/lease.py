@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .operations import EXTEND, KEEP, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from .reasons import LossReason
@@ -14,11 +14,11 @@ from .tokens import FORCED, TAKEN
 if TYPE_CHECKING:
     from .room import Room
 
-OWN_EXTENSION = 0.1  # seconds after an extension in which an invalidation may be about that
-OWN_SET = 0.01  # seconds after a lock was acquired in which an invalidation may be about that
-LATE = 0.75  # share of ``Rules.reserve`` that is left when an extension should have succeeded
-MOVED = 0.9  # share of ``Rules.term`` that a deadline is at least after the extension that has moved it
-_NONE: Mapping[int, float] = MappingProxyType({})
+OWN_EXTENSION: Final = 0.1  # seconds after an extension in which an invalidation may be about that
+OWN_SET: Final = 0.01  # seconds after a lock was acquired in which an invalidation may be about that
+LATE: Final = 0.75  # share of ``Rules.reserve`` that is left when an extension should have succeeded
+MOVED: Final = 0.9  # share of ``Rules.term`` that a deadline is at least after the extension that has moved it
+_NONE: Final[Mapping[int, float]] = MappingProxyType({})
 
 
 class Lease:

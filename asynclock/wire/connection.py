@@ -12,7 +12,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import hiredis
 
@@ -22,11 +22,11 @@ from .violations import ViolationError
 
 log = logging.getLogger("asynclock")
 
-PING = b"*1\r\n$4\r\nPING\r\n"
-HELLO = b"*1\r\n$5\r\nHELLO\r\n"
-_MORE = object()  # what the reader returns when it needs more bytes
-_PUSH = hiredis.PushNotification
-MAX_UNSENT = 1 << 20  # bytes that may wait here while the kernel's buffer is full
+PING: Final = b"*1\r\n$4\r\nPING\r\n"
+HELLO: Final = b"*1\r\n$5\r\nHELLO\r\n"
+_MORE: Final = object()  # what the reader returns when it needs more bytes
+_PUSH: Final = hiredis.PushNotification
+MAX_UNSENT: Final = 1 << 20  # bytes that may wait here while the kernel's buffer is full
 
 OnPush = Callable[[list[Any], float], None]  # the push, and when it was read
 
@@ -73,7 +73,7 @@ class _Nobody:
     def dropped(self) -> None: ...
 
 
-_NOBODY = _Nobody()
+_NOBODY: Final = _Nobody()
 
 
 class _Pong:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from ..core.fencing import MAX_NUMBER, NOT_OURS
 from ..core.lease import Lease
@@ -15,16 +15,17 @@ from .commands import COUNTED_UP, OK, Commands, cause_in_script, count, is_error
 from .owed import Owed, OwedReleases
 from .violations import unexpected
 
-MAX_HOPS = 5  # redirections of one request; more of them mean that the nodes do not agree about the slot
+MAX_HOPS: Final = 5  # redirections of one request; more of them mean that the nodes do not agree about the slot
 
-REDIRECTIONS = ("MOVED ", "ASK ", "CLUSTERDOWN")
-NO_SCRIPT = "NOSCRIPT"
-NO_MEMORY = "OOM"
+REDIRECTIONS: Final = ("MOVED ", "ASK ", "CLUSTERDOWN")
+NO_SCRIPT: Final = "NOSCRIPT"
+NO_MEMORY: Final = "OOM"
 
-_DONE = (OK, 1)  # replies that mean success
-_OTHERS = b""  # stands for any value that is not ours
-_WRITTEN = (OK, None, 1, 0, _OTHERS)  # all valid replies to a command that writes
-NO_KEY, NO_END = -2, -1  # replies to PTTL: the key does not exist, or never expires
+_DONE: Final = (OK, 1)  # replies that mean success
+_OTHERS: Final = b""  # stands for any value that is not ours
+_WRITTEN: Final = (OK, None, 1, 0, _OTHERS)  # all valid replies to a command that writes
+NO_KEY: Final = -2  # a reply to PTTL: the key does not exist
+NO_END: Final = -1  # ... it never expires
 
 
 class Confirms(Protocol):
