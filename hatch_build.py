@@ -17,8 +17,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 # compiled coroutines raise again, close and warn in ways of their own. Not what needs weak references or inherits from
 # interpreted classes (manager.py, rooms.py). The rest would gain nothing: it runs once a connection.
 #
-# What costs there: a constant that is not Final is looked up in a dictionary, and an attribute or a method of what is not
-# compiled (a Protocol, too) costs as much as in Python.
+# What costs there: a constant that is not Final is looked up in a dictionary, and an attribute or a method of what is
+# not compiled (a Protocol, too) costs as much as in Python.
 COMPILED = (
     # The rules: who gets a lock, and until when.
     "asynclock/core/clock.py",
@@ -40,6 +40,7 @@ COMPILED = (
     "asynclock/wire/owed.py",
     "asynclock/wire/reply_limits.py",
     "asynclock/wire/requests.py",
+    "asynclock/wire/sending.py",
     # From a task to its lease, and back.
     "asynclock/_engine/first_check.py",
     "asynclock/_engine/held.py",

@@ -8,13 +8,13 @@ from collections.abc import Coroutine
 from typing import Any, Final, NamedTuple
 
 from ..core.lease import Lease
+from ..core.native import mypyc_attr
 from ..core.reasons import LossReason
 from ..core.room import Room
 from ..errors import ConfigurationError, LockLostError
 from .block import Block, being_left
 from .diagnosis import NOTICED_LATE
 from .manager import LockManager
-from .native import mypyc_attr
 from .reports import Hold
 from .whereabouts import Whereabouts
 

@@ -407,7 +407,7 @@ class Lease:
                 self.untracked |= 1 << index
                 if self.extend_at != NEVER:
                     self.request(index, READ, now)  # else at the first check
-        if operation.reads:
+        if operation is not TAKE and operation.reads:  # most are TAKE, and to ask it takes longer
             self.checked_at = sent
             if self.unverified:
                 self._verified(index, operation, sent, now)

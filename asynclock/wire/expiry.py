@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ..core.clock import ServerClock
 from .commands import is_error, packed, px, pxat, seconds_of
-from .connection import Connection
+from .connection import Connection, Expects
 from .violations import unexpected
 
 _TIME: Final = packed(b"TIME")
@@ -102,7 +102,7 @@ class ExpiryClock:
             self.ask()
 
 
-class _Time:
+class _Time(Expects):
     """Waits for the reply to TIME."""
 
     __slots__ = ("_expiry", "_sent")

@@ -41,6 +41,7 @@ from .requests import (
     Times,
     TimesRead,
 )
+from .sending import Sending
 from .session import Session, unforeseen
 from .violations import unexpected
 
@@ -113,6 +114,7 @@ class Node:
         self.options = options
         self.clock = clock
         self._listener = listener
+        self._by_replicas = options.min_replicas > 0
         self.no_cluster = (
             False  #: set by ``connect``: it must not be part of a cluster, since the other servers are not
         )
@@ -268,7 +270,7 @@ class Node:
 
     def request(self, lease: Lease, index: int, operation: Operation, now: float) -> bool:
         """As ``core.port.Port.request``."""
-        session = self.session
+        session: Sending | None = self.session
         if session is not None:
             connection = session.connection
             pack, acquires, writes, replies = session.commands.facts[operation]
@@ -284,7 +286,7 @@ class Node:
                         if writes
                         else (stay(lease.keep_until, now) if operation is KEEP else b""),
                     ),
-                    Request(self, lease, index, operation, now),
+                    Request(self, lease, index, operation, now, self._by_replicas),
                     replies,
                     now,
                 )

@@ -12,6 +12,7 @@ from ..core.room import Room
 from ..errors import ServerError
 from ..options import Options
 from .commands import COUNTED_UP, OK, Commands, cause_in_script, count, is_error, times
+from .connection import Expects
 from .owed import Owed, OwedReleases
 from .violations import unexpected
 
@@ -79,13 +80,23 @@ class Sender(Protocol):
         """The server has become a read-only replica."""
 
 
-class Request:
+class Request(Expects):
     """One operation of a lease that is in flight. The room always gets its outcome, exactly once."""
 
-    __slots__ = ("asking", "hops", "index", "lease", "node", "operation", "sent", "ttl")
+    __slots__ = ("asking", "by_replicas", "hops", "index", "lease", "node", "operation", "sent", "ttl")
 
-    def __init__(self, node: Sender, lease: Lease, index: int, operation: Operation, sent: float) -> None:
+    def __init__(
+        self,
+        node: Sender,
+        lease: Lease,
+        index: int,
+        operation: Operation,
+        sent: float,
+        by_replicas: bool,
+    ) -> None:
+        """:param by_replicas: with ``min_replicas``: a write counts after they have confirmed it, and not before"""
         self.node = node
+        self.by_replicas = by_replicas
         self.lease = lease
         self.index = index
         self.operation = operation
@@ -132,7 +143,7 @@ class Request:
             if reply == 1:
                 lease.room.released(lease, self.index, True, now)
                 return
-        elif self.node.options.min_replicas:
+        elif self.by_replicas:
             pass
         elif operation is TAKE:
             if reply == OK:
@@ -249,7 +260,7 @@ def _time_to_live(reply: Any) -> int:
     return reply
 
 
-class ReadAgain:
+class ReadAgain(Expects):
     """Waits for the reply to the GET of ``Sender.read_again``."""
 
     __slots__ = ("_request",)
@@ -276,7 +287,7 @@ KeyRead: TypeAlias = Callable[[str, bytes | None, int | None, ServerError | None
 """Called once, with the server, the value of the key, and its PTTL in milliseconds; or with the server and an error."""
 
 
-class Peek:
+class Peek(Expects):
     """Reads a key to see who holds the lock. It belongs to no lease."""
 
     __slots__ = ("_answered", "_asking", "_index", "_room", "hops", "node")
@@ -327,7 +338,7 @@ class Peek:
         self._answered(self.node.label, None, None, ServerError(self.node.label, "the connection was lost"))
 
 
-class Count:
+class Count(Expects):
     """Asks the counter of a key for a number, for the holder of a lease (``core.fencing``)."""
 
     __slots__ = ("_answered", "_counter", "_floor", "hops", "index", "lease", "node", "value")
@@ -416,7 +427,7 @@ TimesRead: TypeAlias = Callable[[list[int | None], bytes | None, ServerError | N
 an error."""
 
 
-class Times:
+class Times(Expects):
     """Asks how long many keys of one server still live. They have one slot in a cluster, and belong to no lease."""
 
     __slots__ = ("_answered", "_asking", "_index", "_keys", "_marker", "_marks", "_room", "hops", "node")
@@ -505,7 +516,7 @@ class Times:
             self._answered(ttls, value, None)
 
 
-class Ignored:
+class Ignored(Expects):
     """Ignores a reply that does not matter."""
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None: ...
@@ -513,7 +524,7 @@ class Ignored:
     def dropped(self) -> None: ...
 
 
-class OwedRelease:
+class OwedRelease(Expects):
     """A release from ``OwedReleases`` that is in flight. No caller waits for it."""
 
     __slots__ = ("hops", "node", "operation", "owed", "until")
@@ -572,7 +583,7 @@ class OwedRelease:
 Redirectable: TypeAlias = Request | OwedRelease | Peek | Count | Times  # what a cluster's node may send elsewhere
 
 
-class Reauthentication:
+class Reauthentication(Expects):
     """Waits for the reply to AUTH on a connection that is logged in already. If the server refuses the new credentials,
     the old login may end at any time; so ``refused`` drops the connection, and the reconnect reports what is wrong."""
 
