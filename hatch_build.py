@@ -27,6 +27,7 @@ COMPILED = (
     "asynclock/core/lease.py",
     "asynclock/core/operations.py",
     "asynclock/core/pace.py",
+    "asynclock/core/port.py",
     "asynclock/core/queue.py",
     "asynclock/core/retry.py",
     "asynclock/core/room.py",

@@ -139,7 +139,7 @@ class Lease:
     def request(self, index: int, operation: Operation, now: float) -> bool:
         """Send a request for key ``index``. False: its server is not connected, and no answer will come."""
         room = self.room
-        if not room.port.request(self, index, operation, now):
+        if not room.requests.request(self, index, operation, now):
             return False
         self.in_flight[index] += 1
         if operation.writes:
@@ -150,9 +150,9 @@ class Lease:
     def request_all(self, operation: Operation, now: float) -> bool:
         """Send a request for every key. Were all servers connected?"""
         room = self.room
-        send = room.port.request
+        requests = room.requests
         for index in range(room.rules.keys):
-            if send(self, index, operation, now):
+            if requests.request(self, index, operation, now):
                 self.in_flight[index] += 1
                 self.may_be_ours |= 1 << index
             else:
@@ -229,9 +229,9 @@ class Lease:
             else:
                 self.keep_until = 0.0  # nothing is kept: its time is over, or the lock is
         room, sent, owed = self.room, 0, self.may_be_ours
-        send = room.port.request
+        requests = room.requests
         for index in range(room.rules.keys):
-            if owed >> index & 1 and send(self, index, operation, now):
+            if owed >> index & 1 and requests.request(self, index, operation, now):
                 sent += 1
         self.may_be_ours = 0
         self.unreleased = sent

@@ -16,7 +16,7 @@ class Operation(IntEnum):
     acquires: bool  #: asks for a vote that the lease does not have yet
     writes: bool  #: sets an expiry one validity from now, so it needs one
     reads: bool  #: ends by reading the value
-    ends: bool  #: gives the key up: the last that is sent for it, and never lost (``Port.request``)
+    ends: bool  #: gives the key up: the last that is sent for it, and never lost (``Requests.request``)
     replies: int  #: how many replies the server sends
 
     #          acquires writes reads ends replies

@@ -48,9 +48,11 @@ class Room(Generic[W]):
         "places",
         "port",
         "queue",
+        "requests",
         "retries",
         "rules",
         "timer",
+        "tokens",
         "unattended_since",
         "wake",
     )
@@ -65,6 +67,8 @@ class Room(Generic[W]):
         self.name = name
         self.rules = rules
         self.port = port
+        self.requests = port.requests
+        self.tokens = port.tokens
         self.keys = keys
         self.places = places
         self.unattended_since = NEVER  # owned by whoever waits for releases (``_engine.pending_releases``)
@@ -408,14 +412,14 @@ class Room(Generic[W]):
 
     def _force(self, now: float) -> None:
         """Begin an attempt for the first in ``forces``."""
-        self.attempt = lease = Lease(self, self.port.token(True), forced=True)
+        self.attempt = lease = Lease(self, self.tokens.next(True), forced=True)
         lease.request_all(FORCE, now)
         self._decide(now)
 
     def _attempt(self, now: float, one_by_one: bool = True) -> None:
         """Begin an attempt for the first in ``queue``: one by one if that is better, unless it must not be."""
         self.last_failed = None
-        lease = self.attempt = Lease(self, self.port.token(False))
+        lease = self.attempt = Lease(self, self.tokens.next(False))
         if self.rules.keys > 1:
             self._wake_at(now + self.rules.try_next_after)
         else:

@@ -11,6 +11,7 @@ from ..core.fencing import NOT_OURS
 from ..core.lease import Lease
 from ..core.operations import KEEP, Operation
 from ..core.pace import Pace
+from ..core.port import Requests
 from ..core.reasons import LossReason
 from ..core.room import Room
 from ..core.rules import NEVER
@@ -89,7 +90,7 @@ class Listener(Protocol):
         """A cluster's node has answered MOVED or ASK. True: the request was sent to the node that was named."""
 
 
-class Node:
+class Node(Requests):
     """One server of a locker, from ``start`` to ``aclose``: it connects, serves requests, loses the connection, and
     reconnects.
 
@@ -269,7 +270,7 @@ class Node:
     # Serve
 
     def request(self, lease: Lease, index: int, operation: Operation, now: float) -> bool:
-        """As ``core.port.Port.request``."""
+        """As ``core.port.Requests``."""
         session: Sending | None = self.session
         if session is not None:
             connection = session.connection
