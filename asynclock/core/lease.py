@@ -92,12 +92,12 @@ class Lease:
     )
 
     def __init__(self, room: Room[Any], token: bytes, forced: bool = False) -> None:
-        keys = room.rules.keys
+        rules = room.rules
         self.room = room
         self.token = token
-        self.votes = [0.0] * keys
+        self.votes = rules.no_votes.copy()
         self.deadline = 0.0
-        self.in_flight = [0] * keys  # requests that are not answered, for each key; RELEASE is not counted
+        self.in_flight = rules.no_requests.copy()  # for each key, requests that are not answered; not RELEASE
         self.may_be_ours = 0
         self.done = False
         # An attempt

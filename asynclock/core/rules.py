@@ -29,6 +29,8 @@ class Rules:
         "handoffs",
         "keys",
         "majority",
+        "no_requests",
+        "no_votes",
         "reserve",
         "term",
         "tracking",
@@ -61,6 +63,9 @@ class Rules:
         self.handoff_time = handoff_time
         self.first_handoffs = max(handoffs, FIRST_HANDOFFS)  # while nobody else was ever seen to want the lock
         self.keys = 2 * majority - 1  # how many keys a name has
+        # What each lease begins with a copy of: to make them takes longer.
+        self.no_votes = [0.0] * self.keys
+        self.no_requests = [0] * self.keys
         self.term = self.term_of(validity)  # how long a granted key counts, from when it was requested
         self.reserve = self.term - extend_interval  # how much of that is left when an extension is due
 

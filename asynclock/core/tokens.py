@@ -43,7 +43,7 @@ class Tokens:
             milliseconds = int(now * 1000)
             self._rest = b":%d:%b" % (milliseconds, self._owner)
             self._began, self._ended = now, (milliseconds + 1) / 1000
-        return b"%b%x%b" % (self._forced if forced else self._taken, self._count, self._rest)
+        return b"%b%d%b" % (self._forced if forced else self._taken, self._count, self._rest)
 
 
 class Claim(NamedTuple):
