@@ -16,13 +16,19 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 # What runs in every acquire and release, as far as it can be compiled. Not what awaits (acquisition.py, scope.py):
 # compiled coroutines raise again, close and warn in ways of their own. Not what needs weak references or inherits from
 # interpreted classes (manager.py, rooms.py). The rest would gain nothing: it runs once a connection.
+#
+# What costs there: a constant that is not Final is looked up in a dictionary, and an attribute or a method of what is
+# not compiled (a Protocol, too) costs as much as in Python.
 COMPILED = (
     # The rules: who gets a lock, and until when.
     "asynclock/core/clock.py",
     "asynclock/core/contention.py",
     "asynclock/core/handoff.py",
     "asynclock/core/lease.py",
+    "asynclock/core/operations.py",
     "asynclock/core/pace.py",
+    "asynclock/core/port.py",
+    "asynclock/core/queue.py",
     "asynclock/core/retry.py",
     "asynclock/core/room.py",
     "asynclock/core/rules.py",
@@ -36,6 +42,7 @@ COMPILED = (
     "asynclock/wire/owed.py",
     "asynclock/wire/reply_limits.py",
     "asynclock/wire/requests.py",
+    "asynclock/wire/sending.py",
     # From a task to its lease, and back.
     "asynclock/_engine/first_check.py",
     "asynclock/_engine/held.py",

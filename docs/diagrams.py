@@ -556,7 +556,7 @@ def call() -> Drawing:
     d.call("your task", "LockManager", "LockManager.ready", "connects, once")
     d.call("your task", "Room, Lease", "Room.join", "of manager.rooms[name]")
     d.inside("Room, Lease", "Room._attempt", "makes a Lease, which asks for each key: Lease.request_all")
-    d.call("Room, Lease", "Node, Request", "Topology.request", "finds the node")
+    d.call("Room, Lease", "Node, Request", "Requests.request", "finds the node")
     d.call("Node, Request", "Connection", "Connection.send", "bytes, a Request")
     d.inside("your task", "await Waiter.future", "the first await; until here, one call has led to the next")
     d.call("Connection", "server", "SET … NX PXAT", "one write a turn")

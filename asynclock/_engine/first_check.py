@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from ..core.lease import Lease
 from ..core.room import Room
 
-CHECK_AFTER = 0.001  # seconds after a lock was acquired
-MAX_CHECKS = 200  # locks that are checked in one turn of the event loop
+CHECK_AFTER: Final = 0.001  # seconds after a lock was acquired
+MAX_CHECKS: Final = 200  # locks that are checked in one turn of the event loop
 
 
 class FirstCheck:
@@ -29,7 +29,7 @@ class FirstCheck:
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Callable[[], float]) -> None:
         self._loop = loop
         self._clock = clock
-        self._leases: deque[tuple[Room[Any], Lease]] = deque()
+        self._leases: deque[Lease] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     def soon(self, room: Room[Any], lease: Lease) -> None:
@@ -37,7 +37,7 @@ class FirstCheck:
         if not self._leases:
             # Behind the tasks that are about to run: they may release their locks.
             self._timer = self._loop.call_later(CHECK_AFTER, self._loop.call_soon, self._check)
-        self._leases.append((room, lease))
+        self._leases.append(lease)
 
     def close(self) -> None:
         """Check nothing more."""
@@ -50,9 +50,9 @@ class FirstCheck:
         now = self._clock()
         try:
             for _ in range(min(len(leases), MAX_CHECKS)):
-                room, lease = leases.popleft()
+                lease = leases.popleft()
                 if not lease.done:
-                    room.first_check(lease, now)
+                    lease.room.first_check(lease, now)
         finally:
             if leases:  # thousands were acquired at once: let other callbacks run in between
                 self._loop.call_soon(self._check)

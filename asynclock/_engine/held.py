@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from asyncio import _get_running_loop
 from collections.abc import Coroutine
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ..core.lease import Lease
+from ..core.native import mypyc_attr
 from ..core.reasons import LossReason
 from ..core.room import Room
 from ..errors import ConfigurationError, LockLostError
 from .block import Block, being_left
 from .diagnosis import NOTICED_LATE
 from .manager import LockManager
-from .native import mypyc_attr
 from .reports import Hold
 from .whereabouts import Whereabouts
+
+_running_loop: Final = asyncio._get_running_loop  # returns None where none runs
 
 
 class Loss(NamedTuple):
@@ -102,7 +103,7 @@ class Held:
             return False
         life, now = manager.life, manager.clock()
         serving = life.serving
-        if serving is None or _get_running_loop() is not serving or now >= lease.deadline:
+        if serving is None or _running_loop() is not serving or now >= lease.deadline:
             return False
         self._exiting = True
         self._end()

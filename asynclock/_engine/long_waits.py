@@ -71,8 +71,8 @@ class LongWaits:
         now = self._clock()
         self._warned = {name: when for name, when in self._warned.items() if self._waits(name)}
         for name, room in self._rooms.items():
-            if room.queue and slot_and_name(name) is None:
-                since = next(iter(room.queue)).since
+            if room.queue.first is not None and slot_and_name(name) is None:
+                since = room.queue.first.since
                 if now - max(since, self._warned.get(name, since)) >= self._warn_after:
                     self._warned[name] = now
                     self._warn_with_holder(room, now - since)

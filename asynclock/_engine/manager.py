@@ -18,7 +18,7 @@ from redis.asyncio.cluster import RedisCluster
 from ..core.holders import Holder
 from ..core.keys import Layout, Plain, Slots, layouts
 from ..core.lease import Lease
-from ..core.operations import Operation
+from ..core.port import Requests
 from ..core.reasons import LossReason
 from ..core.room import Room
 from ..core.rules import Rules
@@ -65,13 +65,13 @@ class LockManager:
 
     topology: Topology
     rules: Rules
+    requests: Requests
+    tokens: Tokens
     pending_releases: PendingReleases
     # What rooms call most, without a call in between:
-    request: Callable[[Lease, int, Operation, float], bool]
     wake: Callable[[Room[Waiter], float], None]
     first_check_soon: Callable[[Room[Waiter], Lease], None]
     release_answered: Callable[[Lease], None]
-    token: Callable[[bool], bytes]
     _timers: Timers
     _first_check: FirstCheck
     _suspends: Suspends
@@ -157,7 +157,7 @@ class LockManager:
         self.pending_releases = PendingReleases(
             loop, clock, options.try_next_after, self._silent, self._unattended_answered
         )
-        self.request = self.topology.request
+        self.requests = self.topology.requests
         self.wake = self._timers.set
         self.first_check_soon = self._first_check.soon
         self.release_answered = self.pending_releases.release_answered
@@ -171,7 +171,7 @@ class LockManager:
                 others[0], self.rooms, self._room, self._begin_to_read, clock, self.chance, spread=options.spread_keys
             )
         # Not before: a fork that came until then must not share them.
-        self.token = Tokens(os.urandom(16), options.owner_or_default().encode(), time.time).next
+        self.tokens = Tokens(os.urandom(16), options.owner_or_default().encode(), time.time)
         self.rooms.open(self._room, self._timers.forget)
         self.observations.open(self.topology, self.rules, clock, options.try_next_after, self.reports)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from ..core.room import Room
 from ..core.rules import NEVER, on_grid
 
-AGAIN = 1.0  # seconds until a room is woken again that raised an exception, which is a bug here
-NEAR = 0.01  # seconds: a room that is due within these gets a timer of its own
+AGAIN: Final = 1.0  # seconds until a room is woken again that raised an exception, which is a bug here
+NEAR: Final = 0.01  # seconds: a room that is due within these gets a timer of its own
 
 
 class Timers:

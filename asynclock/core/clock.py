@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from .rules import DRIFT, SLACK
 
-MAX_AGE = 20.0  # seconds for which a measurement is used, at most
-PRECISION = 0.02  # how far off a measurement may be, as a share of the validity
-MIN_PRECISION = 0.01  # seconds
-FRESH = 0.1  # seconds for which a measurement is not repeated
-ASK_AGAIN = 1.0  # ... and if it was not precise enough
+MAX_AGE: Final = 20.0  # seconds for which a measurement is used, at most
+PRECISION: Final = 0.02  # how far off a measurement may be, as a share of the validity
+MIN_PRECISION: Final = 0.01  # seconds
+FRESH: Final = 0.1  # seconds for which a measurement is not repeated
+ASK_AGAIN: Final = 1.0  # ... and if it was not precise enough
 
 
 class ServerClock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from .operations import EXTEND, KEEP, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from .reasons import LossReason
@@ -14,11 +14,11 @@ from .tokens import FORCED, TAKEN
 if TYPE_CHECKING:
     from .room import Room
 
-OWN_EXTENSION = 0.1  # seconds after an extension in which an invalidation may be about that
-OWN_SET = 0.01  # seconds after a lock was acquired in which an invalidation may be about that
-LATE = 0.75  # share of ``Rules.reserve`` that is left when an extension should have succeeded
-MOVED = 0.9  # share of ``Rules.term`` that a deadline is at least after the extension that has moved it
-_NONE: Mapping[int, float] = MappingProxyType({})
+OWN_EXTENSION: Final = 0.1  # seconds after an extension in which an invalidation may be about that
+OWN_SET: Final = 0.01  # seconds after a lock was acquired in which an invalidation may be about that
+LATE: Final = 0.75  # share of ``Rules.reserve`` that is left when an extension should have succeeded
+MOVED: Final = 0.9  # share of ``Rules.term`` that a deadline is at least after the extension that has moved it
+_NONE: Final[Mapping[int, float]] = MappingProxyType({})
 
 
 class Lease:
@@ -92,12 +92,12 @@ class Lease:
     )
 
     def __init__(self, room: Room[Any], token: bytes, forced: bool = False) -> None:
-        keys = room.rules.keys
+        rules = room.rules
         self.room = room
         self.token = token
-        self.votes = [0.0] * keys
+        self.votes = rules.no_votes.copy()
         self.deadline = 0.0
-        self.in_flight = [0] * keys  # requests that are not answered, for each key; RELEASE is not counted
+        self.in_flight = rules.no_requests.copy()  # for each key, requests that are not answered; not RELEASE
         self.may_be_ours = 0
         self.done = False
         # An attempt
@@ -139,7 +139,7 @@ class Lease:
     def request(self, index: int, operation: Operation, now: float) -> bool:
         """Send a request for key ``index``. False: its server is not connected, and no answer will come."""
         room = self.room
-        if not room.port.request(self, index, operation, now):
+        if not room.requests.request(self, index, operation, now):
             return False
         self.in_flight[index] += 1
         if operation.writes:
@@ -150,9 +150,9 @@ class Lease:
     def request_all(self, operation: Operation, now: float) -> bool:
         """Send a request for every key. Were all servers connected?"""
         room = self.room
-        send = room.port.request
+        requests = room.requests
         for index in range(room.rules.keys):
-            if send(self, index, operation, now):
+            if requests.request(self, index, operation, now):
                 self.in_flight[index] += 1
                 self.may_be_ours |= 1 << index
             else:
@@ -229,9 +229,9 @@ class Lease:
             else:
                 self.keep_until = 0.0  # nothing is kept: its time is over, or the lock is
         room, sent, owed = self.room, 0, self.may_be_ours
-        send = room.port.request
+        requests = room.requests
         for index in range(room.rules.keys):
-            if owed >> index & 1 and send(self, index, operation, now):
+            if owed >> index & 1 and requests.request(self, index, operation, now):
                 sent += 1
         self.may_be_ours = 0
         self.unreleased = sent
@@ -407,7 +407,7 @@ class Lease:
                 self.untracked |= 1 << index
                 if self.extend_at != NEVER:
                     self.request(index, READ, now)  # else at the first check
-        if operation.reads:
+        if operation is not TAKE and operation.reads:  # most are TAKE, and to ask it takes longer
             self.checked_at = sent
             if self.unverified:
                 self._verified(index, operation, sent, now)

@@ -5,14 +5,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .lease import Lease
+from .native import mypyc_attr
 from .operations import Operation
 from .reasons import LossReason
 from .tally import Tally
+from .tokens import Tokens
 
 if TYPE_CHECKING:
     from .room import Room
 
 W = TypeVar("W")
+
+
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Requests:
+    """Takes what leases request to the servers."""
+
+    # Not a Protocol, nor part of one: compiled code would look the method up by its name, for every request.
+    __slots__ = ()
+
+    def request(self, lease: Lease, index: int, operation: Operation, now: float) -> bool:
+        """Send it. However it ends, ``answered``, ``released`` or ``failed`` of the room is called once.
+
+        False: the server is not connected, and none of them will be called. A RELEASE or KEEP that the server refuses,
+        or that is lost with the connection, is owed, and sent before anything else once the server is back. (Instead of
+        a KEEP, a RELEASE, if its time is over by then.)
+
+        It never calls back into the room.
+        """
+        raise NotImplementedError
 
 
 class Port(Protocol[W]):
@@ -22,16 +43,13 @@ class Port(Protocol[W]):
     def tally(self) -> Tally:
         """What is counted."""
 
-    def token(self, forced: bool, /) -> bytes:
-        """A value that no lease has had."""
+    @property
+    def tokens(self) -> Tokens:
+        """Makes the values of keys. Set for good, as ``requests``: rooms keep both."""
 
-    def request(self, lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
-        """Send it. However it ends, ``answered``, ``released`` or ``failed`` of the room is called once.
-
-        False: the server is not connected, and none of them will be called. A RELEASE or KEEP that the server refuses,
-        or that is lost with the connection, is owed, and sent before anything else once the server is back. (Instead of
-        a KEEP, a RELEASE, if its time is over by then.)
-        """
+    @property
+    def requests(self) -> Requests:
+        """Where leases send their requests."""
 
     def lasting_error(self, room: Room[W], index: int) -> Exception | None:
         """Why retrying on that server cannot help (``ServerError.lasting``), if that is known."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any, Generic, TypeVar
 
 from .contention import Contention, Watch
@@ -10,6 +9,7 @@ from .handoff import LocalHandoffs
 from .lease import Lease
 from .operations import FORCE, READ, TAKE, TAKE_TTL, Operation
 from .port import Port
+from .queue import Queue
 from .reasons import LossReason
 from .retry import Retries, enough_free_at, possible_at
 from .rules import NEVER, Rules
@@ -48,9 +48,11 @@ class Room(Generic[W]):
         "places",
         "port",
         "queue",
+        "requests",
         "retries",
         "rules",
         "timer",
+        "tokens",
         "unattended_since",
         "wake",
     )
@@ -65,6 +67,8 @@ class Room(Generic[W]):
         self.name = name
         self.rules = rules
         self.port = port
+        self.requests = port.requests
+        self.tokens = port.tokens
         self.keys = keys
         self.places = places
         self.unattended_since = NEVER  # owned by whoever waits for releases (``_engine.pending_releases``)
@@ -74,7 +78,7 @@ class Room(Generic[W]):
         self.due = NEVER  # by when ``wake`` is looked at again
         self.holder: Lease | None = None
         self.attempt: Lease | None = None
-        self.queue: OrderedDict[W, None] = OrderedDict()
+        self.queue: Queue[W] = Queue()
         self.no_wait: W | None = None  # the first in the queue, if it wants one attempt only
         self.forces: dict[W, None] = {}
         self.contention: Contention | None = None  # while others are known to want the lock
@@ -87,19 +91,21 @@ class Room(Generic[W]):
 
     def join(self, waiter: W, now: float) -> None:
         """Queue for the lock."""
-        self.queue[waiter] = None
-        if len(self.queue) == 1:
-            if self.contention is None:
-                if self.holder is None and self.attempt is None and not self.forces:
-                    self._attempt(now)
-                return
-            if not self.contention.wanted_again(now):
-                self.contention = None
-            self._next(now)
+        others_wait = self.queue.first is not None
+        self.queue.add(waiter)
+        if others_wait:
+            return
+        if self.contention is None:
+            if self.holder is None and self.attempt is None and not self.forces:
+                self._attempt(now)
+            return
+        if not self.contention.wanted_again(now):
+            self.contention = None
+        self._next(now)
 
     def try_join(self, waiter: W, now: float) -> None:
         """Take the lock now or not at all."""
-        if self.holder is not None or self.queue or self.forces:
+        if self.holder is not None or self.queue.first is not None or self.forces:
             self.port.refused(waiter)
             return
         self.no_wait = waiter
@@ -115,10 +121,10 @@ class Room(Generic[W]):
         """Stop waiting. Returns the lease that is released because of that, if any."""
         abandoned = None
         if waiter in self.queue:
-            del self.queue[waiter]
+            self.queue.remove(waiter)
             if self.no_wait is waiter:
                 self.no_wait = None
-            if not self.queue and self.attempt is not None and not self.attempt.forced:
+            if self.queue.first is None and self.attempt is not None and not self.attempt.forced:
                 abandoned = self.attempt
         elif waiter in self.forces:
             if self.attempt is not None and self.attempt.forced and waiter is next(iter(self.forces)):
@@ -142,10 +148,16 @@ class Room(Generic[W]):
                 self._release(lease, now)  # ``close`` took it from its scope, and left its keys
             return
         contention = self.contention
-        if self.queue and not self.forces and lease.keep_until <= now and self.handoffs.take(lease, now, self.rules):
+        queue = self.queue
+        if (
+            queue.first is not None
+            and not self.forces
+            and lease.keep_until <= now
+            and self.handoffs.take(lease, now, self.rules)
+        ):
             rules = self.rules
             if rules.handoffs and not lease.unverified and lease.deadline - now > rules.reserve / 2:
-                waiter, _ = self.queue.popitem(last=False)
+                waiter = queue.pop()
                 self.port.tally.hand_off()
                 self.port.granted(waiter, lease)
                 return
@@ -156,7 +168,7 @@ class Room(Generic[W]):
                 self.handoffs.go_on_with(self.attempt)
                 return
         self.holder = None
-        if self.queue or (contention is not None and contention.expected):
+        if queue.first is not None or (contention is not None and contention.expected):
             if contention is None:
                 contention = self.contention = Contention()
             contention.hold_back(lease)
@@ -165,7 +177,7 @@ class Room(Generic[W]):
                 contention.watch_if_worth_it(self, lease.token, now)  # right behind the release
         else:
             self._release(lease, now)
-        if self.queue or self.forces:
+        if queue.first is not None or self.forces:
             self._next(now)
         elif self.attempt is None:
             self._forget(now)
@@ -173,8 +185,7 @@ class Room(Generic[W]):
     def close(self, now: float) -> list[W]:
         """The locker closes: take the lock from its scope, which keeps the keys until ``release`` (unless they stay for
         longer anyway), and give up every attempt. Returns who was waiting."""
-        waiters = [*self.queue, *self.forces]
-        self.queue.clear()
+        waiters = [*self.queue.clear(), *self.forces]
         self.forces.clear()
         if self.attempt is not None:
             self._release(self.attempt, now)
@@ -235,7 +246,7 @@ class Room(Generic[W]):
             self.released(lease, index, True, now)
         elif self.contention is not None and (watch := self.contention.watch) is not None and lease is watch.probe:
             self._watched(self.contention, watch, sent, found, ttl, now)
-        elif lease is self.last_failed and self.attempt is None and self.queue:
+        elif lease is self.last_failed and self.attempt is None and self.queue.first is not None:
             self._refused_late(lease, index, sent, found, ttl, now)
 
     def verified(self, lease: Lease) -> None:
@@ -297,7 +308,7 @@ class Room(Generic[W]):
                 self.attempt.defer(index, now)
         if self.holder is not None:
             self.holder.verify(index, now)
-        elif self.attempt is None and self.queue and not self._holds_back_for_release():
+        elif self.attempt is None and self.queue.first is not None and not self._holds_back_for_release():
             self._attempt(now)
 
     def clock_was_set(self, now: float) -> None:
@@ -319,7 +330,8 @@ class Room(Generic[W]):
     def lasting_failure(self, now: float) -> None:
         """A server refuses this client, and retrying cannot help: an attempt fails those who wait, if that server is
         needed."""
-        if self.queue and self.holder is None and self.attempt is None and not self._holds_back_for_release():
+        waited_for = self.queue.first is not None and self.holder is None and self.attempt is None
+        if waited_for and not self._holds_back_for_release():
             self._attempt(now)
 
     def gone(self, index: int, now: float) -> None:
@@ -387,7 +399,7 @@ class Room(Generic[W]):
             self._force(now)
         elif self.holder is not None:
             return
-        elif not self.queue:
+        elif self.queue.first is None:
             self._forget_if_empty(now)
         elif (
             self.contention is not None
@@ -400,14 +412,14 @@ class Room(Generic[W]):
 
     def _force(self, now: float) -> None:
         """Begin an attempt for the first in ``forces``."""
-        self.attempt = lease = Lease(self, self.port.token(True), forced=True)
+        self.attempt = lease = Lease(self, self.tokens.next(True), forced=True)
         lease.request_all(FORCE, now)
         self._decide(now)
 
     def _attempt(self, now: float, one_by_one: bool = True) -> None:
         """Begin an attempt for the first in ``queue``: one by one if that is better, unless it must not be."""
         self.last_failed = None
-        lease = self.attempt = Lease(self, self.port.token(False))
+        lease = self.attempt = Lease(self, self.tokens.next(False))
         if self.rules.keys > 1:
             self._wake_at(now + self.rules.try_next_after)
         else:
@@ -439,7 +451,7 @@ class Room(Generic[W]):
                     self._lose(self.holder, LossReason.TAKEN_OVER, None, now)
             else:
                 self.attempt = self.no_wait = None
-                waiter, _ = self.queue.popitem(last=False)
+                waiter = self.queue.pop()
             self._install(lease, waiter, now)
             if self.forces:
                 self._next(now)
@@ -482,19 +494,17 @@ class Room(Generic[W]):
         self._release(lease, now)
         refused = lease.refused_by_others(self.rules)
         if lease.lasting_errors > self.rules.keys - self.rules.majority:
-            waiters = list(self.queue)
-            self.queue.clear()
             self.no_wait = None
-            for waiter in waiters:
+            for waiter in self.queue.clear():
                 self.port.failed(waiter, lease.error)
         elif self.no_wait is not None:
             waiter, self.no_wait = self.no_wait, None
-            del self.queue[waiter]
+            self.queue.remove(waiter)
             if refused:
                 self.port.refused(waiter)
             else:
                 self.port.failed(waiter, lease.error)
-        if self.forces or not self.queue:
+        if self.forces or self.queue.first is None:
             self._next(now)
             return
         known = self.contended
@@ -567,7 +577,7 @@ class Room(Generic[W]):
             return
         contention.met_rival(found)
         contention.stop_holding_back()
-        if self.attempt is not None or self.holder is not None or not self.queue:
+        if self.attempt is not None or self.holder is not None or self.queue.first is None:
             return
         if found is None or watch.changed_since:
             self._attempt(now)  # somebody had it, and released it
@@ -610,7 +620,7 @@ class Room(Generic[W]):
         contention = self.contention
         if contention is None or not contention.release_answered(lease, now, self.rules):
             return
-        if self.queue and self.holder is None and self.attempt is None:
+        if self.queue.first is not None and self.holder is None and self.attempt is None:
             self._wake_at(contention.held_back_until(now, self.rules))
 
     def _plan_extension(self, lease: Lease, now: float) -> None:
@@ -622,8 +632,8 @@ class Room(Generic[W]):
     def _waits_for(self, index: int) -> bool:
         """May a change of key ``index`` make another attempt worthwhile?"""
         lease = self.last_failed
-        if lease is None or self.attempt is not None or not self.queue:  # such an attempt can only be one by force
-            return False
+        if lease is None or self.attempt is not None or self.queue.first is None:
+            return False  # an attempt that is under way can only be one by force
         return bool(lease.watched >> index & 1)
 
     def _key_has_changed(self, index: int, now: float) -> None:
@@ -685,7 +695,7 @@ class Room(Generic[W]):
     @property
     def empty(self) -> bool:
         """Does nobody here hold the lock, or want it?"""
-        return self.holder is None and self.attempt is None and not self.queue and not self.forces
+        return self.holder is None and self.attempt is None and self.queue.first is None and not self.forces
 
     def _forget_if_empty(self, now: float) -> None:
         """Forget what matters only while somebody holds the lock or wants it, if nobody does."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-NEVER = float("inf")
-GRID = 1 / 128  # seconds; a power of two, so that what is on the grid stays there
-COARSE = 0.1  # seconds: shorter intervals between extensions are exact, not on the grid
+from typing import Final
+
+NEVER: Final = float("inf")
+GRID: Final = 1 / 128  # seconds; a power of two, so that what is on the grid stays there
+COARSE: Final = 0.1  # seconds: shorter intervals between extensions are exact, not on the grid
 
 
 def on_grid(when: float) -> float:
@@ -12,9 +14,9 @@ def on_grid(when: float) -> float:
     return when // GRID * GRID
 
 
-FIRST_HANDOFFS = 64  # hand-offs inside a process before it finds out whether others want the lock
-DRIFT = 0.01  # how far two clocks may drift apart, as a share of the validity (Redlock's CLOCK_DRIFT_FACTOR)
-SLACK = 0.002  # seconds, for expiries that are rounded to a millisecond, and for the timer that ends the lock
+FIRST_HANDOFFS: Final = 64  # hand-offs inside a process before it finds out whether others want the lock
+DRIFT: Final = 0.01  # how far two clocks may drift apart, as a share of the validity (Redlock's CLOCK_DRIFT_FACTOR)
+SLACK: Final = 0.002  # seconds, for expiries that are rounded to a millisecond, and for the timer that ends the lock
 
 
 class Rules:
@@ -27,6 +29,8 @@ class Rules:
         "handoffs",
         "keys",
         "majority",
+        "no_requests",
+        "no_votes",
         "reserve",
         "term",
         "tracking",
@@ -59,6 +63,9 @@ class Rules:
         self.handoff_time = handoff_time
         self.first_handoffs = max(handoffs, FIRST_HANDOFFS)  # while nobody else was ever seen to want the lock
         self.keys = 2 * majority - 1  # how many keys a name has
+        # What each lease begins with a copy of: to make them takes longer.
+        self.no_votes = [0.0] * self.keys
+        self.no_requests = [0] * self.keys
         self.term = self.term_of(validity)  # how long a granted key counts, from when it was requested
         self.reserve = self.term - extend_interval  # how much of that is left when an extension is due
 

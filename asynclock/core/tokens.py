@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-MAGIC = b"asynclock:"
-TAKEN, FORCED = MAGIC + b"n:", MAGIC + b"f:"  # how tokens begin: of an attempt for a free key, or of one by force
+MAGIC: Final = b"asynclock:"
+# How tokens begin: of an attempt for a free key, or of one by force.
+TAKEN: Final = MAGIC + b"n:"
+FORCED: Final = MAGIC + b"f:"
 
-MAX_MILLISECONDS = 1 << 47  # Unix time: a later one is not from a clock
+MAX_MILLISECONDS: Final = 1 << 47  # Unix time: a later one is not from a clock
 
 
 class Tokens:
@@ -41,7 +43,7 @@ class Tokens:
             milliseconds = int(now * 1000)
             self._rest = b":%d:%b" % (milliseconds, self._owner)
             self._began, self._ended = now, (milliseconds + 1) / 1000
-        return b"%b%x%b" % (self._forced if forced else self._taken, self._count, self._rest)
+        return b"%b%d%b" % (self._forced if forced else self._taken, self._count, self._rest)
 
 
 class Claim(NamedTuple):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Protocol
 
-from ..core.lease import Lease
-from ..core.operations import Operation
+from ..core.port import Requests
 from ..core.room import Room
 from ..wire.node import Listener, Node
 from ..wire.requests import Redirectable
@@ -49,8 +48,9 @@ class Topology(Protocol):
     def home(self, room: Room[Any], index: int) -> Node | None:
         """The server that stores key ``index``; None: no server does now."""
 
-    def request(self, lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
-        """As ``core.port.Port.request``."""
+    @property
+    def requests(self) -> Requests:
+        """As ``core.port.Port.requests``."""
 
     def redirected(self, request: Redirectable, error: str) -> bool:
         """As ``wire.node.Listener.redirected``."""

@@ -11,6 +11,7 @@ from typing import Any
 from ..core.keys import Spread
 from ..core.lease import Lease
 from ..core.operations import Operation
+from ..core.port import Requests
 from ..core.room import Room
 from ..core.slots import SLOTS, slot_of
 from ..errors import ServerError
@@ -31,7 +32,7 @@ NODE_TIMEOUT = 1.0  # seconds for a node to answer CLUSTER SLOTS, or to answer p
 _CLUSTER_SLOTS = packed(b"CLUSTER", b"SLOTS")
 
 
-class Cluster:
+class Cluster(Requests):
     """The primaries of a cluster, and which slots each of them owns.
 
     State: ``_owners[slot]`` is the owner in the latest reply to CLUSTER SLOTS, None if the slot has none. ``_nodes``
@@ -87,7 +88,11 @@ class Cluster:
             self.refresh_soon()
         return node
 
-    def request(self, lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
+    @property
+    def requests(self) -> Requests:
+        return self
+
+    def request(self, lease: Lease, index: int, operation: Operation, now: float) -> bool:
         node = self.home(lease.room, index)
         return node is not None and node.request(lease, index, operation, now)
 

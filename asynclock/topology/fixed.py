@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..core.lease import Lease
 from ..core.operations import Operation
+from ..core.port import Requests
 from ..core.room import Room
 from ..errors import ConfigurationError
 from ..wire.node import Node
 from ..wire.requests import Redirectable
 
 
-class Fixed:
+class Fixed(Requests):
     """``_route[i]`` stores key ``i`` of every name: one key on each of ``nodes``, or all keys on a single server."""
 
     def __init__(self, nodes: Sequence[Node], majority: int | None) -> None:
         self.nodes = tuple(nodes)
-        # As core.port.Port.request; on a single server without an extra call.
-        self.request: Callable[[Lease, int, Operation, float], bool]
+        self.requests: Requests = self
         count = len(nodes)
         if count == 1:
             self.majority = majority or 1
             self._route = self.nodes * (2 * self.majority - 1)
-            self.request = nodes[0].request
+            self.requests = nodes[0]  # without an extra call
             return
         self.majority = (count + 1) // 2
         self._route = self.nodes
-        self.request = self._request
         if majority not in (None, self.majority):
             raise ConfigurationError(
                 f"key_majority={majority}: {count} independent servers store one key each, "
@@ -47,7 +46,7 @@ class Fixed:
     def home(self, room: Room[Any], index: int) -> Node | None:
         return self._route[index]
 
-    def _request(self, lease: Lease, index: int, operation: Operation, now: float, /) -> bool:
+    def request(self, lease: Lease, index: int, operation: Operation, now: float) -> bool:
         return self._route[index].request(lease, index, operation, now)
 
     def redirected(self, request: Redirectable, error: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import hiredis
 
@@ -15,8 +15,8 @@ from ..errors import ServerError
 if TYPE_CHECKING:
     from .noloop import EvictionReport
 
-OK = b"OK"
-MAX_TIME = 1 << 42  # Unix seconds: a later time is a malformed reply
+OK: Final = b"OK"
+MAX_TIME: Final = 1 << 42  # Unix seconds: a later time is a malformed reply
 
 # Delete the key, or change its expiry, only if it still has our value: the scripts of the Redis documentation on
 # distributed locks, for servers that have no command for it.
@@ -160,9 +160,9 @@ def _by_digest(script: bytes) -> bytes:
 LOAD = tuple(packed(b"SCRIPT", b"LOAD", script) for script in (_DELETE, _EXPIRE))
 _EVAL_DELETE, _EVAL_EXPIRE = (b"$4\r\nEVAL\r\n" + bulk(script) for script in (_DELETE, _EXPIRE))
 _SHA_DELETE, _SHA_EXPIRE = map(_by_digest, (_DELETE, _EXPIRE))
-_ONE = b"$1\r\n1\r\n"
-_join = b"".join
-_GET = b"*2\r\n$3\r\nGET\r\n"
+_ONE: Final = b"$1\r\n1\r\n"
+_join: Final = b"".join
+_GET: Final = b"*2\r\n$3\r\nGET\r\n"
 
 
 def _take(key: bytes, token: bytes, expiry: bytes) -> bytes:
@@ -199,7 +199,7 @@ def _delex(key: bytes, token: bytes, expiry: bytes) -> bytes:
     return b"*4\r\n$5\r\nDELEX\r\n%b$4\r\nIFEQ\r\n$%d\r\n%b\r\n" % (key, len(token), token)
 
 
-_RELEASES = {b"DELIFEQ": _delifeq, b"DELEX": _delex}
+_RELEASES: Final = {b"DELIFEQ": _delifeq, b"DELEX": _delex}
 
 
 def count(key: bytes, token: bytes, counter: bytes, floor: int) -> bytes:

@@ -12,27 +12,32 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Final, cast
 
 import hiredis
 
+from ..core.native import mypyc_attr
 from ..messages import about
 from .reply_limits import ReplyLimits
 from .violations import ViolationError
 
 log = logging.getLogger("asynclock")
 
-PING = b"*1\r\n$4\r\nPING\r\n"
-HELLO = b"*1\r\n$5\r\nHELLO\r\n"
-_MORE = object()  # what the reader returns when it needs more bytes
-_PUSH = hiredis.PushNotification
-MAX_UNSENT = 1 << 20  # bytes that may wait here while the kernel's buffer is full
+PING: Final = b"*1\r\n$4\r\nPING\r\n"
+HELLO: Final = b"*1\r\n$5\r\nHELLO\r\n"
+_MORE: Final = object()  # what the reader returns when it needs more bytes
+_PUSH: Final = hiredis.PushNotification
+MAX_UNSENT: Final = 1 << 20  # bytes that may wait here while the kernel's buffer is full
 
 OnPush = Callable[[list[Any], float], None]  # the push, and when it was read
 
 
-class Expects(Protocol):
+@mypyc_attr(allow_interpreted_subclasses=True)
+class Expects:
     """Waits for the replies to what was sent. One of its two methods is called, once (but see ``reply``)."""
+
+    # Not a Protocol: compiled code would look its methods up by their names, for every reply.
+    __slots__ = ()
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None:
         """All replies are there.
@@ -42,12 +47,14 @@ class Expects(Protocol):
         :param now: when the last bytes were read
         :raises ViolationError: malformed reply, which changed nothing here; ``dropped`` follows
         """
+        raise NotImplementedError
 
     def dropped(self) -> None:
         """The connection is lost before all replies have arrived."""
+        raise NotImplementedError
 
 
-class Call:
+class Call(Expects):
     """One command whose reply is awaited."""
 
     __slots__ = ("future",)
@@ -65,7 +72,7 @@ class Call:
             self.future.exception()  # mark it retrieved: the caller may have stopped waiting
 
 
-class _Nobody:
+class _Nobody(Expects):
     """Takes the place of an ``Expects`` that has got its replies."""
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None: ...
@@ -73,10 +80,10 @@ class _Nobody:
     def dropped(self) -> None: ...
 
 
-_NOBODY = _Nobody()
+_NOBODY: Final = _Nobody()
 
 
-class _Pong:
+class _Pong(Expects):
     """Waits for the reply to a ping. Any reply will do."""
 
     __slots__ = ("_connection",)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from ..core.clock import ServerClock
 from .commands import is_error, packed, px, pxat, seconds_of
-from .connection import Connection
+from .connection import Connection, Expects
 from .violations import unexpected
 
-_TIME = packed(b"TIME")
+_TIME: Final = packed(b"TIME")
 
 
 def stay(until: float, now: float) -> bytes:
@@ -102,7 +102,7 @@ class ExpiryClock:
             self.ask()
 
 
-class _Time:
+class _Time(Expects):
     """Waits for the reply to TIME."""
 
     __slots__ = ("_expiry", "_sent")

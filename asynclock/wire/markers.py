@@ -9,7 +9,7 @@ from typing import Any
 from ..core.operations import RELEASE
 from ..core.slots import hash_tag, slot_of
 from .commands import OK, Capabilities, Commands, bulk, packed, unbulk
-from .connection import Connection
+from .connection import Connection, Expects
 from .requests import Ignored
 
 LIFE = b"10000"  # ms: for a marker that was not deleted because its connection was lost
@@ -81,7 +81,7 @@ class Markers:
             self.refusal = reply
 
 
-class _Written:
+class _Written(Expects):
     """Waits for the reply to the SET of one marker."""
 
     __slots__ = ("_marker", "_markers")

@@ -11,6 +11,7 @@ from ..core.fencing import NOT_OURS
 from ..core.lease import Lease
 from ..core.operations import KEEP, Operation
 from ..core.pace import Pace
+from ..core.port import Requests
 from ..core.reasons import LossReason
 from ..core.room import Room
 from ..core.rules import NEVER
@@ -41,6 +42,7 @@ from .requests import (
     Times,
     TimesRead,
 )
+from .sending import Sending
 from .session import Session, unforeseen
 from .violations import unexpected
 
@@ -88,7 +90,7 @@ class Listener(Protocol):
         """A cluster's node has answered MOVED or ASK. True: the request was sent to the node that was named."""
 
 
-class Node:
+class Node(Requests):
     """One server of a locker, from ``start`` to ``aclose``: it connects, serves requests, loses the connection, and
     reconnects.
 
@@ -113,6 +115,7 @@ class Node:
         self.options = options
         self.clock = clock
         self._listener = listener
+        self._by_replicas = options.min_replicas > 0
         self.no_cluster = (
             False  #: set by ``connect``: it must not be part of a cluster, since the other servers are not
         )
@@ -267,8 +270,8 @@ class Node:
     # Serve
 
     def request(self, lease: Lease, index: int, operation: Operation, now: float) -> bool:
-        """As ``core.port.Port.request``."""
-        session = self.session
+        """As ``core.port.Requests``."""
+        session: Sending | None = self.session
         if session is not None:
             connection = session.connection
             pack, acquires, writes, replies = session.commands.facts[operation]
@@ -284,7 +287,7 @@ class Node:
                         if writes
                         else (stay(lease.keep_until, now) if operation is KEEP else b""),
                     ),
-                    Request(self, lease, index, operation, now),
+                    Request(self, lease, index, operation, now, self._by_replicas),
                     replies,
                     now,
                 )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .background import Ticker
 from .commands import packed
-from .connection import Connection
+from .connection import Connection, Expects
 
 CHECK_EVERY = 0.9  # seconds between checks: a hidden change is found within 1.5 s
 FULL_SHARE = 0.9  # the tracking table counts as full at this share: it may fill up before the next check
@@ -70,7 +70,7 @@ def _number(text: Any, default: int) -> int:
     return int(text) if isinstance(text, bytes) and text.isdigit() and len(text) < 20 else default
 
 
-class EvictionWatch:
+class EvictionWatch(Expects):
     """Checks a connection with NOLOOP, while locks are held or waited for. Calls ``on_hidden`` whenever the server may
     have hidden a change since the last check, until ``stop``.
 

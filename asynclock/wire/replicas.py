@@ -24,7 +24,7 @@ from ..errors import ServerError
 from ..options import Options
 from .background import Timer
 from .commands import Capabilities, is_error, key_text, packed, unbulk
-from .connection import Connection
+from .connection import Connection, Expects
 from .connector import Connector
 from .credentials import Credentials
 from .markers import Markers
@@ -263,7 +263,7 @@ class Replicas:
         await self._side.closed
 
 
-class _Count:
+class _Count(Expects):
     """Waits for the reply to WAIT."""
 
     __slots__ = ("_replicas",)

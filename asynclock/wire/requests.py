@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from ..core.fencing import MAX_NUMBER, NOT_OURS
 from ..core.lease import Lease
@@ -12,19 +12,21 @@ from ..core.room import Room
 from ..errors import ServerError
 from ..options import Options
 from .commands import COUNTED_UP, OK, Commands, cause_in_script, count, is_error, times
+from .connection import Expects
 from .owed import Owed, OwedReleases
 from .violations import unexpected
 
-MAX_HOPS = 5  # redirections of one request; more of them mean that the nodes do not agree about the slot
+MAX_HOPS: Final = 5  # redirections of one request; more of them mean that the nodes do not agree about the slot
 
-REDIRECTIONS = ("MOVED ", "ASK ", "CLUSTERDOWN")
-NO_SCRIPT = "NOSCRIPT"
-NO_MEMORY = "OOM"
+REDIRECTIONS: Final = ("MOVED ", "ASK ", "CLUSTERDOWN")
+NO_SCRIPT: Final = "NOSCRIPT"
+NO_MEMORY: Final = "OOM"
 
-_DONE = (OK, 1)  # replies that mean success
-_OTHERS = b""  # stands for any value that is not ours
-_WRITTEN = (OK, None, 1, 0, _OTHERS)  # all valid replies to a command that writes
-NO_KEY, NO_END = -2, -1  # replies to PTTL: the key does not exist, or never expires
+_DONE: Final = (OK, 1)  # replies that mean success
+_OTHERS: Final = b""  # stands for any value that is not ours
+_WRITTEN: Final = (OK, None, 1, 0, _OTHERS)  # all valid replies to a command that writes
+NO_KEY: Final = -2  # a reply to PTTL: the key does not exist
+NO_END: Final = -1  # ... it never expires
 
 
 class Confirms(Protocol):
@@ -78,13 +80,23 @@ class Sender(Protocol):
         """The server has become a read-only replica."""
 
 
-class Request:
+class Request(Expects):
     """One operation of a lease that is in flight. The room always gets its outcome, exactly once."""
 
-    __slots__ = ("asking", "hops", "index", "lease", "node", "operation", "sent", "ttl")
+    __slots__ = ("asking", "by_replicas", "hops", "index", "lease", "node", "operation", "sent", "ttl")
 
-    def __init__(self, node: Sender, lease: Lease, index: int, operation: Operation, sent: float) -> None:
+    def __init__(
+        self,
+        node: Sender,
+        lease: Lease,
+        index: int,
+        operation: Operation,
+        sent: float,
+        by_replicas: bool,
+    ) -> None:
+        """:param by_replicas: with ``min_replicas``: a write counts after they have confirmed it, and not before"""
         self.node = node
+        self.by_replicas = by_replicas
         self.lease = lease
         self.index = index
         self.operation = operation
@@ -131,7 +143,7 @@ class Request:
             if reply == 1:
                 lease.room.released(lease, self.index, True, now)
                 return
-        elif self.node.options.min_replicas:
+        elif self.by_replicas:
             pass
         elif operation is TAKE:
             if reply == OK:
@@ -248,7 +260,7 @@ def _time_to_live(reply: Any) -> int:
     return reply
 
 
-class ReadAgain:
+class ReadAgain(Expects):
     """Waits for the reply to the GET of ``Sender.read_again``."""
 
     __slots__ = ("_request",)
@@ -275,7 +287,7 @@ KeyRead: TypeAlias = Callable[[str, bytes | None, int | None, ServerError | None
 """Called once, with the server, the value of the key, and its PTTL in milliseconds; or with the server and an error."""
 
 
-class Peek:
+class Peek(Expects):
     """Reads a key to see who holds the lock. It belongs to no lease."""
 
     __slots__ = ("_answered", "_asking", "_index", "_room", "hops", "node")
@@ -326,7 +338,7 @@ class Peek:
         self._answered(self.node.label, None, None, ServerError(self.node.label, "the connection was lost"))
 
 
-class Count:
+class Count(Expects):
     """Asks the counter of a key for a number, for the holder of a lease (``core.fencing``)."""
 
     __slots__ = ("_answered", "_counter", "_floor", "hops", "index", "lease", "node", "value")
@@ -415,7 +427,7 @@ TimesRead: TypeAlias = Callable[[list[int | None], bytes | None, ServerError | N
 an error."""
 
 
-class Times:
+class Times(Expects):
     """Asks how long many keys of one server still live. They have one slot in a cluster, and belong to no lease."""
 
     __slots__ = ("_answered", "_asking", "_index", "_keys", "_marker", "_marks", "_room", "hops", "node")
@@ -504,7 +516,7 @@ class Times:
             self._answered(ttls, value, None)
 
 
-class Ignored:
+class Ignored(Expects):
     """Ignores a reply that does not matter."""
 
     def reply(self, reply: Any, earlier: Sequence[Any], now: float) -> None: ...
@@ -512,7 +524,7 @@ class Ignored:
     def dropped(self) -> None: ...
 
 
-class OwedRelease:
+class OwedRelease(Expects):
     """A release from ``OwedReleases`` that is in flight. No caller waits for it."""
 
     __slots__ = ("hops", "node", "operation", "owed", "until")
@@ -571,7 +583,7 @@ class OwedRelease:
 Redirectable: TypeAlias = Request | OwedRelease | Peek | Count | Times  # what a cluster's node may send elsewhere
 
 
-class Reauthentication:
+class Reauthentication(Expects):
     """Waits for the reply to AUTH on a connection that is logged in already. If the server refuses the new credentials,
     the old login may end at any time; so ``refused`` drops the connection, and the reconnect reports what is wrong."""
 

@@ -24,12 +24,13 @@ from .memory_shortage import MemoryShortage
 from .noloop import EvictionReport, EvictionWatch
 from .replicas import Replicas
 from .requests import Ignored, Reauthentication
+from .sending import Sending
 from .watchdog import Watchdog, max_silence
 
 log = logging.getLogger("asynclock")
 
 
-class Session:
+class Session(Sending):
     """Everything that belongs to one connection to a server.
 
     State: ``connection`` carries the operations. ``invalidations`` (RESP2) and ``replicas`` (``min_replicas``) have
@@ -49,12 +50,10 @@ class Session:
         invalidations: Invalidations | None,
         replicas: Replicas | None,
     ) -> None:
-        self.connection = connection
+        super().__init__(connection, Commands(capabilities), expiry)
         self.invalidations = invalidations
         self.replicas = replicas
         self.capabilities = capabilities
-        self.commands = Commands(capabilities)
-        self.expiry = expiry
         self.memory = MemoryShortage()
         self.flushes = Flushes(pace)
         self.since = connection.clock()

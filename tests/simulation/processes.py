@@ -10,6 +10,7 @@ from asynclock.core.clock import ServerClock
 from asynclock.core.lease import Lease
 from asynclock.core.operations import Operation
 from asynclock.core.pace import Pace
+from asynclock.core.port import Requests
 from asynclock.core.reasons import LossReason
 from asynclock.core.room import Room
 from asynclock.core.rules import NEVER
@@ -73,7 +74,7 @@ class Task:
         return f"{self.client.name}.{self.number}"
 
 
-class Client:
+class Client(Requests):
     """One process: its rooms, their port, and one connection to each server."""
 
     def __init__(self, world: World, name: str) -> None:
@@ -203,8 +204,9 @@ class Client:
 
     # The port of its rooms
 
-    def token(self, forced: bool) -> bytes:
-        return self.tokens.next(forced=forced)
+    @property
+    def requests(self) -> Requests:
+        return self
 
     def request(self, lease: Lease, index: int, operation: Operation, now: float) -> bool:
         room: Room[Task] = lease.room

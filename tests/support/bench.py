@@ -8,6 +8,7 @@ from asynclock.core.contention import Contention
 from asynclock.core.lease import Lease
 from asynclock.core.operations import Operation
 from asynclock.core.pace import Pace
+from asynclock.core.port import Requests
 from asynclock.core.reasons import LossReason
 from asynclock.core.room import Room
 from asynclock.core.rules import NEVER, Rules
@@ -26,13 +27,12 @@ class Sent(NamedTuple):
     when: float
 
 
-class Bench:
+class Bench(Requests):
     """The port of ``room``. ``sent`` is what the room requested and got no answer to yet, ``told`` its other calls."""
 
     def __init__(self, majority: int = 1, **rules: Any) -> None:
         numbers = {"validity": 5.0, "extend_interval": 2.5, "try_next_after": 0.02, **rules}
         self.rules = Rules(majority=majority, **numbers)
-        self.room: Room[str] = Room("name", self.rules, self)
         self.now = 100.0
         self.sent: list[Sent] = []
         self.told: list[tuple[Any, ...]] = []
@@ -47,7 +47,9 @@ class Bench:
         self.ordered = False  # do pushes and answers arrive on one connection?
         self.looks: list[Lease] = []  # leases whose first check is due
         self.tally = Tally()
-        self._tokens = Tokens(b"\0", b"me", lambda: 0.0)
+        self.requests = self
+        self.tokens = Tokens(b"\0", b"me", lambda: 0.0)
+        self.room: Room[str] = Room("name", self.rules, self)
 
     # What a test does
 
@@ -169,9 +171,6 @@ class Bench:
         raise AssertionError(f"{operation.name} was not asked of key {index}: {self.asks}")
 
     # The port
-
-    def token(self, forced: bool) -> bytes:
-        return self._tokens.next(forced=forced)
 
     def request(self, lease: Lease, index: int, operation: Operation, now: float) -> bool:
         if index in self.down:
