@@ -434,7 +434,8 @@ class Check:
 
         Two things are excused, and documented. A server has lost its counter, and its clock is behind what that had
         been. Or an earlier holder asks when the later one is over, and has got its keys back before it was told that it
-        had lost them: by force and without tracking, or since the servers had lost the keys of both.
+        had lost them: by force (without tracking, or by a request that comes after those of the later one), or since the
+        servers had lost the keys of both. Which of the two then gets its number first does not matter.
         """
         for position in range(self.tokens, len(self.world.tokens)):
             task, number = self.world.tokens[position]
@@ -445,7 +446,7 @@ class Check:
                 grows = before < number if later is task else number < before
                 if grows or self.world.behind.get(task.name, 0.0) >= later.granted:
                     continue
-                if earlier is task and self._is_over(other):
+                if self._is_over(later):
                     continue
                 raise self.broken(
                     7,
@@ -477,6 +478,7 @@ class Check:
                     raise self.broken(8, f"{stay.task!r} deletes a key before the time of its lock is over")
 
     def _is_over(self, task: Task) -> bool:
-        """Has the task given the lock back, or lost a key of it?"""
+        """Has the task given the lock back, or has it no majority of the keys any more, which others have touched?"""
         assert task.room is not None and task.lease is not None
-        return task.state != "held" or any((key, task.lease.token) in self.world.touched for key in task.room.keys)
+        kept = sum((key, task.lease.token) not in self.world.touched for key in task.room.keys)
+        return task.state != "held" or kept < self.majority
