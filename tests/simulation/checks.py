@@ -419,8 +419,8 @@ class Check:
                 sound = task.how == "try_join"
             elif error is None:
                 # ... or a vote ended before the attempt did: somebody had shortened the key's life, or request and
-                # reply took that long. If a key was read again meanwhile, its vote counts from before that: what is left
-                # of the key is less by the time since the attempt began, and by the time of that request, which is less.
+                # reply took that long. If a key was read again meanwhile, its vote counts from before that: so both
+                # count, the time since the attempt began and that of the last request, which is not more.
                 late = 2 * (self.world.now - task.since) >= self.world.rules.term
                 sound = (self.world.cut or bool(self.world.touched) or late) and task.how != "join"
             else:
