@@ -28,6 +28,7 @@ from .errors import (
 from .options import Seconds, check_timeout, check_wait_release
 from .scope import LockScope, ScopeRef
 
+MAX_LOOKS = 16  # for which try_acquire waits: two for each attempt, if a look was under way already
 MAX_TRIES = 8  # attempts of try_acquire, for slots that were free a moment ago
 
 
@@ -213,16 +214,16 @@ async def _acquire(
     if not permits.open:
         permits.start(manager)
     manager.semaphores.used(permits)
-    attempts = 0  # of its own, that have failed
+    attempts = looks = 0  # of its own: attempts that have failed, looks that it has waited for
     asked = now  # a look that began before that does not count
     while True:
         # One attempt of its own, for a slot that is believed free. If that fails: with ``wait`` the queue; else a look,
         # and an attempt for what was found.
         slot = permits.board.pick(wait) if attempts < (1 if wait else MAX_TRIES) else None
         if slot is None and not wait:
-            if permits.last_look < asked and attempts < MAX_TRIES and permits.look():
+            if permits.known_since < asked and attempts < MAX_TRIES and looks < MAX_LOOKS and permits.look():
                 await _look(manager, permits, began)
-                now = manager.clock()
+                looks, now = looks + 1, manager.clock()
                 continue
             failure: AsyncLockError = permits.not_free()
             if seconds == 0 and isinstance(failure, NotLockedError):

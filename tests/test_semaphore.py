@@ -393,6 +393,24 @@ async def test_who_does_not_wait_gets_a_permit_while_others_are_served(server: S
 
 
 @pytest.mark.asyncio
+async def test_a_look_that_is_under_way_is_waited_for(three: list[Server]) -> None:
+    """Two servers say that the slot is taken that was tried first. A third is silent, and the look waits for that."""
+    async with contextlib.AsyncExitStack() as stack:
+        other = await stack.enter_async_context(Locker([each.url for each in three], restart_quarantine=False))
+        proxy = await stack.enter_async_context(Proxy(three[2].port))
+        urls = [three[0].url, three[1].url, proxy.url]
+        locker = await stack.enter_async_context(Locker(urls, restart_quarantine=False))
+        internals.manager(other).chance = internals.manager(locker).chance = lambda: 0.0  # both try slot 0 first
+        (held,) = await hold(other, 1, 2)
+        proxy.freeze()
+        scope = await locker.semaphore("job", 2).try_acquire()
+        assert (internals.slot(held), internals.slot(scope)) == (0, 1)
+        proxy.thaw()
+        await scope.release()
+        await held.release()
+
+
+@pytest.mark.asyncio
 async def test_a_look_that_began_before_does_not_count(server: Server, other: Locker) -> None:
     """A permit is released while the answer to a look is on its way, and then somebody asks for one."""
     held = await hold(other, 3, 3)

@@ -54,7 +54,8 @@ class Permits:
         self._marks = True  # does the next look write how many permits there are?
         self._marked = False  # did the last one?
         self._warned = False
-        self.last_look = float("-inf")  #: when the last look began that counts
+        self._last_look = float("-inf")  # when the last look began that counts
+        self.known_since = float("-inf")  #: the same, of those that have ended
         self._look: Look | None = None  # the one that is under way
         self._error: ServerError | None = None  # why the last one failed
         self._trouble: ServerError | None = None  # why the last attempt for those who wait has failed, if not refused
@@ -204,7 +205,7 @@ class Permits:
         """What servers have told may be outdated."""
         if self.open:
             self._error = None
-            self.last_look = float("-inf")  # what is still to be answered does not count
+            self._last_look = self.known_since = float("-inf")  # what is still to be answered does not count
             self.board.all_changed()
             if self.board.queue:
                 self._serve_soon()
@@ -271,7 +272,7 @@ class Permits:
             self._timer.start(max(0.0, when - self._manager.clock()), self._serve)
 
     def look_at(self, slots: list[int], now: float) -> None:
-        self.last_look = now
+        self._last_look = now
         self._marked, self._marks = self._marks, False
         self._look = Look(self._manager, self, slots, now, marks=self._marked)
 
@@ -279,6 +280,7 @@ class Permits:
         """A look has found when each slot may be free."""
         now = self._manager.clock()
         self._answered = True
+        self.known_since = self._last_look
         self._error = self._look = None
         self._limit(self.board.looked(found, now), now)
         self._compare(markers)
@@ -287,6 +289,7 @@ class Permits:
 
     def look_failed(self, error: ServerError) -> None:
         """Too few servers have answered a look."""
+        self.known_since = self._last_look
         self._error, self._look = error, None
         self._marks = True
         self.board.look_failed(error if error.lasting else None, self._manager.clock())
@@ -301,7 +304,7 @@ class Permits:
                 self._manager.needless(self.room(0), index, now)
             pause = max(pause, self._manager.pause(self.room(0), index, now))
         if pause:
-            self.board.put_off_look(self.last_look + pause)
+            self.board.put_off_look(self._last_look + pause)
 
     def _compare(self, markers: list[bytes | None]) -> None:
         """Warn if others have written another number of permits."""

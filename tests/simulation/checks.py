@@ -420,7 +420,7 @@ class Check:
             elif error is None:
                 # ... or a vote ended before the attempt did: somebody had shortened the key's life, or request and
                 # reply took that long. If a key was read again meanwhile, its vote counts from before that: so both
-                # count, the time since the attempt began and that of the last request, which is not more.
+                # count, the time since the attempt began and that of the last request.
                 late = 2 * (self.world.now - task.since) >= self.world.rules.term
                 sound = (self.world.cut or bool(self.world.touched) or late) and task.how != "join"
             else:
@@ -435,7 +435,7 @@ class Check:
 
         Two things are excused, and documented. A server has lost its counter, and its clock is behind what that had
         been. Or an earlier holder asks when the later one is over, and has got its keys back before it was told that it
-        had lost them: by force (without tracking, or by a request that comes after those of the later one), or since the
+        had lost them: by force (without tracking, or by a request that comes after the later one's), or since the
         servers had lost the keys of both. Which of the two then gets its number first does not matter.
         """
         for position in range(self.tokens, len(self.world.tokens)):

@@ -100,7 +100,7 @@ class Semaphore:
         self._slots: dict[Task, int] = {}  # of tasks that have a permit, or make an attempt
         self._looking: list[Task] = []  # those who do not wait, and look
         self._looked = False
-        self._last_look = -1.0
+        self._last_look = self._known_since = -1.0  # as in ``Permits``
         self._due = NEVER
 
     # What tasks do
@@ -123,7 +123,7 @@ class Semaphore:
         elif waits:
             self.board.join(task, task.since, self.world.now)
         elif (
-            self._last_look >= self._asked[task]
+            self._known_since >= self._asked[task]
             or tries >= MAX_TRIES
             or self.board.all_here
             or (self.board.queue and not self.board.unsure)
@@ -199,7 +199,7 @@ class Semaphore:
             self.serve_soon()
 
     def all_changed(self) -> None:
-        self._last_look = -1.0
+        self._last_look = self._known_since = -1.0
         self.board.all_changed()
         self.serve_soon()
 
@@ -300,6 +300,7 @@ class Semaphore:
 
     def _look_ended(self, found: dict[int, float] | None, error: Exception | None) -> None:
         now = self.world.now
+        self._known_since = self._last_look
         if found is None:
             self.board.look_failed(error, now)
         else:
