@@ -127,6 +127,7 @@ class Board(Generic[W]):
 
         :param refused: since somebody else has it
         """
+        self._may_have_seen_ours(slot, refused)
         if refused:
             self._refused(slot)
         else:
@@ -156,6 +157,7 @@ class Board(Generic[W]):
 
     def lost(self, slot: int) -> None:
         """The lease of that slot was lost. Call ``serve`` in another turn of the loop."""
+        self._may_have_seen_ours(slot)
         self._here.discard(slot)
         self._forget(slot)
 
@@ -209,8 +211,10 @@ class Board(Generic[W]):
             else:
                 self.give_back(slot, lease, now)
         elif refused:
+            self._may_have_seen_ours(slot, refused)
             self._refused(slot)
         else:
+            self._may_have_seen_ours(slot)
             self._forget(slot)
             if error is not None and not probe:
                 self._fail(error)
@@ -242,6 +246,7 @@ class Board(Generic[W]):
                 self._drop(slot, now)
             for slot, probe in [*self.probes.items()]:
                 if not port.has_ended(probe):
+                    self._may_have_seen_ours(slot)
                     del self.probes[slot]
                     self._here.discard(slot)
                     port.leave_room(probe, now)
@@ -315,6 +320,7 @@ class Board(Generic[W]):
         ticket, room = self.tickets[slot], self._port.room(slot)
         if self._port.has_ended(ticket):
             return False
+        self._may_have_seen_ours(slot)
         del self.tickets[slot]
         waits_until = room.wake if room.attempt is None and room.holder is None else NEVER
         self._port.leave_room(ticket, now)
@@ -437,6 +443,15 @@ class Board(Generic[W]):
                 self._doubted.add(slot)
             self._forget(slot)
         return known
+
+    def _may_have_seen_ours(self, slot: int, refused: bool = False) -> None:
+        """An attempt for that slot, or a lease, has ended, and gives its keys back. A look that is under way may have
+        seen them, and servers do not tell us of changes that are ours.
+
+        :param refused: somebody else has the slot. Then the attempt had no key, if there is only one
+        """
+        if self._look is not None and slot in self._look and not (refused and self._rules.keys == 1):
+            self._look[slot] = True
 
     def all_changed(self) -> None:
         """What the servers have told so far may be outdated, and some of it they may not have told. Call ``serve``."""

@@ -99,7 +99,7 @@ class Room:
 class World:
     """One process, its board and the slots."""
 
-    def __init__(self, permits: int, seed: int, tracking: bool) -> None:
+    def __init__(self, permits: int, seed: int, tracking: bool, majority: int = 1) -> None:
         self.random = random.Random(seed)
         self.chance = self.random.random
         self.now = 0.0
@@ -111,7 +111,7 @@ class World:
         self.held: dict[int, tuple[int, Lease]] = {}  # slot -> task, lease
         self.served: list[int] = []
         self.due = NEVER
-        rules = Rules(majority=1, validity=5.0, extend_interval=2.5, try_next_after=0.02, tracking=tracking)
+        rules = Rules(majority=majority, validity=5.0, extend_interval=2.5, try_next_after=0.02, tracking=tracking)
         self.board: Board[object] = Board(permits, rules, self)  # type: ignore[arg-type]  # rooms of our own
         self.waits: dict[int, object] = {}
         self.tasks = 0
@@ -359,6 +359,25 @@ def test_a_push_overtakes_what_the_process_has_still_to_do() -> None:
     world.events.pop(0)()  # it is read: both slots are taken
     world.owner[slot] = None
     board.changed(slot)
+    board.attempt_failed(slot, True, world.now)
+    world.waits[1] = waiter
+    board.join(waiter, 1, world.now)
+    world.settle()
+    assert not world.waits and [*world.held] == [slot]
+    assert world.now < 1, "it was taken for taken until its time to live was over"
+
+
+def test_a_look_may_see_the_keys_of_an_attempt_of_this_process() -> None:
+    """It has got some of three keys, and gives them back. Nobody tells their own owner so, with NOLOOP."""
+    world = World(2, 1, True, majority=2)
+    board, waiter = world.board, object()
+    slot = board.pick(True)
+    assert slot is not None
+    board.look(world.now)
+    world.owner = ["us", "us"]
+    world.owner[1 - slot] = "other"
+    world.events.pop(0)()  # it is read: both slots are taken
+    world.owner[slot] = None
     board.attempt_failed(slot, True, world.now)
     world.waits[1] = waiter
     board.join(waiter, 1, world.now)
