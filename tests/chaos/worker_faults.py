@@ -6,7 +6,7 @@ import asyncio
 import random
 
 from .checker import FORCED
-from .deployments import DEPLOYMENTS
+from .deployments import DEPLOYMENTS, LONG
 from .faults import FREED, PUSH, kind
 from .field import Field
 
@@ -56,6 +56,8 @@ async def blocked(field: Field, chance: random.Random, name: str) -> None:
 async def reopened(field: Field, chance: random.Random, name: str) -> None:
     if (place := field.pick_worker(chance)) is None:
         return
+    if field.deployment.validity == LONG and field.active:
+        return  # what a closed locker cannot give back, because its server is away just then, stays for half a minute
     async with field.fault(name, field.crew.name(place)):
         field.crew.order(place, "reopen")
         await asyncio.sleep(0.2)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .world import World
 
 MAX_DRIFT = 0.0005  # share by which a clock may run fast or slow: the maximum slew rate of NTP
+LATE = 0.2  # seconds at most until a key is deleted that ended when the clock was set ahead
 
 
 class Trouble(Exception):
@@ -265,10 +266,11 @@ class Server:
         self.stepped = self.world.now
         self.world.altered = True
         if seconds > 0:
+            self.world.deletes_late = LATE
             for key, (value, expiry) in self.data.items():
                 self.world.touch(key, value)
                 if expiry is not None:
-                    soon = max(self.world.now, self.ends(expiry)) + self.world.random.random() * 0.2
+                    soon = max(self.world.now, self.ends(expiry)) + self.world.random.random() * LATE
                     self.world.at(soon, self.look, key)
         else:
             self.world.set_back -= seconds

@@ -283,7 +283,7 @@ def _serve_all(world: World, check: Check) -> None:
     patience = world.rules.validity * (1 + world.quarantine) + 2 * MAX_BACKOFF + world.silence + world.set_back + poll
     patience += world.longest_stay
     # A waiter counts the time to live that it has read from the reply, however late that was.
-    prompt = PROMPT + world.longest + max(client.stopped for client in world.clients)
+    prompt = PROMPT + world.longest + max(client.stopped for client in world.clients) + world.deletes_late
     if world.table < NEVER:
         prompt += PAUSE + CHECK_EVERY  # the server may have dropped the tracking entries of the waiters
     calm_since, free_since = world.now, NEVER

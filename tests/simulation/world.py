@@ -107,6 +107,7 @@ class World:
         self.grants: list[Task] = []  # tasks that have got a lock
         # Name -> when a counter last started anew on a server whose clock was behind what the counter had been.
         self.behind: dict[str, float] = {}
+        self.deletes_late = 0.0  # seconds that servers take to delete keys that ended when their clocks were set ahead
         self.set_back = 0.0  # seconds by which servers' clocks were set back: keys may live longer by that
         self._events: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._count = count()
