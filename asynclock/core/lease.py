@@ -393,7 +393,9 @@ class Lease:
             until = self.votes[index]
             if ttl is not None and ttl >= 0:
                 if now + ttl / 1000 < until or not until:
-                    self.vote(index, sent + rules.term_of(ttl / 1000))
+                    # Not for longer than a validity, though a clock that was set back may let it live for longer: the
+                    # next extension makes it end a validity after that.
+                    self.vote(index, sent + min(rules.term_of(ttl / 1000), rules.term))
                 if until and not until < now + ttl / 1000 < until + rules.validity:
                     self.room.port.doubt_clock(self.room, index)  # though another client may have set the expiry
         elif ok:

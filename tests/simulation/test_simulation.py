@@ -146,6 +146,11 @@ def test_nobody_starves_while_a_killed_holders_key_lives_for_longer_since_a_cloc
     assert play_slice(1136863, 1).failed is None
 
 
+def test_nobody_counts_on_a_key_for_longer_than_the_next_extension_makes_it_live() -> None:
+    """The server's clock was set back while an attempt was under way, whose keys were read again."""
+    assert play_slice(36367, 1, permits=True).failed is None
+
+
 def test_a_deadline_allows_for_a_clock_that_is_half_a_percent_fast() -> None:
     rules = Rules(majority=1, validity=1.0, extend_interval=0.5, try_next_after=0.02)
     for seed in range(20):
