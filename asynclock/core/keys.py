@@ -12,7 +12,7 @@ from zlib import crc32
 
 from .slots import SLOTS, TAG, hash_tag, slot_of, tag_for
 
-MAX_DIGITS = 4  # of the number of a slot: a semaphore has up to 1,000
+MAX_DIGITS = 3  # of the number of a slot: a semaphore has up to 1,000, from 0 on
 MARGIN = 64  # at each end of a part of the slots, 1/64 of the part is not used
 
 
@@ -103,7 +103,6 @@ class Slots:
         :param count: how many keys a lock has
         """
         self._layout = layout
-        self._prefix = prefix
         self._starts = [b"%b:p%d:" % (prefix, index) for index in range(count)]
         # The first brace of a key may be in the prefix. If it closes there, too, the tag is the prefix's; or there is
         # none, since an empty one does not count, and letters at the end of the key lead to its slot.
