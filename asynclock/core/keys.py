@@ -12,7 +12,7 @@ from zlib import crc32
 
 from .slots import SLOTS, TAG, hash_tag, slot_of, tag_for
 
-MAX_DIGITS = 3  # of the number of a slot: a semaphore has up to 1,000, from 0 on
+MAX_DIGITS = 4  # of the number of a slot: a semaphore has up to 1,000
 MARGIN = 64  # at each end of a part of the slots, 1/64 of the part is not used
 
 
