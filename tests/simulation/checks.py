@@ -419,9 +419,10 @@ class Check:
                 sound = task.how == "try_join"
             elif error is None:
                 # ... or a vote ended before the attempt did: somebody had shortened the key's life, or request and
-                # reply took that long. If a key was read again meanwhile, its vote counts from before that: so both
-                # count, the time since the attempt began and that of the last request.
-                late = 2 * (self.world.now - task.since) >= self.world.rules.term
+                # reply took that long. A look at the slots of a semaphore lets keys be read again in an attempt, and a
+                # vote counts from before that: so both count, the time since the attempt began and that of the reading.
+                took = self.world.now - task.since
+                late = (took if task.semaphore is None else 2 * took) >= self.world.rules.term
                 sound = (self.world.cut or bool(self.world.touched) or late) and task.how != "join"
             else:
                 sound = error.lasting or task.how != "join"
@@ -447,7 +448,7 @@ class Check:
                 grows = before < number if later is task else number < before
                 if grows or self.world.behind.get(task.name, 0.0) >= later.granted:
                     continue
-                if self._is_over(later):
+                if self._is_over(later) if earlier is task else not self._has_majority(later):
                     continue
                 raise self.broken(
                     7,
@@ -480,5 +481,13 @@ class Check:
 
     def _is_over(self, task: Task) -> bool:
         """Has the task given the lock back, or lost a key of it?"""
+        assert task.room is not None
+        return task.state != "held" or self._untouched(task) < len(task.room.keys)
+
+    def _has_majority(self, task: Task) -> bool:
+        """Are there enough keys that nobody else has touched?"""
+        return self._untouched(task) >= self.majority
+
+    def _untouched(self, task: Task) -> int:
         assert task.room is not None and task.lease is not None
-        return task.state != "held" or any((key, task.lease.token) in self.world.touched for key in task.room.keys)
+        return sum((key, task.lease.token) not in self.world.touched for key in task.room.keys)
