@@ -29,10 +29,12 @@ from asynclock import (
     Semaphore,
     ServerError,
 )
+from asynclock._engine.clock import clock
 from asynclock.events import Acquired, Event, GaveUp, Lost, Released, TimedOut
 from asynclock.testing import Cluster, Proxy, Sentinels, Server
 from asynclock.testing.losses import find
 from asynclock.testing.nodes import slot_of
+from asynclock.wire.commands import unbulk
 from tests.support import internals
 from tests.support.cluster import keys, primaries
 from tests.support.helpers import AT_ONCE, body, until, worker
@@ -806,6 +808,25 @@ async def test_the_server_is_away(own_server: Server) -> None:
 
 
 @pytest.mark.asyncio
+async def test_an_error_does_not_outlive_its_cause(server: Server) -> None:
+    """The look beside the first attempt is refused. The attempt is not, and with it this process has all permits."""
+    server.execute("ACL", "SETUSER", "somebody", "reset", "on", ">secret", "~*", "+@all")
+    try:
+        async with Locker(f"redis://somebody:secret@127.0.0.1:{server.port}/0") as locker:
+            server.execute("ACL", "SETUSER", "somebody", "-pttl")
+            semaphore = locker.semaphore("job", 1)
+            async with semaphore.with_context():
+                await until(lambda: not internals.board(locker, "job").looking)
+                server.execute("ACL", "SETUSER", "somebody", "+pttl")
+                with pytest.raises(NotLockedError, match="none of the 1 permits"):
+                    await semaphore.try_acquire()
+                with pytest.raises(AcquireTimeoutError, match="none of the 1 permits"):
+                    await semaphore.acquire(timeout=0.1)
+    finally:
+        server.execute("ACL", "DELUSER", "somebody")
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("how", ["the user", "pttl", "set"])
 async def test_who_waits_is_told_that_the_server_refuses(server: Server, locker: Locker, how: str) -> None:
     server.execute("ACL", "SETUSER", "somebody", "reset", "on", ">secret", "~*", "+@all")
@@ -882,6 +903,34 @@ async def test_a_server_without_memory_is_left_alone(own_server: Server) -> None
         assert len(tap.commands("SET")) - before < 40, "each task tries once; then one of them with growing pauses"
         own_server.execute("CONFIG", "SET", "maxmemory", "0")
         await (await stay).release()
+
+
+@pytest.mark.asyncio
+async def test_after_a_suspend_nothing_is_late(own_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's timers stand still while the machine is suspended; what is due is counted on a clock that does not."""
+    suspended = 0.0
+    monkeypatch.setattr("asynclock._engine.manager.clock", lambda: clock() + suspended)
+    # The server does not look for what has expired, so nobody is told of it.
+    own_server.execute("DEBUG", "SET-ACTIVE-EXPIRE", "0")
+    async with Locker(own_server.url, key_validity=6.0) as locker:
+        scopes = await hold(locker, 2, 2)
+        keys = own_server.execute("KEYS", "*:p?:*:[0-9]*:job")
+        await release(scopes)
+    assert isinstance(keys, list) and len(keys) == 2
+    for key in keys:
+        own_server.execute("SET", key.decode(), "somebody", "PX", "5000")
+    async with Locker(own_server.url, key_validity=6.0) as locker:
+        waiting = asyncio.create_task(locker.semaphore("job", 2).acquire())
+        board = internals.board
+        await until(lambda: (found := board(locker, "job")) and found.tickets and not (found.looking or found.unsure))
+        (ticket,) = board(locker, "job").tickets.values()
+        with_ticket = unbulk(ticket.room.keys[0])
+        suspended = 4.0
+        for key in keys:
+            own_server.execute("PEXPIRE", key.decode(), "60000" if key == with_ticket else "1400")
+        since = time.monotonic()
+        await (await asyncio.wait_for(waiting, 10)).release()
+        assert time.monotonic() - since < 1.4 + 1.5  # it was 5
 
 
 # Every deployment

@@ -171,11 +171,13 @@ class Permits:
         """Why no permit can be acquired now."""
         topology = self._manager.topology
         trouble = (
-            diagnosis.unreachable(topology, self.room(0)) or self._error or (self._trouble if self.waiting else None)
+            diagnosis.unreachable(topology, self.room(0))
+            or (self._error if self._needs_look else None)
+            or (self._trouble if self.waiting else None)
         )
         if trouble is not None:
             return trouble.copy()
-        if not self._answered:
+        if not self._answered and not self.board.all_here:
             return NotLockedError(self.name, f"{diagnosis.where(topology)} has not answered yet")
         why = f"none of the {self.permits} permits of semaphore {self.name!r} is free on {diagnosis.where(topology)}"
         return NotLockedError(self.name, why)
@@ -185,10 +187,16 @@ class Permits:
         self.looked = True
         self.board.look(self._manager.clock())
 
+    @property
+    def _needs_look(self) -> bool:
+        """May there be a free slot for a task that does not wait, of which a look would tell?"""
+        # While tasks wait, each slot that is known to be free is theirs.
+        return not self.board.all_here and (self.board.unsure or not self.waiting)
+
     def look(self) -> bool:
         """Look at all slots, for a task that does not wait. ``looks`` tells of the end. False: that would be no use."""
-        if self.board.all_here or (self.waiting and not self.board.unsure):
-            return False  # while tasks wait, each slot that is known to be free is theirs
+        if not self._needs_look:
+            return False
         self.looked = True
         if not self.board.looking:
             self.board.look(self._manager.clock())
@@ -204,6 +212,7 @@ class Permits:
     def all_changed(self) -> None:
         """What servers have told may be outdated."""
         if self.open:
+            self._timer.stop()  # perhaps it is late: the loop's timers stand still while the machine is suspended
             self._error = None
             self._last_look = self.known_since = float("-inf")  # what is still to be answered does not count
             self.board.all_changed()

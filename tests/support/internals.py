@@ -140,6 +140,11 @@ def slot(scope: LockScope) -> int:
     return scope._slot
 
 
+def board(locker: Locker, name: str) -> Any:
+    """What is known of the slots of that semaphore; None: nothing yet."""
+    return next((each.board for each in locker._manager.semaphores if each.name == name and each.open), None)
+
+
 def looks(locker: Locker) -> bool:
     """Is it looking at the slots of a semaphore just now?"""
     return any(permits.open and permits.board.looking for permits in locker._manager.semaphores)
