@@ -277,7 +277,7 @@ async def _acquire(
         elif waiter.error is None:
             permits.lost_before(waiter)  # the caller never had it
         if not _goes_on(waiter, slot is not None, wait):
-            await _fail(manager, permits, waiter, seconds, began)
+            await _fail(manager, permits, waiter, began)
         try:
             manager.check_open()
         except LockerClosedError as error:
@@ -305,9 +305,7 @@ async def _look(manager: LockManager, permits: Permits, began: float) -> None:
         raise
 
 
-async def _fail(
-    manager: LockManager, permits: Permits, waiter: Waiter, seconds: float | None, began: float
-) -> NoReturn:
+async def _fail(manager: LockManager, permits: Permits, waiter: Waiter, began: float) -> NoReturn:
     """Raise the error of ``waiter``, once what it had is given back."""
     failure, cancelled = waiter.take_error(), None
     try:

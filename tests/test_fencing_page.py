@@ -23,8 +23,8 @@ pytestmark = pytest.mark.one_loop
 PAGE = (Path(__file__).parent.parent / "docs" / "fencing.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 (TABLE,) = re.findall(r"`(CREATE TABLE [^`]+)`", PAGE)
-(INSERT,) = [code for language, code in BLOCKS if language == "sql"]
-(UPDATE,) = set(re.findall(r'UPDATE reports SET [^`"]+', PAGE))  # the same in the text and in the function
+(INSERT,) = re.findall(r'^WRITE_ROW = """\n(.*?)^"""$', PAGE, re.DOTALL | re.MULTILINE)
+(UPDATE,) = re.findall(r"`(UPDATE reports SET [^`]+)`", PAGE)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,8 @@ def rows(database: sqlite3.Connection) -> list[tuple[str, str, int]]:
 
 
 @pytest.mark.asyncio
-async def test_a_row_that_is_there(locker: Locker, page: dict[str, Any], database: sqlite3.Connection) -> None:
+async def test_a_row(locker: Locker, page: dict[str, Any], database: sqlite3.Connection) -> None:
     early, late = await two_tokens(locker)
-    database.execute("INSERT INTO reports VALUES ('r', '', 0)")
     for text, fence in (("one", early), ("one more", early), ("two", late)):
         page["write_row"](database, "r", text, fence)
     with pytest.raises(page["TooLateError"]):
@@ -76,11 +75,12 @@ async def test_a_row_that_is_there(locker: Locker, page: dict[str, Any], databas
 
 
 @pytest.mark.asyncio
-async def test_a_row_that_may_be_missing(locker: Locker, database: sqlite3.Connection) -> None:
+async def test_a_row_that_is_always_there(locker: Locker, database: sqlite3.Connection) -> None:
     early, late = await two_tokens(locker)
+    database.execute("INSERT INTO reports VALUES ('r', '', 0)")
 
     def write(text: str, fence: int) -> int:
-        return database.execute(INSERT, {"name": "r", "text": text, "fence": fence}).rowcount
+        return database.execute(UPDATE, {"name": "r", "text": text, "fence": fence}).rowcount
 
     assert [write("one", early), write("one more", early), write("two", late), write("too late", early)] == [1, 1, 1, 0]
     assert rows(database) == [("r", "two", late)]
@@ -165,7 +165,6 @@ async def test_a_stopped_holder_comes_too_late(
     server: Server, other: Locker, page: dict[str, Any], database: sqlite3.Connection
 ) -> None:
     """What it is all for: the lock is lost while the first holder is about to write."""
-    database.execute("INSERT INTO reports VALUES ('r', '', 0)")
     async with Locker(server.url, key_validity=0.4) as locker:
         scope = await locker.acquire("report")
         fence = await scope.fencing_token()

@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from ..core.lease import Lease
-from ..core.room import Room
 
 CHECK_AFTER: Final = 0.001  # seconds after a lock was acquired
 MAX_CHECKS: Final = 200  # locks that are checked in one turn of the event loop
@@ -32,7 +31,7 @@ class FirstCheck:
         self._leases: deque[Lease] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    def soon(self, room: Room[Any], lease: Lease) -> None:
+    def soon(self, lease: Lease) -> None:
         """As ``core.port.Port.first_check_soon``."""
         if not self._leases:
             # Behind the tasks that are about to run: they may release their locks.

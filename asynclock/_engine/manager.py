@@ -70,7 +70,7 @@ class LockManager:
     pending_releases: PendingReleases
     # What rooms call most, without a call in between:
     wake: Callable[[Room[Waiter], float], None]
-    first_check_soon: Callable[[Room[Waiter], Lease], None]
+    first_check_soon: Callable[[Lease], None]
     release_answered: Callable[[Lease], None]
     _timers: Timers
     _first_check: FirstCheck

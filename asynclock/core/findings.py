@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .operation import NO_KEY
 from .rules import NEVER, Rules
-
-NO_KEY = -2  # the answer to PTTL
 
 
 class Findings:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from .operation import NO_KEY
 from .operations import EXTEND, KEEP, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from .reasons import LossReason
 from .rules import NEVER, Rules
@@ -453,7 +454,7 @@ class Lease:
         """
         rules, chance = self.room.rules, self.room.port.chance
         self.refused |= 1 << index
-        if found is None or ttl == -2:
+        if found is None or ttl == NO_KEY:
             free = now
         elif ttl is None or ttl < 0:
             free = now + rules.validity

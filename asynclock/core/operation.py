@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
+
+# How long a key still lives, in milliseconds, is less than zero in two cases (PTTL):
+NO_END: Final = -1  # it never expires
+NO_KEY: Final = -2  # it does not exist
 
 
 class Operation(IntEnum):

@@ -61,8 +61,8 @@ class Port(Protocol[W]):
         """Look at ``room.wake`` again by then, and call ``woken`` once that time has come. ``room.due`` says when
         that will be; until then, this is not called for a later time."""
 
-    def first_check_soon(self, room: Room[W], lease: Lease, /) -> None:
-        """Call ``room.first_check`` with the lease in about a millisecond, unless it is ``done`` by then. Nothing else
+    def first_check_soon(self, lease: Lease, /) -> None:
+        """Call ``first_check`` of the lease's room in about a millisecond, unless it is ``done`` by then. Nothing else
         comes back to the lease before that."""
 
     def pause(self, room: Room[W], index: int, now: float) -> float:

@@ -558,7 +558,7 @@ class Room(Generic[W]):
             self.handoffs.grow(self.rules)
         if lease.untracked:
             self.wake = NEVER  # until the first check
-            self.port.first_check_soon(self, lease)
+            self.port.first_check_soon(lease)
         else:
             self._plan_extension(lease, now)
         self.port.granted(waiter, lease)

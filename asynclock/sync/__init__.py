@@ -7,7 +7,8 @@ with Locker("redis://127.0.0.1:6379") as locker:
             do_something(item)
 """
 
-from .locker import Acquisition, Locker
+from .acquisition import Acquisition
+from .locker import Locker
 from .scope import LockScope
 from .semaphore import Semaphore
 

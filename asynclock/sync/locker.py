@@ -19,9 +19,10 @@ from ..core.holders import Holder
 from ..errors import LockerClosedError
 from ..events import Event
 from ..locker import Locker as AsyncLocker
-from ..options import Seconds, check_timeout, check_wait_release
+from ..options import Seconds, check_timeout
 from ..scope import LockScope as AsyncScope
 from ..statistics import Statistics
+from .acquisition import Acquisition
 from .clients import asynchronous, synchronous
 from .loop_thread import Call, LoopThread, enlist, refuse_in_event_loop
 from .scope import LockScope, excuse_own, refuse_own
@@ -206,9 +207,6 @@ class Locker:
         self._here.ask(lambda locker: locker.semaphore(name, permits))
         return Semaphore(self, name, permits)
 
-    def _context(self, acquire: Callable[[], LockScope], wait_release: bool | None) -> Acquisition:
-        return Acquisition(acquire, wait_release)
-
     def _acquire(
         self, how: Callable[[AsyncLocker], Coroutine[Any, Any, AsyncScope]], waited_for: tuple[str, ...] = ()
     ) -> LockScope:
@@ -357,43 +355,6 @@ class InProcess:
         if thread is None or self._closed or thread.gone:
             return False
         return thread.post(partial(thread.forget, self.locker))
-
-
-class Acquisition:
-    """A lock that ``with`` acquires on entry and releases on exit: returned by :meth:`Locker.with_context`,
-    :meth:`Locker.try_with_context` and :meth:`Locker.force_with_context`.
-
-    ``with locker.with_context("my_lock") as scope:`` is all that it is for; ``scope`` is the held lock, a
-    :class:`LockScope`. Until then nothing is sent to a server. It is for one block: call ``with_context`` again for
-    the next.
-
-    Entering raises as :meth:`Locker.acquire`, and :class:`RuntimeError` the second time. Leaving raises as
-    :class:`LockScope`.
-    """
-
-    __slots__ = ("_acquire", "_scope", "_wait_release")
-
-    def __init__(self, acquire: Callable[[], LockScope], wait_release: bool | None) -> None:
-        self._acquire = acquire
-        self._wait_release = None if wait_release is None else check_wait_release(wait_release)
-        self._scope: LockScope | None = None
-
-    def __enter__(self) -> LockScope:
-        if self._scope is not None:
-            raise RuntimeError("this context manager was used before; call with_context() again")
-        try:
-            self._scope = self._acquire()
-            return self._scope._enter(self._wait_release)
-        except BaseException:  # perhaps interrupted, with the lock held
-            if self._scope is not None:
-                self._scope._not_entered()
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        assert self._scope is not None
-        return self._scope.__exit__(kind, error, traceback)
 
 
 async def _give_back(scope: AsyncScope | None) -> None:

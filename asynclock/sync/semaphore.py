@@ -6,10 +6,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..options import Seconds
+from .acquisition import Acquisition
 from .scope import LockScope
 
 if TYPE_CHECKING:
-    from .locker import Acquisition, Locker
+    from .locker import Locker
 
 
 class Semaphore:
@@ -65,8 +66,8 @@ class Semaphore:
         :param wait_release: whether the end of the block waits for the answer to the release; ``None``: as the option
             of the locker
         """
-        return self._locker._context(partial(self.acquire, timeout=timeout), wait_release)
+        return Acquisition(partial(self.acquire, timeout=timeout), wait_release)
 
     def try_with_context(self, *, wait_release: bool | None = None) -> Acquisition:
         """As :meth:`with_context`, with :meth:`try_acquire`."""
-        return self._locker._context(self.try_acquire, wait_release)
+        return Acquisition(self.try_acquire, wait_release)

@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from ..core.fencing import MAX_NUMBER, NOT_OURS
 from ..core.lease import Lease
+from ..core.operation import NO_END, NO_KEY
 from ..core.operations import EXTEND, KEEP, READ, RELEASE, TAKE, TAKE_TTL, Operation
 from ..core.room import Room
 from ..errors import ServerError
@@ -25,8 +26,6 @@ NO_MEMORY: Final = "OOM"
 _DONE: Final = (OK, 1)  # replies that mean success
 _OTHERS: Final = b""  # stands for any value that is not ours
 _WRITTEN: Final = (OK, None, 1, 0, _OTHERS)  # all valid replies to a command that writes
-NO_KEY: Final = -2  # a reply to PTTL: the key does not exist
-NO_END: Final = -1  # ... it never expires
 
 
 class Confirms(Protocol):

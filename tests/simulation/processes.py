@@ -263,14 +263,14 @@ class Client(Requests):
             elif room.wake < NEVER:
                 self.wake(room, room.wake)
 
-    def first_check_soon(self, room: Room[Task], lease: Lease) -> None:
+    def first_check_soon(self, lease: Lease) -> None:
         self.looks.add(lease)
-        self.world.at(self.world.now + self.world.random.random() * 2e-3, self._look, room, lease)
+        self.world.at(self.world.now + self.world.random.random() * 2e-3, self._look, lease.room, lease)
 
     def _look(self, room: Room[Task], lease: Lease) -> None:
         if self.frozen > self.world.now:
             if self.alive:
-                self.world.at(self.frozen, self._look, room, lease)
+                self.world.at(self.frozen, self._look, lease.room, lease)
             return
         self.looks.discard(lease)
         if not lease.done:

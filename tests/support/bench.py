@@ -189,7 +189,7 @@ class Bench(Requests):
     def wake(self, room: Room[str], when: float) -> None:
         room.due = when
 
-    def first_check_soon(self, room: Room[str], lease: Lease) -> None:
+    def first_check_soon(self, lease: Lease) -> None:
         self.looks.append(lease)
 
     def chance(self) -> float:
