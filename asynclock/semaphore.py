@@ -17,6 +17,7 @@ from .core.lease import Lease
 from .core.reasons import LossReason
 from .core.room import Room
 from .core.rules import NEVER
+from .core.search import Search
 from .errors import (
     AcquireTimeoutError,
     AsyncLockError,
@@ -27,9 +28,6 @@ from .errors import (
 )
 from .options import Seconds, check_timeout, check_wait_release
 from .scope import LockScope, ScopeRef
-
-MAX_LOOKS = 16  # for which try_acquire waits: two for each attempt, if a look was under way already
-MAX_TRIES = 8  # attempts of try_acquire, for slots that were free a moment ago
 
 
 class Semaphore:
@@ -214,16 +212,13 @@ async def _acquire(
     if not permits.open:
         permits.start(manager)
     manager.semaphores.used(permits)
-    attempts = looks = 0  # of its own: attempts that have failed, looks that it has waited for
-    asked = now  # a look that began before that does not count
+    search = Search(permits.board, wait, now)
     while True:
-        # One attempt of its own, for a slot that is believed free. If that fails: with ``wait`` the queue; else a look,
-        # and an attempt for what was found.
-        slot = permits.board.pick(wait) if attempts < (1 if wait else MAX_TRIES) else None
+        slot = search.attempt(now)
         if slot is None and not wait:
-            if permits.known_since < asked and attempts < MAX_TRIES and looks < MAX_LOOKS and permits.look():
+            if search.look(now):
                 await _look(manager, permits, began)
-                looks, now = looks + 1, manager.clock()
+                now = manager.clock()
                 continue
             failure: AsyncLockError = permits.not_free()
             if seconds == 0 and isinstance(failure, NotLockedError):
@@ -242,10 +237,8 @@ async def _acquire(
         if slot is None:
             permits.join(waiter)
         else:
-            asked = now
             room.try_join(waiter, now)
-            if not permits.looked:
-                permits.first_look()
+            search.attempted(now)
         try:
             await waiter.future
         except BaseException as error:
@@ -271,28 +264,22 @@ async def _acquire(
             lease.scope_ref = ScopeRef(scope)
             scope._hold = manager.reports.begun(permits.name, now, now - began)
             return scope
+        outcome = waiter.error
+        goes_on = outcome is None  # it was lost before the task could run: the caller never had it
         if slot is not None:
-            attempts += 1
-            permits.attempt_failed(slot, isinstance(waiter.error, NotLockedError))
-        elif waiter.error is None:
-            permits.lost_before(waiter)  # the caller never had it
-        if not _goes_on(waiter, slot is not None, wait):
+            refused = isinstance(outcome, NotLockedError)
+            permits.attempt_failed(slot, refused)
+            goes_on |= search.failed(refused) and isinstance(outcome, NotLockedError | ServerError)
+        elif goes_on:
+            permits.lost_before(waiter)
+        del outcome  # no cycle through its traceback
+        if not goes_on:
             await _fail(manager, permits, waiter, began)
         try:
             manager.check_open()
         except LockerClosedError as error:
             manager.reports.not_acquired(permits.name, manager.clock() - began, error)
             raise
-
-
-def _goes_on(waiter: Waiter, own_attempt: bool, wait: bool) -> bool:
-    """Is something to be done after this?"""
-    error = waiter.error
-    if error is None:
-        return True
-    if not own_attempt or not isinstance(error, NotLockedError | ServerError):
-        return False
-    return wait or isinstance(error, NotLockedError)  # in the queue, it turns out whether servers refuse for good
 
 
 async def _look(manager: LockManager, permits: Permits, began: float) -> None:

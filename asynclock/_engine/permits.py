@@ -49,13 +49,10 @@ class Permits:
         self._timer = Timer()
         self._due = NEVER
         self._serves_soon = False
-        self.looked = False  #: has it looked at all slots?
         self._answered = False  # has any server ever said what is free?
         self._marks = True  # does the next look write how many permits there are?
         self._marked = False  # did the last one?
         self._warned = False
-        self._last_look = float("-inf")  # when the last look began that counts
-        self.known_since = float("-inf")  #: the same, of those that have ended
         self._look: Look | None = None  # the one that is under way
         self._error: ServerError | None = None  # why the last one failed
         self._trouble: ServerError | None = None  # why the last attempt for those who wait has failed, if not refused
@@ -172,7 +169,7 @@ class Permits:
         topology = self._manager.topology
         trouble = (
             diagnosis.unreachable(topology, self.room(0))
-            or (self._error if self._needs_look else None)
+            or (self._error if self.board.needs_look else None)
             or (self._trouble if self.waiting else None)
         )
         if trouble is not None:
@@ -181,26 +178,6 @@ class Permits:
             return NotLockedError(self.name, f"{diagnosis.where(topology)} has not answered yet")
         why = f"none of the {self.permits} permits of semaphore {self.name!r} is free on {diagnosis.where(topology)}"
         return NotLockedError(self.name, why)
-
-    def first_look(self) -> None:
-        """Look at all slots, once: beside the first attempt, and not before it."""
-        self.looked = True
-        self.board.look(self._manager.clock())
-
-    @property
-    def _needs_look(self) -> bool:
-        """May there be a free slot for a task that does not wait, of which a look would tell?"""
-        # While tasks wait, each slot that is known to be free is theirs.
-        return not self.board.all_here and (self.board.unsure or not self.waiting)
-
-    def look(self) -> bool:
-        """Look at all slots, for a task that does not wait. ``looks`` tells of the end. False: that would be no use."""
-        if not self._needs_look:
-            return False
-        self.looked = True
-        if not self.board.looking:
-            self.board.look(self._manager.clock())
-        return True
 
     # What servers tell
 
@@ -214,7 +191,6 @@ class Permits:
         if self.open:
             self._timer.stop()  # perhaps it is late: the loop's timers stand still while the machine is suspended
             self._error = None
-            self._last_look = self.known_since = float("-inf")  # what is still to be answered does not count
             self.board.all_changed()
             if self.board.queue:
                 self._serve_soon()
@@ -281,7 +257,6 @@ class Permits:
             self._timer.start(max(0.0, when - self._manager.clock()), self._serve)
 
     def look_at(self, slots: list[int], now: float) -> None:
-        self._last_look = now
         self._marked, self._marks = self._marks, False
         self._look = Look(self._manager, self, slots, now, marks=self._marked)
 
@@ -289,7 +264,6 @@ class Permits:
         """A look has found when each slot may be free."""
         now = self._manager.clock()
         self._answered = True
-        self.known_since = self._last_look
         self._error = self._look = None
         self._limit(self.board.looked(found, now), now)
         self._compare(markers)
@@ -298,7 +272,6 @@ class Permits:
 
     def look_failed(self, error: ServerError) -> None:
         """Too few servers have answered a look."""
-        self.known_since = self._last_look
         self._error, self._look = error, None
         self._marks = True
         self.board.look_failed(error if error.lasting else None, self._manager.clock())
@@ -313,7 +286,7 @@ class Permits:
                 self._manager.needless(self.room(0), index, now)
             pause = max(pause, self._manager.pause(self.room(0), index, now))
         if pause:
-            self.board.put_off_look(self._last_look + pause)
+            self.board.put_off_look(pause)
 
     def _compare(self, markers: list[bytes | None]) -> None:
         """Warn if others have written another number of permits."""

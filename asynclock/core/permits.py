@@ -86,6 +86,8 @@ class Board(Generic[W]):
         self.queue: OrderedDict[W, float] = OrderedDict()  #: tasks, and since when they wait: first come, first served
         self.tickets: dict[int, W] = {}
         self.probes: dict[int, W] = {}
+        self.looked_at_all = False  #: has a look at all slots begun?
+        self.known_since = float("-inf")  #: when the last look began that has ended and counts
         self._rules = rules
         self._port = port
         self._free = Pool(permits)
@@ -99,7 +101,7 @@ class Board(Generic[W]):
         self._seen: dict[int, tuple[float, float, float]] = {}
         self._doubted: set[int] = set()  # ... and which of them were said to have changed since they were seen last
         self._look: dict[int, bool] | None = None
-        self._look_began = 0.0
+        self._look_began = float("-inf")  # if its answers count
         self._look_at = 0.0  # no look before that
         self._pause = 0.0  # after the last look, which has failed
         self._try_at = 0.0  # no probe before that
@@ -339,6 +341,7 @@ class Board(Generic[W]):
     def look(self, now: float) -> None:
         """Look at all slots, whatever is believed of them. Beginning anywhere: those that are found to be taken first
         get the first tickets, and not all processes should wait for the same."""
+        self.looked_at_all = True
         first = int(self._port.chance() * self.permits)
         self._begin_look(now, [*range(first, self.permits), *range(first)])
 
@@ -351,6 +354,12 @@ class Board(Generic[W]):
     def unsure(self) -> bool:
         """Is there a slot of which nothing is known, so that those who wait look?"""
         return bool(self._unknown)
+
+    @property
+    def needs_look(self) -> bool:
+        """May there be a free slot for a task that does not wait, of which a look would tell?"""
+        # While tasks wait, each slot that is known to be free is theirs.
+        return not self.all_here and (self.unsure or not self.queue)
 
     @property
     def idle(self) -> bool:
@@ -373,6 +382,7 @@ class Board(Generic[W]):
         Returns how many of those that were said to have changed had not."""
         look, self._look = self._look, None
         assert look is not None
+        self.known_since = self._look_began
         rules, needless = self._rules, 0
         self._pause = self._look_at = 0.0
         for slot, until in found.items():
@@ -419,13 +429,14 @@ class Board(Generic[W]):
         :param error: retrying cannot help
         """
         self._look = None
+        self.known_since = self._look_began
         self._put_off_look(now)
         if error is not None:
             self._fail(error)
 
-    def put_off_look(self, when: float) -> None:
-        """No look before that."""
-        self._look_at = max(self._look_at, when)
+    def put_off_look(self, pause: float) -> None:
+        """No look until that many seconds after the last one has begun."""
+        self._look_at = max(self._look_at, self._look_began + pause)
 
     def _put_off_look(self, now: float) -> None:
         self._pause = min(max(2 * self._pause, self._rules.try_next_after), MAX_PAUSE)
@@ -459,6 +470,7 @@ class Board(Generic[W]):
         if self._look is not None:
             slots += [slot for slot in self._look if slot not in self._here and slot not in self.tickets]
             self._look = {}
+        self._look_began = self.known_since = float("-inf")
         for slot in slots:
             self._forget(slot)
         self._look_at = self._try_at = 0.0

@@ -11,14 +11,13 @@ from asynclock.core.lease import Lease
 from asynclock.core.permits import Board
 from asynclock.core.room import Room
 from asynclock.core.rules import NEVER
+from asynclock.core.search import Search
 
 from .requests import NO_EXPIRY, Command
 from .servers import Trouble
 
 if TYPE_CHECKING:
     from .processes import Client, Task
-
-MAX_TRIES = 8  # attempts of a task that does not wait
 
 
 def room_name(name: str, slot: int) -> str:
@@ -95,67 +94,52 @@ class Semaphore:
         self.name = name
         self.board: Board[Any] = Board(permits, client.world.rules, self)
         self.between: set[Task] = set()  # tasks whose own attempt has failed, and that are about to do something else
-        self._tries: dict[Task, int] = {}
-        self._asked: dict[Task, float] = {}  # a look that began before that does not count
+        self._searches: dict[Task, Search] = {}
         self._slots: dict[Task, int] = {}  # of tasks that have a permit, or make an attempt
         self._looking: list[Task] = []  # those who do not wait, and look
-        self._looked = False
-        self._last_look = self._known_since = -1.0  # as in ``Permits``
         self._due = NEVER
 
     # What tasks do
 
     def acquire(self, task: Task) -> None:
-        self._tries[task], self._asked[task] = 0, self.world.now
+        self._searches[task] = Search(self.board, task.how != "try_join", self.world.now)
         self._try(task)
 
     def _try(self, task: Task) -> None:
         """As the loop in ``asynclock.semaphore._acquire``."""
-        waits, tries = task.how != "try_join", self._tries[task]
-        slot = self.board.pick(waits) if tries < (1 if waits else MAX_TRIES) else None
+        search, now = self._searches[task], self.world.now
+        slot = search.attempt(now)
         if slot is not None:
-            room, self._asked[task] = self.room(slot), self.world.now
+            room = self.room(slot)
             task.room, self._slots[task] = room, slot
-            room.try_join(task, self.world.now)
-            if not self._looked:
-                self._looked = True
-                self.board.look(self.world.now)
-        elif waits:
-            self.board.join(task, task.since, self.world.now)
-        elif (
-            self._known_since >= self._asked[task]
-            or tries >= MAX_TRIES
-            or self.board.all_here
-            or (self.board.queue and not self.board.unsure)
-        ):
-            self.client.give_up(task, "refused", None)
-        else:
-            self._looked = True
-            if not self.board.looking:
-                self.board.look(self.world.now)
+            room.try_join(task, now)
+            search.attempted(now)
+        elif task.how != "try_join":
+            self.board.join(task, task.since, now)
+        elif search.look(now):
             self._looking.append(task)
             self.between.add(task)
+        else:
+            self.client.give_up(task, "refused", None)
 
-    def goes_on(self, task: Task, state: str, error: Any) -> bool:
+    def goes_on(self, task: Task, state: str) -> bool:
         """The task's own attempt has failed. Is something else to be done?"""
         if task not in self._slots or not self.client.alive:
             return False
-        waits = task.how != "try_join"
-        if state == "failed" and not waits:
-            self.soon(lambda: self._attempt_failed(task, refused=False, again=False))
-            return False
-        self.between.add(task)
-        self.soon(lambda: self._attempt_failed(task, refused=state == "refused", again=True))
-        return True
+        refused = state == "refused"
+        again = self._searches[task].failed(refused)
+        if again:
+            self.between.add(task)
+        self.soon(lambda: self._attempt_failed(task, refused, again))
+        return again
 
-    def _attempt_failed(self, task: Task, *, refused: bool, again: bool) -> None:
+    def _attempt_failed(self, task: Task, refused: bool, again: bool) -> None:
         slot = self._slots.pop(task, None)
         self.between.discard(task)
         if slot is not None:
             self.board.attempt_failed(slot, refused, self.world.now)
             if again and task.state == "waiting":
                 task.room = None
-                self._tries[task] += 1
                 self._try(task)
 
     def end(self, task: Task) -> None:
@@ -199,7 +183,6 @@ class Semaphore:
             self.serve_soon()
 
     def all_changed(self) -> None:
-        self._last_look = self._known_since = -1.0
         self.board.all_changed()
         self.serve_soon()
 
@@ -265,7 +248,6 @@ class Semaphore:
         self.board.serve(self.world.now)
 
     def look_at(self, slots: list[int], now: float) -> None:
-        self._last_look = now
         findings, client = Findings(slots, self.world.rules, now), self.client
         over, lasting = False, list[Trouble]()  # errors after which retrying cannot help
 
@@ -300,7 +282,6 @@ class Semaphore:
 
     def _look_ended(self, found: dict[int, float] | None, error: Exception | None) -> None:
         now = self.world.now
-        self._known_since = self._last_look
         if found is None:
             self.board.look_failed(error, now)
         else:
@@ -310,7 +291,7 @@ class Semaphore:
                     self.client.needless(self.room(0), index, now)
                 pause = max(pause, self.client.pause(self.room(0), index, now))
             if pause:
-                self.board.put_off_look(self._last_look + pause)
+                self.board.put_off_look(pause)
         self.board.serve(now)
         looking, self._looking = self._looking, []
         for task in looking:

@@ -345,7 +345,7 @@ class Client(Requests):
     def _through(self, task: Task | Ticket, state: str, problem: Any) -> None:
         if isinstance(task, Ticket):
             task.ended(state, problem, None)
-        elif task.semaphore is None or not task.semaphore.goes_on(task, state, problem):
+        elif task.semaphore is None or not task.semaphore.goes_on(task, state):
             self.give_up(task, state, problem)
 
     def give_up(self, task: Task, state: str, problem: Any) -> None:
