@@ -40,6 +40,36 @@ pytestmark = pytest.mark.redis_py
 FAILOVER = 12.0  # seconds; it takes two or three
 
 
+@pytest.mark.asyncio
+async def test_no_question_outlives_the_one_who_asks() -> None:
+    """Closing cancels that task again and again, and on Python 3.11 a question may drop its first cancellation. One
+    that goes on would connect again, with nobody left to close that."""
+    locker = Locker("redis+sentinel://127.0.0.1:1,127.0.0.1:2,127.0.0.1:3/mymaster")
+    connector = internals.connector(locker)
+    assert isinstance(connector, SentinelConnector)
+    running = 0
+
+    async def ask(sentinel: redis.Redis) -> None:
+        nonlocal running
+        running += 1
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(30)
+            await asyncio.sleep(30)
+        finally:
+            running -= 1
+
+    connector._ask = ask  # type: ignore[assignment,method-assign]  # which answers nothing
+    asking = asyncio.create_task(connector.replaced())
+    await until(lambda: running == 3)
+    while not asking.done():
+        asking.cancel()
+        await asyncio.sleep(0)
+    assert asking.cancelled()
+    assert running == 0
+    await locker.aclose()
+
+
 @pytest.fixture(scope="module")
 def group(kind: str) -> Iterator[Sentinels]:
     if kind == "redis-6.2":

@@ -1,5 +1,5 @@
-"""Background work: tasks that repeat a step (``Loop``), periodic checks (``Ticker``), and calls that are made once
-(``Timer``).
+"""Background work: tasks that repeat a step (``Loop``), periodic checks (``Ticker``), calls that are made once
+(``Timer``), and the ``end`` of tasks.
 
 Tasks that run as long as a node or a topology are a ``Loop``, and checks of a connection or of the machine are a
 ``Ticker``. They survive exceptions and run until they are closed. When a step raises, the exception is logged once, and
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TypeVarTuple
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVarTuple
 
 from ..messages import about
 
@@ -59,6 +59,26 @@ class Timer:
     def _call(self, callback: Callable[[*_Arguments], object], arguments: tuple[*_Arguments]) -> None:
         self._handle = None  # first: the callback may start the timer again
         callback(*arguments)
+
+
+async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel the tasks, and wait until all have ended, also if the caller is cancelled meanwhile."""
+    cancelled = None
+    running = set(tasks)
+    while running:
+        for task in running:
+            task.cancel()
+        try:
+            # On Python 3.11, a cancellation may get lost (cancellation.py): so again, soon.
+            _, running = await asyncio.wait(running, timeout=0.01)
+        except asyncio.CancelledError as error:
+            cancelled = error
+            running = {task for task in running if not task.done()}
+    if cancelled is not None:
+        try:
+            raise cancelled
+        finally:
+            del cancelled  # no cycle through its traceback
 
 
 class Loop:

@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, ResponseError
 
 from ..errors import ConfigurationError, GoneError, ServerError
+from .background import end
 from .connector import UNUSED_OPTIONS, Connector, is_failure, passwords
 from .limited_parser import LimitedParser
 from .lookup import with_own_lookup
@@ -202,10 +203,7 @@ class SentinelConnector(Connector):
                     majority = 2 * len(pending) < len(self._sentinels)
                     until = min(until, loop.time() + (patience if majority else max(patience, AFTER_FIRST)))
         finally:
-            while pending:
-                for task in pending:
-                    task.cancel()
-                _, pending = await asyncio.wait(pending, timeout=0.01)  # a cancellation may get lost (cancellation.py)
+            await end(pending)
         return views, problems
 
     async def _ask(self, sentinel: redis.Redis) -> _View | BaseException | None:
