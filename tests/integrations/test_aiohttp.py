@@ -51,7 +51,7 @@ async def held(request: web.Request) -> web.Response:
     return web.json_response({"name": request[SCOPE].name})
 
 
-@locked("user:{user_id}")
+@locked("user:{user_id}", timeout=0.1)
 async def works(request: web.Request) -> web.Response:
     await asyncio.sleep(30)
     return web.Response()
