@@ -55,13 +55,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """What ``-n auto`` means, which is the default: the tests mostly wait, so two for each core."""
+    """What ``-n auto`` means, which is the default: the tests mostly wait, so three for each core."""
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None  # the user's word; xdist reads it
     if all("::" in argument for argument in config.args):
         return 0  # single tests start sooner without workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(2 * cores, 8)
+    return min(3 * cores, 8)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
