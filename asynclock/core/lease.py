@@ -115,7 +115,7 @@ class Lease:
         self.extend_at = NEVER  # when it is extended next; NEVER: its first check has not come yet
         self.extended_at = 0.0  # when it was extended last
         self.extending = 0  # bit i: an extension of key i is not answered yet
-        self.untracked = 0  # bit i: key i is set, but the server does not track it yet
+        self.untracked = 0  # bit i: key i is set, or may be, but the server does not track it yet
         self.stale = 0  # bit i: key i changed while a request for it was in flight
         self.unverified = 0  # bit i: key i may have changed, and was not read since then
         self.next_check = NEVER  # when those are read, if not at once
@@ -488,6 +488,7 @@ class Lease:
     def not_taken(self, index: int, again: float) -> None:
         """That was the request for the vote of key ``index``. Another may succeed ``again``."""
         self.lasting_errors += getattr(self.error, "lasting", False)
+        self.untracked |= self.may_be_ours & 1 << index  # the first check finds out
         self.defer(index, again)
 
     def release_answered(self, index: int, ok: bool, now: float) -> bool:

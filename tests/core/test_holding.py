@@ -931,6 +931,44 @@ def test_a_key_that_is_lost_before_the_first_look_does_not_put_the_first_extensi
     assert bench.asks == [(Operation.TAKE, 0), (Operation.EXTEND, 1), (Operation.EXTEND, 2)]
 
 
+@pytest.mark.parametrize("forced", [False, True], ids=["take", "force"])
+def test_a_key_whose_answer_was_lost_during_the_attempt_is_looked_at_first_of_all(forced: bool) -> None:
+    """It may well be ours. Without its vote until the first extension, one more key less would lose the lock, though a
+    majority is there."""
+    bench = Bench(2)
+    take = Operation.FORCE if forced else Operation.TAKE
+    bench.room.force("me", bench.now) if forced else bench.join("me")
+    bench.drop(0)
+    bench.reconnect(0)
+    bench.answer(take, 1)
+    bench.answer(take, 2)
+    if forced:
+        bench.read_back(1)
+        bench.read_back(2)
+    assert bench.of("granted") == ["me"]
+    bench.room.first_check(bench.looks[0], bench.now)
+    assert (Operation.READ, 0) in bench.asks
+    bench.answer(Operation.READ, 0, ttl=4990)
+    lease = bench.room.holder
+    assert lease is not None and lease.vote_count(bench.now) == 3
+
+
+def test_a_key_that_was_not_set_when_its_answer_was_lost_costs_nothing() -> None:
+    bench = Bench(2)
+    bench.join("me")
+    bench.drop(0)
+    bench.reconnect(0)
+    bench.answer(Operation.TAKE, 1)
+    bench.answer(Operation.TAKE, 2)
+    bench.room.first_check(bench.looks[0], bench.now)
+    bench.answer(Operation.READ, 0, found=None, ttl=-2)
+    lease = bench.room.holder
+    assert lease is not None and lease.vote_count(bench.now) == 2
+    bench.look()
+    bench.wait(2.5)
+    assert bench.asks == [(Operation.TAKE, 0), (Operation.EXTEND, 1), (Operation.EXTEND, 2)]
+
+
 def test_an_error_before_the_first_look_does_not_put_the_first_extension_off() -> None:
     bench = Bench(extend_interval=0.05)
     bench.join("me")
