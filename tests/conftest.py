@@ -32,11 +32,13 @@ except ImportError:  # pragma: no cover - in the test extra, except where there 
 settings.register_profile("asynclock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("asynclock")
 
-# In the background of a shell, these are ignored, and so they would be by the programs that tests start.
+# In the background of a shell and under nohup, these are ignored, and would be by the programs that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-if sys.platform != "win32" and signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
-    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+if sys.platform != "win32":
+    for each in (signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(each) is signal.SIG_IGN:
+            signal.signal(each, signal.SIG_DFL)
 
 LOOPS: dict[str, Callable[[], Any]] = {"asyncio": asyncio.new_event_loop}
 if uvloop is not None:
