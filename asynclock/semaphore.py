@@ -264,12 +264,13 @@ async def _acquire(
             lease.scope_ref = ScopeRef(scope)
             scope._hold = manager.reports.begun(permits.name, now, now - began)
             return scope
-        outcome = waiter.error
-        goes_on = outcome is None  # it was lost before the task could run: the caller never had it
+        outcome = waiter.error  # None: the permit was lost before the task could run; the caller never had it
+        goes_on = outcome is None
         if slot is not None:
             refused = isinstance(outcome, NotLockedError)
             permits.attempt_failed(slot, refused)
-            goes_on |= search.failed(refused) and isinstance(outcome, NotLockedError | ServerError)
+            may_go_on = search.failed(refused)
+            goes_on = goes_on or (may_go_on and isinstance(outcome, NotLockedError | ServerError))
         elif goes_on:
             permits.lost_before(waiter)
         del outcome  # no cycle through its traceback

@@ -141,5 +141,5 @@ def test_each_supported_python_is_tested_and_has_compiled_wheels() -> None:
     assert [f"3.{each.removeprefix('cp3').removesuffix('-*')}" for each in wheels] == supported
     listed = re.findall(r"^PYTHONS = (.*)$", (ROOT / "noxfile.py").read_text(), re.M)
     assert re.findall(r"3\.\d+", " ".join(listed)) == supported
-    listed = re.findall(r"\$\(newest (3\.\d+)|for with in (.*); do", (ROOT / ".ci" / "run").read_text())
+    listed = re.findall(r"\$\(find_python (3\.\d+)|for with in (.*); do", (ROOT / ".ci" / "run").read_text())
     assert {"3.11", *re.findall(r"3\.\d+", str(listed))} == {*supported}  # .ci/run begins with python3: 3.11, or later

@@ -42,8 +42,8 @@ FAILOVER = 12.0  # seconds; it takes two or three
 
 @pytest.mark.asyncio
 async def test_no_question_outlives_the_one_who_asks() -> None:
-    """Closing cancels that task again and again, and on Python 3.11 a question may drop its first cancellation. One
-    that goes on would connect again, with nobody left to close that."""
+    """Closing cancels the task that asks the Sentinels, again and again. On Python 3.11, a question may drop its first
+    cancellation. If it went on, it would open a connection that nobody closes."""
     locker = Locker("redis+sentinel://127.0.0.1:1,127.0.0.1:2,127.0.0.1:3/mymaster")
     connector = internals.connector(locker)
     assert isinstance(connector, SentinelConnector)

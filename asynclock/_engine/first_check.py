@@ -17,10 +17,10 @@ MAX_CHECKS: Final = 200  # locks that are checked in one turn of the event loop
 
 
 class FirstCheck:
-    """Calls ``room.first_check`` with each lease that was just acquired, unless it is done by then.
+    """Calls ``Room.first_check`` for each lease that was just acquired, unless it is done by then.
 
     Invariant: while ``_leases`` is not empty, ``_timer`` is set or a call of ``_check`` is scheduled, also after
-    ``room.first_check`` has raised: nothing else comes back to these leases.
+    ``Room.first_check`` has raised: nothing else comes back to these leases.
     """
 
     __slots__ = ("_clock", "_leases", "_loop", "_timer")

@@ -169,7 +169,7 @@ class Permits:
         topology = self._manager.topology
         trouble = (
             diagnosis.unreachable(topology, self.room(0))
-            or (self._error if self.board.needs_look else None)
+            or (self._error if self.board.needs_look else None)  # else a look would find nothing anyway
             or (self._trouble if self.waiting else None)
         )
         if trouble is not None:
@@ -189,7 +189,7 @@ class Permits:
     def all_changed(self) -> None:
         """What servers have told may be outdated."""
         if self.open:
-            self._timer.stop()  # perhaps it is late: the loop's timers stand still while the machine is suspended
+            self._timer.stop()  # after a suspend it is late, and would keep the place of one that is due later
             self._error = None
             self.board.all_changed()
             if self.board.queue:
@@ -286,7 +286,7 @@ class Permits:
                 self._manager.needless(self.room(0), index, now)
             pause = max(pause, self._manager.pause(self.room(0), index, now))
         if pause:
-            self.board.put_off_look(pause)
+            self.board.limit_looks(pause)
 
     def _compare(self, markers: list[bytes | None]) -> None:
         """Warn if others have written another number of permits."""

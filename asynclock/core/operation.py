@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-# How long a key still lives, in milliseconds, is less than zero in two cases (PTTL):
+# Replies to PTTL that are no milliseconds:
 NO_END: Final = -1  # it never expires
 NO_KEY: Final = -2  # it does not exist
 

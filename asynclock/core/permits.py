@@ -87,7 +87,8 @@ class Board(Generic[W]):
         self.tickets: dict[int, W] = {}
         self.probes: dict[int, W] = {}
         self.looked_at_all = False  #: has a look at all slots begun?
-        self.known_since = float("-inf")  #: when the last look began that has ended and counts
+        #: When the last look began that has ended, with or without success. -inf: none has, or it is outdated
+        self.last_look = float("-inf")
         self._rules = rules
         self._port = port
         self._free = Pool(permits)
@@ -101,7 +102,7 @@ class Board(Generic[W]):
         self._seen: dict[int, tuple[float, float, float]] = {}
         self._doubted: set[int] = set()  # ... and which of them were said to have changed since they were seen last
         self._look: dict[int, bool] | None = None
-        self._look_began = float("-inf")  # if its answers count
+        self._look_began = float("-inf")  # the one that is under way, or the last one. -inf: none, or it is outdated
         self._look_at = 0.0  # no look before that
         self._pause = 0.0  # after the last look, which has failed
         self._try_at = 0.0  # no probe before that
@@ -357,8 +358,8 @@ class Board(Generic[W]):
 
     @property
     def needs_look(self) -> bool:
-        """May there be a free slot for a task that does not wait, of which a look would tell?"""
-        # While tasks wait, each slot that is known to be free is theirs.
+        """Could a look find a free slot for somebody else? Not if this process has all permits, nor if tasks wait and
+        every slot is known: then those that are free are for them."""
         return not self.all_here and (self.unsure or not self.queue)
 
     @property
@@ -382,7 +383,7 @@ class Board(Generic[W]):
         Returns how many of those that were said to have changed had not."""
         look, self._look = self._look, None
         assert look is not None
-        self.known_since = self._look_began
+        self.last_look = self._look_began
         rules, needless = self._rules, 0
         self._pause = self._look_at = 0.0
         for slot, until in found.items():
@@ -409,7 +410,7 @@ class Board(Generic[W]):
                     self._fresh.add(slot)
             self._doubted.discard(slot)
         if any(slot not in found for slot in look):  # read these again, a little later
-            self._put_off_look(now)
+            self._pause_after_failure(now)
         return needless
 
     def _is_unchanged(self, slot: int, until: float, now: float) -> bool:
@@ -429,16 +430,16 @@ class Board(Generic[W]):
         :param error: retrying cannot help
         """
         self._look = None
-        self.known_since = self._look_began
-        self._put_off_look(now)
+        self.last_look = self._look_began
+        self._pause_after_failure(now)
         if error is not None:
             self._fail(error)
 
-    def put_off_look(self, pause: float) -> None:
+    def limit_looks(self, pause: float) -> None:
         """No look until that many seconds after the last one has begun."""
         self._look_at = max(self._look_at, self._look_began + pause)
 
-    def _put_off_look(self, now: float) -> None:
+    def _pause_after_failure(self, now: float) -> None:
         self._pause = min(max(2 * self._pause, self._rules.try_next_after), MAX_PAUSE)
         self._look_at = now + self._pause * (0.5 + self._port.chance() / 2)
 
@@ -470,7 +471,7 @@ class Board(Generic[W]):
         if self._look is not None:
             slots += [slot for slot in self._look if slot not in self._here and slot not in self.tickets]
             self._look = {}
-        self._look_began = self.known_since = float("-inf")
+        self._look_began = self.last_look = float("-inf")
         for slot in slots:
             self._forget(slot)
         self._look_at = self._try_at = 0.0

@@ -218,7 +218,7 @@ class Room(Generic[W]):
 
         :param ok: the command did what it was meant to do
         :param found: what is in the key after it
-        :param ttl: milliseconds that the key has left; -1: it has no expiry; -2: there is no key; None: unknown
+        :param ttl: milliseconds that the key has left, ``NO_END`` or ``NO_KEY``; None: unknown
         """
         if lease.done:
             self._answered_too_late(lease, index, operation, sent, found, ttl, now)

@@ -7,18 +7,19 @@ from typing import Any
 from .permits import Board
 
 MAX_TRIES = 8  # attempts of a task that does not wait, for slots that were free a moment ago
-MAX_LOOKS = 2 * MAX_TRIES  # that it waits for: two for each attempt, if one was under way already
+MAX_LOOKS = 2 * MAX_TRIES  # that such a task waits for: two for each attempt, as one may be under way already
 
 
 class Search:
-    """What a task does next that wants a permit. Ask ``attempt``, then ``look``; if there is neither, it queues if it
-    waits, and has found none otherwise.
+    """Decides what a task that wants a permit does next. Call ``attempt``. If it names a slot, try that, call
+    ``attempted``, and ``failed`` if it fails. If it names none, a task that waits queues, and another one calls
+    ``look``: True means, wait for the end of the look and begin again; False, there is no permit.
 
-    A task that waits makes one attempt of its own. One that does not wait goes on while slots are believed free, and
-    gives up once a look that began after it had asked has found none.
+    A task that waits makes one attempt of its own. Another one gives up when a look that began after its last attempt
+    (or after its start) has ended, and no slot is believed free.
     """
 
-    __slots__ = ("_asked", "_board", "_looks", "_tries", "_waits")
+    __slots__ = ("_board", "_looks", "_since", "_tries", "_waits")
 
     def __init__(self, board: Board[Any], waits: bool, now: float) -> None:
         """:param waits: does the task wait until a permit is free?"""
@@ -26,7 +27,7 @@ class Search:
         self._waits = waits
         self._tries = 0  # attempts of its own that have failed
         self._looks = 0
-        self._asked = now  # a look that began before that does not count
+        self._since = now  # the start, or the last attempt: a look that began before does not count
 
     def attempt(self, now: float) -> int | None:
         """A slot for which the task makes an attempt of its own now. Call ``attempted`` after that."""
@@ -34,7 +35,7 @@ class Search:
             return None
         slot = self._board.pick(self._waits)
         if slot is not None:
-            self._asked = now
+            self._since = now
         return slot
 
     def attempted(self, now: float) -> None:
@@ -47,7 +48,7 @@ class Search:
         board = self._board
         if self._waits or self._tries >= MAX_TRIES or self._looks >= MAX_LOOKS:
             return False
-        if board.known_since >= self._asked or not board.needs_look:
+        if board.last_look >= self._since or not board.needs_look:
             return False
         self._looks += 1
         if not board.looking:
@@ -55,10 +56,10 @@ class Search:
         return True
 
     def failed(self, refused: bool) -> bool:
-        """An attempt of its own has failed. Is there something else to be done?
+        """An attempt of its own has failed. Does the task go on? One that waits does: in the queue it turns out whether
+        servers fail it for good.
 
-        :param refused: somebody else has the slot; otherwise the servers failed it. In the queue, it turns out whether
-            they do so for good
+        :param refused: somebody else has the slot
         """
         self._tries += 1
         return self._waits or refused

@@ -1,4 +1,4 @@
-"""Acquisition: a lock that ``with`` acquires, for threads and scripts."""
+"""Acquisition: a lock or a permit that ``with`` acquires, for threads and scripts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from .scope import LockScope
 
 
 class Acquisition:
-    """A lock that ``with`` acquires on entry and releases on exit: returned by :meth:`Locker.with_context`,
-    :meth:`Locker.try_with_context` and :meth:`Locker.force_with_context`.
+    """A lock or a permit that ``with`` acquires on entry and releases on exit: returned by :meth:`Locker.with_context`,
+    :meth:`Semaphore.with_context`, and the same with ``try_`` and ``force_``.
 
     ``with locker.with_context("my_lock") as scope:`` is all that it is for; ``scope`` is the held lock, a
     :class:`LockScope`. Until then nothing is sent to a server. It is for one block: call ``with_context`` again for
     the next.
 
-    Entering raises as :meth:`Locker.acquire`, and :class:`RuntimeError` the second time. Leaving raises as
-    :class:`LockScope`.
+    Entering raises as ``acquire`` of the locker or semaphore, and :class:`RuntimeError` the second time. Leaving raises
+    as :class:`LockScope`.
     """
 
     __slots__ = ("_acquire", "_scope", "_wait_release")

@@ -17,7 +17,7 @@ from ..core.slots import SLOTS, slot_of
 from ..errors import ServerError
 from ..messages import about
 from ..options import Options
-from ..wire.background import Loop
+from ..wire.background import Loop, end
 from ..wire.commands import is_error, packed, unbulk
 from ..wire.node import Node
 from ..wire.requests import Redirectable
@@ -351,9 +351,7 @@ class Cluster(Requests):
         await self.refreshing.aclose()
         while tasks := [task for task in self._retiring if not task.done()]:
             nodes.update(self._retiring.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks, timeout=0.01)  # on Python 3.11 a cancellation may get lost (cancellation.py)
+            await end(tasks)
         nodes.update(self._nodes.values(), self._seeds)
         for node in nodes:
             await node.aclose()

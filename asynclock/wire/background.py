@@ -62,7 +62,8 @@ class Timer:
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel the tasks, and wait until all have ended, also if the caller is cancelled meanwhile."""
+    """Cancel the tasks, and wait until all have ended. A cancellation of the caller is raised after that. Nobody looks
+    at what the tasks return or raise."""
     cancelled = None
     running = set(tasks)
     while running:
@@ -159,11 +160,11 @@ class Loop:
         """Stop for good: cancel the task, and wait until it has ended."""
         self._closed = True
         self._restart.stop()
-        while self.running:
-            assert self._task is not None
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=0.01)  # on Python 3.11 one may get lost (cancellation.py)
-        self._step, self._on_error = _no_step, lambda error: None  # no reference cycle with their owner
+        try:
+            if self._task is not None:
+                await end([self._task])
+        finally:
+            self._step, self._on_error = _no_step, lambda error: None  # no reference cycle with their owner
 
 
 async def _no_step() -> float | None:

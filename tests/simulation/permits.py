@@ -291,7 +291,7 @@ class Semaphore:
                     self.client.needless(self.room(0), index, now)
                 pause = max(pause, self.client.pause(self.room(0), index, now))
             if pause:
-                self.board.put_off_look(pause)
+                self.board.limit_looks(pause)
         self.board.serve(now)
         looking, self._looking = self._looking, []
         for task in looking:

@@ -265,17 +265,17 @@ class Client(Requests):
 
     def first_check_soon(self, lease: Lease) -> None:
         self.looks.add(lease)
-        self.world.at(self.world.now + self.world.random.random() * 2e-3, self._look, lease.room, lease)
+        self.world.at(self.world.now + self.world.random.random() * 2e-3, self._look, lease)
 
-    def _look(self, room: Room[Task], lease: Lease) -> None:
+    def _look(self, lease: Lease) -> None:
         if self.frozen > self.world.now:
             if self.alive:
-                self.world.at(self.frozen, self._look, lease.room, lease)
+                self.world.at(self.frozen, self._look, lease)
             return
         self.looks.discard(lease)
         if not lease.done:
             self.world.acted = self
-            room.first_check(lease, self.world.now)
+            lease.room.first_check(lease, self.world.now)
 
     def chance(self) -> float:
         return self.world.random.random()

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from asynclock.core.clock import ServerClock
 from asynclock.core.lease import Lease
+from asynclock.core.operation import NO_KEY
 from asynclock.core.operations import Operation
 from asynclock.core.room import Room
 
@@ -77,7 +78,7 @@ class Request:
             return
         ttl = first if operation is Operation.READ else found if operation is Operation.TAKE_TTL else None
         if operation <= Operation.TAKE_TTL:
-            found = None if ttl == -2 else self.lease.token if ok else b""
+            found = None if ttl == NO_KEY else self.lease.token if ok else b""
         self.room.answered(self.lease, self.index, operation, self.sent, ok, found, ttl, now)
 
 

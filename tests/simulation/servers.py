@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asynclock.core.fencing import NOT_OURS
+from asynclock.core.operation import NO_END, NO_KEY
 from asynclock.core.rules import NEVER
 from asynclock.wire.noloop import EvictionReport
 
@@ -180,7 +181,7 @@ class Server:
             return found
         if command == "PTTL":
             expiry_now = self.data[key][1] if found is not None else 0
-            return -2 if found is None else -1 if expiry_now is None else expiry_now - self.milliseconds()
+            return NO_KEY if found is None else NO_END if expiry_now is None else expiry_now - self.milliseconds()
         if command == "COUNT":
             return self.count(key, expiry.when) if found == token else NOT_OURS
         if command == "DELIFEQ":
