@@ -827,6 +827,35 @@ async def test_an_error_does_not_outlive_its_cause(server: Server) -> None:
 
 
 @pytest.mark.asyncio
+async def test_the_error_of_an_attempt_does_not_outlive_its_cause(own_server: Server, other: Locker) -> None:
+    """The server has memory again, and somebody else has the permit."""
+    async with Locker(own_server.url) as locker, Locker(own_server.url) as theirs:
+        semaphore = locker.semaphore("job", 1)
+        await (await semaphore.acquire()).release()
+        own_server.execute("CONFIG", "SET", "maxmemory", "1")
+        waiting = asyncio.create_task(semaphore.acquire(timeout=60))
+        await until(lambda: internals.pause_after_failure(locker, "job") > 0.5)
+        own_server.execute("CONFIG", "SET", "maxmemory", "0")
+        async with theirs.semaphore("job", 1).with_context(timeout=10):
+            await until(lambda: internals.board(locker, "job").tickets)  # it has seen that
+            with pytest.raises(NotLockedError, match="none of the 1 permits"):
+                await semaphore.try_acquire()
+        await (await waiting).release()
+
+
+@pytest.mark.asyncio
+async def test_a_silent_server_does_not_say_that_none_is_free(server: Server) -> None:
+    async with Proxy(server.port) as proxy, Locker(proxy.url) as locker:
+        semaphore = locker.semaphore("job", 5)
+        await (await semaphore.acquire()).release()
+        await until(lambda: not internals.looks(locker))
+        proxy.freeze()
+        with pytest.raises(AcquireTimeoutError, match="has not answered yet"):
+            await semaphore.acquire(timeout=0.3)
+        proxy.thaw()
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("how", ["the user", "pttl", "set"])
 async def test_who_waits_is_told_that_the_server_refuses(server: Server, locker: Locker, how: str) -> None:
     server.execute("ACL", "SETUSER", "somebody", "reset", "on", ">secret", "~*", "+@all")

@@ -357,6 +357,11 @@ class Board(Generic[W]):
         return bool(self._unknown)
 
     @property
+    def may_be_had(self) -> bool:
+        """Is there a slot that nobody is known to have?"""
+        return bool(self._free.count or self.probes or self._unknown)
+
+    @property
     def needs_look(self) -> bool:
         """Could a look find a free slot for somebody else? Not if this process has all permits, nor if tasks wait and
         every slot is known: then those that are free are for them."""

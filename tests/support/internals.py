@@ -145,6 +145,12 @@ def board(locker: Locker, name: str) -> Any:
     return next((each.board for each in locker._manager.semaphores if each.name == name and each.open), None)
 
 
+def pause_after_failure(locker: Locker, name: str) -> float:
+    """How long those who wait for a permit of that semaphore leave the servers alone, which have failed an attempt."""
+    found = board(locker, name)
+    return 0.0 if found is None else float(found._try_pause)
+
+
 def looks(locker: Locker) -> bool:
     """Is it looking at the slots of a semaphore just now?"""
     return any(permits.open and permits.board.looking for permits in locker._manager.semaphores)
