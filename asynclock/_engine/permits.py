@@ -199,7 +199,7 @@ class Permits:
         """What servers have told may be outdated."""
         if self.open:
             self._timer.stop()  # after a suspend it is late, and would keep the place of one that is due later
-            self._error = None
+            self._error = self._trouble = None
             self.board.all_changed()
             if self.board.queue:
                 self._serve_soon()
