@@ -6,9 +6,11 @@ tests/test_fencing_postgres.py runs the same statements on PostgreSQL.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import re
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +56,10 @@ async def test_the_first_example(locker: Locker, page: dict[str, Any], capsys: p
 
 
 @pytest.fixture
-def database() -> sqlite3.Connection:
-    database = sqlite3.connect(":memory:")
-    database.execute(TABLE)
-    return database
+def database() -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.execute(TABLE)
+        yield database
 
 
 def rows(database: sqlite3.Connection) -> list[tuple[str, str, int]]:
