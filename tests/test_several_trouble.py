@@ -85,7 +85,7 @@ async def test_what_was_handed_on_is_no_longer_this_scopes(server: Server, loses
 @pytest.mark.asyncio
 @pytest.mark.parametrize("end", ["left", "cancelled", "by exception"])
 async def test_each_loss_is_told_once_though_only_some_releases_are_waited_for(server: Server, end: str) -> None:
-    options = {"wait_release": False, "client_side_caching": False}
+    options = {"wait_release": False, "client_side_caching": False, "try_next_after": 0.5}  # a busy loop
     async with Proxy(server.port) as proxy, Locker(proxy.url, **options) as locker:  # type: ignore[arg-type]
         events: list[Event] = []
         async with locker.with_context("b"):
