@@ -281,3 +281,18 @@ async def test_a_loop_that_somebody_cancels_begins_anew_until_it_is_closed() -> 
     assert not loop.running
     await asyncio.sleep(CANCELLED_PAUSE + 0.1)
     assert len(steps) == 2
+
+
+@pytest.mark.asyncio
+async def test_a_loop_that_closes_itself_ends() -> None:
+    closed = asyncio.Event()
+
+    async def step() -> float:
+        await loop.aclose()
+        closed.set()
+        return 0.0
+
+    loop = Loop("closing itself", step)
+    loop.start()
+    await asyncio.wait_for(closed.wait(), 5)
+    await until(lambda: not loop.running)

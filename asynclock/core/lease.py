@@ -278,10 +278,15 @@ class Lease:
         self.extend_at = min(self.extend_at, when)
 
     def first_check(self, now: float) -> None:
-        """Read the keys that are not tracked yet: from then on they are, but a change before caused no invalidation."""
+        """Read the keys that are not tracked yet: from then on they are, but a change before caused no invalidation.
+
+        One without a vote, which may be ours, is extended, which reads it, too: replicas may have to confirm a vote
+        (``min_replicas``), and they confirm only what is written.
+        """
         for index in range(self.room.rules.keys):
             if self.untracked >> index & 1 and not self.in_flight[index]:
-                self.request(index, READ, now)
+                has_vote = self.votes[index] or not self.may_be_ours >> index & 1
+                self.request(index, READ if has_vote else EXTEND, now)
 
     def check(self, index: int, now: float) -> None:
         """Read key ``index``, now, or later if invalidations from its server have meant nothing of late."""
@@ -488,7 +493,8 @@ class Lease:
     def not_taken(self, index: int, again: float) -> None:
         """That was the request for the vote of key ``index``. Another may succeed ``again``."""
         self.lasting_errors += getattr(self.error, "lasting", False)
-        self.untracked |= self.may_be_ours & 1 << index  # the first check finds out
+        if self.error is None:  # the answer was lost: the first check finds out whether the key is ours
+            self.untracked |= self.may_be_ours & 1 << index
         self.defer(index, again)
 
     def release_answered(self, index: int, ok: bool, now: float) -> bool:

@@ -62,10 +62,10 @@ class Timer:
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel the tasks, and wait until all have ended. A cancellation of the caller is raised after that. Nobody looks
-    at what the tasks return or raise."""
+    """Cancel the tasks, and wait until all have ended, but for the caller's own. A cancellation of the caller is raised
+    after that. Nobody looks at what the tasks return or raise."""
     cancelled = None
-    running = set(tasks)
+    running = {task for task in tasks if not task.done()} - {asyncio.current_task()}
     while running:
         for task in running:
             task.cancel()

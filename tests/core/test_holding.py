@@ -934,7 +934,7 @@ def test_a_key_that_is_lost_before_the_first_look_does_not_put_the_first_extensi
 @pytest.mark.parametrize("forced", [False, True], ids=["take", "force"])
 def test_a_key_whose_answer_was_lost_during_the_attempt_is_looked_at_first_of_all(forced: bool) -> None:
     """It may well be ours. Without its vote until the first extension, one more key less would lose the lock, though a
-    majority is there."""
+    majority is there. It is written, and not only read: with ``min_replicas``, only what replicas confirm is a vote."""
     bench = Bench(2)
     take = Operation.FORCE if forced else Operation.TAKE
     bench.room.force("me", bench.now) if forced else bench.join("me")
@@ -947,8 +947,8 @@ def test_a_key_whose_answer_was_lost_during_the_attempt_is_looked_at_first_of_al
         bench.read_back(2)
     assert bench.of("granted") == ["me"]
     bench.room.first_check(bench.looks[0], bench.now)
-    assert (Operation.READ, 0) in bench.asks
-    bench.answer(Operation.READ, 0, ttl=4990)
+    assert (Operation.EXTEND, 0) in bench.asks and (Operation.READ, 0) not in bench.asks
+    bench.answer(Operation.EXTEND, 0)
     lease = bench.room.holder
     assert lease is not None and lease.vote_count(bench.now) == 3
 
@@ -961,12 +961,23 @@ def test_a_key_that_was_not_set_when_its_answer_was_lost_costs_nothing() -> None
     bench.answer(Operation.TAKE, 1)
     bench.answer(Operation.TAKE, 2)
     bench.room.first_check(bench.looks[0], bench.now)
-    bench.answer(Operation.READ, 0, found=None, ttl=-2)
+    bench.answer(Operation.EXTEND, 0, found=None, ok=False)
     lease = bench.room.holder
     assert lease is not None and lease.vote_count(bench.now) == 2
     bench.look()
     bench.wait(2.5)
     assert bench.asks == [(Operation.TAKE, 0), (Operation.EXTEND, 1), (Operation.EXTEND, 2)]
+
+
+def test_a_vote_that_a_server_has_refused_does_not_come_back_by_the_first_look() -> None:
+    """Perhaps too few replicas have the key, which is there (``min_replicas``)."""
+    bench = Bench(2)
+    bench.join("me")
+    bench.fail(Operation.TAKE, 0, error=Trouble())
+    bench.answer(Operation.TAKE, 1)
+    bench.answer(Operation.TAKE, 2)
+    bench.room.first_check(bench.looks[0], bench.now)
+    assert bench.asks == [(Operation.READ, 1), (Operation.READ, 2)]
 
 
 def test_an_error_before_the_first_look_does_not_put_the_first_extension_off() -> None:
