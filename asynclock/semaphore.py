@@ -264,15 +264,16 @@ async def _acquire(
             lease.scope_ref = ScopeRef(scope)
             scope._hold = manager.reports.begun(permits.name, now, now - began)
             return scope
-        outcome = waiter.error  # None: the permit was lost before the task could run; the caller never had it
-        goes_on = outcome is None
+        outcome = waiter.error
+        lost = outcome is None  # before the task could run: the caller never had it
         if slot is not None:
             refused = isinstance(outcome, NotLockedError)
             permits.attempt_failed(slot, refused)
-            may_go_on = search.failed(refused)
-            goes_on = goes_on or (may_go_on and isinstance(outcome, NotLockedError | ServerError))
-        elif goes_on:
-            permits.lost_before(waiter)
+            goes_on = search.failed(refused or lost) and (lost or isinstance(outcome, NotLockedError | ServerError))
+        else:
+            goes_on = lost
+            if lost:
+                permits.lost_before(waiter)
         del outcome  # no cycle through its traceback
         if not goes_on:
             await _fail(manager, permits, waiter, began)

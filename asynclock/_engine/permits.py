@@ -103,7 +103,7 @@ class Permits:
         if waiter.future.done():
             return
         now = self._manager.clock()
-        reason = self.not_free() if waiter in self.waiting else self._not_answered(waiter.room)
+        reason = self.not_free() if waiter in self.waiting else self._unreachable(waiter.room) or self._not_answered()
         if isinstance(reason, ServerError):
             error = AcquireTimeoutError(self.name, timeout, str(reason))
             error.__cause__ = reason
@@ -164,26 +164,24 @@ class Permits:
         if self.open:
             self.board.attempt_failed(slot, refused, self._manager.clock())
 
-    def _not_answered(self, room: Room[Waiter]) -> NotLockedError | ServerError:
-        """Why a task's own attempt has not ended."""
-        topology = self._manager.topology
-        trouble = diagnosis.unreachable(topology, room)
-        if trouble is not None:
-            return trouble.copy()
-        return NotLockedError(self.name, f"{diagnosis.where(topology)} has not answered yet")
+    def _unreachable(self, room: Room[Waiter]) -> ServerError | None:
+        trouble = diagnosis.unreachable(self._manager.topology, room)
+        return None if trouble is None else trouble.copy()
+
+    def _not_answered(self) -> NotLockedError:
+        return NotLockedError(self.name, f"{diagnosis.where(self._manager.topology)} has not answered yet")
 
     def not_free(self) -> NotLockedError | ServerError:
         """Why no permit can be acquired now."""
-        reason = self._not_answered(self.room(0))
-        if isinstance(reason, ServerError):
-            return reason
-        trouble = (self._error if self.board.needs_look else None) or (  # else a look would find nothing anyway
-            self._trouble if self.waiting and self.board.may_be_had else None
-        )
+        trouble = self._unreachable(self.room(0))
         if trouble is not None:
-            return trouble.copy()
+            return trouble
+        if self._error is not None and self.board.needs_look:  # else a look could find nothing, and is not the reason
+            return self._error.copy()
+        if self._trouble is not None and self.waiting and self.board.may_be_had:
+            return self._trouble.copy()
         if not self._answered and not self.board.all_here:
-            return reason
+            return self._not_answered()
         where = diagnosis.where(self._manager.topology)
         why = f"none of the {self.permits} permits of semaphore {self.name!r} is free on {where}"
         return NotLockedError(self.name, why)

@@ -59,7 +59,7 @@ class Search:
         """An attempt of its own has failed. Does the task go on? One that waits does: in the queue it turns out whether
         servers fail it for good.
 
-        :param refused: somebody else has the slot
+        :param refused: somebody else has the slot, or took it right after
         """
         self._tries += 1
         return self._waits or refused
