@@ -278,15 +278,8 @@ class Lease:
         self.extend_at = min(self.extend_at, when)
 
     def first_check(self, now: float) -> None:
-        """Read the keys that are not tracked yet: from then on they are, but a change before caused no invalidation.
-
-        One without a vote, which may be ours, is extended, which reads it, too: replicas may have to confirm a vote
-        (``min_replicas``), and they confirm only what is written.
-        """
-        for index in range(self.room.rules.keys):
-            if self.untracked >> index & 1 and not self.in_flight[index]:
-                has_vote = self.votes[index] or not self.may_be_ours >> index & 1
-                self.request(index, READ if has_vote else EXTEND, now)
+        """Read the keys that are not tracked yet: from then on they are, but a change before caused no invalidation."""
+        self._read(self.untracked, now)
 
     def check(self, index: int, now: float) -> None:
         """Read key ``index``, now, or later if invalidations from its server have meant nothing of late."""
@@ -302,9 +295,18 @@ class Lease:
     def check_unverified(self, now: float) -> None:
         """Read every key that may have changed."""
         self.next_check = NEVER
+        self._read(self.unverified, now)
+
+    def _read(self, which: int, now: float) -> None:
+        """Read these keys (bit i: key i), but not those with a request in flight.
+
+        One without a vote, which may be ours, is extended, which reads it, too: replicas may have to confirm a vote
+        (``min_replicas``), and they confirm only what is written.
+        """
         for index in range(self.room.rules.keys):
-            if self.unverified >> index & 1 and not self.in_flight[index]:
-                self.request(index, READ, now)
+            if which >> index & 1 and not self.in_flight[index]:
+                has_vote = self.votes[index] or not self.may_be_ours >> index & 1
+                self.request(index, READ if has_vote else EXTEND, now)
 
     # Doubt
 

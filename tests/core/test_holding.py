@@ -1037,3 +1037,22 @@ def test_an_extension_is_late_while_it_is_not_answered_and_the_end_comes_near() 
     assert lease.extension_is_late(bench.now)
     bench.answer(Operation.EXTEND)
     assert not lease.extension_is_late(bench.now)
+
+
+def test_a_vote_that_was_not_confirmed_does_not_come_back_by_a_check_that_was_put_off() -> None:
+    """As at the first check: the key is there, but perhaps too few replicas have it (``min_replicas``)."""
+    bench = Bench(2)
+    bench.luck = 1.0  # the first extension comes later than the check
+    bench.join("me")
+    bench.answer(Operation.TAKE, 0)
+    bench.answer(Operation.TAKE, 1)
+    bench.look()
+    bench.wait(0.5)
+    for _ in range(200):
+        bench.pace.needless(bench.now)
+    bench.room.invalidated(2, bench.now)
+    bench.fail(Operation.TAKE, 2, error=Trouble())
+    bench.room.invalidated(0, bench.now)
+    assert bench.asks == []
+    bench.wait(1.0)
+    assert bench.asks == [(Operation.READ, 0), (Operation.EXTEND, 2)]

@@ -17,6 +17,7 @@ Guarantee 6 is about the scopes around the leases, which are not simulated.
 8. (docs/at-least.md) Nobody gets a lock before its least time is over, except by force, or if it was lost, or servers
    have lost its keys. A lock that was lost is not kept.
 9. (docs/several.md) A scope holds all its names, or is lost. Whoever waits for one holds none that comes after it.
+10. (docs/options.md#min_replicas) A key counts once a replica has it, and until it ends there.
 
 ``story`` checks what must hold once a story has come to rest (4, and that all waiters got the lock); the rest is here.
 """
@@ -24,6 +25,7 @@ Guarantee 6 is about the scopes around the leases, which are not simulated.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from asynclock.core.lease import Lease
@@ -34,13 +36,15 @@ from asynclock.core.room import Room
 from asynclock.core.rules import NEVER
 from asynclock.wire.noloop import CHECK_EVERY
 
+from .links import Link
 from .permits import Semaphore
 from .processes import Client, Task
-from .requests import Request
+from .replicas import OVERDUE
+from .requests import ReadAgain, Request
 from .servers import Server
 from .several import Group
 from .stays import is_closed, too_early
-from .world import World
+from .world import QUICK, World
 
 TOLD = 5  # packet delays: a push, a reply in flight (with its request just sent), and one more request and reply
 
@@ -60,6 +64,18 @@ class Unbacked:
     client: Client
     room: Room[Task]
     since: float  # when that began, or when the last obstacle to notifying the holder ended
+
+
+def _requests(link: Link) -> Iterator[Request]:
+    """Those that have no outcome yet."""
+    for each in link.waiting:
+        if isinstance(each, Request):
+            yield each
+        elif isinstance(each, ReadAgain):
+            yield each.request
+    if link.confirmations is not None:
+        yield from link.confirmations.covered
+        yield from link.confirmations.queued
 
 
 class Check:
@@ -174,6 +190,8 @@ class Check:
             lease = room.holder
             if lease is None or self.world.now >= lease.deadline:
                 continue
+            if self.world.replicas:
+                self._replicas_have_the_votes(client, room, lease)
             token = lease.token
             ours = long = 0
             for key, server in zip(room.keys, self._servers, strict=True):
@@ -209,9 +227,21 @@ class Check:
                 continue
             if lease.unverified >> index & 1 and lease.next_check <= self.world.now + PAUSE:
                 continue  # its check is scheduled
+            if self._extended_again(link, lease, index) > self.world.now:
+                continue
             under_way = [*link.told, *(what for asker, what in link.back if asker is None)]
             if not any(what in (None, key) for what in under_way):
                 raise self.broken(5, f"{client.name} counts on key {index}, has lost it, and will not be notified")
+
+    def _extended_again(self, link: Link, lease: Lease, index: int) -> float:
+        """The time of the next extension, which reads the key, if its last one was not confirmed."""
+        if link.confirmations is None or not lease.unverified >> index & 1:
+            return 0.0
+        return min(lease.extend_at, link.confirmations.failed_at + MAX_BACKOFF)
+
+    def _confirmation(self) -> float:
+        """Seconds that a confirmation takes, and the GET after it."""
+        return self.world.rules.try_next_after + OVERDUE + 2 * self.world.longest if self.world.replicas else 0.0
 
     def _hidden(self, client: Client, server: Server, key: bytes) -> float:
         """Seconds left in which the client must find out about a change that NOLOOP has hidden from it."""
@@ -231,19 +261,19 @@ class Check:
         """A holder without a majority is notified in time. The time starts anew after an obstacle: a stopped process or
         server, errors, a lost connection."""
         world = self.world
-        bound = TOLD * world.longest + 0.001
+        bound = TOLD * world.longest + self._confirmation() + 0.001
         if not world.rules.tracking:
             bound += world.rules.extend_interval
         for lease, unbacked in list(self.unbacked.items()):
             client, room = unbacked.client, unbacked.room
             since = world.now if lease in client.looks else max(unbacked.since, client.frozen)
             put_off = PAUSE if client.paused_at >= since - PAUSE else 0.0
-            for key, server in zip(room.keys, self._servers, strict=True):
+            for index, (key, server) in enumerate(zip(room.keys, self._servers, strict=True)):
                 link = client.links[server.name]
                 if link is None or link.broken or room.forces or self._hidden(client, server, key) > 0:
                     since = world.now
                 else:
-                    since = max(since, link.since, server.stalled)
+                    since = max(since, link.since, server.stalled, self._extended_again(link, lease, index))
                     if server.troubled:
                         since = max(since, self._asked_again(server, client))
             unbacked.since = since
@@ -272,6 +302,18 @@ class Check:
             deadline = self.world.ms(lease.deadline)
             raise self.broken(2, f"{client.name} counts on its keys until {deadline:.3f} ms, but they {ends_at}")
 
+    def _replicas_have_the_votes(self, client: Client, room: Room[Task], lease: Lease) -> None:
+        """After a failover, each key that counts would live at least as long."""
+        for index, until in enumerate(lease.votes):
+            server, key = self._servers[index], room.keys[index]
+            if until <= self.world.now or (key, lease.token) in self.world.touched:
+                continue
+            assert server.replica is not None
+            value, expiry = server.replica.data.get(key, (None, None))
+            if value != lease.token or (expiry is not None and until > server.ends(expiry) + 1e-9):
+                counts = f"{client.name} counts on key {index} until {self.world.ms(until):.3f} ms"
+                raise self.broken(10, f"{counts}, but the replica has {value!r}, which ends at {expiry}")
+
     # 3: no waiter depends on a message that may never come
 
     def _somebody_comes(self, client: Client, room: Room[Task]) -> None:
@@ -297,7 +339,7 @@ class Check:
         """A process in which tasks wait for a permit does not take a slot that has become free for taken for long: at
         most for as long as it holds back for others."""
         world, taken = self.world, semaphore.board._taken if semaphore.board.queue else {}
-        bound = TOLD * world.longest + 0.001 + 1.5 * world.rules.try_next_after
+        bound = TOLD * world.longest + self._confirmation() + 0.001 + 1.5 * world.rules.try_next_after
         if client.paused_at >= world.now - 2 * PAUSE:
             bound += PAUSE
         before, self.unnoticed = self.unnoticed, {}
@@ -313,6 +355,8 @@ class Check:
                     since = world.now
                 else:
                     since = max(since, link.since, server.stalled, server.troubled)
+                    if link.confirmations is not None and link.confirmations.failed_at:
+                        since = max(since, link.confirmations.failed_at + MAX_BACKOFF)  # no permit could be had
             self.unnoticed[semaphore, slot] = since
             if world.now - since > bound:
                 late = 1000 * (world.now - since)
@@ -333,8 +377,8 @@ class Check:
             if lease is not None:
                 asked = [0] * len(self._servers)
                 for link in client.links:
-                    for request in link.waiting if link is not None else ():
-                        if isinstance(request, Request) and request.lease is lease:
+                    for request in _requests(link) if link is not None else ():
+                        if request.lease is lease:
                             asked[request.index] += 1
                 if asked != lease.in_flight:
                     raise self.broken(0, f"{client.name}: asked {asked}, counted {lease.in_flight}")
@@ -397,6 +441,8 @@ class Check:
         while_ago = self.world.now - (rules.validity - rules.extend_interval) / 2
         if max(client.frozen, lease.acquired_at) > while_ago:  # a lock that was granted late may expire at once
             return False
+        if self.world.replicas and self.world.longest > QUICK:
+            return False  # up to three round trips, and 20 ms for the second of them
         there = 0
         for key, server, asked in zip(lease.scope_ref.room.keys, self._servers, lease.in_flight, strict=True):
             link = client.links[server.name]
@@ -405,6 +451,7 @@ class Check:
                 and not link.broken
                 and max(link.since, server.stalled, server.troubled) <= while_ago
                 and not asked
+                and (link.confirmations is None or link.confirmations.failed_at <= while_ago)
                 and server.has(key, lease.token)
                 and (key, lease.token) not in self.world.touched
             )

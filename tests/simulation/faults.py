@@ -19,8 +19,9 @@ from . import several
 from .links import Link
 from .permits import Semaphore
 from .processes import Client, Task
+from .replicas import Confirmations
 from .servers import Expiry, Server
-from .worlds import SEVERAL
+from .worlds import REPLICAS, SEVERAL
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -240,6 +241,26 @@ def each_in_its_own_order(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(several, "agreed_order", list)
 
 
+def counted_before_replicas_have_it(patch: pytest.MonkeyPatch) -> None:
+    """A vote counts as soon as its server has answered."""
+    patch.setattr(Confirmations, "confirm", lambda self, request: request.confirmed())
+
+
+def read_instead_of_extended(patch: pytest.MonkeyPatch) -> None:
+    """A key whose answer was lost counts once the first check has read it, which no replica confirms."""
+    look, request = Client._look, Client.request
+
+    def reading(self: Client, lease: Lease, index: int, operation: Operation, now: float) -> bool:
+        return request(self, lease, index, Operation.READ if operation is Operation.EXTEND else operation, now)
+
+    def only_look(self: Client, lease: Lease) -> None:
+        with pytest.MonkeyPatch.context() as meanwhile:
+            meanwhile.setattr(Client, "request", reading)
+            look(self, lease)
+
+    patch.setattr(Client, "_look", only_look)
+
+
 FAULTS: dict[str, Plant] = {
     "deadline counted from the reply": count_from_the_reply,
     "no wake-up at the time to live": forget_to_wake,
@@ -263,5 +284,12 @@ FAULTS: dict[str, Plant] = {
     "a lost lock kept": kept_though_lost,
     "a later name kept while an earlier one is waited for": keep_later_names,
     "names in an order of one's own": each_in_its_own_order,
+    "a vote counted before replicas have it": counted_before_replicas_have_it,
+    "a key read, and not extended, after a lost answer": read_instead_of_extended,
 }
-WORLD_OF: dict[Plant, str] = {keep_later_names: SEVERAL, each_in_its_own_order: SEVERAL}  # others: the seed chooses
+WORLD_OF: dict[Plant, str] = {  # others: the seed chooses
+    keep_later_names: SEVERAL,
+    each_in_its_own_order: SEVERAL,
+    counted_before_replicas_have_it: REPLICAS,
+    read_instead_of_extended: REPLICAS,
+}

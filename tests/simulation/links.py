@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .replicas import Confirmations
 from .requests import Asker, Command
 from .servers import Server
 
@@ -31,6 +32,7 @@ class Link:
         self.told: deque[bytes | None] = deque()  # pushes on a second connection that the client has not read
         self.waiting: deque[Asker] = deque()  # the client's requests without a reply, in order
         self.heard = self.world.now
+        self.confirmations = None if server.replica is None else Confirmations(self, server.replica)
         self._serving: list[bytes | None] | None = None  # pushes that the current command has caused
         self._out_due = self._back_due = self._told_due = 0.0
         server.links[self] = None
@@ -73,7 +75,7 @@ class Link:
         self.world.at(self._back_due, self._hear, count)
 
     def _serve(self, count: int) -> None:
-        if self.broken or self._later(self.server.stalled, self._serve, count):
+        if self.broken or self.later(self.server.stalled, self._serve, count):
             return
         before = len(self.back)
         for _ in range(count):
@@ -88,7 +90,7 @@ class Link:
 
     def _hear(self, count: int) -> None:
         client = self.client
-        if client.links[self.server.name] is not self or self._later(client.frozen, self._hear, count):
+        if client.links[self.server.name] is not self or self.later(client.frozen, self._hear, count):
             return
         world = self.world
         for _ in range(count):
@@ -106,13 +108,13 @@ class Link:
 
     def _be_told(self) -> None:
         client = self.client
-        if client.links[self.server.name] is not self or self._later(client.frozen, self._be_told):
+        if client.links[self.server.name] is not self or self.later(client.frozen, self._be_told):
             return
         if self.told:  # else it was cut meanwhile
             self.world.acted = client
             client.invalidated(self, self.told.popleft())
 
-    def _later(self, until: float, what: Callable[..., None], *arguments: Any) -> bool:
+    def later(self, until: float, what: Callable[..., None], *arguments: Any) -> bool:
         if until > self.world.now:
             self.world.at(until, what, *arguments)
             return True
@@ -121,7 +123,7 @@ class Link:
     def _watch(self) -> None:
         """If a reply is missing for too long, the connection is dead."""
         world = self.world
-        if not self.waiting or not self.client.uses(self) or self._later(self.client.frozen, self._watch):
+        if not self.waiting or not self.client.uses(self) or self.later(self.client.frozen, self._watch):
             return
         if world.now >= self.heard + world.silence:
             self.drop()

@@ -22,7 +22,7 @@ from . import stays
 from .fencing import Count, Fence, ask_some_time
 from .links import Link
 from .permits import Semaphore, Ticket, Times, room_name, slot_of
-from .requests import NO_EXPIRY, Ignored, OwedRelease, Request, Silence, TimeRequest
+from .requests import NO_EXPIRY, Ignored, OwedRelease, ReadAgain, Request, Silence, TimeRequest
 from .servers import Expiry, Trouble
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class Client(Requests):
         if operation is Operation.KEEP:
             expiry = stays.expiry(lease.keep_until, now)
             self.world.keeps.append(lease)
-        request = Request(room, lease, index, operation, now, link.refused)
+        request = Request(room, lease, index, operation, now, link)
         link.send(request, request.commands(expiry))
         return True
 
@@ -423,10 +423,14 @@ class Client(Requests):
                 self.may_be_ours[home][request.key, request.token] = request.keep_until
             elif isinstance(request, Count | Times):
                 request.dropped()
+            elif isinstance(request, ReadAgain):
+                request.request.unconfirmed()
             elif isinstance(request, Request):
                 if request.request.ends:
                     self.may_be_ours[home][request.key, request.lease.token] = request.lease.keep_until
                 request.room.failed(request.lease, request.index, request.request, None, self.world.now)
+        if link.confirmations is not None:
+            link.confirmations.drop()
         self.world.at(self.world.now + self.world.delay(), self._reconnect, home)
 
     def _reconnect(self, home: int) -> None:

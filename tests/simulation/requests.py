@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from asynclock.core.clock import ServerClock
 from asynclock.core.lease import Lease
@@ -13,6 +13,9 @@ from asynclock.core.room import Room
 
 from .servers import Expiry, Trouble
 from .stays import expiry
+
+if TYPE_CHECKING:
+    from .links import Link
 
 Command = tuple[str, bytes, bytes, Expiry]
 Refused = Callable[[bytes, bytes, float], None]  # called with key, token and ``keep_until`` of a refused release
@@ -40,12 +43,13 @@ class Asker(Protocol):
 class Request:
     """A room's request."""
 
-    __slots__ = ("index", "key", "lease", "left", "refused", "replies", "request", "room", "sent")
+    __slots__ = ("index", "key", "lease", "left", "link", "replies", "request", "room", "sent", "ttl")
 
     def __init__(
-        self, room: Room[Any], lease: Lease, index: int, operation: Operation, sent: float, refused: Refused
+        self, room: Room[Any], lease: Lease, index: int, operation: Operation, sent: float, link: Link
     ) -> None:
-        self.refused = refused
+        self.link = link
+        self.ttl: int | None = None  # what was answered, while replicas are waited for
         self.room = room
         self.lease = lease
         self.index = index
@@ -67,7 +71,7 @@ class Request:
         for answer in self.replies:
             if isinstance(answer, Trouble):
                 if self.request.ends:
-                    self.refused(self.key, self.lease.token, self.lease.keep_until)
+                    self.link.refused(self.key, self.lease.token, self.lease.keep_until)
                 self.room.failed(self.lease, self.index, self.request, answer, now)
                 return
         first, found = self.replies[0], self.replies[-1]
@@ -79,7 +83,45 @@ class Request:
         ttl = first if operation is Operation.READ else found if operation is Operation.TAKE_TTL else None
         if operation <= Operation.TAKE_TTL:
             found = None if ttl == NO_KEY else self.lease.token if ok else b""
+        written = operation.writes and ok and found == self.lease.token
+        if self.link.confirmations is not None and written and not self.lease.done:
+            self.ttl = ttl
+            self.link.confirmations.confirm(self)
+            return
         self.room.answered(self.lease, self.index, operation, self.sent, ok, found, ttl, now)
+
+    def confirmed(self) -> None:
+        """The replica has what was written."""
+        if self.lease.stale >> self.index & 1 and not self.lease.done:
+            again = ReadAgain(self)
+            self.link.send(again, again.commands)
+        else:
+            self.found(self.lease.token, self.link.world.now)
+
+    def found(self, value: bytes | None, now: float) -> None:
+        """The replica has what was written, and the key now has ``value``."""
+        ok = value == self.lease.token
+        ttl = self.ttl if ok else None
+        self.room.answered(self.lease, self.index, self.request, self.sent, ok, value, ttl, now)
+
+    def unconfirmed(self) -> None:
+        self.room.failed(self.lease, self.index, self.request, Trouble(), self.link.world.now)
+
+
+class ReadAgain:
+    """A GET of a key that has changed while the replica was waited for."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.commands: tuple[Command, ...] = (("GET", request.key, request.lease.token, NO_EXPIRY),)
+        self.left = 1
+
+    def reply(self, reply: Any, now: float) -> None:
+        self.left = 0
+        if isinstance(reply, Trouble):
+            self.request.unconfirmed()
+        else:
+            self.request.found(reply, now)
 
 
 class TimeRequest:

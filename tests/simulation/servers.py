@@ -9,6 +9,8 @@ from asynclock.core.operation import NO_END, NO_KEY
 from asynclock.core.rules import NEVER
 from asynclock.wire.noloop import EvictionReport
 
+from .replicas import Replica
+
 if TYPE_CHECKING:
     from .links import Link
     from .world import World
@@ -59,6 +61,7 @@ class Server:
         self.hidden: dict[tuple[object, bytes], float] = {}
         self.counters: dict[bytes, int] = {}  # the counter beside each key, for fencing tokens
         self.highest: dict[bytes, int] = {}  # ... and its highest value, though the server may have forgotten it
+        self.replica = Replica(self) if world.replicas else None
         self._rate = 1 + (world.random.random() * 2 - 1) * world.drift
         off = (world.random.random() * 2 - 0.5) * (0.05 if world.close_clocks else 3600)  # seconds
         self._shift = off + world.now * (1 - self._rate)
@@ -109,7 +112,7 @@ class Server:
 
     def put(self, key: bytes, value: bytes, expiry: int | None, by: Link | None) -> None:
         self.world.altered = True
-        self.data[key] = (value, expiry)
+        self._set(key, (value, expiry))
         end = NEVER if expiry is None else self.ends(expiry)
         if end > self.promised.get(key, 0.0):
             self.promised[key] = end
@@ -119,8 +122,16 @@ class Server:
 
     def _delete(self, key: bytes, by: Link | None) -> None:
         self.world.altered = True
-        del self.data[key]
+        self._set(key, None)
         self.tell(key, by)
+
+    def _set(self, key: bytes, entry: tuple[bytes, int | None] | None) -> None:
+        if entry is None:
+            del self.data[key]
+        else:
+            self.data[key] = entry
+        if self.replica is not None:
+            self.replica.written(key, entry)
 
     def tell(self, key: bytes, by: Link | None, own: bool = True) -> None:
         """Push an invalidation to all that have read the key, except with NOLOOP to the client that changed it. The
@@ -144,7 +155,7 @@ class Server:
         if key in self.data:
             self.world.touch(key, self.data[key][0])
             self.world.altered = True
-            del self.data[key]
+            self._set(key, None)
             self.tell(key, during, own=False)
 
     def _limit_tracking(self, link: Link) -> None:
@@ -261,6 +272,19 @@ class Server:
             self.lies = self.world.random.random() < 0.5
             self._forget(known=self.world.quarantine)
 
+    def fail_over(self, seconds: float) -> None:
+        """Its replica becomes the primary after ``seconds``, and gets a new replica after as many."""
+        assert self.replica is not None
+        for link in list(self.links):
+            link.drop()
+        before, self.data = self.data, self.replica.promote(2 * seconds)
+        self.world.returned.update(
+            (key, value) for key, (value, _) in self.data.items() if key not in before or before[key][0] != value
+        )
+        self.world.altered = True
+        self.down = self.world.now + seconds
+        self.process += 1
+
     def set_clock(self, seconds: float) -> None:
         """Set its clock forward or back, so that keys expire earlier or later by that."""
         self._shift += seconds
@@ -286,3 +310,5 @@ class Server:
                 self.world.touch(key, value, forgotten=known)
         self.data.clear()
         self.counters.clear()
+        if self.replica is not None:
+            self.replica.forget()

@@ -41,6 +41,7 @@ WEIGHTS = {
     "clock": 1,
     "evict": 2,
 }
+WEIGHTS_OF_REPLICAS = {"fail over": 6, "replica away": 4, "drop": 24}  # beside those, or instead of them
 CALM = (
     "join",
     "try_join",
@@ -82,11 +83,12 @@ class Story:
         return "\n".join([*map(str, self.steps), f"in the end: {self.end}"])
 
 
-def random_story(chance: random.Random, length: int | None = None) -> Story:
+def random_story(chance: random.Random, replicas: bool = False) -> Story:
     """A story of a few kinds of steps, at one pace (swarm testing: a little of everything rarely goes deep)."""
     gaps = chance.choice((GAPS[:5], GAPS[:8], GAPS))
-    weights = [weight * chance.choice((0, 0, 1, 1, 4)) + 10 * (kind == "join") for kind, weight in WEIGHTS.items()]
-    kinds = chance.choices(list(WEIGHTS), weights, k=length or chance.choice(LENGTHS))
+    usual = WEIGHTS | WEIGHTS_OF_REPLICAS if replicas else WEIGHTS
+    weights = [weight * chance.choice((0, 0, 1, 1, 4)) + 10 * (kind == "join") for kind, weight in usual.items()]
+    kinds = chance.choices(list(usual), weights, k=chance.choice(LENGTHS))
     steps = [Step(chance.choice(gaps), kind, int(chance.random() * 12), int(chance.random() * 8)) for kind in kinds]
     return Story(tuple(steps), chance.choices(("leave", "serve", "crowd"), (30, 18, 1))[0])
 
@@ -183,6 +185,13 @@ def _do(world: World, step: Step) -> None:
         world.log("-- all servers forget everything, and are back in %s s", seconds)
         for server in world.servers:
             server.crash(seconds, amnesia=True)
+    elif step.kind == "fail over" and server.up and server.replica is not None:
+        if server.replica.away <= world.now:  # else there is none to fail over to
+            world.log("-- server %d fails over to its replica in %s s", server.name, seconds)
+            server.fail_over(seconds)
+    elif step.kind == "replica away" and server.replica is not None:
+        world.log("-- the replica of server %d is away for %s s", server.name, seconds)
+        server.replica.stay_away(seconds)
     elif step.kind in ("delete", "write", "shorten"):
         server = world.servers[world.home(index)]
         world.log("-- somebody: %s %s on server %d", step.kind, key.decode(), server.name)
@@ -230,6 +239,8 @@ def _settle(world: World, check: Check, end: str) -> None:
         server.down = 0.0
         server.started = min(server.started, world.now)
         server.troubled = min(server.troubled, world.now)
+        if server.replica is not None:
+            server.replica.come_back()
     if len(world.servers) > 2 and world.random.random() < 0.3:
         world.log("-- server 0 stays away")
         world.servers[0].crash(NEVER, amnesia=False)
@@ -257,7 +268,7 @@ def _settle(world: World, check: Check, end: str) -> None:
     for server in world.servers:
         for key in server.data if server.up else ():
             entry = server.peek(key)
-            if entry is None or (key, entry[0]) in world.moved:  # it stays, as it should
+            if entry is None or {(key, entry[0])} & (world.moved | world.returned):  # it stays, as it should
                 continue
             if _is_owned(world, entry[0]) and not _is_owed(world, server, key, entry[0]):
                 raise check.broken(4, f"server {server.name} still has {key!r} = {entry[0]!r}")

@@ -21,7 +21,7 @@ from .faults import FAULTS, WORLD_OF, count_from_the_reply
 from .runner import history, play_slice, tell
 from .story import crowd, outcome, shortened
 from .world import Setting, World
-from .worlds import KINDS, SEVERAL, WORLDS, schedule
+from .worlds import KINDS, REPLICAS, SEVERAL, WORLDS, schedule
 
 pytestmark = [pytest.mark.every_python, pytest.mark.serverless]
 
@@ -149,6 +149,11 @@ def test_nobody_starves_while_a_killed_holders_key_lives_for_longer_since_a_cloc
 def test_nobody_counts_on_a_key_for_longer_than_the_next_extension_makes_it_live() -> None:
     """The server's clock was set back while an attempt was under way, whose keys were read again."""
     assert play_slice(36367, 1, permits=True).failed is None
+
+
+def test_a_key_that_the_replica_has_not_confirmed_does_not_count_because_it_is_read() -> None:
+    """A push came meanwhile, and the check that followed was put off."""
+    assert play_slice(42424, 1, REPLICAS).failed is None
 
 
 def test_a_deadline_allows_for_a_clock_that_is_half_a_percent_fast() -> None:

@@ -46,6 +46,7 @@ class Setting:
     fencing: bool = False  # do tasks ask for fencing tokens?
     at_least: bool = False  # do tasks want locks to stay for a least time?
     several: bool = False  # do tasks want several names at once?
+    replicas: bool = False  # does each server have one, which must have a key before it counts (``min_replicas``)?
     permits: int = 0  # of the semaphores that the tasks want; 0: they want locks
     drift: float = MAX_DRIFT  # share by which servers' clocks may run fast or slow
 
@@ -62,6 +63,8 @@ class World:
         self.permits = setting.permits
         self.stay_chance = random.Random(~seed - 1)  # for least times, likewise
         self.at_least = setting.at_least
+        self.replicas = setting.replicas
+        self.replica_chance = random.Random(~seed - 2)
         self.close_clocks = self.fencing and self.chance.random() < 0.5  # do servers' clocks differ by less than 0.1 s?
         self.rules = rules = setting.rules
         self.quarantine = setting.quarantine
@@ -107,12 +110,15 @@ class World:
         self.grants: list[Task] = []  # tasks that have got a lock
         # Name -> when a counter last started anew on a server whose clock was behind what the counter had been.
         self.behind: dict[str, float] = {}
+        self.returned: set[tuple[bytes, bytes]] = set()  # (key, token) that were deleted, and are back after a failover
         self.deletes_late = 0.0  # seconds that servers take to delete keys that ended when their clocks were set ahead
         self.set_back = 0.0  # seconds by which servers' clocks were set back: keys may live longer by that
         self._events: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._count = count()
         self._numbers = count(1)
         self.servers = [Server(self, name) for name in range(setting.servers)]
+        if setting.replicas and setting.servers > 2 and self.replica_chance.random() < 0.5:
+            self.servers[-1].replica.stay_away(10.0)
         self.past: list[Client] = []  # processes that have ended
         self.clients = [Client(self, "ABCDEFGH"[index]) for index in range(setting.clients)]
 

@@ -28,7 +28,8 @@ WORLDS = {
     "independent-5": Shape(3, 5, 1, True),
 }
 SEVERAL = "several"  # one of these worlds, in which tasks want several names at once
-KINDS = (*WORLDS, SEVERAL)
+REPLICAS = "replicas"  # one of these worlds, in which each server has a replica, without the quarantine
+KINDS = (*WORLDS, SEVERAL, REPLICAS)
 _NAMES, _WEIGHTS = list(WORLDS), [shape.weight for shape in WORLDS.values()]
 FENCING = 0.3  # share of schedules in which tasks ask for fencing tokens
 PERMITS = 0.2  # share of the others, in which they want permits of semaphores instead of locks
@@ -57,7 +58,7 @@ class Schedule:
             f"{'' if rules.tracking else 'no '}tracking, {rules.handoffs} hand-offs"
             f"{', quarantine' if setting.quarantine else ''}{', fencing tokens' if setting.fencing else ''}"
             f"{', least times' if setting.at_least else ''}"
-            f"{', several names' if setting.several else ''}"
+            f"{', several names' if setting.several else ''}{', replicas' if setting.replicas else ''}"
             f"{f', semaphores with {setting.permits} permits' if setting.permits else ''}"
         )
 
@@ -74,6 +75,9 @@ def schedule(
 
     :param which: one of ``KINDS``
     """
+    replicas = which == REPLICAS
+    if replicas:
+        fencing = at_least = False  # their counters and least times are not replicated here
     kinds = random.Random(~seed)  # another one, so that the stories are the same with and without
     chosen_fencing, chosen_permits = kinds.random() < FENCING, kinds.random() < PERMITS
     if permits is None:
@@ -85,7 +89,7 @@ def schedule(
     chance = random.Random(seed)
     chosen = chance.choices(_NAMES, _WEIGHTS)[0]
     several = which == SEVERAL
-    which = chosen if which is None or several else which
+    which = chosen if which is None or several or replicas else which
     shape = WORLDS[which]
     validity, interval = chance.choice(_TIMES)
     tracked = chance.random() < 0.8
@@ -97,8 +101,10 @@ def schedule(
         tracking=tracked if tracking is None else tracking,
         handoffs=chance.choice((0, 3, 100)),
     )
-    quarantine = chance.random() < 0.7 and shape.independent
+    quarantine = chance.random() < 0.7 and shape.independent and not replicas
     setting = Setting(rules, shape.servers, chance.choice((2, 3, 3, 4)), quarantine, fencing, at_least, several)
     if permits:
         setting = replace(setting, permits=kinds.choice((1, 2, 2, 3)))
-    return Schedule(seed, which, setting, random_story(chance))
+    if replicas:
+        setting = replace(setting, replicas=True)
+    return Schedule(seed, which, setting, random_story(chance, replicas))
