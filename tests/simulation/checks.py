@@ -309,10 +309,13 @@ class Check:
             if until <= self.world.now or (key, lease.token) in self.world.touched:
                 continue
             assert server.replica is not None
-            value, expiry = server.replica.data.get(key, (None, None))
-            if value != lease.token or (expiry is not None and until > server.ends(expiry) + 1e-9):
-                counts = f"{client.name} counts on key {index} until {self.world.ms(until):.3f} ms"
-                raise self.broken(10, f"{counts}, but the replica has {value!r}, which ends at {expiry}")
+            counts = f"{client.name} counts on key {index} until {self.world.ms(until):.3f} ms"
+            if not server.replica.has(key, lease.token):
+                raise self.broken(10, f"{counts}, and the replica does not have it")
+            expiry = server.replica.data[key][1]
+            end = NEVER if expiry is None else server.ends(expiry)
+            if until > end + 1e-9:
+                raise self.broken(10, f"{counts}, and on the replica it ends at {self.world.ms(end):.3f} ms")
 
     # 3: no waiter depends on a message that may never come
 
@@ -453,6 +456,7 @@ class Check:
                 and not asked
                 and (link.confirmations is None or link.confirmations.failed_at <= while_ago)
                 and server.has(key, lease.token)
+                and (server.replica is None or server.replica.has(key, lease.token))
                 and (key, lease.token) not in self.world.touched
             )
         return there >= self.majority

@@ -36,6 +36,9 @@ class Replica:
         self._written = self._received = 0  # number of writes
         self._due = 0.0
 
+    def has(self, key: bytes, value: bytes) -> bool:
+        return self.data.get(key, (b"", None))[0] == value
+
     def written(self, key: bytes, entry: Entry | None) -> None:
         """The server has set the key, or deleted it (``None``)."""
         world = self.server.world
