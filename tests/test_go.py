@@ -72,7 +72,7 @@ async def test_asynclock_holds_it_and_releases(server: Server, prefix: str, majo
                 assert not await go.take(key, b"Go's")
             assert await go.try_acquire(name) is None
             waiting = asyncio.create_task(go.acquire(name))
-            await asyncio.sleep(0.02)
+            await until(lambda: go.waiting)
             assert not waiting.done()
             assert scope.held
             go.invalidated.clear()
