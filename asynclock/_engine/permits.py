@@ -183,7 +183,11 @@ class Permits:
         if not self._answered and not self.board.all_here:
             return self._not_answered()
         where = diagnosis.where(self._manager.topology)
-        why = f"none of the {self.permits} permits of semaphore {self.name!r} is free on {where}"
+        what = f"of semaphore {self.name!r}"
+        if self.permits == 1:
+            why = f"the only permit {what} is not free on {where}"
+        else:
+            why = f"none of the {self.permits} permits {what} is free on {where}"
         return NotLockedError(self.name, why)
 
     # What servers tell
