@@ -155,8 +155,7 @@ def _warn_after(value: Seconds) -> float:
 def check_name(name: object) -> bytes:
     """The name of a lock as bytes. :raises ConfigurationError: it is not a valid name"""
     if not isinstance(name, str):
-        several = "; several names are given one by one, or as *names" if isinstance(name, list | tuple | set) else ""
-        raise ConfigurationError(f"a lock's name must be a string, not {type(name).__name__}: {name!r:.80}{several}")
+        raise ConfigurationError(f"a lock's name must be a string, not {type(name).__name__}: {name!r:.80}")
     if not name:
         raise ConfigurationError("a lock's name must not be empty")
     raw = encoded(name, "name")

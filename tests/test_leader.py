@@ -385,7 +385,7 @@ async def test_a_loss_that_shows_at_the_release_comes_after_the_work(
         return "done"
 
     with caplog.at_level(logging.INFO, "asynclock"):
-        async with Locker(server.url, try_next_after=2) as locker:  # so long it waits for the answer that shows it
+        async with Locker(server.url, try_next_after=2) as locker:  # so long, the release waits for its answer
             assert await locker.lead("job", run) == "done"
     assert "lock 'job' was lost (deleted) when its leader had done its work" in caplog.text
 

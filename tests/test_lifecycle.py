@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -415,8 +416,9 @@ class Forked:
         async with locker:
             for _ in range(2):
                 async with locker.with_context(name, timeout=5):
-                    # The locks of three servers need two of them: one may be late.
-                    (token,) = {server.execute("GET", key(name)) for server in self.servers} - {None}
+                    # Of three servers, two make a lock. The third may be late, or still have the token before.
+                    values = Counter(server.execute("GET", key(name, i)) for i, server in enumerate(self.servers))
+                    token = next(value for value, times in values.items() if 2 * times > len(self.servers))
                     assert isinstance(token, bytes)
                     found.append(token)
         return found

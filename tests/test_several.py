@@ -278,7 +278,6 @@ async def test_cancelled_at_any_moment(server: Server, locker: Locker) -> None:
         (("b", "a", "b"), "'b' is given twice"),
         (("a", ""), "must not be empty"),
         (("a", 5), "must be a string"),
-        ((["a", "b"],), r"must be a string, not list.*or as \*names"),
         (("a", "\ud800"), "valid Unicode"),
     ],
 )

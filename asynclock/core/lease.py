@@ -279,7 +279,7 @@ class Lease:
 
     def first_check(self, now: float) -> None:
         """Read the keys that are not tracked yet: from then on they are, but a change before caused no invalidation."""
-        self._read(self.untracked, now)
+        self._read_or_extend(self.untracked, now)
 
     def check(self, index: int, now: float) -> None:
         """Read key ``index``, now, or later if invalidations from its server have meant nothing of late."""
@@ -295,18 +295,18 @@ class Lease:
     def check_unverified(self, now: float) -> None:
         """Read every key that may have changed."""
         self.next_check = NEVER
-        self._read(self.unverified, now)
+        self._read_or_extend(self.unverified, now)
 
-    def _read(self, which: int, now: float) -> None:
-        """Read these keys (bit i: key i), but not those with a request in flight.
+    def _read_or_extend(self, which: int, now: float) -> None:
+        """Read these keys (bit i: key i), except those with a request in flight.
 
-        One without a vote, which may be ours, is extended, which reads it, too: replicas may have to confirm a vote
+        One that may be ours and has no vote is extended, which reads it, too: replicas may have to confirm a vote
         (``min_replicas``), and they confirm only what is written.
         """
         for index in range(self.room.rules.keys):
             if which >> index & 1 and not self.in_flight[index]:
-                has_vote = self.votes[index] or not self.may_be_ours >> index & 1
-                self.request(index, READ if has_vote else EXTEND, now)
+                no_vote = not self.votes[index] and self.may_be_ours >> index & 1
+                self.request(index, EXTEND if no_vote else READ, now)
 
     # Doubt
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .runner import Tally, history, play_all, tell
-from .worlds import KINDS, schedule
+from .worlds import KINDS, REPLICAS, schedule
 
 app = typer.Typer(add_completion=False)
 
@@ -40,6 +40,8 @@ def main(
     """Play random schedules with the lock's rules in a simulated world, and check the guarantees after every event."""
     if world is not None and world not in KINDS:
         raise typer.BadParameter(f"{world!r} is not one of {', '.join(KINDS)}", param_hint="--world")
+    if world == REPLICAS and (fencing or at_least):
+        raise typer.BadParameter("not with replicas", param_hint="--fencing" if fencing else "--at-least")
     console = Console(highlight=False, soft_wrap=True)
     if show:
         chosen = schedule(start, world, tracking, fencing, at_least, permits)
@@ -62,7 +64,7 @@ def main(
     console.print(
         f"{tally.schedules:,} schedules in {took:.1f} s ({tally.schedules / took:,.0f}/s), {tally.events:,} events\n"
         f"{tally.granted:,} times granted, {tally.groups:,} times several names, {tally.tokens:,} fencing tokens, "
-        f"{tally.kept:,} keys kept, "
+        f"{tally.kept:,} keys kept, {tally.failovers:,} failovers, {tally.unconfirmed:,} writes not confirmed, "
         f"lost: {', '.join(f'{reason} {times:,}' for reason, times in tally.losses.most_common())}\n"
         f"two holders at once after a server had lost keys: {tally.overlaps:,} times; longest time from the loss of "
         f"the majority until a connected holder was notified: {tally.told:.1f} packet delays"

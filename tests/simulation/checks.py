@@ -39,12 +39,12 @@ from asynclock.wire.noloop import CHECK_EVERY
 from .links import Link
 from .permits import Semaphore
 from .processes import Client, Task
-from .replicas import OVERDUE
+from .replicas import MARGIN
 from .requests import ReadAgain, Request
 from .servers import Server
 from .several import Group
 from .stays import is_closed, too_early
-from .world import QUICK, World
+from .world import World
 
 TOLD = 5  # packet delays: a push, a reply in flight (with its request just sent), and one more request and reply
 
@@ -72,7 +72,7 @@ def _requests(link: Link) -> Iterator[Request]:
         if isinstance(each, Request):
             yield each
         elif isinstance(each, ReadAgain):
-            yield each.request
+            yield each.write
     if link.confirmations is not None:
         yield from link.confirmations.covered
         yield from link.confirmations.queued
@@ -227,21 +227,21 @@ class Check:
                 continue
             if lease.unverified >> index & 1 and lease.next_check <= self.world.now + PAUSE:
                 continue  # its check is scheduled
-            if self._extended_again(link, lease, index) > self.world.now:
+            if self._next_extension(link, lease, index) > self.world.now:
                 continue
             under_way = [*link.told, *(what for asker, what in link.back if asker is None)]
             if not any(what in (None, key) for what in under_way):
                 raise self.broken(5, f"{client.name} counts on key {index}, has lost it, and will not be notified")
 
-    def _extended_again(self, link: Link, lease: Lease, index: int) -> float:
-        """The time of the next extension, which reads the key, if its last one was not confirmed."""
+    def _next_extension(self, link: Link, lease: Lease, index: int) -> float:
+        """The latest time of the extension that reads a doubtful key, while WAITs on this connection fail."""
         if link.confirmations is None or not lease.unverified >> index & 1:
             return 0.0
         return min(lease.extend_at, link.confirmations.failed_at + MAX_BACKOFF)
 
-    def _confirmation(self) -> float:
-        """Seconds that a confirmation takes, and the GET after it."""
-        return self.world.rules.try_next_after + OVERDUE + 2 * self.world.longest if self.world.replicas else 0.0
+    def _confirmation_takes(self) -> float:
+        """Seconds, with the GET after it."""
+        return self.world.rules.try_next_after + MARGIN + 2 * self.world.longest if self.world.replicas else 0.0
 
     def _hidden(self, client: Client, server: Server, key: bytes) -> float:
         """Seconds left in which the client must find out about a change that NOLOOP has hidden from it."""
@@ -261,7 +261,7 @@ class Check:
         """A holder without a majority is notified in time. The time starts anew after an obstacle: a stopped process or
         server, errors, a lost connection."""
         world = self.world
-        bound = TOLD * world.longest + self._confirmation() + 0.001
+        bound = TOLD * world.longest + self._confirmation_takes() + 0.001
         if not world.rules.tracking:
             bound += world.rules.extend_interval
         for lease, unbacked in list(self.unbacked.items()):
@@ -273,7 +273,7 @@ class Check:
                 if link is None or link.broken or room.forces or self._hidden(client, server, key) > 0:
                     since = world.now
                 else:
-                    since = max(since, link.since, server.stalled, self._extended_again(link, lease, index))
+                    since = max(since, link.since, server.stalled, self._next_extension(link, lease, index))
                     if server.troubled:
                         since = max(since, self._asked_again(server, client))
             unbacked.since = since
@@ -302,21 +302,6 @@ class Check:
             deadline = self.world.ms(lease.deadline)
             raise self.broken(2, f"{client.name} counts on its keys until {deadline:.3f} ms, but they {ends_at}")
 
-    def _replicas_have_the_votes(self, client: Client, room: Room[Task], lease: Lease) -> None:
-        """After a failover, each key that counts would live at least as long."""
-        for index, until in enumerate(lease.votes):
-            server, key = self._servers[index], room.keys[index]
-            if until <= self.world.now or (key, lease.token) in self.world.touched:
-                continue
-            assert server.replica is not None
-            counts = f"{client.name} counts on key {index} until {self.world.ms(until):.3f} ms"
-            if not server.replica.has(key, lease.token):
-                raise self.broken(10, f"{counts}, and the replica does not have it")
-            expiry = server.replica.data[key][1]
-            end = NEVER if expiry is None else server.ends(expiry)
-            if until > end + 1e-9:
-                raise self.broken(10, f"{counts}, and on the replica it ends at {self.world.ms(end):.3f} ms")
-
     # 3: no waiter depends on a message that may never come
 
     def _somebody_comes(self, client: Client, room: Room[Task]) -> None:
@@ -342,7 +327,7 @@ class Check:
         """A process in which tasks wait for a permit does not take a slot that has become free for taken for long: at
         most for as long as it holds back for others."""
         world, taken = self.world, semaphore.board._taken if semaphore.board.queue else {}
-        bound = TOLD * world.longest + self._confirmation() + 0.001 + 1.5 * world.rules.try_next_after
+        bound = TOLD * world.longest + self._confirmation_takes() + 0.001 + 1.5 * world.rules.try_next_after
         if client.paused_at >= world.now - 2 * PAUSE:
             bound += PAUSE
         before, self.unnoticed = self.unnoticed, {}
@@ -358,7 +343,7 @@ class Check:
                     since = world.now
                 else:
                     since = max(since, link.since, server.stalled, server.troubled)
-                    if link.confirmations is not None and link.confirmations.failed_at:
+                    if link.confirmations is not None:
                         since = max(since, link.confirmations.failed_at + MAX_BACKOFF)  # no permit could be had
             self.unnoticed[semaphore, slot] = since
             if world.now - since > bound:
@@ -444,8 +429,9 @@ class Check:
         while_ago = self.world.now - (rules.validity - rules.extend_interval) / 2
         if max(client.frozen, lease.acquired_at) > while_ago:  # a lock that was granted late may expire at once
             return False
-        if self.world.replicas and self.world.longest > QUICK:
-            return False  # up to three round trips, and 20 ms for the second of them
+        # An extension takes three round trips then: the request, the WAIT, and the GET of ``ReadAgain``.
+        if self.world.replicas and 6 * self.world.longest + rules.try_next_after + MARGIN > self.world.now - while_ago:
+            return False
         there = 0
         for key, server, asked in zip(lease.scope_ref.room.keys, self._servers, lease.in_flight, strict=True):
             link = client.links[server.name]
@@ -542,3 +528,20 @@ class Check:
     def _untouched(self, task: Task) -> int:
         assert task.room is not None and task.lease is not None
         return sum((key, task.lease.token) not in self.world.touched for key in task.room.keys)
+
+    # 10: replicas have what counts
+
+    def _replicas_have_the_votes(self, client: Client, room: Room[Task], lease: Lease) -> None:
+        """After a failover, each key that counts would live at least as long."""
+        for index, until in enumerate(lease.votes):
+            server, key = self._servers[index], room.keys[index]
+            if until <= self.world.now or (key, lease.token) in self.world.touched:
+                continue
+            assert server.replica is not None
+            counts = f"{client.name} counts on key {index} until {self.world.ms(until):.3f} ms"
+            if not server.replica.has(key, lease.token):
+                raise self.broken(10, f"{counts}, and the replica does not have it")
+            expiry = server.replica.data[key][1]
+            end = NEVER if expiry is None else server.ends(expiry)
+            if until > end + 1e-9:
+                raise self.broken(10, f"{counts}, and on the replica it ends at {self.world.ms(end):.3f} ms")

@@ -247,7 +247,10 @@ def counted_before_replicas_have_it(patch: pytest.MonkeyPatch) -> None:
 
 
 def read_instead_of_extended(patch: pytest.MonkeyPatch) -> None:
-    """A key whose answer was lost counts once the first check has read it, which no replica confirms."""
+    """A key whose answer was lost counts once the first check has read it, which no replica confirms.
+
+    At the boundary of the rules: where these are compiled, they do not call what is patched.
+    """
     look, request = Client._look, Client.request
 
     def reading(self: Client, lease: Lease, index: int, operation: Operation, now: float) -> bool:

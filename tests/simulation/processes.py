@@ -421,10 +421,8 @@ class Client(Requests):
             request = link.waiting.popleft()
             if isinstance(request, OwedRelease):
                 self.may_be_ours[home][request.key, request.token] = request.keep_until
-            elif isinstance(request, Count | Times):
+            elif isinstance(request, Count | Times | ReadAgain):
                 request.dropped()
-            elif isinstance(request, ReadAgain):
-                request.request.unconfirmed()
             elif isinstance(request, Request):
                 if request.request.ends:
                     self.may_be_ours[home][request.key, request.lease.token] = request.lease.keep_until

@@ -10,13 +10,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from asynclock.core.rules import NEVER
+
 if TYPE_CHECKING:
     from .links import Link
     from .requests import Request
     from .servers import Server
 
 LAG = 0.002  # seconds that a write takes to the replica, at most
-OVERDUE = 0.01  # seconds after its timeout in which the answer to a WAIT must be there
+MARGIN = 0.01  # seconds after its timeout in which the answer to a WAIT must be there
 
 Entry = tuple[bytes, int | None]  # value and expiry
 
@@ -31,6 +33,7 @@ class Replica:
         self.server = server
         self.data: dict[bytes, Entry] = {}
         self.away = 0.0  # until when it receives nothing
+        self.synchronized = 0.0  # when a new one has got all that was there before it: until then it cannot take over
         self._log: deque[tuple[bytes, Entry | None]] = deque()
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()  # WAITs, with the writes that they wait for
         self._written = self._received = 0  # number of writes
@@ -80,14 +83,14 @@ class Replica:
         self._receive(self._written)
 
     def forget(self) -> None:
-        """The server has lost everything, and so does the replica, when they synchronize."""
+        """The server has come back without its keys, and the replica copies that."""
         self.data.clear()
         self._start_anew()
 
     def promote(self, seconds: float) -> dict[bytes, Entry]:
-        """It becomes the primary. A new one has synchronized with it after so many seconds."""
+        """It becomes the primary, with what it has. The next replica has synchronized with it after so many seconds."""
         self._start_anew()
-        self.stay_away(seconds)
+        self.synchronized = self.away = self.server.world.now + seconds
         return self.data.copy()
 
     def _start_anew(self) -> None:
@@ -97,12 +100,15 @@ class Replica:
 
 
 class Confirmations:
-    """WAIT, one at a time, for all writes that were answered until it left: ``asynclock.wire.replicas``."""
+    """WAIT, one at a time, for all writes that were answered until it left: ``asynclock.wire.replicas``.
+
+    There, each write has a deadline of its own. Here, the next WAIT has its whole time again.
+    """
 
     def __init__(self, link: Link, replica: Replica) -> None:
         self.covered: list[Request] = []  # by the WAIT that is under way
         self.queued: list[Request] = []
-        self.failed_at = 0.0  # when a WAIT was last not answered in time
+        self.failed_at = -NEVER  # when a WAIT was last not answered in time
         self._link = link
         self._replica = replica
         self._number = 0  # of the WAIT
@@ -117,7 +123,7 @@ class Confirmations:
         self.covered, self.queued = self.queued, []
         self._number += 1
         world.at(world.now + world.delay(), self._arrive, self._number)
-        world.at(world.now + world.rules.try_next_after + OVERDUE, self._too_late, self._number)
+        world.at(world.now + world.rules.try_next_after + MARGIN, self._too_late, self._number)
 
     def _arrive(self, number: int) -> None:
         """The WAIT reaches the server."""
@@ -138,6 +144,7 @@ class Confirmations:
     def _too_late(self, number: int) -> None:
         if self._is_current(number, self._too_late):
             self.failed_at = self._link.world.now
+            self._link.world.unconfirmed += len(self.covered)
             for request in self._over():
                 request.unconfirmed()
 

@@ -49,7 +49,7 @@ class Request:
         self, room: Room[Any], lease: Lease, index: int, operation: Operation, sent: float, link: Link
     ) -> None:
         self.link = link
-        self.ttl: int | None = None  # what was answered, while replicas are waited for
+        self.ttl: int | None = None  # the reply to PTTL, while the request waits for replicas
         self.room = room
         self.lease = lease
         self.index = index
@@ -91,7 +91,7 @@ class Request:
         self.room.answered(self.lease, self.index, operation, self.sent, ok, found, ttl, now)
 
     def confirmed(self) -> None:
-        """The replica has what was written."""
+        """The replica has the write."""
         if self.lease.stale >> self.index & 1 and not self.lease.done:
             again = ReadAgain(self)
             self.link.send(again, again.commands)
@@ -99,29 +99,33 @@ class Request:
             self.found(self.lease.token, self.link.world.now)
 
     def found(self, value: bytes | None, now: float) -> None:
-        """The replica has what was written, and the key now has ``value``."""
+        """The replica has the write, and the key now has ``value``."""
         ok = value == self.lease.token
         ttl = self.ttl if ok else None
         self.room.answered(self.lease, self.index, self.request, self.sent, ok, value, ttl, now)
 
     def unconfirmed(self) -> None:
+        """The replica does not have the write, or it is unknown whether it does."""
         self.room.failed(self.lease, self.index, self.request, Trouble(), self.link.world.now)
 
 
 class ReadAgain:
     """A GET of a key that has changed while the replica was waited for."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.commands: tuple[Command, ...] = (("GET", request.key, request.lease.token, NO_EXPIRY),)
+    def __init__(self, write: Request) -> None:
+        self.write = write
+        self.commands: tuple[Command, ...] = (("GET", write.key, write.lease.token, NO_EXPIRY),)
         self.left = 1
 
     def reply(self, reply: Any, now: float) -> None:
         self.left = 0
         if isinstance(reply, Trouble):
-            self.request.unconfirmed()
+            self.write.unconfirmed()
         else:
-            self.request.found(reply, now)
+            self.write.found(reply, now)
+
+    def dropped(self) -> None:
+        self.write.unconfirmed()
 
 
 class TimeRequest:

@@ -26,6 +26,8 @@ class Tally:
     tokens: int = 0  # fencing tokens
     kept: int = 0  # requests to keep a key for the least time of its lock
     groups: int = 0  # times that a task got several names
+    failovers: int = 0
+    unconfirmed: int = 0  # writes that no replica confirmed in time
     losses: Counter[str] = field(default_factory=Counter)
     overlaps: int = 0  # a lock had two holders, after a server had lost keys of one of them
     told: float = 0.0  # packet delays from the loss of a majority until the holder was notified: the maximum
@@ -38,6 +40,8 @@ class Tally:
         self.tokens += other.tokens
         self.kept += other.kept
         self.groups += other.groups
+        self.failovers += other.failovers
+        self.unconfirmed += other.unconfirmed
         self.losses += other.losses
         self.overlaps += other.overlaps
         self.told = max(self.told, other.told)
@@ -73,6 +77,8 @@ def play_slice(
             tally.tokens += check.tokens
             tally.kept += check.keeps
             tally.groups += world.groups
+            tally.failovers += world.failovers
+            tally.unconfirmed += world.unconfirmed
             tally.losses += check.count_losses()
             tally.overlaps += check.overlaps
             tally.told = max(tally.told, *check.told, 0.0)

@@ -112,6 +112,7 @@ class Server:
 
     def put(self, key: bytes, value: bytes, expiry: int | None, by: Link | None) -> None:
         self.world.altered = True
+        self.world.returned.discard((key, value))
         self._set(key, (value, expiry))
         end = NEVER if expiry is None else self.ends(expiry)
         if end > self.promised.get(key, 0.0):
@@ -271,10 +272,13 @@ class Server:
             self.process += 1
             self.lies = self.world.random.random() < 0.5
             self._forget(known=self.world.quarantine)
+            if self.replica is not None:
+                self.replica.forget()
 
     def fail_over(self, seconds: float) -> None:
         """Its replica becomes the primary after ``seconds``, and gets a new replica after as many."""
         assert self.replica is not None
+        self.world.failovers += 1
         for link in list(self.links):
             link.drop()
         before, self.data = self.data, self.replica.promote(2 * seconds)
@@ -308,7 +312,6 @@ class Server:
         for key, (value, _) in self.data.items():
             if (key, value) not in self.world.touched or not known:
                 self.world.touch(key, value, forgotten=known)
-        self.data.clear()
+        for key in list(self.data):
+            self._set(key, None)
         self.counters.clear()
-        if self.replica is not None:
-            self.replica.forget()

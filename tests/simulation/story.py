@@ -41,7 +41,8 @@ WEIGHTS = {
     "clock": 1,
     "evict": 2,
 }
-WEIGHTS_OF_REPLICAS = {"fail over": 6, "replica away": 4, "drop": 24}  # beside those, or instead of them
+# Added with replicas. Drops are more frequent then: a lost answer leaves a key that may be ours, and not confirmed.
+WEIGHTS_OF_REPLICAS = {"fail over": 6, "replica away": 4, "drop": 24}
 CALM = (
     "join",
     "try_join",
@@ -186,7 +187,7 @@ def _do(world: World, step: Step) -> None:
         for server in world.servers:
             server.crash(seconds, amnesia=True)
     elif step.kind == "fail over" and server.up and server.replica is not None:
-        if server.replica.away <= world.now:  # else there is none to fail over to
+        if server.replica.synchronized <= world.now:  # else there is none that could take over
             world.log("-- server %d fails over to its replica in %s s", server.name, seconds)
             server.fail_over(seconds)
     elif step.kind == "replica away" and server.replica is not None:

@@ -78,6 +78,9 @@ def test_a_great_many_things_happen_in_them() -> None:
     assert tally.told > 0.5  # a push takes most of a packet delay, and the key is read at once
     assert tally.groups == 0
     assert play_slice(0, 250, SEVERAL).groups > 250
+    with_replicas = play_slice(0, 250, REPLICAS)
+    assert with_replicas.failovers > 25
+    assert with_replicas.unconfirmed > 250
 
 
 def test_a_seed_is_a_history() -> None:
@@ -153,7 +156,7 @@ def test_nobody_counts_on_a_key_for_longer_than_the_next_extension_makes_it_live
 
 def test_a_key_that_the_replica_has_not_confirmed_does_not_count_because_it_is_read() -> None:
     """A push came meanwhile, and the check that followed was put off."""
-    assert play_slice(42424, 1, REPLICAS).failed is None
+    assert play_slice(81259, 1, REPLICAS).failed is None
 
 
 def test_a_deadline_allows_for_a_clock_that_is_half_a_percent_fast() -> None:

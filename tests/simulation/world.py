@@ -110,6 +110,8 @@ class World:
         self.grants: list[Task] = []  # tasks that have got a lock
         # Name -> when a counter last started anew on a server whose clock was behind what the counter had been.
         self.behind: dict[str, float] = {}
+        self.failovers = 0
+        self.unconfirmed = 0  # number of writes that the replica did not confirm in time
         self.returned: set[tuple[bytes, bytes]] = set()  # (key, token) that were deleted, and are back after a failover
         self.deletes_late = 0.0  # seconds that servers take to delete keys that ended when their clocks were set ahead
         self.set_back = 0.0  # seconds by which servers' clocks were set back: keys may live longer by that
@@ -117,8 +119,14 @@ class World:
         self._count = count()
         self._numbers = count(1)
         self.servers = [Server(self, name) for name in range(setting.servers)]
-        if setting.replicas and setting.servers > 2 and self.replica_chance.random() < 0.5:
-            self.servers[-1].replica.stay_away(10.0)
+        # For so long that locks are extended meanwhile: one key of three is not confirmed, and the others must do.
+        if (
+            (away := self.servers[-1].replica) is not None
+            and setting.servers > 2
+            and self.replica_chance.random() < 0.8
+        ):
+            self.log("-- the replica of server %d is away for 10 s", setting.servers - 1)
+            away.stay_away(10.0)
         self.past: list[Client] = []  # processes that have ended
         self.clients = [Client(self, "ABCDEFGH"[index]) for index in range(setting.clients)]
 

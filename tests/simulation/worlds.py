@@ -28,7 +28,9 @@ WORLDS = {
     "independent-5": Shape(3, 5, 1, True),
 }
 SEVERAL = "several"  # one of these worlds, in which tasks want several names at once
-REPLICAS = "replicas"  # one of these worlds, in which each server has a replica, without the quarantine
+# One of these worlds, in which each server has a replica. Three servers are a cluster with ``spread_keys`` then, and no
+# server has a quarantine: ``min_replicas`` is not for independent servers.
+REPLICAS = "replicas"
 KINDS = (*WORLDS, SEVERAL, REPLICAS)
 _NAMES, _WEIGHTS = list(WORLDS), [shape.weight for shape in WORLDS.values()]
 FENCING = 0.3  # share of schedules in which tasks ask for fencing tokens
@@ -77,7 +79,9 @@ def schedule(
     """
     replicas = which == REPLICAS
     if replicas:
-        fencing = at_least = False  # their counters and least times are not replicated here
+        fencing = at_least = (
+            False  # not simulated: numbers that wait for replicas. A KEEP waits for none, so it may get lost
+        )
     kinds = random.Random(~seed)  # another one, so that the stories are the same with and without
     chosen_fencing, chosen_permits = kinds.random() < FENCING, kinds.random() < PERMITS
     if permits is None:
@@ -102,9 +106,9 @@ def schedule(
         handoffs=chance.choice((0, 3, 100)),
     )
     quarantine = chance.random() < 0.7 and shape.independent and not replicas
-    setting = Setting(rules, shape.servers, chance.choice((2, 3, 3, 4)), quarantine, fencing, at_least, several)
+    setting = Setting(
+        rules, shape.servers, chance.choice((2, 3, 3, 4)), quarantine, fencing, at_least, several, replicas
+    )
     if permits:
         setting = replace(setting, permits=kinds.choice((1, 2, 2, 3)))
-    if replicas:
-        setting = replace(setting, replicas=True)
     return Schedule(seed, which, setting, random_story(chance, replicas))

@@ -34,7 +34,7 @@ class Go:
         self, port: int, prefix: str = "rueidislock", *, majority: int = 1, validity: float = 5.0, setpx: bool = False
     ) -> None:
         self.invalidated: list[bytes] = []  # keys, in the order of the server's invalidations
-        self.waiting = 0  # number of calls of acquire that wait for one
+        self.waiting = 0  # calls of acquire that wait for an invalidation
         self._port = port
         self._prefix = prefix
         self._majority = majority
@@ -118,10 +118,12 @@ class Go:
             if (lock := await self.try_acquire(name)) is not None:
                 return lock
             self.waiting += 1
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._validity / 2):
-                    await changed.wait()
-            self.waiting -= 1
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._validity / 2):
+                        await changed.wait()
+            finally:
+                self.waiting -= 1
 
     async def force(self, name: str) -> GoLock:
         """Take the lock over from any holder."""
