@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from asynclock import AcquireTimeoutError, ConfigurationError, Locker, NotLockedError, ServerError
+from asynclock.core.keys import Spread
 from asynclock.testing import Cluster, Sentinels, Server
 from asynclock.wire.commands import bulk
 from asynclock.wire.markers import tag_of
@@ -537,6 +538,36 @@ async def test_held_while_its_slot_moves(cluster: Cluster) -> None:
         await holding.task
     assert cluster.primary_of(key("job")) is target
     assert keys(target) == []
+
+
+@pytest.mark.asyncio
+async def test_a_confirmation_that_comes_late_brings_no_key_back(cluster: Cluster) -> None:
+    """While an extension waits for its replica, somebody else takes its key."""
+    spread = [each.decode() for each in Spread(b"asynclock", 3).keys(b"job")]
+    homes = [cluster.primary_of(each) for each in spread]
+    (replica,) = cluster.replicas_of(homes[0])
+    options = {"spread_keys": True, "min_replicas": 1, "try_next_after": 1.0, "key_validity": 3.0}
+    async with Locker(cluster.url, **options) as locker:  # type: ignore[arg-type]
+        scope = await locker.acquire("job")
+        lease = internals.lease(scope)
+        await until(lambda: all(lease.votes) and not any(lease.in_flight) and not lease.untracked)
+        try:
+            replica.pause()
+            await until(lambda: lease.in_flight == [1, 0, 0])  # the extension of key 0
+            for home in homes[1:]:
+                home.execute("CONFIG", "SET", "maxmemory", "1")
+            with pytest.raises(ServerError):  # takes key 0 only, and gives it back
+                await locker.force_acquire("job")
+            await until(lambda: lease.in_flight == [1, 0, 0])
+            assert lease.votes[0] == 0.0
+        finally:
+            replica.resume()
+            for home in homes[1:]:
+                home.execute("CONFIG", "SET", "maxmemory", "0")
+        await until(lambda: not any(lease.in_flight))
+        assert lease.votes[0] == 0.0 or homes[0].execute("GET", spread[0]) == lease.token
+        await scope.release()
+    cluster.wait_until_ok()
 
 
 @pytest.mark.slow

@@ -450,6 +450,8 @@ class Lease:
         if not self.in_flight[index]:
             self.may_be_ours &= ~(1 << index)
         self.refuse(index, sent, found, ttl, now)
+        if self.in_flight[index]:
+            self.stale |= 1 << index  # a write from before may be confirmed after this answer (``min_replicas``)
         return lost
 
     def refuse(self, index: int, sent: float, found: bytes | None, ttl: int | None, now: float) -> None:

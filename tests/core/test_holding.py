@@ -1056,3 +1056,20 @@ def test_a_vote_that_was_not_confirmed_does_not_come_back_by_a_check_that_was_pu
     assert bench.asks == []
     bench.wait(1.0)
     assert bench.asks == [(Operation.READ, 0), (Operation.EXTEND, 2)]
+
+
+def test_a_write_that_is_confirmed_late_does_not_bring_back_a_key_that_was_found_to_be_lost() -> None:
+    """Only writes are confirmed (``min_replicas``), so the answer that somebody else has the key comes first."""
+    bench = Bench(2)
+    lease = bench.hold()
+    bench.wait(2.0)
+    bench.answer(Operation.EXTEND, 1)
+    bench.answer(Operation.EXTEND, 2)
+    bench.down |= {1, 2}
+    bench.room.force("another task", bench.now)
+    bench.fail(Operation.FORCE, 0, error=Trouble())
+    (_, again) = (sent for sent in bench.sent if sent.operation is Operation.EXTEND)
+    bench.sent.remove(again)
+    bench.room.answered(*again[:3], again.when, False, OTHER, None, bench.now)
+    assert lease.votes[0] == 0.0
+    assert lease.stale & 1  # so ``Request.confirmed`` reads the key again

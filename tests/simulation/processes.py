@@ -426,7 +426,7 @@ class Client(Requests):
             elif isinstance(request, Request):
                 if request.request.ends:
                     self.may_be_ours[home][request.key, request.lease.token] = request.lease.keep_until
-                request.room.failed(request.lease, request.index, request.request, None, self.world.now)
+                request.dropped()
         if link.confirmations is not None:
             link.confirmations.drop()
         self.world.at(self.world.now + self.world.delay(), self._reconnect, home)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .requests import Request
     from .servers import Server
 
-LAG = 0.002  # seconds that a write takes to the replica, at most
+LAGS = (0.002, 0.01)  # seconds that a write takes to the replica, at most: one of these, in each world
 MARGIN = 0.01  # seconds after its timeout in which the answer to a WAIT must be there
 
 Entry = tuple[bytes, int | None]  # value and expiry
@@ -47,7 +47,7 @@ class Replica:
         world = self.server.world
         self._log.append((key, entry))
         self._written += 1
-        self._due = max(self._due, world.now + world.replica_chance.random() * LAG)
+        self._due = max(self._due, world.now + world.replica_chance.random() * world.lag)
         world.at(self._due, self._receive, self._written)
 
     def call_when_it_has_all(self, answer: Callable[[], None]) -> None:
@@ -168,4 +168,4 @@ class Confirmations:
         lost = self.covered + self.queued
         self.covered, self.queued = [], []
         for request in lost:
-            request.unconfirmed()
+            request.dropped()

@@ -108,6 +108,10 @@ class Request:
         """The replica does not have the write, or it is unknown whether it does."""
         self.room.failed(self.lease, self.index, self.request, Trouble(), self.link.world.now)
 
+    def dropped(self) -> None:
+        """The connection is lost."""
+        self.room.failed(self.lease, self.index, self.request, None, self.link.world.now)
+
 
 class ReadAgain:
     """A GET of a key that has changed while the replica was waited for."""
@@ -125,7 +129,7 @@ class ReadAgain:
             self.write.found(reply, now)
 
     def dropped(self) -> None:
-        self.write.unconfirmed()
+        self.write.dropped()
 
 
 class TimeRequest:

@@ -27,6 +27,7 @@ from asynclock.core.reasons import LossReason
 from asynclock.core.rules import NEVER, Rules
 
 from .processes import Client, Task
+from .replicas import LAGS
 from .servers import MAX_DRIFT, Server
 from .several import Group
 from .stays import Stay
@@ -65,6 +66,7 @@ class World:
         self.at_least = setting.at_least
         self.replicas = setting.replicas
         self.replica_chance = random.Random(~seed - 2)
+        self.lag = self.replica_chance.choice(LAGS) if setting.replicas else 0.0
         self.close_clocks = self.fencing and self.chance.random() < 0.5  # do servers' clocks differ by less than 0.1 s?
         self.rules = rules = setting.rules
         self.quarantine = setting.quarantine
