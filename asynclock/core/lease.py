@@ -116,7 +116,7 @@ class Lease:
         self.extended_at = 0.0  # when it was extended last
         self.extending = 0  # bit i: an extension of key i is not answered yet
         self.untracked = 0  # bit i: key i is set, or may be, but the server does not track it yet
-        self.stale = 0  # bit i: key i changed while a request for it was in flight
+        self.stale = 0  # bit i: key i changed, or was found to be lost, while a request for it was in flight
         self.unverified = 0  # bit i: key i may have changed, and was not read since then
         self.next_check = NEVER  # when those are read, if not at once
         self.cause: LossReason | None = None  # why a key is missing, if it is missing
@@ -305,8 +305,8 @@ class Lease:
         """
         for index in range(self.room.rules.keys):
             if which >> index & 1 and not self.in_flight[index]:
-                no_vote = not self.votes[index] and self.may_be_ours >> index & 1
-                self.request(index, EXTEND if no_vote else READ, now)
+                unconfirmed = self.may_be_ours >> index & 1 and not self.votes[index]
+                self.request(index, EXTEND if unconfirmed else READ, now)
 
     # Doubt
 
@@ -451,7 +451,9 @@ class Lease:
             self.may_be_ours &= ~(1 << index)
         self.refuse(index, sent, found, ttl, now)
         if self.in_flight[index]:
-            self.stale |= 1 << index  # a write from before may be confirmed after this answer (``min_replicas``)
+            # That may be a write from before, which waits for replicas (``min_replicas``): its confirmation must not
+            # bring the vote back. Set after ``refuse``, which takes a stale key for one that may be free now.
+            self.stale |= 1 << index
         return lost
 
     def refuse(self, index: int, sent: float, found: bytes | None, ttl: int | None, now: float) -> None:

@@ -35,6 +35,8 @@ MIN_MARGIN = 0.01  # seconds by which a WAIT may be late before its connection c
 NUDGE_AFTER = 0.002  # seconds after a WAIT's own timeout until the server is nudged: by then it has certainly expired
 REMEMBER = 2.0  # seconds for which ``trouble`` reports a failure; attempts are more frequent (MAX_BACKOFF)
 
+_LOST = "the connection was lost while waiting for replicas (min_replicas)"
+
 
 class _Wait(Enum):
     """The state of the current WAIT."""
@@ -52,7 +54,7 @@ class Replicas:
 
     State: ``_covered`` are the requests that the current WAIT covers, ``_queued`` those for the next one, each with its
     deadline; ``_wait`` is the state of the current one. Every request that ``confirm`` gets leaves the lists exactly
-    once, by ``confirmed``, ``unconfirmed`` or ``dropped``. Both are empty while ``_wait`` is NONE, OVERDUE or DROPPED.
+    once, by ``confirmed`` or ``unconfirmed``. Both are empty while ``_wait`` is NONE, OVERDUE or DROPPED.
     """
 
     def __init__(
@@ -142,10 +144,9 @@ class Replicas:
         )
 
     def confirm(self, request: Request | Count) -> None:
-        """Call the request's ``confirmed`` or ``unconfirmed``, within little more than ``try_next_after``; or its
-        ``dropped``, if the connection is lost."""
+        """Call the request's ``confirmed`` or ``unconfirmed``, within little more than ``try_next_after``."""
         if self._wait is _Wait.DROPPED:
-            request.dropped()
+            self._fail(request, _LOST)
         elif self._wait is _Wait.OVERDUE:
             self._fail(request, self._overdue_text())
         else:
@@ -219,10 +220,11 @@ class Replicas:
         self._trouble = (self._clock() + REMEMBER, error)
         request.unconfirmed(error)
 
-    def _take_all(self) -> list[Request | Count]:
+    def _fail_all(self, problem: str) -> None:
         requests = [request for _, request in (*self._covered, *self._queued)]
         self._covered, self._queued = [], []
-        return requests
+        for request in requests:
+            self._fail(request, problem)
 
     # If the reply to WAIT is late
 
@@ -234,8 +236,7 @@ class Replicas:
     def _overdue(self) -> None:
         self._wait = _Wait.OVERDUE
         self._timer.start(self._silence, self._give_up)
-        for request in self._take_all():
-            self._fail(request, self._overdue_text())
+        self._fail_all(self._overdue_text())
 
     def _overdue_text(self) -> str:
         return (
@@ -251,12 +252,11 @@ class Replicas:
             self._main.abort(ConnectionError(f"the second connection, for WAIT, was lost: {error or 'closed'}"))
 
     def drop(self) -> None:
-        """The main connection is lost, or the node closes. Whether replicas have the writes will not be known."""
+        """The main connection is lost, or the node closes. Fail all requests."""
         self._wait = _Wait.DROPPED
         self._timer.stop()
         self._side.abort()
-        for request in self._take_all():
-            request.dropped()
+        self._fail_all(_LOST)
 
     async def aclose(self) -> None:
         self.drop()

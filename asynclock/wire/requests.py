@@ -30,7 +30,7 @@ _WRITTEN: Final = (OK, None, 1, 0, _OTHERS)  # all valid replies to a command th
 
 class Confirms(Protocol):
     def confirm(self, request: Request | Count) -> None:
-        """Call its ``confirmed``, ``unconfirmed`` or ``dropped``, once."""
+        """Call its ``confirmed`` or ``unconfirmed``, once."""
 
 
 class Sender(Protocol):
@@ -279,7 +279,7 @@ class ReadAgain(Expects):
         request.found(_value(reply))
 
     def dropped(self) -> None:
-        self._request.dropped()
+        self._request.unconfirmed(ServerError(self._request.node.label, "the connection was lost"))
 
 
 KeyRead: TypeAlias = Callable[[str, bytes | None, int | None, ServerError | None], None]

@@ -168,4 +168,4 @@ class Confirmations:
         lost = self.covered + self.queued
         self.covered, self.queued = [], []
         for request in lost:
-            request.dropped()
+            request.unconfirmed()

@@ -129,7 +129,7 @@ class ReadAgain:
             self.write.found(reply, now)
 
     def dropped(self) -> None:
-        self.write.dropped()
+        self.write.unconfirmed()
 
 
 class TimeRequest:
