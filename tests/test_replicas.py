@@ -7,7 +7,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
@@ -608,3 +608,36 @@ async def retried(locker: Locker, name: str) -> None:
                 if "replicas" in str(error):
                     raise
                 await asyncio.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_a_wait_for_replicas_of_a_server_that_loses_all_slots_is_no_wait_for_ever(kind: str) -> None:
+    """The slots are asked for again, and the old server's connection is dropped after that."""
+    if kind != "valkey-9.1":
+        pytest.skip("moves slots by CLUSTER MIGRATESLOTS, which Valkey has")
+
+    def third(name: str) -> int:
+        return Cluster.slot_of(key(name)) * 3 // 16384
+
+    waits, moved = (next(f"{x}{n}" for n in range(99) if third(f"{x}{n}") == third("job")) for x in "wx")
+    with Cluster(kind) as cluster:
+        source = cluster.primary_of(key("job"))
+        target = next(server for server in cluster.servers[:3] if server is not source)
+        ranges = cast(list[list[Any]], source.execute("CLUSTER", "SLOTS"))
+        ((first, last),) = ((first, last) for first, last, (_, port, *_), *_ in ranges if port == source.port)
+        (replica,) = cluster.replicas_of(source)
+        options = {"key_majority": 1, "min_replicas": 1, "key_validity": 6.0, "try_next_after": 2.5}
+        async with Locker(cluster.url, **options) as locker:  # type: ignore[arg-type]
+            await acquired(locker, "job")
+            replica.pause()
+            try:
+                waiting = asyncio.create_task(locker.acquire(waits, timeout=8))
+                await asyncio.sleep(0.3)  # it waits for the replica
+                node = target.execute("CLUSTER", "MYID")
+                source.execute("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", first, last, "NODE", node)
+                await until(lambda: cluster.owner(first) is target, 10)
+                await acquired(locker, moved)  # is redirected, so the slots are asked for again
+                await (await waiting).release()
+            finally:
+                replica.resume()
